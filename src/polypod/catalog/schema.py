@@ -1,0 +1,134 @@
+"""The shape of catalog files. An unknown key is a typo until proven otherwise.
+
+Conventions. Peaks are dense. Bandwidth is one way, per rank, at the tier's ports. Memory and peaks are per accelerator (a
+card or package); a *rank* is what an engine addresses, and an accelerator has `ranks` of them (two dies on an Ascend 910C).
+An unknown number is left out, never zero.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Kind = Literal["datasheet", "measured", "claimed", "estimated"]
+Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4", "int4"]
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Identifier = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Refuses keys it does not know."""
+
+
+class Conflict(Strict, frozen=True, kw_only=True):
+    """Another source says otherwise, and why that one is not used."""
+
+    value: Positive
+    source: str
+    why_not: str
+
+
+class Fact(Strict, frozen=True, kw_only=True):
+    """One number, where a stranger finds it again, and how far to trust it."""
+
+    value: Positive
+    source: Annotated[str, msgspec.Meta(min_length=8)]
+    kind: Kind
+    note: str | None = None
+    conflicts: tuple[Conflict, ...] = ()
+
+
+class Tier(Strict, frozen=True, kw_only=True):
+    """Ranks that reach each other at one speed. A pod lists its tiers nearest first."""
+
+    name: str
+    ranks: Count | None = None  # how many ranks one instance joins; None: as many as there are
+    bytes_per_s: Fact | None = None  # one way, per rank
+    latency_s: Fact | None = None  # between two ranks, small message
+
+
+class Accelerator(Strict, frozen=True, kw_only=True):
+    """A card or package, as sold."""
+
+    id: Identifier
+    name: str
+    vendor: str
+    names: tuple[str, ...] = ()  # other names, Chinese ones among them
+    year: int | None = None
+    status: str | None = None
+    ranks: Count = 1  # dies that an engine addresses one by one
+    peak_flops_per_s: dict[Dtype, Fact]  # dense, per accelerator
+    memory_bytes: Fact
+    memory_bytes_per_s: Fact
+    power_w: Fact | None = None
+    software: str | None = None
+    note: str | None = None
+
+    def peak(self, dtype: str) -> Fact | None:
+        """Dense FLOP/s (or OP/s) of the whole accelerator; None where unknown."""
+        return self.peak_flops_per_s.get(dtype)  # type: ignore[call-overload, no-any-return]
+
+
+class Claim(Strict, frozen=True, kw_only=True):
+    """What a source says of the whole pod; checked against the sum of its parts by a test."""
+
+    what: str
+    value: Positive
+    unit: str
+    source: str
+    kind: Kind
+
+
+class Published(Strict, frozen=True, kw_only=True):
+    """A published result on this pod: the report sets a prediction beside it."""
+
+    model: str
+    phase: Literal["prefill", "decode"]
+    metric: Literal["tokens_per_s_per_accelerator"]
+    value: Positive
+    conditions: str
+    source: str
+    kind: Kind
+    accelerators: Count
+    layout: dict[Literal["tp", "pp", "dp", "ep", "cp"], Count]
+    precision: str
+    sequences_per_rank: Positive | None = None
+    tokens_per_rank: Positive | None = None
+    context_tokens: Count
+    tokens_per_step: Positive = 1.0  # above 1 where tokens are drafted (multi-token prediction)
+    tpot_s: Positive | None = None
+
+
+class Pod(Strict, frozen=True, kw_only=True):
+    """Islands of one accelerator, joined by tiers."""
+
+    id: Identifier
+    name: str
+    vendor: str
+    accelerator: Identifier
+    accelerators: Count
+    tiers: tuple[Tier, ...]
+    names: tuple[str, ...] = ()
+    year: int | None = None
+    status: str | None = None
+    power_w: Fact | None = None  # IT power of the whole pod
+    pue: Fact | None = None
+    claims: tuple[Claim, ...] = ()
+    published: tuple[Published, ...] = ()
+    note: str | None = None
+
+
+class ModelCard(Strict, frozen=True, kw_only=True):
+    """Where a model's config.json came from, and what was published of it."""
+
+    id: str
+    config: str  # file name beside this one
+    source: str
+    licence: str
+    fidelity: Literal["verbatim", "rebuilt", "class-defaults", "shape-only"]
+    aliases: tuple[str, ...] = ()
+    parameters: Fact
+    active_parameters: Fact | None = None
+    kv_bytes_per_token_bf16: Fact | None = None
+    note: str | None = None

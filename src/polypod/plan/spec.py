@@ -1,0 +1,234 @@
+"""The plan file: which pools serve which models on which fleet, under what policy, and what is expected of them.
+
+One file drives the simulator and the live node. It is YAML, meant to be read and edited by hand: quantities wear their
+units ("2 s", "20 /s"), an unknown key is an error with its path, and a layout that cannot be is refused with the reason.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import yaml
+
+from polypod import units
+from polypod.catalog.schema import Count, Strict
+from polypod.errors import FileError, InputError
+
+FORMAT = 1
+"""The version this code writes, and the only one it reads."""
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Source(Strict, frozen=True, kw_only=True):
+    """Part of a fleet: a catalog pod (or some of it), loose accelerators, or cores of this machine."""
+
+    pod: str | None = None
+    accelerator: str | None = None
+    accelerators: Count | None = None  # of the pod; None: all
+    count: Count | None = None  # of loose accelerators
+    host: str | None = None  # a measured host; its cores are `cores`
+    cores: tuple[int, ...] | None = None
+
+
+class Slo(Strict, frozen=True, kw_only=True):
+    """What a request is promised, and for how many of a hundred."""
+
+    ttft: str | None = None
+    tpot: str | None = None
+    percentile: Annotated[float, msgspec.Meta(gt=0, lt=100)] = 99.0
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.ttft is None else units.parse(self.ttft, "s")
+
+    @property
+    def tpot_s(self) -> float | None:
+        return None if self.tpot is None else units.parse(self.tpot, "s")
+
+
+class Traffic(Strict, frozen=True, kw_only=True):
+    """What arrives. `input` and `output` are mean lengths in tokens."""
+
+    input: Count
+    output: Count
+    rate: str | None = None
+
+    @property
+    def rate_per_s(self) -> float | None:
+        return None if self.rate is None else units.parse(self.rate, "per_s")
+
+
+class Layout(Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """How one replica is cut: world = tp * pp * dp * cp ranks; expert parallelism divides the world."""
+
+    tp: Count = 1
+    pp: Count = 1
+    dp: Count = 1
+    ep: Count = 1
+    cp: Count = 1
+
+    @property
+    def world(self) -> int:
+        return self.tp * self.pp * self.dp * self.cp
+
+
+class Precision(Strict, frozen=True, kw_only=True):
+    """Storage types. `compute` is the matrix unit's type where it differs from the weights'."""
+
+    weights: str
+    kv: str
+    compute: str | None = None
+
+
+class Spread(Strict, frozen=True, kw_only=True):
+    """A predicted quantity: percentiles of the likely answer, and the band around its median."""
+
+    p50: str
+    p99: str
+    band: tuple[str, str]
+
+
+class PoolPrediction(Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """What one pool is expected to do."""
+
+    memory_per_accelerator: str
+    tokens_per_s_per_accelerator: float
+    bound: dict[Literal["prefill", "decode"], str]
+    ttft: Spread | None = None
+    tpot: Spread | None = None
+
+
+class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """Replicas of one role, layout and island."""
+
+    role: Literal["prefill", "decode", "both"]
+    on: Name
+    layout: Layout
+    replicas: Count
+    precision: Precision
+    state: Literal["launchable", "modelled"]
+    name: Name | None = None
+    engine: str | None = None
+    max_sequences: Count = 256
+    max_step_tokens: Count = 8192
+    predicted: PoolPrediction | None = None
+
+
+class Service(Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """One model, what it is promised, and the pools that serve it."""
+
+    model: str
+    pools: Annotated[tuple[Pool, ...], msgspec.Meta(min_length=1)]
+    slo: Slo | None = None
+    traffic: Traffic | None = None
+    weights: str | None = None  # a file, where the model is served from one
+    context: Count | None = None  # tokens; None: the model's own limit
+
+
+class PolicySpec(Strict, frozen=True, kw_only=True):
+    """The router's rules."""
+
+    router: Literal["predicted-finish"] = "predicted-finish"
+    admission: Literal["queue"] = "queue"
+    queue_requests: Count = 1024
+    max_attempts: Count = 3
+
+
+class Predicted(Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """What the whole plan is expected to do. Left out: not known."""
+
+    goodput: str | None = None
+    tokens_per_s: float | None = None
+    ttft: Spread | None = None
+    tpot: Spread | None = None
+    watts: float | None = None
+    usd_per_million_tokens: float | None = None
+
+
+class Plan(Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """What runs where."""
+
+    polypod: Literal[1]
+    fleet: dict[Name, Source]
+    services: Annotated[tuple[Service, ...], msgspec.Meta(min_length=1)]
+    policy: PolicySpec = msgspec.field(default_factory=PolicySpec)
+    predicted: Predicted | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_plan(path: Path) -> Plan:
+    """Read and check a plan file. Raises `FileError` with the path to the key and what is accepted."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(path, f"cannot be read: {error}") from error
+    try:
+        raw = yaml.load(text, Loader=_loader())  # noqa: S506 (a safe loader)
+    except yaml.YAMLError as error:
+        raise FileError(path, f"is not YAML: {error}") from error
+    try:
+        plan = msgspec.convert(raw, Plan)
+        check(plan)
+    except (msgspec.ValidationError, InputError) as error:
+        raise FileError(path, str(error)) from error
+    return plan
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write a plan file that `read_plan` reads back equal. Raises `FileError` where it cannot be written."""
+    try:
+        path.write_text(to_yaml(plan), encoding="utf-8")
+    except OSError as error:
+        raise FileError(path, f"cannot be written: {error.strerror}") from error
+
+
+def to_yaml(plan: Plan) -> str:
+    """The plan as YAML, keys in the schema's order."""
+    raw = {"polypod": plan.polypod, **msgspec.to_builtins(plan)}
+    return str(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=120))
+
+
+def check(plan: Plan) -> None:
+    """Hold the plan against itself. Raises `InputError` with the path to what cannot be."""
+    for name, source in plan.fleet.items():
+        _check_source(f"$.fleet.{name}", source)
+    for s, service in enumerate(plan.services):
+        for text in (
+            service.slo and service.slo.ttft,
+            service.slo and service.slo.tpot,
+        ):
+            if text:
+                units.parse(text, "s")
+        for p, pool in enumerate(service.pools):
+            _check_pool(f"$.services[{s}].pools[{p}]", pool, plan)
+
+
+def _check_source(path: str, source: Source) -> None:
+    given = [key for key in ("pod", "accelerator", "host") if getattr(source, key) is not None]
+    if len(given) != 1:
+        msg = f"names {' and '.join(given) or 'nothing'}; give one of pod, accelerator, host - at `{path}`"
+        raise InputError(msg)
+    if source.accelerator is not None and source.count is None:
+        msg = f"accelerator {source.accelerator!r} needs a count - at `{path}`"
+        raise InputError(msg)
+    if source.host is not None and not source.cores:
+        msg = f"host {source.host!r} needs its cores, such as [0, 1] - at `{path}`"
+        raise InputError(msg)
+
+
+def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
+    if pool.on not in plan.fleet:
+        msg = f"{pool.on!r} is not in the fleet ({', '.join(plan.fleet)}) - at `{path}.on`"
+        raise InputError(msg)
+    layout = pool.layout
+    if layout.world % layout.ep:
+        msg = (
+            f"ep={layout.ep} does not divide the world of tp*pp*dp*cp={layout.world} ranks; "
+            f"make ep a divisor of it - at `{path}.layout`"
+        )
+        raise InputError(msg)
+
+
+def _loader() -> type[yaml.SafeLoader]:
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,0 +1,155 @@
+"""What the policy hears. Past tense, frozen, and all a log needs to replay.
+
+`at_s` is monotonic seconds on the driver's clock, virtual or wall. A request is a number that one run never uses twice.
+`attempt` counts its dispatches from 1; `epoch` counts the starts of a replica from 1. A word about an older attempt or
+from an older epoch is stale, and ignored.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from polypod.cost.steptime import StepTime
+
+Role = Literal["prefill", "decode", "both"]
+FailureKind = Literal[
+    "refused",  # no connection: nothing was sent
+    "lost",  # the connection broke
+    "timeout",  # silence past the limit
+    "engine",  # the engine answered 5xx, or an answer that is no answer
+    "client",  # the engine answered 4xx: the request's own fault, never the replica's
+]
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=True):
+    """Something happened."""
+
+    at_s: float
+
+
+class RequestArrived(Event, frozen=True, kw_only=True):
+    """A request came in. `input_tokens` may be an estimate; `max_output_tokens` is what the client allows."""
+
+    request: int
+    model: str
+    input_tokens: int
+    max_output_tokens: int | None = None
+    tenant: str = ""
+    priority: int = 0
+    prefix_hashes: tuple[int, ...] = ()
+    only_replica: str | None = None  # asked for by name, for a test or a comparison
+
+
+class _OfAttempt(Event, frozen=True, kw_only=True):
+    request: int
+    attempt: int
+    replica: str
+    epoch: int
+
+
+class PrefillFinished(_OfAttempt, frozen=True, kw_only=True):
+    """The prefill worker holds the request's KV cache, `kv_tokens` long."""
+
+    kv_tokens: int
+
+
+class KvArrived(_OfAttempt, frozen=True, kw_only=True):
+    """The decode worker holds the request's KV cache."""
+
+
+class KvLost(_OfAttempt, frozen=True, kw_only=True):
+    """The KV cache did not arrive; the prompt must be computed again."""
+
+
+class FirstToken(_OfAttempt, frozen=True, kw_only=True):
+    """The first byte of the answer left for the client. From here a retry would repeat what was sent."""
+
+
+class RequestFinished(_OfAttempt, frozen=True, kw_only=True):
+    """The answer is complete."""
+
+    input_tokens: int | None = None  # as the engine counted, where it says
+    output_tokens: int
+
+
+class RequestFailed(_OfAttempt, frozen=True, kw_only=True):
+    """This attempt failed. `status` is the engine's HTTP status where there was one."""
+
+    kind: FailureKind
+    status: int | None = None
+    detail: str = ""
+
+
+class ClientGone(Event, frozen=True, kw_only=True):
+    """The client went away; nobody waits for the answer."""
+
+    request: int
+
+
+class _OfReplica(Event, frozen=True, kw_only=True):
+    replica: str
+    epoch: int
+
+
+class ReplicaUp(_OfReplica, frozen=True, kw_only=True):
+    """A replica is ready, and this is what the cost model says of it."""
+
+    model: str
+    pool: str
+    role: Role
+    step_time: StepTime
+    context_tokens: int  # the longest prompt plus answer it takes
+    kv_capacity_tokens: int  # over all sequences
+    max_sequences: int  # running at once; more wait inside the engine
+    max_step_tokens: int  # the token budget of one step (chunked prefill)
+
+
+class ReplicaDown(_OfReplica, frozen=True, kw_only=True):
+    """A replica stopped answering: its process ended, or it hangs."""
+
+    reason: str
+
+
+class ReplicaBusy(_OfAttempt, frozen=True, kw_only=True):
+    """The engine answered 429 or 503: it is full, not broken."""
+
+    retry_after_s: float | None = None
+
+
+class StepObserved(_OfReplica, frozen=True, kw_only=True):
+    """A step, or the mean of several alike, was timed: the truth the cost model is corrected by."""
+
+    prompt_tokens: int  # computed in the step; 0 is a pure decode step
+    sequences: int
+    kv_tokens: int
+    step_s: float
+
+
+class LoadReported(_OfReplica, frozen=True, kw_only=True):
+    """Another gateway's share of a replica's load."""
+
+    gateway: str
+    running: int
+    queued_prompt_tokens: int
+
+
+class Woke(Event, frozen=True, kw_only=True):
+    """The time asked for by `WakeAt` has come."""
+
+
+AnyEvent = (
+    RequestArrived
+    | FirstToken
+    | StepObserved
+    | RequestFinished
+    | RequestFailed
+    | ClientGone
+    | PrefillFinished
+    | KvArrived
+    | KvLost
+    | ReplicaUp
+    | ReplicaDown
+    | ReplicaBusy
+    | LoadReported
+    | Woke
+)

@@ -1,0 +1,88 @@
+"""The run record: what happened, live or simulated, in one format.
+
+JSON lines. The first is a `Header`; then one `Step` per event, with the actions the policy answered; `Measure` lines say
+what the driver itself saw (busy time of a replica, energy). No line holds the text of a prompt or an answer.
+
+A record replays: a fresh policy made from the header gives the same actions to the same events.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import msgspec
+
+from polypod.errors import FileError
+from polypod.policy.actions import AnyAction
+from polypod.policy.events import AnyEvent
+from polypod.policy.settings import PolicySettings
+
+FORMAT = 1
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="header"):
+    """What the run was made from."""
+
+    format: Literal[1] = 1
+    kind: Literal["live", "simulated"]
+    polypod: str
+    policy: PolicySettings
+    plan: dict[str, Any] | None = None
+    plan_sha256: str | None = None
+    trace_sha256: str | None = None
+    seed: int | None = None
+    started_utc: str | None = None  # live only: a simulated run has no date
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="step"):
+    """One event and the policy's answer."""
+
+    event: AnyEvent
+    actions: list[AnyAction] = []
+
+
+class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="measure"):
+    """A number the driver saw. `of` is a replica or a pool; the name wears its unit."""
+
+    at_s: float
+    of: str
+    name: str
+    value: float
+
+
+Line = Header | Step | Measure
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(Line)
+
+
+def encode(line: Line) -> bytes:
+    """One line, newline included; the same object gives the same bytes."""
+    return _ENCODER.encode(line) + b"\n"
+
+
+class Writer:
+    """Appends lines to a binary file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, line: Line) -> None:
+        self._file.write(encode(line))
+
+
+def read(path: Path) -> Iterator[Line]:
+    """Yield the lines of a record. Raises `FileError` with the line number where one is broken."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror}") from error
+    with file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = _DECODER.decode(raw)
+            except msgspec.DecodeError as error:
+                raise FileError(path, f"line {number}: {error}") from error
+            if number == 1 and not isinstance(line, Header):
+                raise FileError(path, f"line 1: a record begins with a header of format {FORMAT}")
+            yield line
