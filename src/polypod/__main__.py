@@ -1,0 +1,7 @@
+"""`python -m polypod` is `polypod`."""
+
+import sys
+
+from polypod.cli import main
+
+sys.exit(main())

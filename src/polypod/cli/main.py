@@ -1,0 +1,84 @@
+"""Find the verb, parse, call, print; turn what Polypod raises into a message and an exit code.
+
+Exit codes: 0 success; 1 the question has no feasible answer (the message names the nearest one); 2 bad input, or something
+failed while running (the message names the thing, the value, the limit and the way out); 130 interrupted.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from polypod import __version__
+from polypod.errors import PolypodError
+
+VERBS = {
+    "up": "pool what is here and serve it behind one OpenAI endpoint",
+    "devices": "what is on this machine, how it was found, how fast it measured",
+    "catalog": "facts about chips, pods and models, and where they come from",
+    "estimate": "one explicit configuration: time, memory, what bounds it",
+    "plan": "the best deployment of a model on a fleet, inside an SLO",
+    "simulate": "play a request trace through a plan on a virtual clock",
+    "replay": "ask a run's record again, and compare every decision",
+}
+
+EPILOG = """\
+first steps:
+  polypod up                                      serve the embedded model on this machine
+  polypod plan deepseek-ai/DeepSeek-V3 --on huawei-cm384 --ttft 2s --tpot 50ms --input 4096 --output 1024
+  polypod VERB --help                             what a verb takes
+
+Quantities wear units ("50ms", "400Gb/s"). --json prints one object on stdout; notes go to stderr.
+Exit codes: 0 done, 1 no feasible answer, 2 bad input or a failed run.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except PolypodError as error:
+        print(f"polypod: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("polypod: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader left, as in `polypod catalog list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _parser()
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    if verb in VERBS:
+        module = importlib.import_module(f"polypod.cli.{verb}")
+        at = arguments.index(verb)
+        own = argparse.ArgumentParser(
+            prog=f"polypod {verb}",
+            description=VERBS[verb].capitalize() + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(own)
+        code: int = module.run(own.parse_args(arguments[:at] + arguments[at + 1 :]))
+        sys.stdout.flush()
+        return code
+    parser.parse_args(arguments)  # --help and --version end here, and so does an unknown verb
+    parser.print_help()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {verb:10} {what}" for verb, what in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="polypod",
+        usage="polypod VERB [ARGUMENTS]",
+        description=f"One pod out of many chips.\n\nverbs:\n{listed}",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"polypod {__version__}")
+    parser.add_argument("verb", nargs="?", choices=list(VERBS), help=argparse.SUPPRESS, metavar="VERB")
+    return parser
