@@ -80,5 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"polypod {__version__}")
-    parser.add_argument("verb", nargs="?", choices=list(VERBS), help=argparse.SUPPRESS, metavar="VERB")
+    parser.add_argument(
+        "verb", nargs="?", choices=list(VERBS), help=argparse.SUPPRESS, metavar="VERB"
+    )
     return parser

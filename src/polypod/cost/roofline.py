@@ -17,8 +17,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from polypod.workload.reals import Reals
+
 Floats = NDArray[np.float64]
-Number = float | Floats
+Number = Reals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

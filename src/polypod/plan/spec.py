@@ -12,7 +12,10 @@ import yaml
 
 from polypod import units
 from polypod.catalog.schema import Count, Strict
+from polypod.cost.cpu import HostRates
 from polypod.errors import FileError, InputError
+from polypod.workload.layout import Layout
+from polypod.workload.precision import Precision
 
 FORMAT = 1
 """The version this code writes, and the only one it reads."""
@@ -27,8 +30,11 @@ class Source(Strict, frozen=True, kw_only=True):
     accelerator: str | None = None
     accelerators: Count | None = None  # of the pod; None: all
     count: Count | None = None  # of loose accelerators
-    host: str | None = None  # a measured host; its cores are `cores`
-    cores: tuple[int, ...] | None = None
+    host: str | None = None  # this machine's name for itself, as measured
+    cores: tuple[int, ...] | None = None  # the host's, that one replica is pinned to
+    measured: HostRates | None = (
+        None  # what these cores measured; with it a plan can be played anywhere
+    )
 
 
 class Slo(Strict, frozen=True, kw_only=True):
@@ -59,34 +65,12 @@ class Traffic(Strict, frozen=True, kw_only=True):
         return None if self.rate is None else units.parse(self.rate, "per_s")
 
 
-class Layout(Strict, frozen=True, kw_only=True, omit_defaults=True):
-    """How one replica is cut: world = tp * pp * dp * cp ranks; expert parallelism divides the world."""
-
-    tp: Count = 1
-    pp: Count = 1
-    dp: Count = 1
-    ep: Count = 1
-    cp: Count = 1
-
-    @property
-    def world(self) -> int:
-        return self.tp * self.pp * self.dp * self.cp
-
-
-class Precision(Strict, frozen=True, kw_only=True):
-    """Storage types. `compute` is the matrix unit's type where it differs from the weights'."""
-
-    weights: str
-    kv: str
-    compute: str | None = None
-
-
-class Spread(Strict, frozen=True, kw_only=True):
+class Spread(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """A predicted quantity: percentiles of the likely answer, and the band around its median."""
 
     p50: str
-    p99: str
     band: tuple[str, str]
+    p99: str | None = None  # left out where no queue was emulated
 
 
 class PoolPrediction(Strict, frozen=True, kw_only=True, omit_defaults=True):

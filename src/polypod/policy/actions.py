@@ -19,7 +19,11 @@ class _OfAttempt(Action, frozen=True, kw_only=True):
 
 
 class Dispatch(_OfAttempt, frozen=True, kw_only=True):
-    """Send the whole request to this replica. `predicted_*` is what the router expects from now on."""
+    """Send the whole request to this replica.
+
+    `predicted_first_token_s` is how long the router expects to wait for the first token from now on,
+    `predicted_token_s` how long for each one after it.
+    """
 
     predicted_first_token_s: float
     predicted_token_s: float
@@ -82,7 +86,7 @@ class Scale(Action, frozen=True, kw_only=True):
 
 
 class WakeAt(Action, frozen=True, kw_only=True):
-    """Send `Woke` at this time."""
+    """Send `Woke` at this time or just after it; a time already past means at once."""
 
     at_s: float
 

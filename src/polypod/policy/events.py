@@ -28,11 +28,16 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class RequestArrived(Event, frozen=True, kw_only=True):
-    """A request came in. `input_tokens` may be an estimate; `max_output_tokens` is what the client allows."""
+    """A request came in. `max_output_tokens` is what the client allows.
+
+    Where `input_tokens` was guessed from the text, `input_is_exact` is false, and the prompt is never refused for its length:
+    the engine counts it.
+    """
 
     request: int
     model: str
     input_tokens: int
+    input_is_exact: bool = True
     max_output_tokens: int | None = None
     tenant: str = ""
     priority: int = 0
@@ -117,11 +122,14 @@ class ReplicaBusy(_OfAttempt, frozen=True, kw_only=True):
 
 
 class StepObserved(_OfReplica, frozen=True, kw_only=True):
-    """A step, or the mean of several alike, was timed: the truth the cost model is corrected by."""
+    """A step, or the mean of several alike, was timed: the truth the cost model is corrected by.
+
+    Counts are over the whole replica, and taken as spread evenly over its data-parallel ranks.
+    """
 
     prompt_tokens: int  # computed in the step; 0 is a pure decode step
-    sequences: int
-    kv_tokens: int
+    sequences: int  # decoding, one token each
+    kv_tokens: int  # that they read
     step_s: float
 
 

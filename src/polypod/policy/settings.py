@@ -14,11 +14,14 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits, each with a reason.
 
-    `queue_requests` bounds what waits in the node; `queue_wait_s` how long (a client has given up by then).
-    `max_attempts` counts dispatches of one request. `retry_budget_fraction` caps retries fleet-wide, so that a sick fleet
-    is not drowned by its own second tries (the 20 % of Envoy and Finagle), above a floor of `retry_budget_floor`.
+    `queue_requests` bounds what waits for each model; `queue_wait_s` how long (a client has given up by then).
+    `max_attempts` counts the dispatches of one request that may fail; a busy answer is no failure. `retry_budget_fraction`
+    caps, fleet-wide, the live requests that are on a retry, so that a sick fleet is not drowned by its own second tries (the
+    20 % of Envoy and Finagle), above a floor of `retry_budget_floor`. What a replica drops once the breaker has opened or it
+    is down is not charged: it comes in one wave and cannot go back there.
     `quarantine_deaths`: a request in flight at this many replica deaths is suspected of causing them.
-    `breaker_failures` in a row take a replica out of routing for `breaker_open_s`.
+    `breaker_failures` in a row take a replica out of routing for `breaker_open_s`; then one request at a time tries it, until
+    one succeeds. `busy_pause_s` is how long a replica that says it is full, and not for how long, is left alone.
     """
 
     services: tuple[ServiceSettings, ...]

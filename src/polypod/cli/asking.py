@@ -1,0 +1,50 @@
+"""What several verbs ask in the same words."""
+
+import sys
+
+from polypod import units
+from polypod.catalog.load import load_model
+from polypod.cost.deployment import Deployment, native_precision
+from polypod.errors import QuantityError
+from polypod.plan.compose import BesidePublished, beside_published
+from polypod.plan.place import Island
+from polypod.workload.config import read_model
+from polypod.workload.layout import Layout
+from polypod.workload.model import Model
+
+
+def model_of(name: str) -> Model:
+    """A model of the catalog, or of a config.json."""
+    entry = load_model(name)
+    return read_model(entry.config, name=entry.name, path=entry.path)
+
+
+def tokens(flag: str, text: str) -> int:
+    """A count of tokens, at least 1."""
+    value = units.parse(text, "tokens")
+    if value < 1 or value != int(value):
+        msg = f"{flag} {text!r} is no count of tokens; give a whole number from 1 on, as 4096 or 4k"
+        raise QuantityError(msg)
+    return int(value)
+
+
+def published_beside(model: Model, islands: list[Island]) -> list[BesidePublished]:
+    """Published results of these pods for this model, each with a prediction under its own conditions."""
+    found = []
+    for island in islands:
+        for published in island.pod.published if island.pod else ():
+            if published.model != model.name:
+                continue
+            deployment = Deployment(
+                model=model,
+                layout=Layout(**{str(axis): size for axis, size in published.layout.items()}),
+                precision=native_precision(model, island.rank),
+                rank=island.rank,
+            )
+            found.append(beside_published(deployment, published))
+    return found
+
+
+def note(text: str) -> None:
+    """A word to the person, not to the program that reads stdout."""
+    print(text, file=sys.stderr)

@@ -1,0 +1,65 @@
+"""polypod plan: the best co-located deployment of a model on a fleet."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from polypod import units
+from polypod.cli.asking import model_of, published_beside, tokens
+from polypod.plan.compose import plan_model
+from polypod.plan.place import parse_fleet
+from polypod.plan.search import Question
+from polypod.plan.spec import Slo, write_plan
+from polypod.report.plans import plan_json, plan_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a model of the catalog, or a path to a config.json")
+    parser.add_argument(
+        "--on", required=True, metavar="FLEET", help="a pod, or chip:count terms joined by +"
+    )
+    parser.add_argument("--ttft", metavar="TIME", help="limit on time to first token, as 2s")
+    parser.add_argument("--tpot", metavar="TIME", help="limit on time per output token, as 50ms")
+    parser.add_argument(
+        "--percentile",
+        type=float,
+        default=99.0,
+        metavar="P",
+        help="of requests that keep the limits (default: 99)",
+    )
+    parser.add_argument(
+        "--input", default="1024", metavar="TOKENS", help="mean prompt length (default: 1024)"
+    )
+    parser.add_argument(
+        "--output", default="256", metavar="TOKENS", help="mean answer length (default: 256)"
+    )
+    parser.add_argument(
+        "--rate",
+        metavar="RATE",
+        help="requests to carry, as '20 /s' (default: as many as the fleet can)",
+    )
+    parser.add_argument("-o", dest="file", metavar="FILE", help="write the plan file here")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    slo = Slo(ttft=args.ttft, tpot=args.tpot, percentile=args.percentile)
+    question = Question(
+        model=model_of(args.model),
+        input_tokens=tokens("--input", args.input),
+        output_tokens=tokens("--output", args.output),
+        ttft_s=slo.ttft_s,
+        tpot_s=slo.tpot_s,
+        percentile=slo.percentile,
+        rate_per_s=None if args.rate is None else units.parse(args.rate, "per_s"),
+    )
+    answer = plan_model(question, parse_fleet(args.on), slo)
+    beside = published_beside(question.model, [choice.island for choice in answer.choices])
+    if args.file:
+        write_plan(answer.plan, Path(args.file))
+        print(f"wrote {args.file}", file=sys.stderr)
+    print(
+        json.dumps(plan_json(answer, beside), indent=2) if args.json else plan_text(answer, beside)
+    )
+    return 0

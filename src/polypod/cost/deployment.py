@@ -1,0 +1,193 @@
+"""One model, in one layout and precision, on one kind of rank: everything a step of it costs.
+
+With pipeline stages the batch is cut into as many micro-batches, and a round of all of them takes
+`pp * stage(batch / pp)`: the pipeline is full, and bubbles at its ends are left out.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from polypod.cost.calibration import Case, of
+from polypod.cost.chip import Rank
+from polypod.cost.roofline import Number
+from polypod.cost.step import StepCost, floor_s, step_cost
+from polypod.cost.steptime import StepTime
+from polypod.errors import InputError
+from polypod.workload.forward import Op, StepShape, step_ops
+from polypod.workload.layout import Layout
+from polypod.workload.memory import kv_bytes_per_token_per_rank, weight_bytes_per_rank
+from polypod.workload.model import Model
+from polypod.workload.precision import Precision
+
+KNOTS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+    6144,
+    8192,
+    16384,
+    32768,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What fills a rank's memory."""
+
+    weight_bytes: float
+    activation_bytes: float
+    usable_bytes: float
+    kv_bytes_per_token: float
+
+    @property
+    def kv_bytes(self) -> float:
+        """What is left for the cache; negative where the weights do not fit."""
+        return self.usable_bytes - self.weight_bytes - self.activation_bytes
+
+    @property
+    def kv_tokens(self) -> float:
+        """Cached tokens one rank holds; never negative."""
+        return max(self.kv_bytes, 0.0) / self.kv_bytes_per_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A model cut onto ranks."""
+
+    model: Model
+    layout: Layout
+    precision: Precision
+    rank: Rank
+
+    @classmethod
+    def make(cls, model: Model, layout: Layout, precision: Precision, rank: Rank) -> Self:
+        return cls(model=model, layout=layout, precision=precision, rank=rank)
+
+    def ops(
+        self,
+        *,
+        sequences: Number = 0.0,
+        kv_tokens: Number = 0.0,
+        prompt_tokens: Number = 0.0,
+        pairs: Number = 0.0,
+        drafts: float = 0.0,
+    ) -> list[Op]:
+        """The operators of one stage's micro-batch, on the busiest rank."""
+        pp = self.layout.pp
+        shape = StepShape(
+            prompt_tokens=prompt_tokens / pp,
+            decode_sequences=sequences / pp,
+            kv_tokens=kv_tokens / pp,
+            pairs=pairs / pp,
+            drafts=drafts,
+        )
+        return step_ops(self.model, self.layout, self.precision, shape)
+
+    def cost(self, ops: list[Op], case: Case = "likely") -> StepCost:
+        """The step with its reasons."""
+        return step_cost(ops, self.rank, self.layout, case)
+
+    def step_s(
+        self,
+        *,
+        sequences: Number = 0.0,
+        kv_tokens: Number = 0.0,
+        prompt_tokens: Number = 0.0,
+        pairs: Number = 0.0,
+        drafts: float = 0.0,
+        case: Case = "likely",
+    ) -> Number:
+        """Seconds of one step; arrays broadcast. All quantities are per data-parallel rank."""
+        ops = self.ops(
+            sequences=sequences,
+            kv_tokens=kv_tokens,
+            prompt_tokens=prompt_tokens,
+            pairs=pairs,
+            drafts=drafts,
+        )
+        sampling_s = of(self.rank.calibration.engine.sequence_s, case) * sequences
+        return self.cost(ops, case).total_s + sampling_s
+
+    def floor_s(self, ops: list[Op]) -> Number:
+        """What no kernel and no engine can beat on this chip's specification."""
+        return floor_s(ops, self.rank, self.layout)
+
+    def memory(self, step_tokens: int = 8192) -> Memory:
+        """What fills a rank, with activations for `step_tokens` tokens at once."""
+        return Memory(
+            weight_bytes=float(weight_bytes_per_rank(self.model, self.layout, self.precision)),
+            activation_bytes=4.0 * 2 * self.model.hidden * min(step_tokens, 16384),
+            usable_bytes=self.rank.memory_bytes * self.rank.calibration.engine.memory_fraction,
+            kv_bytes_per_token=float(
+                kv_bytes_per_token_per_rank(self.model, self.layout, self.precision)
+            ),
+        )
+
+    def step_time(self, case: Case = "likely") -> StepTime:
+        """The coefficients that the emulation and the router read.
+
+        The curve is taken with every token of the step in decode, one row per sequence at the head; a prompt's tokens then
+        cost what its GEMMs and exchanges cost, its pairs and the cache reads their own terms.
+        """
+        tokens = np.array(KNOTS, dtype=float)
+        bare = np.asarray(self.step_s(prompt_tokens=tokens, sequences=0.0, case=case), dtype=float)
+        many = 1e6
+        base = float(self.step_s(sequences=1.0, case=case))
+        kv_token_s = (float(self.step_s(sequences=1.0, kv_tokens=many, case=case)) - base) / many
+        prompt = float(self.step_s(prompt_tokens=1.0, case=case))
+        pair_s = (
+            float(self.step_s(prompt_tokens=1.0, pairs=many**2, case=case)) - prompt
+        ) / many**2
+        head_s = float(self.step_s(sequences=256.0, case=case)) - float(bare[KNOTS.index(256)])
+        attend_s = max(base - prompt, 0.0)
+        return StepTime(
+            tokens=tuple(float(knot) for knot in KNOTS),
+            seconds=tuple(float(second) + attend_s for second in bare),
+            kv_token_s=max(kv_token_s, 0.0),
+            pair_s=max(pair_s, 0.0),
+            sequence_s=max((head_s - attend_s) / 256, 0.0),
+            data_ranks=self.layout.dp,
+        )
+
+    @cached_property
+    def accelerators(self) -> float:
+        """Packages one replica takes; a fraction where a package holds several replicas."""
+        return self.layout.world / self.rank.ranks_per_accelerator
+
+
+def native_precision(model: Model, rank: Rank) -> Precision:
+    """The precision a model is served at on a chip: its own where the chip computes in it, else the nearest it can.
+
+    8-bit weights run as fp8 where there is an fp8 peak, as int8 where there is that one, else widened to bf16.
+    """
+    have = rank.peak_flops_per_s
+    if model.weight_dtype in have:
+        compute = model.weight_dtype
+    elif model.weight_dtype in {"fp8", "int8"} and "int8" in have:
+        compute = "int8"
+    else:
+        compute = next((dtype for dtype in ("bf16", "fp16", "fp32") if dtype in have), "")
+    if not compute:
+        known = ", ".join(sorted(have)) or "none"
+        msg = f"{rank.chip} has no peak on record that {model.name} can compute in; it has {known}"
+        raise InputError(msg)
+    return Precision(weights=compute, kv="bf16", compute=compute)

@@ -1,0 +1,301 @@
+"""From a question to a plan: search every island, confirm the best by emulation, write down what was found and why."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from polypod import units
+from polypod.catalog.schema import Published
+from polypod.cost.calibration import CASES, Case
+from polypod.cost.deployment import Deployment, native_precision
+from polypod.errors import InfeasibleError
+from polypod.plan.confirm import Confirmed, confirm
+from polypod.plan.place import Island, islands
+from polypod.plan.search import Candidate, Miss, Question, Search, search, steady
+from polypod.plan.spec import (
+    Plan,
+    Pool,
+    PoolPrediction,
+    Predicted,
+    Service,
+    Slo,
+    Source,
+    Spread,
+    Traffic,
+)
+
+CONFIRMED = 3
+"""How many of the best candidates of an island are emulated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The best deployment on one island, and what it was chosen over."""
+
+    island: Island
+    confirmed: Confirmed
+    replicas: int
+    runner_up: Confirmed | None
+    search: Search
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A plan with its reasons."""
+
+    question: Question
+    plan: Plan
+    choices: tuple[Choice, ...]
+    pruned: Counter[str]
+    looked_at: int
+    assumptions: tuple[str, ...]
+
+
+def plan_model(question: Question, fleet: dict[str, Source], slo: Slo | None = None) -> Answer:
+    """The best co-located deployment on every island of the fleet, as one plan.
+
+    Without a rate every accelerator that a whole replica needs is used; with one, the fewest replicas that carry it, island
+    by island in the order of the fleet. Raises `InfeasibleError` naming the nearest deployment where nothing keeps the SLO.
+    """
+    searches = [
+        search(question, island, native_precision(question.model, island.rank))
+        for island in islands(fleet)
+    ]
+    choices = []
+    wanted = question.rate_per_s
+    for island, found in zip(islands(fleet), searches, strict=True):
+        choice = _choose(question, island, found, wanted)
+        if choice is None or (wanted is not None and wanted <= 0):
+            continue
+        choices.append(choice)
+        if wanted is not None:
+            wanted -= choice.replicas * choice.confirmed.outcome.rate_per_s
+    if not choices:
+        raise InfeasibleError(_nearest(question, searches))
+    if wanted is not None and wanted > 1e-9 and question.rate_per_s is not None:
+        reached = question.rate_per_s - wanted
+        msg = (
+            f"{units.show(question.rate_per_s, 'per_s')} of {question.model.name} is more than this fleet carries inside the SLO; "
+            f"the nearest is {units.show(reached, 'per_s')} - lower --rate or add accelerators"
+        )
+        raise InfeasibleError(msg)
+    pruned: Counter[str] = sum((found.pruned for found in searches), Counter())
+    return Answer(
+        question=question,
+        plan=_plan(question, fleet, slo, choices),
+        choices=tuple(choices),
+        pruned=pruned,
+        looked_at=sum(found.looked_at for found in searches),
+        assumptions=tuple(
+            dict.fromkeys(note for choice in choices for note in _assumptions(choice))
+        ),
+    )
+
+
+def _choose(
+    question: Question, island: Island, found: Search, wanted: float | None
+) -> Choice | None:
+    confirmed = [
+        one
+        for candidate in found.ranked()[:CONFIRMED]
+        if (one := confirm(question, candidate)) is not None
+    ]
+    if not confirmed:
+        return None
+    output = question.output_tokens
+    confirmed.sort(key=lambda one: -one.tokens_per_s_per_accelerator(output))
+    best = confirmed[0]
+    replicas = best.candidate.replicas
+    if wanted is not None:
+        replicas = min(replicas, max(1, -int(-wanted // best.outcome.rate_per_s)))
+    return Choice(
+        island=island,
+        confirmed=best,
+        replicas=replicas,
+        runner_up=confirmed[1] if len(confirmed) > 1 else None,
+        search=found,
+    )
+
+
+def _plan(
+    question: Question, fleet: dict[str, Source], slo: Slo | None, choices: list[Choice]
+) -> Plan:
+    rate = None if question.rate_per_s is None else f"{question.rate_per_s:g} /s"
+    goodput = sum(choice.replicas * choice.confirmed.outcome.rate_per_s for choice in choices)
+    watts = [choice.island.watts for choice in choices]
+    only = choices[0] if len(choices) == 1 else None
+    service = Service(
+        model=question.model.name,
+        slo=slo,
+        traffic=Traffic(input=question.input_tokens, output=question.output_tokens, rate=rate),
+        pools=tuple(_pool(question, choice) for choice in choices),
+    )
+    return Plan(
+        polypod=1,
+        fleet=fleet,
+        services=(service,),
+        predicted=Predicted(
+            goodput=f"{units.significant(goodput, 4)} /s".replace(",", ""),
+            tokens_per_s=round(goodput * question.output_tokens, 1),
+            ttft=_spread(question, only, "ttft") if only else None,
+            tpot=_spread(question, only, "tpot") if only else None,
+            watts=None if None in watts else round(sum(w for w in watts if w is not None)),
+        ),
+    )
+
+
+def _pool(question: Question, choice: Choice) -> Pool:
+    candidate = choice.confirmed.candidate
+    deployment = candidate.deployment
+    per_package = choice.island.rank.ranks_per_accelerator
+    memory = deployment.memory()
+    held = memory.weight_bytes + memory.activation_bytes + cache_bytes(question, candidate)
+    return Pool(
+        role="both",
+        on=choice.island.name,
+        layout=deployment.layout,
+        replicas=choice.replicas,
+        precision=deployment.precision,
+        state="modelled",
+        max_sequences=candidate.sequences,
+        max_step_tokens=candidate.max_step_tokens,
+        predicted=PoolPrediction(
+            memory_per_accelerator=units.show(held * per_package, "bytes"),
+            tokens_per_s_per_accelerator=round(
+                choice.confirmed.tokens_per_s_per_accelerator(question.output_tokens), 1
+            ),
+            bound=bounds(question, candidate),
+            ttft=_spread(question, choice, "ttft"),
+            tpot=_spread(question, choice, "tpot"),
+        ),
+    )
+
+
+def cache_bytes(question: Question, candidate: Candidate) -> float:
+    """Cache that a full batch holds on one rank, half of its answers generated."""
+    tokens = candidate.sequences_per_rank * (question.input_tokens + question.output_tokens / 2)
+    return tokens * candidate.deployment.memory().kv_bytes_per_token
+
+
+def bounds(question: Question, candidate: Candidate) -> dict[Literal["prefill", "decode"], str]:
+    """What each phase waits for, the three largest shares of its step."""
+    deployment = candidate.deployment
+    batch = float(candidate.sequences_per_rank)
+    length = float(question.input_tokens)
+    chunk = min(length, float(candidate.chunk_tokens))
+    decode = deployment.ops(
+        sequences=batch, kv_tokens=batch * (length + question.output_tokens / 2)
+    )
+    prefill = deployment.ops(prompt_tokens=chunk, pairs=chunk * length / 2)
+    return {
+        "prefill": deployment.cost(prefill).bound,
+        "decode": deployment.cost(decode).bound,
+    }
+
+
+def band_factors(question: Question, candidate: Candidate) -> dict[str, tuple[float, float]]:
+    """How far the fast and the slow case lie from the likely one, at the same batch, for TTFT and TPOT."""
+    batch = np.array([float(candidate.sequences_per_rank)])
+    chunk = np.array([float(candidate.chunk_tokens)])
+    at: dict[Case, tuple[float, float]] = {}
+    for case in CASES:
+        load = steady(question, candidate.deployment, batch, chunk, case)
+        at[case] = (float(load.ttft_s[0]), float(load.tpot_s[0]))
+    return {
+        what: (at["fast"][i] / at["likely"][i], at["slow"][i] / at["likely"][i])
+        for i, what in enumerate(("ttft", "tpot"))
+    }
+
+
+def _spread(question: Question, choice: Choice, what: str) -> Spread:
+    p50, p99 = choice.confirmed.outcome.percentiles_s(what, (50, 99))
+    fast, slow = band_factors(question, choice.confirmed.candidate)[what]
+    return Spread(
+        p50=units.show(p50, "s"),
+        p99=units.show(p99, "s"),
+        band=(units.show(p50 * fast, "s"), units.show(p50 * slow, "s")),
+    )
+
+
+def _assumptions(choice: Choice) -> list[str]:
+    rank = choice.island.rank
+    notes = [
+        f"{rank.chip}: efficiencies are {rank.calibration.evidence} ({rank.calibration.id})",
+        *rank.assumptions,
+    ]
+    idle = choice.island.accelerators - choice.confirmed.candidate.accelerators
+    if idle > 0:
+        notes.append(
+            f"{idle:g} of {choice.island.accelerators} accelerators stay idle: no whole replica is left for them"
+        )
+    return notes
+
+
+def _nearest(question: Question, searches: list[Search]) -> str:
+    misses: list[Miss] = [miss for found in searches for miss in found.misses]
+    pruned = ", ".join(
+        f"{count} {why}" for found in searches for why, count in found.pruned.most_common()
+    )
+    if not misses:
+        return (
+            f"{question.model.name} does not run on this fleet: of the layouts looked at, {pruned}"
+        )
+    best = min(misses, key=lambda miss: miss.factor)
+    return (
+        f"nothing on this fleet keeps the SLO for {question.model.name}; nearest is {describe(best.layout)} with "
+        f"TTFT {units.show(best.ttft_s, 's')} and TPOT {units.show(best.tpot_s, 's')}, "
+        f"over by a factor of {units.significant(best.factor)} ({pruned})"
+    )
+
+
+def describe(layout: object) -> str:
+    """A layout in the field's shorthand: only what is cut.
+
+    >>> from polypod.workload.layout import Layout
+    >>> describe(Layout(tp=2, dp=16, ep=32)), describe(Layout())
+    ('tp2 dp16 ep32', 'tp1')
+    """
+    sizes = {key: getattr(layout, key) for key in ("tp", "pp", "dp", "ep", "cp")}
+    return " ".join(f"{key}{size}" for key, size in sizes.items() if size > 1) or "tp1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BesidePublished:
+    """A published result and what the model predicts under its conditions."""
+
+    published: Published
+    predicted: float
+    fast: float
+    slow: float
+
+
+def beside_published(deployment: Deployment, published: Published) -> BesidePublished:
+    """Predict one phase under a published result's own conditions: its layout, batch, lengths and drafted tokens.
+
+    Decode: a step verifies as many drafted tokens per sequence as `tokens_per_step` rounds up to, less one, and gives `tokens_per_step` on average. Prefill: a
+    step computes `tokens_per_rank` tokens of prompts `context_tokens` long.
+    """
+    per_package = deployment.rank.ranks_per_accelerator
+    value: dict[Case, float] = {}
+    for case in CASES:
+        if published.phase == "decode":
+            batch = float(published.sequences_per_rank or 1)
+            step_s = deployment.step_s(
+                sequences=batch,
+                kv_tokens=batch * published.context_tokens,
+                drafts=math.ceil(published.tokens_per_step) - 1.0,
+                case=case,
+            )
+            tokens = batch * published.tokens_per_step
+        else:
+            tokens = float(published.tokens_per_rank or published.context_tokens)
+            step_s = deployment.step_s(
+                prompt_tokens=tokens, pairs=tokens * published.context_tokens / 2, case=case
+            )
+        value[case] = float(tokens / step_s) * per_package
+    return BesidePublished(
+        published=published, predicted=value["likely"], fast=value["fast"], slow=value["slow"]
+    )

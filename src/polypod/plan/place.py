@@ -1,0 +1,111 @@
+"""Where things can run: a fleet, read into islands of like ranks on tiers of links."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from polypod.catalog.load import accelerators_pod, known_names, load_accelerator, load_pod
+from polypod.catalog.schema import Pod, Tier
+from polypod.cost.calibration import for_chip
+from polypod.cost.chip import Rank, rank_of
+from polypod.errors import InputError, UnknownNameError
+from polypod.plan.spec import Source
+
+_TERM = re.compile(r"(?P<name>[^:+\s]+)(?::(?P<count>\d+))?\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Island:
+    """Like accelerators on one scale-up fabric, or what a pod's tiers join."""
+
+    name: str
+    rank: Rank
+    accelerators: int
+    pod: Pod | None = None
+
+    @property
+    def ranks(self) -> int:
+        return self.accelerators * self.rank.ranks_per_accelerator
+
+    @property
+    def watts(self) -> float | None:
+        """IT power of these accelerators' share of the pod; None where no source says."""
+        if self.pod is None or self.pod.power_w is None:
+            return None
+        return self.pod.power_w.value * self.accelerators / self.pod.accelerators
+
+
+def parse_fleet(text: str) -> dict[str, Source]:
+    """Read `huawei-cm384`, `nvidia-h200-sxm:64` or several of them joined by `+`, named a, b, c and so on.
+
+    >>> parse_fleet("nvidia-h200-sxm:64")
+    {'a': Source(pod=None, accelerator='nvidia-h200-sxm', accelerators=None, count=64, host=None, cores=None, measured=None)}
+
+    Raises `InputError` for a term of another shape, `UnknownNameError` for a name nothing has.
+    """
+    sources: dict[str, Source] = {}
+    for index, term in enumerate(text.split("+")):
+        match = _TERM.match(term.strip())
+        if match is None:
+            msg = (
+                f"{term!r} is no part of a fleet; write a pod's name, or chip:count, joined by '+'"
+            )
+            raise InputError(msg)
+        sources[chr(ord("a") + index)] = _source(match["name"], match["count"])
+    return sources
+
+
+def _source(name: str, count: str | None) -> Source:
+    known = known_names()
+    kind = known.get(name.casefold())
+    if kind not in {"pod", "accelerator"}:
+        places = [entry for entry, what in known.items() if what in {"pod", "accelerator"}]
+        raise UnknownNameError(kind="pod or accelerator", name=name, known=places)
+    number = int(count) if count is not None else None
+    if number == 0:
+        msg = f"{name}:0 is no part of a fleet; ask for at least 1 accelerator"
+        raise InputError(msg)
+    if kind == "pod":
+        return Source(pod=load_pod(name).id, accelerators=number)
+    if number is None:
+        msg = f"{name} is an accelerator; say how many, as in {name}:8"
+        raise InputError(msg)
+    return Source(accelerator=load_accelerator(name).id, count=number)
+
+
+def islands(fleet: Mapping[str, Source]) -> list[Island]:
+    """The fleet's catalog parts as islands, in the order given; hosts are planned by their engines' calibrations."""
+    return [island(name, source) for name, source in fleet.items() if source.host is None]
+
+
+def island(name: str, source: Source) -> Island:
+    """Read one part of a fleet.
+
+    Loose accelerators take the tiers of the pod that the catalog knows them in; one alone needs none.
+    Raises `InputError` where more is asked of a pod than it has, or loose accelerators have no known fabric.
+    """
+    if source.pod is not None:
+        pod = load_pod(source.pod)
+        accelerators = source.accelerators or pod.accelerators
+        if accelerators > pod.accelerators:
+            msg = f"{pod.id} has {pod.accelerators} accelerators, {accelerators} were asked for"
+            raise InputError(msg)
+        return _island(name, pod.accelerator, accelerators, pod)
+    if source.accelerator is None or source.count is None:
+        msg = f"fleet entry {name!r} names no pod and no accelerator with a count"
+        raise InputError(msg)
+    home = accelerators_pod(source.accelerator)
+    if home is None and source.count > 1:
+        msg = (
+            f"no pod in the catalog says how {source.accelerator} accelerators are joined; "
+            f"plan for {source.accelerator}:1, or add the pod as a file"
+        )
+        raise InputError(msg)
+    return _island(name, source.accelerator, source.count, home)
+
+
+def _island(name: str, accelerator: str, count: int, pod: Pod | None) -> Island:
+    chip = load_accelerator(accelerator)
+    tiers: tuple[Tier, ...] = pod.tiers if pod is not None else ()
+    rank = rank_of(chip, tiers, for_chip(chip.id))
+    return Island(name=name, rank=rank, accelerators=count, pod=pod)

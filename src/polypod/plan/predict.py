@@ -1,0 +1,129 @@
+"""From a plan's pools to the replicas a driver announces: the same `ReplicaUp`, with the same step time, live and simulated."""
+
+from dataclasses import dataclass
+
+from polypod.catalog.load import load_model
+from polypod.cost.cpu import HostRates
+from polypod.cost.deployment import Deployment
+from polypod.cost.steptime import StepTime
+from polypod.errors import InputError
+from polypod.plan.host import engine_model, step_times
+from polypod.plan.place import island
+from polypod.plan.spec import Plan, Pool, Service, Source
+from polypod.policy.events import ReplicaUp
+from polypod.policy.settings import PolicySettings, ServiceSettings
+from polypod.workload.config import read_model
+from polypod.workload.layout import check_layout
+from polypod.workload.model import Model
+from polypod.workload.precision import element_bytes
+
+
+def policy_settings(plan: Plan) -> PolicySettings:
+    """What the policy is told: the plan's services and the limits of its `policy` part."""
+    spec = plan.policy
+    return PolicySettings(
+        services=tuple(
+            ServiceSettings(
+                model=service.model,
+                context_tokens=_context(service, service_model(service)),
+                mean_output_tokens=float(service.traffic.output) if service.traffic else 256.0,
+            )
+            for service in plan.services
+        ),
+        queue_requests=spec.queue_requests,
+        max_attempts=spec.max_attempts,
+    )
+
+
+def pool_replicas(plan: Plan) -> list[ReplicaUp]:
+    """Every replica of the plan, ready at time 0 in its first epoch, with the likely step time.
+
+    Raises `InputError` for a role, layout or fleet entry that cannot be played, with its path in the plan.
+    """
+    ups: list[ReplicaUp] = []
+    for s, service in enumerate(plan.services):
+        model = service_model(service)
+        for p, pool in enumerate(service.pools):
+            try:
+                ups += _replicas(service, model, pool, plan.fleet[pool.on], f"{s}.{p}")
+            except InputError as error:
+                msg = f"{error} - at `$.services[{s}].pools[{p}]`"
+                raise InputError(msg) from error
+    return ups
+
+
+def service_model(service: Service) -> Model:
+    """The service's model, from the catalog."""
+    entry = load_model(service.model)
+    return read_model(entry.config, name=entry.name, path=entry.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Timed:
+    """What all replicas of a pool have in common."""
+
+    step_time: StepTime
+    kv_capacity_tokens: int
+
+
+def _replicas(
+    service: Service, model: Model, pool: Pool, source: Source, place: str
+) -> list[ReplicaUp]:
+    context = _context(service, model)
+    name = pool.name or f"pool{place}"
+    if source.measured is not None:
+        timed = _on_host(model, pool, source.measured, context)
+    else:
+        timed = _on_island(model, pool, source)
+    return [
+        ReplicaUp(
+            at_s=0.0,
+            replica=f"{name}-{index}",
+            epoch=1,
+            model=service.model,
+            pool=name,
+            role=pool.role,
+            step_time=timed.step_time,
+            context_tokens=min(context, timed.kv_capacity_tokens // timed.step_time.data_ranks),
+            kv_capacity_tokens=timed.kv_capacity_tokens,
+            max_sequences=pool.max_sequences,
+            max_step_tokens=pool.max_step_tokens,
+        )
+        for index in range(pool.replicas)
+    ]
+
+
+def _on_island(model: Model, pool: Pool, source: Source) -> _Timed:
+    where = island(pool.on, source)
+    check_layout(model, pool.layout)
+    needed = pool.layout.world * pool.replicas
+    if needed > where.ranks:
+        msg = f"{pool.replicas} replicas of {pool.layout.world} ranks need {needed}, {pool.on!r} has {where.ranks}; use fewer"
+        raise InputError(msg)
+    deployment = Deployment(
+        model=model, layout=pool.layout, precision=pool.precision, rank=where.rank
+    )
+    tokens = int(deployment.memory().kv_tokens)
+    if tokens < 2:
+        msg = f"the weights leave no room for a cache on {where.rank.chip}; raise tp, pp or ep, or lower the precision"
+        raise InputError(msg)
+    return _Timed(step_time=deployment.step_time(), kv_capacity_tokens=tokens * pool.layout.dp)
+
+
+def _on_host(model: Model, pool: Pool, rates: HostRates, context: int) -> _Timed:
+    if pool.engine is None:
+        msg = "a pool on a host needs its engine, as 'llama.cpp' or 'openvino'"
+        raise InputError(msg)
+    if pool.layout.world > 1:
+        msg = (
+            f"a pool on a host is one rank, its layout is {pool.layout.world}; use the layout tp: 1"
+        )
+        raise InputError(msg)
+    per_element = element_bytes(pool.precision.kv, "kv")
+    _, steps = step_times(pool.engine, rates, engine_model(model, per_element))
+    return _Timed(step_time=steps["likely"], kv_capacity_tokens=context * pool.max_sequences)
+
+
+def _context(service: Service, model: Model) -> int:
+    limits = [limit for limit in (service.context, model.context_tokens) if limit is not None]
+    return min(limits) if limits else 2**20

@@ -1,0 +1,267 @@
+"""Every co-located layout of a model on one island: enumerated, pruned with a count and a reason, scored in closed form.
+
+For one layout, a batch of `b` sequences per data-parallel rank and prompt chunks of `k` tokens (arrays over both),
+
+    decode_s    = step(b sequences, cache b * (input + output / 2))
+    mixed_s     = the same step with a prompt chunk of k tokens in it
+    chunks      = ceil(input / k) steps carry a prompt's chunks; over dp ranks, x = dp * b / output prompts start per step
+    share       = 1 - exp(-x * chunks)        of the steps carry some rank's chunk, and all ranks wait for it
+    TPOT        = decode_s + share * (mixed_s - decode_s)
+    TTFT        = TPOT / 2 + chunks * mixed_s                  without queueing, which `plan.confirm` emulates
+    tokens/s    = dp * b / TPOT
+
+A rank can keep up while its own prompts fit: (b / output) * chunks < 1. Data-parallel attention pays for this in co-located
+service: the more ranks, the rarer a step without a prompt. Left out: prefix hits, speculative tokens, length spread.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polypod.cost.calibration import Case
+from polypod.cost.deployment import Deployment
+from polypod.errors import LayoutError
+from polypod.plan.place import Island
+from polypod.workload.layout import Layout, check_layout
+from polypod.workload.model import Model
+from polypod.workload.precision import Precision
+
+Floats = NDArray[np.float64]
+
+CHUNKS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384)
+"""Prompt tokens per step and rank worth asking. An engine's token budget is the chunk and one token per sequence."""
+
+UTILISATION_LIMIT = 0.9
+"""Of a rank's time, how much its prompts may take: past it the queue grows without end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked of a model. Lengths are means, in tokens; a limit that is None does not bind."""
+
+    model: Model
+    input_tokens: int
+    output_tokens: int
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    percentile: float = 99.0
+    rate_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One layout at its best batch and budget that keeps the limits."""
+
+    island: Island
+    deployment: Deployment
+    replicas: int
+    sequences_per_rank: int
+    max_step_tokens: int
+    ttft_s: float
+    tpot_s: float
+    tokens_per_s: float  # output tokens of all the replicas
+
+    @property
+    def accelerators(self) -> float:
+        return self.replicas * self.deployment.layout.world / self.island.rank.ranks_per_accelerator
+
+    @property
+    def tokens_per_s_per_accelerator(self) -> float:
+        return self.tokens_per_s / self.accelerators
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Prompt tokens that fit beside a full batch."""
+        return self.max_step_tokens - self.sequences_per_rank
+
+    @property
+    def sequences(self) -> int:
+        """Running at once on one replica."""
+        return self.sequences_per_rank * self.deployment.layout.dp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Miss:
+    """A layout that holds the model and misses a limit, and by what factor: the nearest answers."""
+
+    layout: Layout
+    ttft_s: float
+    tpot_s: float
+    factor: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Search:
+    """What was looked at, and what came of it."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    misses: list[Miss] = field(default_factory=list)
+    pruned: Counter[str] = field(default_factory=Counter)
+    looked_at: int = 0
+
+    def ranked(self) -> list[Candidate]:
+        """Most output tokens per accelerator first; among equals the fewer ranks per replica."""
+        return sorted(
+            self.candidates,
+            key=lambda one: (-one.tokens_per_s_per_accelerator, one.deployment.layout.world),
+        )
+
+
+def search(question: Question, island: Island, precision: Precision) -> Search:
+    """Score every layout of the model on the island."""
+    found = Search()
+    for layout in layouts(question.model, island):
+        found.looked_at += 1
+        try:
+            check_layout(question.model, layout)
+        except LayoutError:
+            found.pruned["the model does not divide that way"] += 1
+            continue
+        _judge(
+            question, island, Deployment.make(question.model, layout, precision, island.rank), found
+        )
+    return found
+
+
+def layouts(model: Model, island: Island) -> Iterator[Layout]:
+    """The layouts worth asking: powers of two, and for data-parallel attention every count of whole nodes that divides.
+
+    Dense models take replicas instead of data-parallel ranks. Experts are spread over all the ranks of a stage or, without
+    data-parallel attention, cut like the rest.
+    """
+    for tp in _powers(min(16, island.ranks)):
+        for pp in _powers(min(16, island.ranks // tp)):
+            for dp in _data_ranks(island.ranks // (tp * pp)) if model.is_moe else (1,):
+                spread = tp * dp
+                yield from (
+                    Layout(tp=tp, pp=pp, dp=dp, ep=ep)
+                    for ep in (
+                        {1, spread} if model.is_moe and dp == 1 else {spread if model.is_moe else 1}
+                    )
+                )
+
+
+def _powers(limit: int) -> list[int]:
+    return [2**n for n in range(int(math.log2(limit)) + 1)] if limit >= 1 else []
+
+
+def _data_ranks(limit: int) -> list[int]:
+    odd = [3 * n for n in _powers(limit // 3)] + [5 * n for n in _powers(limit // 5)]
+    return sorted({*_powers(limit), *odd})
+
+
+def _judge(question: Question, island: Island, deployment: Deployment, found: Search) -> None:
+    memory = deployment.memory(question.input_tokens + question.output_tokens)
+    if memory.kv_tokens < question.input_tokens + question.output_tokens:
+        found.pruned["weights and one request do not fit in memory"] += 1
+        return
+    batch = batches(int(memory.kv_tokens // (question.input_tokens + question.output_tokens / 2)))
+    chunks = np.array(CHUNKS, dtype=float)
+    load = steady(question, deployment, batch[None, :], chunks[:, None])
+    stable = load.prompt_share < UTILISATION_LIMIT
+    if not stable.any():
+        found.pruned["prompts alone take more than the time there is"] += 1
+        return
+    kept = stable & _within(load.tpot_s, question.tpot_s) & _within(load.ttft_s, question.ttft_s)
+    if not kept.any():
+        found.pruned[_missed(question, load, stable)] += 1
+        found.misses.append(_nearest(question, deployment.layout, load, stable))
+        return
+    row, column = np.unravel_index(
+        int(np.argmax(np.where(kept, load.tokens_per_s, -1.0))), kept.shape
+    )
+    replicas = island.ranks // deployment.layout.world
+    found.candidates.append(
+        Candidate(
+            island=island,
+            deployment=deployment,
+            replicas=replicas,
+            sequences_per_rank=int(batch[column]),
+            max_step_tokens=int(chunks[row] + batch[column]),
+            ttft_s=float(load.ttft_s[row, column]),
+            tpot_s=float(load.tpot_s[row, column]),
+            tokens_per_s=replicas * float(load.tokens_per_s[row, column]),
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steady:
+    """The closed form's answer, over chunks and batches."""
+
+    tpot_s: Floats
+    ttft_s: Floats
+    tokens_per_s: Floats
+    prompt_share: Floats
+
+
+def steady(
+    question: Question, deployment: Deployment, batch: Floats, chunk: Floats, case: Case = "likely"
+) -> Steady:
+    """A replica at a constant batch: the formulas above, broadcast."""
+    length, output = float(question.input_tokens), float(question.output_tokens)
+    dp = deployment.layout.dp
+    kv_tokens = batch * (length + output / 2)
+    chunk = np.minimum(chunk, length)
+    chunks = np.ceil(length / chunk)
+    decode_s = deployment.step_s(sequences=batch, kv_tokens=kv_tokens, case=case)
+    pairs = chunk * length / 2  # the mean over a prompt's chunks
+    mixed_s = deployment.step_s(
+        sequences=batch, kv_tokens=kv_tokens, prompt_tokens=chunk, pairs=pairs, case=case
+    )
+    starts = dp * batch / output
+    share = 1 - np.exp(-starts * chunks)
+    tpot_s = decode_s + share * (mixed_s - decode_s)
+    return Steady(
+        tpot_s=tpot_s,
+        ttft_s=tpot_s / 2 + chunks * mixed_s,
+        tokens_per_s=dp * batch / tpot_s,
+        prompt_share=batch / output * chunks + 0 * tpot_s,
+    )
+
+
+def batches(most: int) -> Floats:
+    """Batch sizes worth asking: all the small ones, then steps of about 4 %.
+
+    >>> [int(b) for b in batches(20)]
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]
+    """
+    most = max(most, 1)
+    grid = np.unique(np.round(np.geomspace(1, most, num=max(2, int(25 * math.log(most) + 2)))))
+    small = np.arange(1, min(most, 24) + 1)
+    return np.asarray(np.union1d(grid, small), dtype=float)
+
+
+def _within(values: Floats, limit: float | None) -> NDArray[np.bool_]:
+    return np.ones_like(values, dtype=bool) if limit is None else values <= limit
+
+
+def _overshoot(question: Question, load: Steady) -> tuple[Floats, Floats]:
+    none = np.zeros_like(load.tpot_s)
+    ttft = none if question.ttft_s is None else load.ttft_s / question.ttft_s
+    tpot = none if question.tpot_s is None else load.tpot_s / question.tpot_s
+    return ttft, tpot
+
+
+def _missed(question: Question, load: Steady, stable: NDArray[np.bool_]) -> str:
+    ttft, tpot = _overshoot(question, load)
+    if not (stable & (tpot <= 1)).any():
+        return "TPOT is over the limit at every batch"
+    if not (stable & (ttft <= 1)).any():
+        return "TTFT is over the limit at every batch"
+    return "TTFT and TPOT are never inside their limits at once"
+
+
+def _nearest(question: Question, layout: Layout, load: Steady, stable: NDArray[np.bool_]) -> Miss:
+    worst = np.maximum(*_overshoot(question, load))
+    at = np.unravel_index(int(np.argmin(np.where(stable, worst, np.inf))), worst.shape)
+    return Miss(
+        layout=layout,
+        ttft_s=float(load.ttft_s[at]),
+        tpot_s=float(load.tpot_s[at]),
+        factor=float(worst[at]),
+    )

@@ -1,0 +1,364 @@
+"""Which replica would finish a request first: the replicas of one model as columns, scored in one pass.
+
+For every replica, with P prompt tokens and O expected output tokens,
+
+    finish_s = wait_s + prompt_s + O * token_s
+
+    wait_s    what is left of the prompts sent there before, and of the wait for a slot or for cache that others hold
+    prompt_s  this prompt's steps at the chunk budget, each carrying the attention of the sequences that decode meanwhile
+    token_s   a decode step with this sequence added, at the mean cache it will read
+
+The times come from the replica's `StepTime`, times two factors that measurement corrects, one for prompts and one for
+decoding. A prompt that is overdue by d seconds is expected to take d more, so a replica that hangs loses its appeal by the
+second, with no report from anybody. Left out: what later prompts will add to this request's decode steps (the measured time per
+token brings it back into the factor), and what this request costs those already there.
+
+Columns end in the shape suffix R (rows, one per replica; free rows have `up_R` false) or K (kinds of replica that share a step
+time and a chunk budget).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from polypod.cost.steptime import StepTime, causal_pairs
+from polypod.policy.events import LoadReported, ReplicaUp, StepObserved
+
+Floats = npt.NDArray[np.float64]
+
+FACTOR_LIMIT: Final = 16.0
+"""A measurement that says more than this times the model, or less than its inverse, is cut to it."""
+
+STEP_WEIGHT: Final = 0.2
+"""Weight of a timed step after the first, which counts alone."""
+
+REQUEST_WEIGHT: Final = 0.1
+"""Weight of one request's time per token; it holds more than decode steps, so it pulls gently."""
+
+
+_ALL: Final = slice(None)
+_NO_ROWS: Final = np.empty(0, dtype=np.intp)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a request needs of a replica."""
+
+    input_tokens: int
+    output_tokens: float  # expected
+    need_tokens: int  # context it may come to fill
+
+    @property
+    def mean_kv_tokens(self) -> float:
+        """Cache it holds on average while it decodes."""
+        return self.input_tokens + self.output_tokens / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What one dispatched request adds to its row, kept so that exactly this is taken off again."""
+
+    row: int
+    prompt_s: float
+    kv_tokens: float
+    first_token_s: float  # predicted, from the dispatch on
+    token_s: float  # predicted
+    model_token_s: float  # the same without the correction
+
+
+@dataclass(slots=True, eq=False)
+class _Kind:
+    """Replicas that share a step time and a chunk budget share their prompt times."""
+
+    step_time: StepTime
+    budget: int
+    rows: int = 0
+
+    def prompt(self, tokens: int) -> tuple[float, int]:
+        """Seconds of a prompt computed alone, and in how many steps.
+
+        >>> step = StepTime(tokens=(1, 101), seconds=(0.01, 0.02), kv_token_s=0.0, pair_s=0.0)
+        >>> seconds, steps = _Kind(step, budget=101).prompt(203)  # 20 ms, 20 ms, and 10 ms for the last token
+        >>> round(seconds, 3), steps
+        (0.05, 3)
+        """
+        full, rest = divmod(tokens, self.budget)
+        step = self.step_time
+        chunks_s = full * step.curve_s(self.budget) + step.curve_s(rest)
+        return chunks_s + step.pair_s * causal_pairs(tokens), full + (rest > 0)
+
+
+@dataclass(slots=True, eq=False)
+class _Others:
+    """What other gateways last said of one replica."""
+
+    running: dict[str, int] = field(default_factory=dict)
+    prompt_s: dict[str, float] = field(default_factory=dict)
+
+
+class ReplicaTable:
+    """The replicas of one model that are up. A row is a replica's for as long as it is."""
+
+    def __init__(self, rows: int = 4) -> None:
+        self.up_R = np.zeros(rows, dtype=bool)
+        self.in_flight_R = np.zeros(rows, dtype=np.int64)
+        self.slots_R = np.zeros(rows, dtype=np.int64)
+        self.limit_tokens_R = np.zeros(rows, dtype=np.int64)
+        self.blocked_until_s_R = np.zeros(rows)
+        self.prompts_R = np.zeros(rows, dtype=np.int64)  # sent, first token not heard of
+        self.prompts_s_R = np.zeros(rows)  # their work, shared out over the data-parallel ranks
+        self.prompts_end_s_R = np.zeros(rows)  # when it should be done
+        self.kv_tokens_R = np.zeros(rows)
+        self.kv_capacity_R = np.zeros(rows)
+        self.kv_read_s_R = np.zeros(rows)  # per cached token, corrected
+        self.attend_s_R = np.zeros(rows)  # a step's attention over the sequences there, corrected
+        self.decode_s_R = np.zeros(rows)  # a decode step with one sequence more, corrected
+        self.prompt_factor_R = np.ones(rows)
+        self.decode_factor_R = np.ones(rows)
+        self.others_running_R = np.zeros(rows, dtype=np.int64)
+        self.others_prompt_s_R = np.zeros(rows)
+        self.kind_R = np.zeros(rows, dtype=np.intp)
+        self.up: list[ReplicaUp | None] = [None] * rows
+        self._kinds: list[_Kind] = []
+        self._others: dict[int, _Others] = {}
+        self._measured: set[tuple[int, str]] = set()
+        self._blocked: set[int] = set()
+
+    # ---- replicas come and go
+
+    def add(self, up: ReplicaUp) -> int:
+        """Give the replica a row, with nothing known of it but the cost model."""
+        if None not in self.up:
+            self._grow()
+        row = self.up.index(None)
+        ranks = up.step_time.data_ranks
+        for column in self._columns():
+            column[row] = 0
+        self.up[row] = up
+        self.up_R[row] = True
+        self.slots_R[row] = slots_of(up)
+        self.limit_tokens_R[row] = min(up.context_tokens, up.kv_capacity_tokens // ranks)
+        self.kv_capacity_R[row] = up.kv_capacity_tokens
+        self.prompt_factor_R[row] = self.decode_factor_R[row] = 1.0
+        self.kind_R[row] = self._kind_of(up)
+        self._refresh(row)
+        return row
+
+    def remove(self, row: int) -> None:
+        self._kinds[self.kind_R[row]].rows -= 1
+        self.up[row] = None
+        self.up_R[row] = False
+        self._blocked.discard(row)
+        self._others.pop(row, None)
+        self._measured -= {(row, "prompt"), (row, "decode")}
+
+    # ---- what a request would meet
+
+    def fits(self, ask: Ask) -> npt.NDArray[np.bool_]:
+        """Rows that could ever take the request."""
+        return self.up_R & (self.limit_tokens_R >= ask.need_tokens)
+
+    def has_room(self, now_s: float) -> bool:
+        """Whether any replica can take a request now."""
+        return bool(self._open(now_s).any())
+
+    def best(self, ask: Ask, among_R: npt.NDArray[np.bool_], now_s: float) -> npt.NDArray[np.intp]:
+        """The rows that would finish the request first: none without room, several on a tie."""
+        first_s, token_s = self._forecast(ask, now_s)
+        open_R = among_R & self._open(now_s)
+        finish_s = np.where(open_R, first_s + ask.output_tokens * token_s, np.inf)
+        least_s = finish_s.min()
+        return np.flatnonzero(finish_s == least_s) if least_s < np.inf else _NO_ROWS
+
+    def _open(self, now_s: float) -> npt.NDArray[np.bool_]:
+        open_R = self.up_R & (self.in_flight_R < self.slots_R)
+        if self._blocked:
+            open_R &= self.blocked_until_s_R <= now_s
+        return open_R
+
+    def _forecast(self, ask: Ask, now_s: float, rows: slice = _ALL) -> tuple[Floats, Floats]:
+        """Seconds to the first token, and for each one after it, on these rows."""
+        prompt_s_K, steps_K = self._prompts(ask.input_tokens)
+        kind_R = self.kind_R[rows]
+        token_s_R = self.decode_s_R[rows] + self.kv_read_s_R[rows] * ask.mean_kv_tokens
+        prompt_s_R = self.prompt_factor_R[rows] * prompt_s_K[kind_R]
+        prompt_s_R += steps_K[kind_R] * self.attend_s_R[rows]
+        first_s_R = self._backlog_s(now_s, rows) + self.others_prompt_s_R[rows] + prompt_s_R
+        first_s_R += self._crowding(ask, rows) * (ask.output_tokens * token_s_R)
+        return first_s_R, token_s_R
+
+    def _prompts(self, tokens: int) -> tuple[Floats, Floats]:
+        pairs = [kind.prompt(tokens) if kind.rows else (0.0, 0) for kind in self._kinds]
+        prompt_s_K, steps_K = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+        return prompt_s_K, steps_K
+
+    def _backlog_s(self, now_s: float, rows: slice) -> Floats:
+        return np.abs(self.prompts_end_s_R[rows] - now_s) * (self.prompts_R[rows] > 0)
+
+    def _crowding(self, ask: Ask, rows: slice) -> Floats:
+        """Lifetimes of a request to wait until enough of those there have left: for cache, and for a slot."""
+        kv_tokens_R, slots_R = self.kv_tokens_R[rows], self.slots_R[rows]
+        over_kv_R = kv_tokens_R + ask.mean_kv_tokens - self.kv_capacity_R[rows]
+        over_slots_R = self.in_flight_R[rows] + self.others_running_R[rows] + 1 - slots_R
+        crowding_R = np.maximum(over_kv_R, 0.0) / np.maximum(kv_tokens_R, 1.0)
+        crowding_R += np.maximum(over_slots_R, 0) / np.maximum(slots_R, 1)
+        return crowding_R
+
+    # ---- a request's stay
+
+    def dispatched(self, row: int, ask: Ask, now_s: float) -> Load:
+        """Add the request to the row; returns what it added and what is expected of it."""
+        here = slice(row, row + 1)
+        first_s, token_s = (float(column[0]) for column in self._forecast(ask, now_s, here))
+        backlog_s = float(self._backlog_s(now_s, here)[0])
+        up = self._at(row)
+        alone_s, _ = self._kinds[self.kind_R[row]].prompt(ask.input_tokens)
+        load = Load(
+            row=row,
+            prompt_s=alone_s * float(self.prompt_factor_R[row]) / up.step_time.data_ranks,
+            kv_tokens=ask.mean_kv_tokens,
+            first_token_s=first_s,
+            token_s=token_s,
+            model_token_s=token_s / float(self.decode_factor_R[row]),
+        )
+        self.prompts_end_s_R[row] = now_s + backlog_s + load.prompt_s
+        self.prompts_s_R[row] += load.prompt_s
+        self.prompts_R[row] += 1
+        self.in_flight_R[row] += 1
+        self.kv_tokens_R[row] += load.kv_tokens
+        self._refresh(row)
+        return load
+
+    def prompt_done(self, load: Load, now_s: float) -> None:
+        """The prompt is computed, or given up; engines take prompts in order, so the others are still to come."""
+        row = load.row
+        self.prompts_R[row] -= 1
+        self.prompts_s_R[row] -= load.prompt_s
+        if not self.prompts_R[row]:
+            self.prompts_s_R[row] = 0.0  # no residue of sums
+        self.prompts_end_s_R[row] = now_s + self.prompts_s_R[row]
+
+    def left(self, load: Load) -> None:
+        """The request is gone from the replica; its prompt was accounted for before."""
+        row = load.row
+        self.in_flight_R[row] -= 1
+        self.kv_tokens_R[row] -= load.kv_tokens
+        if not self.in_flight_R[row]:
+            self.kv_tokens_R[row] = 0.0
+        self._refresh(row)
+
+    # ---- what is measured
+
+    def step_observed(self, row: int, event: StepObserved) -> None:
+        """Correct the prompt factor by a step that computed prompts, the decode factor by one that did not."""
+        step = self._at(row).step_time
+        ranks = step.data_ranks
+        model_s = step.step_s(
+            tokens=(event.prompt_tokens + event.sequences) / ranks,
+            kv_tokens=event.kv_tokens / ranks,
+            pairs=causal_pairs(event.prompt_tokens / ranks),
+            sequences=event.sequences / ranks,
+        )
+        if model_s <= 0 or not 0 < event.step_s < math.inf:
+            return
+        phase = "prompt" if event.prompt_tokens > 0 else "decode"
+        column_R = self.prompt_factor_R if event.prompt_tokens > 0 else self.decode_factor_R
+        first = (row, phase) not in self._measured
+        self._measured.add((row, phase))
+        _correct(column_R, row, event.step_s / model_s, 1.0 if first else STEP_WEIGHT)
+        self._refresh(row)
+
+    def token_time_observed(self, load: Load, token_s: float) -> None:
+        """Correct the decode factor by the mean time per token that a whole request saw."""
+        if load.model_token_s <= 0 or not 0 < token_s < math.inf:
+            return
+        _correct(self.decode_factor_R, load.row, token_s / load.model_token_s, REQUEST_WEIGHT)
+        self._refresh(load.row)
+
+    def load_reported(self, row: int, event: LoadReported) -> None:
+        """Take another gateway's share of the load, in place of what it said before."""
+        kind = self._kinds[self.kind_R[row]]
+        others = self._others.setdefault(row, _Others())
+        ranks = kind.step_time.data_ranks
+        prompt_s = kind.step_time.curve_s(kind.budget) / kind.budget / ranks
+        others.running[event.gateway] = event.running
+        others.prompt_s[event.gateway] = event.queued_prompt_tokens * prompt_s
+        self.others_running_R[row] = sum(others.running.values())
+        self.others_prompt_s_R[row] = sum(others.prompt_s.values())
+        self._refresh(row)
+
+    # ---- taken out, and let in again
+
+    def block(self, row: int, until_s: float) -> None:
+        """Send nothing there until then; a longer block stays."""
+        self.blocked_until_s_R[row] = max(self.blocked_until_s_R[row], until_s)
+        self._blocked.add(row)
+
+    def next_unblock_s(self, now_s: float) -> float:
+        """When the next blocked replica comes back; infinite when none is."""
+        self._blocked = {row for row in self._blocked if self.blocked_until_s_R[row] > now_s}
+        return min((float(self.blocked_until_s_R[row]) for row in self._blocked), default=math.inf)
+
+    # ---- upkeep
+
+    def _at(self, row: int) -> ReplicaUp:
+        up = self.up[row]
+        assert up is not None, f"row {row} is free"
+        return up
+
+    def _refresh(self, row: int) -> None:
+        """Bring the row's decode times up to what is there now: evenly on all ranks, and one sequence more on its own."""
+        step = self._at(row).step_time
+        factor = float(self.decode_factor_R[row])
+        there = int(self.in_flight_R[row] + self.others_running_R[row]) / step.data_ranks
+        kv_tokens = float(self.kv_tokens_R[row]) / step.data_ranks
+        self.kv_read_s_R[row] = factor * step.kv_token_s
+        self.attend_s_R[row] = factor * step.step_s(tokens=0, kv_tokens=kv_tokens, sequences=there)
+        self.decode_s_R[row] = factor * step.step_s(
+            tokens=there + 1, kv_tokens=kv_tokens, sequences=there + 1
+        )
+
+    def _kind_of(self, up: ReplicaUp) -> int:
+        for index, kind in enumerate(self._kinds):
+            if kind.step_time == up.step_time and kind.budget == up.max_step_tokens:
+                kind.rows += 1
+                return index
+        fresh = _Kind(up.step_time, up.max_step_tokens, rows=1)
+        for index, kind in enumerate(self._kinds):
+            if not kind.rows:
+                self._kinds[index] = fresh
+                return index
+        self._kinds.append(fresh)
+        return len(self._kinds) - 1
+
+    def _columns(self) -> list[npt.NDArray[np.generic]]:
+        return [value for value in vars(self).values() if isinstance(value, np.ndarray)]
+
+    def _grow(self) -> None:
+        rows = len(self.up)
+        for name, value in list(vars(self).items()):
+            if isinstance(value, np.ndarray):
+                setattr(self, name, np.concatenate([value, np.zeros_like(value)]))
+        self.up += [None] * rows
+
+
+def slots_of(up: ReplicaUp) -> int:
+    """Requests a replica runs at once: the same number on every data-parallel rank, at least one.
+
+    Eight sequences over three ranks are two on each:
+
+    >>> step = StepTime(tokens=(1, 2), seconds=(1, 2), kv_token_s=0, pair_s=0, data_ranks=3)
+    >>> slots_of(ReplicaUp(at_s=0, replica="r", epoch=1, model="m", pool="p", role="both", step_time=step,
+    ...          context_tokens=64, kv_capacity_tokens=640, max_sequences=8, max_step_tokens=64))
+    6
+    """
+    ranks = up.step_time.data_ranks
+    return max(up.max_sequences // ranks, 1) * ranks
+
+
+def _correct(column_R: Floats, row: int, ratio: float, weight: float) -> None:
+    blended = column_R[row] + weight * (ratio - column_R[row])
+    column_R[row] = min(max(blended, 1 / FACTOR_LIMIT), FACTOR_LIMIT)

@@ -1,0 +1,216 @@
+"""One attempt at a request: an engine is asked, its answer is read, and how it went is told as one event.
+
+Until the first whole event of a stream, or all of an answer in one piece, is here, nothing goes to the client, so that an
+attempt can fail unseen. `FirstToken` is told when a stream's first event is here; some engines send it with the role
+alone, in the same moment as the first text. An answer in one piece has no such moment, and only its end is told.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from polypod.policy.actions import Dispatch
+from polypod.policy.events import (
+    FailureKind,
+    FirstToken,
+    ReplicaBusy,
+    RequestFailed,
+    RequestFinished,
+)
+from polypod.serve.loop import Driver
+from polypod.serve.metrics import Metrics
+from polypod.serve.reply import Answer, Headers, Reply
+from polypod.serve.sse import EventStream, first_error
+from polypod.serve.upstream import Upstream, Upstreams, failure_kind, hurry, retry_after_s
+from polypod.serve.wire import ChatRequest, Usage, read_usage
+
+Ending = RequestFinished | RequestFailed | ReplicaBusy
+
+STREAM_HEADERS: Final[Headers] = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+_BUSY: Final = (429, 503)
+_OURS: Final = (401,)  # our secret was refused: the client's own credentials never reach an engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What a client asked."""
+
+    body: bytes
+    chat: ChatRequest
+    request_id: str
+    only_replica: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What every request of a node shares."""
+
+    driver: Driver
+    upstreams: Upstreams
+    metrics: Metrics
+
+
+class Attempt:
+    """Run once with `run`. `held` is then the engine's answer in one piece, good or 4xx, where there is one."""
+
+    def __init__(self, dispatch: Dispatch, call: Call, desk: Desk, *, arrived_s: float) -> None:
+        self.held: Answer | None = None
+        self._dispatch = dispatch
+        self._call = call
+        self._desk = desk
+        self._arrived_s = arrived_s
+        self._model = desk.metrics.label(call.chat.model)
+
+    async def run(self, reply: Reply) -> Ending:
+        """Ask and read. Only a stream is passed on from here, part by part; its end is left to the caller."""
+        dispatch = self._dispatch
+        endpoint = self._desk.driver.endpoint(dispatch.replica, dispatch.epoch)
+        if endpoint is None:
+            return self._failed("refused", "the replica has no address")
+        upstream = self._desk.upstreams.of(dispatch.replica, dispatch.epoch, endpoint)
+        try:
+            return await self._ask(upstream, reply)
+        except aiohttp.ClientError as error:
+            return self._failed(failure_kind(error), str(error) or type(error).__name__)
+
+    async def _ask(self, upstream: Upstream, reply: Reply) -> Ending:
+        call, is_stream = self._call, bool(self._call.chat.stream)
+        response = await upstream.post(call.body, request_id=call.request_id, is_stream=is_stream)
+        try:
+            if response.status != 200:
+                return await self._not_answered(response)
+            if is_stream:
+                return await self._stream(response, reply, upstream.patience.between_s)
+            return await self._whole(response)
+        finally:
+            response.release()  # back to the pool if it was read to its end, closed if not
+
+    async def _not_answered(self, response: aiohttp.ClientResponse) -> Ending:
+        status, body = response.status, await response.read()
+        if status in _BUSY:
+            pause_s = retry_after_s(response.headers.get("retry-after"))
+            return ReplicaBusy(**self._now(), retry_after_s=pause_s)
+        if not 400 <= status < 500 or status in _OURS:
+            return self._failed("engine", f"HTTP {status}", status)
+        self.held = Answer(status=status, headers=_content_headers(response), body=body)
+        return self._failed("client", f"HTTP {status}", status)
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> Ending:
+        body = await response.read()
+        try:
+            usage = read_usage(body) or Usage()
+        except msgspec.DecodeError as error:
+            return self._failed("engine", f"the answer is not JSON: {error}", 200)
+        self.held = Answer(status=200, headers=_content_headers(response), body=body)
+        return self._finished(usage)
+
+    async def _stream(
+        self, response: aiohttp.ClientResponse, reply: Reply, silence_s: float
+    ) -> Ending:
+        events = EventStream()
+        opening = await _opening(response, events)
+        failure = self._not_a_stream(response, opening)
+        if failure is not None:
+            return failure
+        hurry(response, silence_s)
+        at = self._now()
+        first_s = at["at_s"]
+        self._desk.metrics.first_token(
+            self._model, self._dispatch.replica, first_s - self._arrived_s
+        )
+        self._desk.driver.tell(FirstToken(**at))
+        await reply.begin(200, STREAM_HEADERS)
+        await reply.part(opening)
+        last_s = await self._pass_on(response, events, reply)
+        if not events.is_done:
+            return self._failed("lost", "the stream ended without [DONE]")
+        if rest := events.rest():
+            await reply.part(rest)
+        usage = events.usage()
+        self._time_tokens((last_s or first_s) - first_s, usage)
+        return self._finished(usage)
+
+    async def _pass_on(
+        self, response: aiohttp.ClientResponse, events: EventStream, reply: Reply
+    ) -> float:
+        """Copy the stream to its end, whatever that is; return when its last part came, 0 if none did."""
+        readany, now_s, last_s = response.content.readany, self._desk.driver.now_s, 0.0
+        try:
+            while chunk := await readany():
+                if whole := events.feed(chunk):
+                    last_s = now_s()
+                    await reply.part(whole)
+        except aiohttp.ClientError:
+            if not events.is_done:  # all was said: how the connection ends does not matter
+                raise
+        return last_s
+
+    def _not_a_stream(
+        self, response: aiohttp.ClientResponse, opening: bytes
+    ) -> RequestFailed | None:
+        if response.content_type != "text/event-stream":
+            return self._failed("engine", f"a stream as {response.content_type}", 200)
+        if not opening:
+            return self._failed("lost", "the stream ended before its first event")
+        error = first_error(opening)
+        if error is None:
+            return None
+        status = error.get("code")
+        if isinstance(status, int) and 400 <= status < 500 and status not in (*_BUSY, *_OURS):
+            body = msgspec.json.encode({"error": error})
+            headers = [(b"content-type", b"application/json")]
+            self.held = Answer(status=status, headers=headers, body=body)
+            return self._failed("client", "an error event", status)
+        return self._failed("engine", "an error event", 200)
+
+    def _time_tokens(self, all_s: float, usage: Usage) -> None:
+        if usage.completion_tokens and usage.completion_tokens > 1:
+            self._desk.metrics.per_token(
+                self._model, self._dispatch.replica, all_s / (usage.completion_tokens - 1)
+            )
+
+    def _finished(self, usage: Usage) -> RequestFinished:
+        output_tokens = usage.completion_tokens or 0
+        self._desk.metrics.tokens(
+            self._model, input_tokens=usage.prompt_tokens, output_tokens=output_tokens
+        )
+        return RequestFinished(
+            **self._now(), input_tokens=usage.prompt_tokens, output_tokens=output_tokens
+        )
+
+    def _failed(self, kind: FailureKind, detail: str, status: int | None = None) -> RequestFailed:
+        return RequestFailed(**self._now(), kind=kind, status=status, detail=detail)
+
+    def _now(self) -> dict[str, Any]:
+        """The fields that every event about an attempt has."""
+        dispatch = self._dispatch
+        return {
+            "at_s": self._desk.driver.now_s(),
+            "request": dispatch.request,
+            "attempt": dispatch.attempt,
+            "replica": dispatch.replica,
+            "epoch": dispatch.epoch,
+        }
+
+
+async def _opening(response: aiohttp.ClientResponse, events: EventStream) -> bytes:
+    """The first whole events; empty where the stream ends before one."""
+    while chunk := await response.content.readany():
+        if whole := events.feed(chunk):
+            return whole
+    return b""
+
+
+def _content_headers(response: aiohttp.ClientResponse) -> Headers:
+    kept = ("content-type", "content-encoding")
+    return [
+        (name.encode(), response.headers[name].encode("latin-1"))
+        for name in kept
+        if name in response.headers
+    ]

@@ -1,0 +1,126 @@
+"""One request of one client, from its arrival to the last byte it gets.
+
+The policy decides, an `Exchange` carries out: each `Dispatch` is an `Attempt` in a task of its own, and a new one, a `Retry`
+or a `Cancel` abandons it. An answer that has begun and cannot be finished ends with an error event, never silently.
+"""
+
+import asyncio
+from typing import assert_never
+
+from polypod.policy.actions import Cancel, Dispatch, Reject, Retry
+from polypod.policy.events import ClientGone, RequestArrived, RequestFinished
+from polypod.serve.attempt import Attempt, Call, Desk
+from polypod.serve.loop import ForRequest
+from polypod.serve.reply import Answer, Reply, refusal
+from polypod.serve.wire import Problem
+
+
+class Exchange:
+    """Starts with `start`, takes the policy's actions, and must be left with `leave`."""
+
+    def __init__(self, call: Call, desk: Desk, reply: Reply, tasks: asyncio.TaskGroup) -> None:
+        self._call = call
+        self._desk = desk
+        self._reply = reply
+        self._tasks = tasks
+        self._model = desk.metrics.label(call.chat.model)
+        self._request = 0
+        self._arrived_s = 0.0
+        self._number = 0  # of the latest attempt
+        self._attempt: asyncio.Task[None] | None = None  # while it can be abandoned
+        self._held: Answer | None = None  # what the latest engine answered in one piece
+        self._is_over = False  # decided; at most the last bytes are still on their way
+
+    def start(self) -> None:
+        """Tell the policy of the request."""
+        chat, driver = self._call.chat, self._desk.driver
+        self._request = driver.open(self.take)
+        self._arrived_s = driver.now_s()
+        self._desk.metrics.request_began(self._model)
+        driver.tell(
+            RequestArrived(
+                at_s=self._arrived_s,
+                request=self._request,
+                model=chat.model,
+                input_tokens=chat.input_tokens,
+                input_is_exact=False,
+                max_output_tokens=chat.max_output_tokens,
+                only_replica=self._call.only_replica,
+            )
+        )
+
+    def take(self, action: ForRequest) -> None:
+        """Carry out one action of the policy."""
+        match action:
+            case Dispatch():
+                self._abandon()
+                self._number = action.attempt
+                self._reply.route(action.replica, action.attempt)
+                attempt = Attempt(action, self._call, self._desk, arrived_s=self._arrived_s)
+                self._attempt = self._tasks.create_task(self._run(attempt))
+            case Retry():
+                self._desk.metrics.retried(action.reason)
+                self._abandon(action.attempt)
+            case Cancel():
+                self._abandon(action.attempt)
+            case Reject():
+                self._abandon()
+                self._refuse(_problem(action), self._held if action.from_engine else None)
+            case _:
+                assert_never(action)
+
+    def stop(self, problem: Problem) -> None:
+        """End it from our side, in words: the node is stopping."""
+        if not self._is_over:
+            self._give_up()
+            self._refuse(problem)
+
+    def leave(self) -> None:
+        """The client has its answer, or has gone away."""
+        if not self._is_over:
+            self._give_up()
+            self._decide("client_gone")
+
+    async def _run(self, attempt: Attempt) -> None:
+        ending = await attempt.run(self._reply)
+        self._attempt = None  # it has ended by itself; what the policy answers must not cancel it
+        self._held = attempt.held
+        self._desk.driver.tell(ending)
+        if isinstance(ending, RequestFinished):
+            self._decide("200")
+            await (self._reply.answer(attempt.held) if attempt.held else self._reply.end())
+
+    def _refuse(self, problem: Problem, held: Answer | None = None) -> None:
+        answer = held or refusal(problem)
+        if self._reply.has_begun:
+            self._decide("broken_stream")
+            self._tasks.create_task(self._reply.end(problem.event))
+        else:
+            self._decide(str(answer.status))
+            self._tasks.create_task(self._reply.answer(answer))
+
+    def _give_up(self) -> None:
+        driver = self._desk.driver
+        driver.tell(ClientGone(at_s=driver.now_s(), request=self._request))
+        self._abandon()
+
+    def _abandon(self, attempt: int | None = None) -> None:
+        """Stop that attempt, if it is the one running; its connection is closed at once."""
+        if self._attempt is not None and attempt in (None, self._number):
+            self._attempt.cancel()
+            self._attempt = None
+
+    def _decide(self, status: str) -> None:
+        self._is_over = True
+        self._desk.driver.close(self._request)
+        self._desk.metrics.request_ended(self._model, status)
+
+
+def _problem(reject: Reject) -> Problem:
+    return Problem(
+        status=reject.status,
+        code=reject.code,
+        message=reject.message,
+        param=reject.param,
+        retry_after_s=reject.retry_after_s,
+    )

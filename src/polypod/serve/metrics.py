@@ -1,0 +1,116 @@
+"""What the gateway counts, for Prometheus.
+
+Labels are bound once and kept: a lookup in our own dict costs a tenth of prometheus_client's `labels()`. A model's name is
+a label only where the node serves that model, so that clients cannot make series.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from polypod.serve.loop import ReplicaState
+
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+UNKNOWN_MODEL: Final = "unknown"
+_TTFT_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+_TPOT_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
+
+
+class Metrics:
+    """The series of one node. Times to first token and per token are of streams only: only there are they seen."""
+
+    def __init__(self, models: Iterable[str]) -> None:
+        self._models = frozenset(models)
+        self._registry = registry = CollectorRegistry()
+        requests = Counter(
+            "polypod_requests", "Requests answered", ["model", "status"], registry=registry
+        )
+        in_flight = Gauge(
+            "polypod_requests_in_flight", "Requests not yet answered", ["model"], registry=registry
+        )
+        first = Histogram(
+            "polypod_time_to_first_token_seconds",
+            "Arrival to first byte of a stream",
+            ["model", "replica"],
+            buckets=_TTFT_BUCKETS_S,
+            registry=registry,
+        )
+        each = Histogram(
+            "polypod_time_per_output_token_seconds",
+            "Mean time between the tokens of a stream",
+            ["model", "replica"],
+            buckets=_TPOT_BUCKETS_S,
+            registry=registry,
+        )
+        tokens = Counter(
+            "polypod_tokens",
+            "Tokens of finished answers",
+            ["model", "direction"],
+            registry=registry,
+        )
+        retries = Counter(
+            "polypod_retries", "Attempts given up and tried again", ["reason"], registry=registry
+        )
+        self._requests = cache(requests.labels)
+        self._in_flight = cache(in_flight.labels)
+        self._first = cache(first.labels)
+        self._each = cache(each.labels)
+        self._tokens = cache(tokens.labels)
+        self._retries = cache(retries.labels)
+        self._up = Gauge(
+            "polypod_replica_up", "1 while routed to", ["replica", "model"], registry=registry
+        )
+        self._corrections = Gauge(
+            "polypod_step_time_correction",
+            "Measured step time over predicted",
+            ["replica"],
+            registry=registry,
+        )
+        self._record_failures = Counter(
+            "polypod_record_failures", "Times recording had to stop", registry=registry
+        )
+
+    def label(self, model: str) -> str:
+        """The label that stands for a model a client named."""
+        return model if model in self._models else UNKNOWN_MODEL
+
+    def request_began(self, model: str) -> None:
+        self._in_flight(model).inc()
+
+    def request_ended(self, model: str, status: int | str) -> None:
+        """`status` is what the client saw, or `client_gone` or `broken_stream`."""
+        self._in_flight(model).dec()
+        self._requests(model, status).inc()
+
+    def request_refused(self, model: str, status: int) -> None:
+        """Refused at the door; it never was in flight."""
+        self._requests(model, status).inc()
+
+    def first_token(self, model: str, replica: str, after_s: float) -> None:
+        self._first(model, replica).observe(after_s)
+
+    def per_token(self, model: str, replica: str, token_s: float) -> None:
+        self._each(model, replica).observe(token_s)
+
+    def tokens(self, model: str, *, input_tokens: int | None, output_tokens: int) -> None:
+        if input_tokens:
+            self._tokens(model, "input").inc(input_tokens)
+        self._tokens(model, "output").inc(output_tokens)
+
+    def retried(self, reason: str) -> None:
+        self._retries(reason).inc()
+
+    def record_failed(self) -> None:
+        self._record_failures.inc()
+
+    def text(self, replicas: Iterable[ReplicaState], corrections: Mapping[str, float]) -> bytes:
+        """The exposition; what is a state rather than a count is set here, when somebody looks."""
+        self._up.clear()
+        for known in replicas:
+            self._up.labels(known.replica, known.model).set(known.state == "up")
+        self._corrections.clear()
+        for replica, factor in corrections.items():
+            self._corrections.labels(replica).set(factor)
+        return generate_latest(self._registry)

@@ -1,0 +1,317 @@
+"""The supervisor, with real processes of a tiny engine: a Python script that answers 200 on its socket."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from polypod.errors import EngineError, InputError
+from polypod.serve.engines.spec import EngineSpec, child_command, child_environment
+from polypod.serve.supervise import Down, Patience, Replica, Supervisor, Up, make_socket_directory
+
+SCRIPT = """
+import asyncio, os, signal, sys, time
+from polypod.serve.engines.child import settle
+
+mode = os.environ["TINY_MODE"]
+options = settle()
+if mode == "dies":
+    sys.exit("no tensor called blk.0")
+if mode == "mute":
+    time.sleep(60)
+if mode == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("serving", flush=True)
+
+async def answer(reader, writer):
+    head = await reader.readuntil(b"\\r\\n\\r\\n")
+    good = not options.secret or f"Bearer {options.secret}".encode() in head
+    writer.write(b"HTTP/1.1 %d X\\r\\ncontent-length: 0\\r\\n\\r\\n" % (200 if good else 401))
+    await writer.drain()
+    writer.close()
+    if mode == "short":
+        sys.stdout.write("enough\\n")
+        sys.stdout.flush()
+        os._exit(7)
+
+async def main():
+    server = await asyncio.start_unix_server(answer, options.socket)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+@dataclass(frozen=True)
+class TinyEngine:
+    """An engine that serves nothing."""
+
+    mode: str = "good"
+    name: str = "tiny"
+    distribution: str = "polypod"
+    health_path: str = "/health"
+    metrics_path: str = "/metrics"
+    kv_bytes_per_element: float = 2.0
+    max_step_tokens: int = 1
+
+    def version(self) -> str | None:
+        return "1"
+
+    def command(self, spec: EngineSpec) -> list[str]:
+        python, _, _, *arguments = child_command("unused", spec)
+        return [python, "-c", SCRIPT, *arguments]
+
+    def environment(self, spec: EngineSpec) -> dict[str, str]:
+        return child_environment(spec) | {"TINY_MODE": self.mode}
+
+
+@dataclass
+class Heard:
+    """What the supervisor told, and when."""
+
+    words: list[Up | Down] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def tell(self, word: Up | Down) -> None:
+        self.words.append(word)
+        self.times_s.append(time.monotonic())
+        self.news.set()
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(20):
+            while len(self.words) < count:
+                self.news.clear()
+                await self.news.wait()
+
+
+@pytest.fixture
+def directory():
+    path = make_socket_directory()
+    yield path
+    for leftover in path.iterdir():
+        leftover.unlink()
+    path.rmdir()
+
+
+def tiny(directory: Path, mode: str = "good", number: int = 0) -> Replica:
+    spec = EngineSpec(
+        replica=f"tiny-{number}",
+        model="m",
+        weights=Path("m.gguf"),
+        cores=(min(os.sched_getaffinity(0)),),
+        context_tokens=64,
+        max_sequences=1,
+        socket=directory / f"{number}.sock",
+        secret="open sesame",
+        log=directory / f"{number}.log",
+    )
+    return Replica(engine=TinyEngine(mode), spec=spec)
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_up_tells_an_endpoint_that_answers_to_its_secret(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        async with Supervisor([tiny(directory)], heard.tell):
+            (up,) = heard.words
+            assert isinstance(up, Up)
+            assert (up.replica, up.epoch) == ("tiny-0", 1)
+            connector = aiohttp.UnixConnector(path=str(up.endpoint.socket))
+            async with aiohttp.ClientSession(connector=connector) as client:
+                async with client.get("http://engine/health") as response:
+                    assert response.status == 401
+                async with client.get(
+                    "http://engine/health", headers=up.endpoint.headers
+                ) as response:
+                    assert response.status == 200
+        assert not is_running(up.process)
+        assert not up.endpoint.socket.exists()
+        assert heard.words == [up], "an intended stop is no Down"
+
+    asyncio.run(scene())
+
+
+def test_the_secret_is_in_nobodys_command_line(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        async with Supervisor([tiny(directory)], heard.tell):
+            command = Path(f"/proc/{heard.words[0].process}/cmdline").read_bytes()
+        assert b"--socket" in command
+        assert b"sesame" not in command
+
+    asyncio.run(scene())
+
+
+def test_a_killed_replica_comes_back_in_the_next_epoch_while_the_other_stays(
+    directory: Path,
+) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        patience = Patience(first_restart_s=0.05)
+        replicas = [tiny(directory, number=0), tiny(directory, number=1)]
+        async with Supervisor(replicas, heard.tell, patience):
+            first = {up.replica: up for up in heard.words}["tiny-1"]
+            os.kill(first.process, signal.SIGKILL)
+            await heard.until(4)
+            down, up = heard.words[2:]
+            assert isinstance(down, Down)
+            assert (down.replica, down.epoch, down.reason) == (
+                "tiny-1",
+                1,
+                "was ended by SIGKILL",
+            )
+            assert down.log_tail == ("serving",)
+            assert (up.replica, up.epoch) == ("tiny-1", 2)
+            assert up.process != first.process
+
+    asyncio.run(scene())
+
+
+def test_a_replica_that_hangs_is_killed_and_started_again(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        patience = Patience(hang_s=0.5, watch_every_s=0.05, first_restart_s=0.05)
+        async with Supervisor([tiny(directory)], heard.tell, patience):
+            frozen = heard.words[0].process
+            os.kill(frozen, signal.SIGSTOP)
+            await heard.until(3)
+            assert heard.words[1].reason.startswith("hung: no good answer on /health for 0.5 s")
+            assert heard.words[2].epoch == 2
+            assert not is_running(frozen)
+
+    asyncio.run(scene())
+
+
+def test_the_wait_doubles_with_every_death_up_to_its_limit(directory: Path) -> None:
+    async def scene() -> list[float]:
+        heard = Heard()
+        patience = Patience(first_restart_s=0.1, longest_restart_s=0.4)
+        async with Supervisor([tiny(directory, "short")], heard.tell, patience):
+            await heard.until(9)
+        assert [type(word) for word in heard.words[:4]] == [Up, Down, Up, Down]
+        assert heard.words[1].log_tail == ("serving", "enough")
+        assert heard.words[1].reason == "ended with status 7"
+        pairs = zip(heard.words, heard.times_s, heard.words[1:], heard.times_s[1:], strict=False)
+        return [
+            then - at - word.load_s
+            for previous, at, word, then in pairs
+            if isinstance(previous, Down) and isinstance(word, Up)
+        ]
+
+    waits_s = asyncio.run(scene())
+    for wait_s, expected_s in zip(waits_s, (0.1, 0.2, 0.4, 0.4), strict=True):
+        assert expected_s <= wait_s + 0.01 < expected_s + 0.1
+
+
+def test_a_replica_that_was_up_long_enough_is_restarted_quickly_again(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        patience = Patience(first_restart_s=0.05, longest_restart_s=60, settled_s=0)
+        async with Supervisor([tiny(directory, "short")], heard.tell, patience):
+            await heard.until(
+                13
+            )  # six deaths; doubling would wait 3.15 s in all, and 1.6 s the last time
+        assert heard.times_s[12] - heard.times_s[11] - heard.words[12].load_s < 0.2
+
+    asyncio.run(scene())
+
+
+def test_a_start_that_fails_says_why_and_leaves_nothing_running(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        replicas = [tiny(directory), tiny(directory, "dies", number=1)]
+        with pytest.raises(EngineError, match=r"tiny-1.*ended with status 1") as caught:
+            async with Supervisor(replicas, heard.tell):
+                pytest.fail("started")
+        assert caught.value.log_tail == ("no tensor called blk.0",)
+        assert not list(directory.glob("*.sock"))
+
+    asyncio.run(scene())
+    assert not _children(), "a process was left behind"
+
+
+def test_a_replica_that_never_answers_fails_at_the_deadline(directory: Path) -> None:
+    async def scene() -> None:
+        began_s = time.monotonic()
+        with pytest.raises(EngineError, match=r"did not answer in 0\.5 s"):
+            await Supervisor([tiny(directory, "mute")], Heard().tell, Patience(ready_s=0.5)).start()
+        assert time.monotonic() - began_s < 3
+
+    asyncio.run(scene())
+    assert not _children()
+
+
+def test_a_process_that_ignores_sigterm_is_killed(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        supervisor = Supervisor([tiny(directory, "stubborn")], heard.tell, Patience(stop_s=0.3))
+        await supervisor.start()
+        began_s = time.monotonic()
+        await supervisor.stop()
+        assert 0.3 <= time.monotonic() - began_s < 2
+        assert not is_running(heard.words[0].process)
+
+    asyncio.run(scene())
+
+
+def test_a_directory_that_others_can_enter_is_refused(directory: Path) -> None:
+    directory.chmod(0o755)
+    with pytest.raises(InputError, match="mode 0700"):
+        asyncio.run(Supervisor([tiny(directory)], Heard().tell).start())
+    directory.chmod(0o700)
+
+
+def test_a_socket_path_too_long_for_the_kernel_is_refused(directory: Path) -> None:
+    deep = directory / ("d" * 100)
+    with pytest.raises(InputError, match="at most 107 bytes"):
+        asyncio.run(Supervisor([tiny(deep)], Heard().tell).start())
+
+
+def test_sigkill_of_the_parent_leaves_no_child(directory: Path) -> None:
+    program = textwrap.dedent(
+        f"""
+        import asyncio, importlib.util
+        from pathlib import Path
+        spec = importlib.util.spec_from_file_location("scene", {__file__!r})
+        scene = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(scene)
+
+        async def main():
+            heard = scene.Heard()
+            async with scene.Supervisor([scene.tiny(Path({str(directory)!r}))], heard.tell):
+                print(heard.words[0].process, flush=True)
+                await asyncio.sleep(60)
+
+        asyncio.run(main())
+        """
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        child = int(parent.stdout.readline())
+        assert is_running(child)
+        parent.kill()
+    for _ in range(100):
+        if not is_running(child):
+            break
+        time.sleep(0.02)
+    assert not is_running(child)
+
+
+def _children() -> list[int]:
+    task = Path(f"/proc/self/task/{os.getpid()}/children")
+    return [int(child) for child in task.read_text().split() if is_running(int(child))]
