@@ -16,6 +16,7 @@ import uvloop
 from polypod.cost.steptime import StepTime
 from polypod.policy import Policy, PolicySettings, ServiceSettings
 from polypod.policy.events import ReplicaDown, ReplicaUp
+from polypod.policy.lifecycle import Validator
 from polypod.record import Line, Step
 from polypod.serve.attempt import Desk
 from polypod.serve.engines.spec import Endpoint
@@ -338,14 +339,24 @@ def run(
     test: Callable[[Node, aiohttp.ClientSession], Awaitable[None]],
     **settings: Any,
 ) -> Node:
-    """Run an `async def test(node, client)` against a running node; hand back what is left of the node."""
+    """Run an `async def test(node, client)` against a running node; hand back what is left of the node.
+
+    Whatever the test was about, the books must agree, nothing be left in flight, and the record be legal and replay.
+    """
 
     async def main() -> Node:
         async with running(tmp_path, **settings) as (node, client):
             await test(node, client)
         return node
 
-    return uvloop.run(main())
+    node = uvloop.run(main())
+    node.policy.check()
+    validator, fresh = Validator(), Policy(node.settings, seed=0)
+    for step in node.steps:
+        validator.feed(step.event, step.actions)
+        assert fresh.handle(step.event) == step.actions
+    assert validator.open == {}
+    return node
 
 
 @pytest.fixture

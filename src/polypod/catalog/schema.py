@@ -17,6 +17,10 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Identifier = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 
 
+Source = Annotated[str, msgspec.Meta(min_length=8)]
+"""Title and address, enough for a stranger to find the number again."""
+
+
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Refuses keys it does not know."""
 
@@ -25,7 +29,7 @@ class Conflict(Strict, frozen=True, kw_only=True):
     """Another source says otherwise, and why that one is not used."""
 
     value: Positive
-    source: str
+    source: Source
     why_not: str
 
 
@@ -33,7 +37,7 @@ class Fact(Strict, frozen=True, kw_only=True):
     """One number, where a stranger finds it again, and how far to trust it."""
 
     value: Positive
-    source: Annotated[str, msgspec.Meta(min_length=8)]
+    source: Source
     kind: Kind
     note: str | None = None
     conflicts: tuple[Conflict, ...] = ()
@@ -71,24 +75,32 @@ class Accelerator(Strict, frozen=True, kw_only=True):
 
 
 class Claim(Strict, frozen=True, kw_only=True):
-    """What a source says of the whole pod; checked against the sum of its parts by a test."""
+    """What a source says of the whole pod; `catalog.claims` sets the sum of its parts beside it."""
 
-    what: str
+    what: str  # in the source's words
+    quantity: Literal[
+        "flops_per_s",
+        "memory_bytes",
+        "memory_bytes_per_s",
+        "link_bytes_per_s_both_ways",  # in and out of every rank on the widest tier, summed
+    ]
     value: Positive
-    unit: str
-    source: str
+    source: Source
     kind: Kind
+    dtype: Dtype | None = None  # of flops_per_s
+    note: str | None = None
 
 
 class Published(Strict, frozen=True, kw_only=True):
     """A published result on this pod: the report sets a prediction beside it."""
 
-    model: str
+    model: str  # the catalog's model that the prediction is made with
+    paper_model: str  # what the source ran, in its words; of the same shape
     phase: Literal["prefill", "decode"]
     metric: Literal["tokens_per_s_per_accelerator"]
     value: Positive
     conditions: str
-    source: str
+    source: Source
     kind: Kind
     accelerators: Count
     layout: dict[Literal["tp", "pp", "dp", "ep", "cp"], Count]
@@ -124,7 +136,7 @@ class ModelCard(Strict, frozen=True, kw_only=True):
 
     id: str
     config: str  # file name beside this one
-    source: str
+    source: Source
     licence: str
     fidelity: Literal["verbatim", "rebuilt", "class-defaults", "shape-only"]
     aliases: tuple[str, ...] = ()

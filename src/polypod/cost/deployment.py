@@ -190,4 +190,4 @@ def native_precision(model: Model, rank: Rank) -> Precision:
         known = ", ".join(sorted(have)) or "none"
         msg = f"{rank.chip} has no peak on record that {model.name} can compute in; it has {known}"
         raise InputError(msg)
-    return Precision(weights=compute, kv="bf16", compute=compute)
+    return Precision(weights=compute, kv="bf16")

@@ -40,6 +40,20 @@ class Choice:
     replicas: int
     runner_up: Confirmed | None
     search: Search
+    whole_island: bool  # chosen for most out of the island, rather than out of an accelerator
+
+    @property
+    def lost_fraction(self) -> float:
+        """By how much the runner-up lost, on what it was chosen for."""
+        if self.runner_up is None:
+            return 0.0
+        best, other = (
+            one.goodput_per_s
+            if self.whole_island
+            else one.goodput_per_s / one.candidate.accelerators
+            for one in (self.confirmed, self.runner_up)
+        )
+        return 1 - other / best
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +71,8 @@ class Answer:
 def plan_model(question: Question, fleet: dict[str, Source], slo: Slo | None = None) -> Answer:
     """The best co-located deployment on every island of the fleet, as one plan.
 
-    Without a rate every accelerator that a whole replica needs is used; with one, the fewest replicas that carry it, island
-    by island in the order of the fleet. Raises `InfeasibleError` naming the nearest deployment where nothing keeps the SLO.
+    Without a rate, the layout that gets most out of each whole island; with one, the layout that gets most out of an
+    accelerator, in the fewest replicas that carry the rate, island by island in the order of the fleet. Raises `InfeasibleError` naming the nearest deployment where nothing keeps the SLO.
     """
     searches = [
         search(question, island, native_precision(question.model, island.rank))
@@ -98,15 +112,16 @@ def plan_model(question: Question, fleet: dict[str, Source], slo: Slo | None = N
 def _choose(
     question: Question, island: Island, found: Search, wanted: float | None
 ) -> Choice | None:
+    ranked = found.ranked(by_accelerator=wanted is not None)
     confirmed = [
-        one
-        for candidate in found.ranked()[:CONFIRMED]
-        if (one := confirm(question, candidate)) is not None
+        one for candidate in ranked[:CONFIRMED] if (one := confirm(question, candidate)) is not None
     ]
     if not confirmed:
         return None
-    output = question.output_tokens
-    confirmed.sort(key=lambda one: -one.tokens_per_s_per_accelerator(output))
+    if wanted is None:
+        confirmed.sort(key=lambda one: -one.goodput_per_s)
+    else:
+        confirmed.sort(key=lambda one: -one.tokens_per_s_per_accelerator(question.output_tokens))
     best = confirmed[0]
     replicas = best.candidate.replicas
     if wanted is not None:
@@ -117,6 +132,7 @@ def _choose(
         replicas=replicas,
         runner_up=confirmed[1] if len(confirmed) > 1 else None,
         search=found,
+        whole_island=wanted is None,
     )
 
 

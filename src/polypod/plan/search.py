@@ -103,12 +103,13 @@ class Search:
     pruned: Counter[str] = field(default_factory=Counter)
     looked_at: int = 0
 
-    def ranked(self) -> list[Candidate]:
-        """Most output tokens per accelerator first; among equals the fewer ranks per replica."""
-        return sorted(
-            self.candidates,
-            key=lambda one: (-one.tokens_per_s_per_accelerator, one.deployment.layout.world),
-        )
+    def ranked(self, *, by_accelerator: bool = False) -> list[Candidate]:
+        """Most output tokens of the whole island first, or per accelerator used; then the fewer ranks per replica."""
+
+        def worth(one: Candidate) -> float:
+            return one.tokens_per_s_per_accelerator if by_accelerator else one.tokens_per_s
+
+        return sorted(self.candidates, key=lambda one: (-worth(one), one.deployment.layout.world))
 
 
 def search(question: Question, island: Island, precision: Precision) -> Search:
@@ -174,7 +175,7 @@ def _judge(question: Question, island: Island, deployment: Deployment, found: Se
     row, column = np.unravel_index(
         int(np.argmax(np.where(kept, load.tokens_per_s, -1.0))), kept.shape
     )
-    replicas = island.ranks // deployment.layout.world
+    replicas = whole_replicas(island, deployment.layout.world)
     found.candidates.append(
         Candidate(
             island=island,
@@ -222,6 +223,19 @@ def steady(
         tokens_per_s=dp * batch / tpot_s,
         prompt_share=batch / output * chunks + 0 * tpot_s,
     )
+
+
+def whole_replicas(island: Island, world: int) -> int:
+    """How many replicas fit so that none straddles two instances of the nearest tier that holds one.
+
+    16 racks of 640 hold one replica of 512 ranks each: the 128 left in a rack join no replica across racks, whose expert
+    exchanges would crawl over the slower tier.
+    """
+    for tier in island.rank.tiers:
+        if tier.ranks is not None and world <= tier.ranks:
+            full, rest = divmod(island.ranks, tier.ranks)
+            return full * (tier.ranks // world) + rest // world
+    return island.ranks // world
 
 
 def batches(most: int) -> Floats:

@@ -5,7 +5,7 @@ units ("2 s", "20 /s"), an unknown key is an error with its path, and a layout t
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
@@ -23,7 +23,28 @@ FORMAT = 1
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
-class Source(Strict, frozen=True, kw_only=True):
+def _only_true_and_false(resolvers: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """YAML 1.1 reads `on`, `off`, `yes` and `no` as booleans; a pool is *on* an island, as YAML 1.2 has it."""
+    tag = "tag:yaml.org,2002:bool"
+    return {
+        first: [(name, rule) for name, rule in rules if name != tag or first in "tTfF"]
+        for first, rules in resolvers.items()
+    }
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe, and of one mind with YAML 1.2 about booleans."""
+
+    yaml_implicit_resolvers = _only_true_and_false(yaml.SafeLoader.yaml_implicit_resolvers)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads."""
+
+    yaml_implicit_resolvers = _only_true_and_false(yaml.SafeDumper.yaml_implicit_resolvers)
+
+
+class Source(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """Part of a fleet: a catalog pod (or some of it), loose accelerators, or cores of this machine."""
 
     pod: str | None = None
@@ -37,7 +58,7 @@ class Source(Strict, frozen=True, kw_only=True):
     )
 
 
-class Slo(Strict, frozen=True, kw_only=True):
+class Slo(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """What a request is promised, and for how many of a hundred."""
 
     ttft: str | None = None
@@ -53,7 +74,7 @@ class Slo(Strict, frozen=True, kw_only=True):
         return None if self.tpot is None else units.parse(self.tpot, "s")
 
 
-class Traffic(Strict, frozen=True, kw_only=True):
+class Traffic(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """What arrives. `input` and `output` are mean lengths in tokens."""
 
     input: Count
@@ -148,7 +169,7 @@ def read_plan(path: Path) -> Plan:
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(path, f"cannot be read: {error}") from error
     try:
-        raw = yaml.load(text, Loader=_loader())  # noqa: S506 (a safe loader)
+        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 (a safe loader)
     except yaml.YAMLError as error:
         raise FileError(path, f"is not YAML: {error}") from error
     try:
@@ -170,7 +191,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 def to_yaml(plan: Plan) -> str:
     """The plan as YAML, keys in the schema's order."""
     raw = {"polypod": plan.polypod, **msgspec.to_builtins(plan)}
-    return str(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=120))
+    return str(yaml.dump(raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def check(plan: Plan) -> None:
@@ -178,14 +199,22 @@ def check(plan: Plan) -> None:
     for name, source in plan.fleet.items():
         _check_source(f"$.fleet.{name}", source)
     for s, service in enumerate(plan.services):
-        for text in (
-            service.slo and service.slo.ttft,
-            service.slo and service.slo.tpot,
-        ):
-            if text:
-                units.parse(text, "s")
+        slo, traffic = service.slo or Slo(), service.traffic
+        _check_quantity(f"$.services[{s}].slo.ttft", slo.ttft, "s")
+        _check_quantity(f"$.services[{s}].slo.tpot", slo.tpot, "s")
+        _check_quantity(f"$.services[{s}].traffic.rate", traffic and traffic.rate, "per_s")
         for p, pool in enumerate(service.pools):
             _check_pool(f"$.services[{s}].pools[{p}]", pool, plan)
+
+
+def _check_quantity(path: str, text: str | None, unit: units.Unit) -> None:
+    if text is None:
+        return
+    try:
+        units.parse(text, unit)
+    except InputError as error:
+        msg = f"{error} - at `{path}`"
+        raise InputError(msg) from error
 
 
 def _check_source(path: str, source: Source) -> None:
@@ -212,7 +241,3 @@ def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
             f"make ep a divisor of it - at `{path}.layout`"
         )
         raise InputError(msg)
-
-
-def _loader() -> type[yaml.SafeLoader]:
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)

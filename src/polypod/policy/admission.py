@@ -1,7 +1,6 @@
-"""Who may come in, and who waits: context limits, and one bounded queue per model.
+"""Who may come in, and who waits: context limits, and one queue per model.
 
-The queue is first come first served within a priority. Its bound holds for newcomers; a retry keeps its place and is never
-turned away, since it was let in once. Nobody waits past a deadline.
+The queue is first come first served within a priority. A retry keeps its turn. Nobody waits past a deadline.
 """
 
 import heapq
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from polypod.policy.actions import Reject
 from polypod.policy.events import RequestArrived
 from polypod.policy.requests import Tracked
 from polypod.policy.router import Ask
@@ -25,60 +23,56 @@ GAP_WEIGHT: Final = 0.1
 
 MIN_RETRY_AFTER_S: Final = 1.0
 
+Turn = tuple[int, int]
+
 
 class Queue:
     """Requests of one model that wait, in turn, each until its deadline."""
 
     def __init__(self) -> None:
-        self._turns: list[tuple[tuple[int, int], Tracked]] = []
-        self._deadlines: list[tuple[float, tuple[int, int], Tracked]] = []
+        self._waiting: dict[Turn, Tracked] = {}
+        self._turns: list[Turn] = []
+        self._deadlines: list[tuple[float, Turn]] = []
 
     def __len__(self) -> int:
         return len(self._turns)
 
     def __iter__(self) -> Iterator[Tracked]:
-        return iter([tracked for _, tracked in self._turns])
+        """In turn; the one just given may be taken out."""
+        for turn in self._turns.copy():
+            yield self._waiting[turn]
 
     def __contains__(self, tracked: Tracked) -> bool:
-        at = self._at(tracked)
-        return at < len(self._turns) and self._turns[at][1] is tracked
-
-    def __getitem__(self, index: int) -> Tracked:
-        return self._turns[index][1]
+        return tracked.turn in self._waiting
 
     def add(self, tracked: Tracked) -> None:
-        insort(self._turns, (tracked.turn, tracked), key=_turn)
-        heapq.heappush(self._deadlines, (tracked.deadline_s, tracked.turn, tracked))
+        assert tracked not in self, f"request {tracked.request} waits already"
+        self._waiting[tracked.turn] = tracked
+        insort(self._turns, tracked.turn)
+        heapq.heappush(self._deadlines, (tracked.deadline_s, tracked.turn))
 
     def remove(self, tracked: Tracked) -> None:
-        assert tracked in self, f"request {tracked.request} does not wait"
-        del self._turns[self._at(tracked)]
+        del self._waiting[tracked.turn]
+        del self._turns[bisect_left(self._turns, tracked.turn)]
 
     def pop_expired(self, now_s: float) -> list[Tracked]:
         """Take out those whose deadline has come."""
         expired = []
         while self.next_deadline_s() <= now_s:
-            _, _, tracked = heapq.heappop(self._deadlines)
-            self.remove(tracked)
-            expired.append(tracked)
+            _, turn = heapq.heappop(self._deadlines)
+            expired.append(self._waiting[turn])
+            self.remove(expired[-1])
         return expired
 
     def next_deadline_s(self) -> float:
         """The earliest deadline of one that waits; infinite when none does."""
-        deadlines = self._deadlines
-        while deadlines and not self._waits_until(*deadlines[0]):
-            heapq.heappop(deadlines)
-        return deadlines[0][0] if deadlines else math.inf
-
-    def _waits_until(self, deadline_s: float, _turn: tuple[int, int], tracked: Tracked) -> bool:
-        return tracked.deadline_s == deadline_s and tracked in self
-
-    def _at(self, tracked: Tracked) -> int:
-        return bisect_left(self._turns, tracked.turn, key=_turn)
-
-
-def _turn(entry: tuple[tuple[int, int], Tracked]) -> tuple[int, int]:
-    return entry[0]
+        while self._deadlines:
+            deadline_s, turn = self._deadlines[0]
+            tracked = self._waiting.get(turn)
+            if tracked is not None and tracked.deadline_s == deadline_s:
+                return deadline_s
+            heapq.heappop(self._deadlines)
+        return math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -105,26 +99,11 @@ class Service:
             input_tokens=arrived.input_tokens, output_tokens=max(expected, 1.0), need_tokens=need
         )
 
-    def refusal(self, arrived: RequestArrived) -> Reject | None:
-        """The answer to a request that no replica of the model could hold, or None."""
-        context, most = self.settings.context_tokens, arrived.max_output_tokens
-        known_input = arrived.input_tokens if arrived.input_is_exact else 0
-        if known_input + (1 if most is None else most) <= context:
-            return None
-        asked = f"the prompt has {known_input}" if known_input else ""
-        if most is not None:
-            asked += f"{' and ' if asked else ''}max_tokens asks for {most}"
-        if known_input < context:
-            way_out = f"max_tokens can be {context - known_input} at most"
-        else:
-            way_out = f"shorten the prompt by {known_input - context + 1} or more"
-        return Reject(
-            request=arrived.request,
-            status=400,
-            code="context_length_exceeded",
-            message=f"{arrived.model} holds {context} tokens of context; {asked}; {way_out}",
-            param=None if most is None else "max_tokens",
-        )
+    def can_hold(self, arrived: RequestArrived) -> bool:
+        """Whether the model's context takes the request, as far as its length is known."""
+        prompt = arrived.input_tokens if arrived.input_is_exact else 0
+        most = arrived.max_output_tokens
+        return prompt + (1 if most is None else most) <= self.settings.context_tokens
 
     def finished(self, output_tokens: int, now_s: float) -> None:
         """Learn the length of answers and the rate at which they end."""

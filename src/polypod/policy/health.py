@@ -91,8 +91,10 @@ class Health:
     def is_broken(self, replica: Replica) -> bool:
         return replica.failures >= self._settings.breaker_failures
 
-    def busy(self, replica: Replica, until_s: float) -> None:
-        self.tables[replica.up.model].block(replica.row, until_s)
+    def busy(self, replica: Replica, now_s: float, retry_after_s: float | None) -> None:
+        """Leave a full replica alone for as long as it says, or for the usual while."""
+        pause_s = self._settings.busy_pause_s if retry_after_s is None else retry_after_s
+        self.tables[replica.up.model].block(replica.row, now_s + pause_s)
 
     # ---- the retry budget
 

@@ -9,19 +9,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-import numpy as np
-
-from polypod.policy.actions import (
-    Action,
-    AnyAction,
-    Cancel,
-    Dispatch,
-    Reject,
-    Retry,
-    RetryReason,
-    WakeAt,
-)
-from polypod.policy.admission import Service
+from polypod.policy import answers
+from polypod.policy.actions import AnyAction, Cancel, Reject, Retry, RetryReason, WakeAt
 from polypod.policy.events import (
     AnyEvent,
     ClientGone,
@@ -40,11 +29,15 @@ from polypod.policy.events import (
     Woke,
 )
 from polypod.policy.health import Health, Replica
-from polypod.policy.requests import Place, Tracked
+from polypod.policy.invariants import check_policy
+from polypod.policy.placement import Placement
+from polypod.policy.requests import Failure, Tracked
 from polypod.policy.settings import PolicySettings
 
 WAKE_SLACK_S: Final = 1e-3
 """A timer may ring this early."""
+
+OfAttempt = FirstToken | RequestFinished | RequestFailed | ReplicaBusy
 
 
 class Policy:
@@ -52,12 +45,11 @@ class Policy:
 
     def __init__(self, settings: PolicySettings, seed: int = 0) -> None:
         self._settings = settings
-        self._random = np.random.default_rng(seed)
-        self._services = {service.model: Service(service) for service in settings.services}
         self._health = Health(settings)
+        self._placement = Placement(settings, self._health, seed)
         self._live: dict[int, Tracked] = {}
         self._arrivals = 0
-        self._wakes_s: list[float] = []
+        self._wakes_s: list[float] = []  # a heap: asked for, and not yet come
         self._now_s = -math.inf
         self._actions: list[AnyAction] = []
 
@@ -69,11 +61,13 @@ class Policy:
         self._now_s = max(self._now_s, event.at_s)
         self._actions = []
         _HANDLERS[type(event)](self, event)
-        for service in self._services.values():
-            if service.queue:
-                self._serve_queue(service)
+        self._serve_queues()
         self._ask_for_wake()
         return self._actions
+
+    def check(self) -> None:
+        """Raise `AssertionError` if any invariant is broken; tests call this after every event."""
+        check_policy(self._live, self._health, self._placement, self._now_s)
 
     # ---- requests
 
@@ -85,114 +79,91 @@ class Policy:
             self._actions.append(refusal)
             return
         self._arrivals += 1
-        tracked = Tracked(
-            arrived=event,
-            order=self._arrivals,
-            deadline_s=self._now_s + self._settings.queue_wait_s,
-        )
+        tracked = Tracked(arrived=event, order=self._arrivals, deadline_s=self._deadline_s())
         self._live[event.request] = tracked
-        service = self._services[event.model]
-        if service.queue or not self._place(service, tracked):
-            service.queue.add(tracked)
-            self._serve_queue(service)
-            self._bound_queue(service, tracked)
+        self._placement.wait(tracked)
+        self._serve_queues()
+        service = self._placement.services[event.model]
+        others = len(service.queue) - 1
+        if others >= self._settings.queue_requests and self._placement.withdraw(tracked):
+            retry_after_s = service.drain_s(self._settings.queue_wait_s)
+            self._end(tracked, answers.queue_full(event, others, retry_after_s))
 
     def _refusal(self, event: RequestArrived) -> Reject | None:
         """The answer to a request that may not even wait, or None."""
-        service = self._services.get(event.model)
+        service = self._placement.services.get(event.model)
         if service is None:
-            return Reject(
-                request=event.request,
-                status=404,
-                code="model_not_found",
-                message=f"no model {event.model!r} here; there are: {', '.join(self._services)}",
-                param="model",
-            )
-        too_long = service.refusal(event)
-        if too_long is not None:
-            return too_long
-        pinned = event.only_replica
-        if pinned is None:
-            return None if self._health.any_up(event.model) else self._no_replica(event)
-        replica = self._health.replicas.get(pinned)
-        if replica is None or replica.up.model != event.model:
-            return Reject(
-                request=event.request,
-                status=404,
-                code="replica_not_found",
-                message=f"no replica {pinned!r} of {event.model!r} has been up here",
-            )
-        return None if replica.is_up else self._no_replica(event)
-
-    def _no_replica(self, event: RequestArrived) -> Reject:
-        asked = "" if event.only_replica is None else f" called {event.only_replica!r}"
-        return Reject(
-            request=event.request,
-            status=503,
-            code="no_replica",
-            message=f"no replica of {event.model!r}{asked} is up now",
-            retry_after_s=self._settings.breaker_open_s,
-        )
+            return answers.model_not_found(event, self._placement.services)
+        if not service.can_hold(event):
+            return answers.context_length_exceeded(event, service.settings.context_tokens)
+        is_up = self._health.any_up(event.model)
+        if event.only_replica is not None:
+            replica = self._health.replicas.get(event.only_replica)
+            if replica is None or replica.up.model != event.model:
+                return answers.replica_not_found(event)
+            is_up = replica.is_up
+        return None if is_up else answers.no_replica(event, self._settings.breaker_open_s)
 
     def _first_token(self, event: FirstToken) -> None:
         tracked = self._running(event)
-        if tracked is None or tracked.first_token_s is not None or tracked.place is None:
+        if tracked is None or tracked.is_streaming:
             return
-        tracked.first_token_s = self._now_s
+        assert tracked.place is not None
         replica = self._health.replicas[tracked.place.replica]
-        self._health.tables[replica.up.model].prompt_done(tracked.place.load, self._now_s)
+        self._health.tables[tracked.model].prompt_done(tracked.place.load, self._now_s)
         self._health.succeeded(replica)
+        tracked.first_token_s = self._now_s
 
     def _finished(self, event: RequestFinished) -> None:
         tracked = self._running(event)
-        if tracked is None or tracked.place is None:
+        if tracked is None:
             return
+        assert tracked.place is not None
         if tracked.first_token_s is not None and event.output_tokens > 1:
             token_s = (self._now_s - tracked.first_token_s) / (event.output_tokens - 1)
-            table = self._health.tables[tracked.arrived.model]
+            table = self._health.tables[tracked.model]
             table.token_time_observed(tracked.place.load, token_s)
-        self._health.succeeded(self._leave(tracked))
-        self._services[tracked.arrived.model].finished(event.output_tokens, self._now_s)
-        self._forget(tracked)
+        self._health.succeeded(self._placement.leave(tracked, self._now_s))
+        self._placement.services[tracked.model].finished(event.output_tokens, self._now_s)
+        self._end(tracked)
 
     def _failed(self, event: RequestFailed) -> None:
         tracked = self._running(event)
         if tracked is None:
             return
-        replica = self._leave(tracked)
+        replica = self._placement.leave(tracked, self._now_s)
+        what = f"{event.kind} at {event.replica}{': ' if event.detail else ''}{event.detail}"
         if event.kind != "client":
             self._health.failed(replica, self._now_s)
-            tracked.failures += 1
-            tracked.failed_at += ((event.replica, event.epoch),)
-            tracked.deadline_s = self._now_s + self._settings.queue_wait_s
-        what = f"{event.kind} at {event.replica}{': ' if event.detail else ''}{event.detail}"
-        if tracked.first_token_s is not None:
-            self._reject(tracked, 502, "replica_lost", f"the answer broke off: {what}")
+        if tracked.is_streaming:
+            self._end(tracked, answers.replica_lost(event.request, what))
         elif event.kind == "client":
-            self._reject(tracked, event.status or 400, "engine_refused", what, from_engine=True)
+            self._end(tracked, answers.engine_refused(event.request, event.status, what))
         else:
-            self._retry(tracked, event.kind, what, is_free=self._health.is_broken(replica))
+            was_sent = event.kind != "refused"
+            tracked.failures += (Failure(event.replica, event.epoch, was_sent),)
+            is_free = self._health.is_broken(replica)
+            self._retry(tracked, event.kind, what, is_free=is_free)
 
     def _busy(self, event: ReplicaBusy) -> None:
         tracked = self._running(event)
         if tracked is None:
             return
-        replica = self._leave(tracked)
-        pause_s = event.retry_after_s
-        self._health.busy(
-            replica, self._now_s + (self._settings.busy_pause_s if pause_s is None else pause_s)
-        )
-        if tracked.first_token_s is not None:
-            what = f"the answer broke off: {event.replica} turned busy"
-            self._reject(tracked, 502, "replica_lost", what)
+        replica = self._placement.leave(tracked, self._now_s)
+        self._health.busy(replica, self._now_s, event.retry_after_s)
+        if tracked.is_streaming:
+            self._end(tracked, answers.replica_lost(event.request, f"{event.replica} is busy"))
         else:
             self._requeue(tracked, "busy")
 
     def _gone(self, event: ClientGone) -> None:
         tracked = self._live.get(event.request)
         if tracked is not None:
-            self._cancel(tracked)
-            self._forget(tracked)
+            self._stop(tracked)
+            self._end(tracked)
+
+    def _unasked(self, event: PrefillFinished | KvArrived | KvLost) -> None:
+        """Nobody was asked for this: stale."""
 
     # ---- replicas
 
@@ -210,32 +181,35 @@ class Policy:
             self._died(replica)
 
     def _died(self, replica: Replica) -> None:
-        """Move what ran there; those that also broke off there just before were part of the same death."""
-        start = (replica.name, replica.up.epoch)
+        """Move on those that were aboard, and mark those that it had just let down: both may be the cause."""
         aboard = list(replica.requests.values())
-        broken_off = [one for one in self._live.values() if start in one.failed_at]
+        let_down = [
+            tracked
+            for tracked in self._live.values()
+            if Failure(replica.name, replica.up.epoch, was_sent=True) in tracked.failures
+            and tracked.request not in replica.requests
+        ]
         for tracked in aboard:
-            self._leave(tracked)
+            self._placement.leave(tracked, self._now_s)
         self._health.remove(replica)
         for tracked in aboard:
-            tracked.failures += 1
-            tracked.deadline_s = self._now_s + self._settings.queue_wait_s
-            self._outlive(tracked, replica.name, was_aboard=True)
-        for tracked in broken_off:
-            self._outlive(tracked, replica.name, was_aboard=False)
+            tracked.deaths += 1
+            if tracked.is_streaming:
+                what = f"{replica.name} went down"
+                self._end(tracked, answers.replica_lost(tracked.request, what))
+            elif not self._quarantine(tracked):
+                self._retry(tracked, "replica_down", f"{replica.name} went down", is_free=True)
+        for tracked in let_down:
+            tracked.deaths += 1
+            if not tracked.is_streaming:
+                self._quarantine(tracked)
 
-    def _outlive(self, tracked: Tracked, replica: str, *, was_aboard: bool) -> None:
-        tracked.deaths += 1
-        if tracked.first_token_s is not None:
-            if was_aboard:
-                what = f"the answer broke off: {replica} went down"
-                self._reject(tracked, 502, "replica_lost", what)
-        elif tracked.deaths >= self._settings.quarantine_deaths:
-            self._cancel(tracked)
-            what = f"{tracked.deaths} replicas died with this request; it is not tried again"
-            self._reject(tracked, 500, "quarantined", what)
-        elif was_aboard:
-            self._retry(tracked, "replica_down", f"{replica} went down", is_free=True)
+    def _quarantine(self, tracked: Tracked) -> bool:
+        if tracked.deaths < self._settings.quarantine_deaths:
+            return False
+        self._stop(tracked)
+        self._end(tracked, answers.quarantined(tracked.request, tracked.deaths))
+        return True
 
     def _observed(self, event: StepObserved) -> None:
         replica = self._health.current(event.replica, event.epoch)
@@ -251,58 +225,91 @@ class Policy:
         while self._wakes_s and self._wakes_s[0] <= event.at_s + WAKE_SLACK_S:
             heapq.heappop(self._wakes_s)
 
-    def _stale(self, event: PrefillFinished | KvArrived | KvLost) -> None:
-        """Answers to actions that were never asked for."""
+    # ---- what all of them do
 
-    # ---- the queue
+    def _running(self, event: OfAttempt) -> Tracked | None:
+        """The request, if the word is about the attempt that runs now."""
+        tracked = self._live.get(event.request)
+        if tracked is None or tracked.place is None:
+            return None
+        place = tracked.place
+        said = (event.attempt, event.replica, event.epoch)
+        return tracked if said == (tracked.attempt, place.replica, place.epoch) else None
 
-    def _serve_queue(self, service: Service) -> None:
-        """End the waiting of those who waited too long, then of those there is room for, in turn."""
-        for tracked in service.queue.pop_expired(self._now_s):
-            self._reject_late(service, tracked)
-        table = self._health.tables[service.settings.model]
-        least = table.least_limit_tokens()
-        for tracked in service.queue:
-            if not table.has_room(self._now_s):
-                return
-            if self._place(service, tracked):
-                service.queue.remove(tracked)
-            elif self._is_ordinary(service, tracked, least):
-                return
+    def _retry(self, tracked: Tracked, reason: RetryReason, what: str, *, is_free: bool) -> None:
+        """Try again, unless the request or the fleet has failed too often."""
+        tracked.attempts_failed += 1
+        tracked.deadline_s = self._deadline_s()
+        if tracked.attempts_failed >= self._settings.max_attempts:
+            exhausted = answers.attempts_exhausted(tracked.request, tracked.attempts_failed, what)
+            self._end(tracked, exhausted)
+        elif is_free or self._health.charge_retry(tracked.request, len(self._live)):
+            self._requeue(tracked, reason)
+        else:
+            retry_after_s = self._settings.breaker_open_s
+            self._end(tracked, answers.retry_budget(tracked.request, what, retry_after_s))
 
-    def _is_ordinary(self, service: Service, tracked: Tracked, least_limit_tokens: int) -> bool:
-        """Whether any replica would do, so that nobody behind it may pass."""
-        arrived = tracked.arrived
-        is_free = arrived.only_replica is None and not tracked.failed_at
-        return is_free and service.ask(arrived).need_tokens <= least_limit_tokens
+    def _requeue(self, tracked: Tracked, reason: RetryReason) -> None:
+        self._actions.append(Retry(request=tracked.request, attempt=tracked.attempt, reason=reason))
+        self._placement.wait(tracked)
 
-    def _reject_late(self, service: Service, tracked: Tracked) -> None:
-        model = service.settings.model
-        code = "queue_timeout" if self._health.any_up(model) else "no_replica"
-        what = f"waited {self._settings.queue_wait_s:g} s and no replica of {model!r} took it"
-        retry_after_s = service.drain_s(self._settings.queue_wait_s)
-        self._reject(tracked, 503, code, what, retry_after_s=retry_after_s)
+    def _stop(self, tracked: Tracked) -> None:
+        """End its waiting or its running, whichever it does."""
+        place = tracked.place
+        self._placement.withdraw(tracked)
+        if place is not None:
+            self._placement.leave(tracked, self._now_s)
+            self._actions.append(
+                Cancel(
+                    request=tracked.request,
+                    attempt=tracked.attempt,
+                    replica=place.replica,
+                    epoch=place.epoch,
+                )
+            )
 
-    def _bound_queue(self, service: Service, newcomer: Tracked) -> None:
-        if len(service.queue) > self._settings.queue_requests and newcomer in service.queue:
-            service.queue.remove(newcomer)
-            what = f"{len(service.queue)} requests wait already, the limit"
-            retry_after_s = service.drain_s(self._settings.queue_wait_s)
-            self._reject(newcomer, 429, "queue_full", what, retry_after_s=retry_after_s)
+    def _end(self, tracked: Tracked, answer: Reject | None = None) -> None:
+        """Forget the request, which neither waits nor runs any more."""
+        if answer is not None:
+            self._actions.append(answer)
+        self._health.forget(tracked.request)
+        del self._live[tracked.request]
 
-    def _place(self, service: Service, tracked: Tracked) -> bool:
-        """Dispatch the request to where it finishes first, if any replica has room for it."""
-        table = self._health.tables[service.settings.model]
-        ask = service.ask(tracked.arrived)
-        best = table.best(ask, self._allowed(service, tracked), self._now_s)
-        if not len(best):
-            return False
-        row = int(best[0] if len(best) == 1 else best[self._random.integers(len(best))])
-        up = table.at(row)
-        tracked.attempt += 1
-        tracked.place = Place(
-            replica=up.replica,
-            epoch=up.epoch,
-            load=table.dispatched(row, ask, self._now_s),
-        )
-        return True
+    def _deadline_s(self) -> float:
+        return self._now_s + self._settings.queue_wait_s
+
+    def _serve_queues(self) -> None:
+        """Place those there is room for, and end the waiting of those who have waited too long."""
+        wait_s = self._settings.queue_wait_s
+        for model, service in self._placement.services.items():
+            self._actions += self._placement.serve(service, self._now_s)
+            for tracked in service.queue.pop_expired(self._now_s):
+                drain_s = service.drain_s(wait_s)
+                if self._health.any_up(model):
+                    self._end(tracked, answers.queue_timeout(tracked.arrived, wait_s, drain_s))
+                else:
+                    self._end(tracked, answers.no_replica(tracked.arrived, drain_s))
+
+    def _ask_for_wake(self) -> None:
+        at_s = self._placement.next_change_s(self._now_s)
+        if at_s < (self._wakes_s[0] if self._wakes_s else math.inf):
+            heapq.heappush(self._wakes_s, at_s)
+            self._actions.append(WakeAt(at_s=at_s))
+
+
+_HANDLERS: Final[dict[type, Callable[[Policy, Any], None]]] = {
+    RequestArrived: Policy._arrived,
+    FirstToken: Policy._first_token,
+    RequestFinished: Policy._finished,
+    RequestFailed: Policy._failed,
+    ReplicaBusy: Policy._busy,
+    ClientGone: Policy._gone,
+    PrefillFinished: Policy._unasked,
+    KvArrived: Policy._unasked,
+    KvLost: Policy._unasked,
+    ReplicaUp: Policy._up,
+    ReplicaDown: Policy._down,
+    StepObserved: Policy._observed,
+    LoadReported: Policy._load,
+    Woke: Policy._woke,
+}

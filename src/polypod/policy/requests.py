@@ -1,9 +1,18 @@
 """What the policy remembers of a live request; nothing of one that has ended."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from polypod.policy.events import RequestArrived
 from polypod.policy.router import Load
+
+
+class Failure(NamedTuple):
+    """An attempt that came to nothing, at one start of a replica."""
+
+    replica: str
+    epoch: int
+    was_sent: bool  # the replica had the request, and may have died of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +22,6 @@ class Place:
     replica: str
     epoch: int
     load: Load
-    since_s: float
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -26,15 +34,23 @@ class Tracked:
     attempt: int = 0
     place: Place | None = None
     first_token_s: float | None = None
-    failures: int = 0
+    attempts_failed: int = 0
     deaths: int = 0  # of replicas, while it was there
-    failed_at: tuple[tuple[str, int], ...] = ()  # replica and epoch of the failures
+    failures: tuple[Failure, ...] = ()
 
     @property
     def request(self) -> int:
         return self.arrived.request
 
     @property
+    def model(self) -> str:
+        return self.arrived.model
+
+    @property
     def turn(self) -> tuple[int, int]:
         """Higher priority first, then first come first served."""
         return (-self.arrived.priority, self.order)
+
+    @property
+    def is_streaming(self) -> bool:
+        return self.first_token_s is not None

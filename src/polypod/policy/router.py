@@ -39,10 +39,6 @@ REQUEST_WEIGHT: Final = 0.1
 """Weight of one request's time per token; it holds more than decode steps, so it pulls gently."""
 
 
-_ALL: Final = slice(None)
-_NO_ROWS: Final = np.empty(0, dtype=np.intp)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """What a request needs of a replica."""
@@ -67,6 +63,15 @@ class Load:
     first_token_s: float  # predicted, from the dispatch on
     token_s: float  # predicted
     model_token_s: float  # the same without the correction
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """The rows where a request would finish first (none without room, several on a tie), and the forecast of all."""
+
+    rows: npt.NDArray[np.intp]
+    first_s_R: Floats
+    token_s_R: Floats
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +102,9 @@ class _Others:
 
     running: dict[str, int] = field(default_factory=dict)
     prompt_s: dict[str, float] = field(default_factory=dict)
+
+
+_NOWHERE: Final = Choice(np.empty(0, dtype=np.intp), np.empty(0), np.empty(0))
 
 
 class ReplicaTable:
@@ -155,6 +163,11 @@ class ReplicaTable:
         self._others.pop(row, None)
         self._measured -= {(row, "prompt"), (row, "decode")}
 
+    def at(self, row: int) -> ReplicaUp:
+        up = self.up[row]
+        assert up is not None, f"row {row} is free"
+        return up
+
     # ---- what a request would meet
 
     def fits(self, ask: Ask) -> npt.NDArray[np.bool_]:
@@ -165,13 +178,15 @@ class ReplicaTable:
         """Whether any replica can take a request now."""
         return bool(self._open(now_s).any())
 
-    def best(self, ask: Ask, among_R: npt.NDArray[np.bool_], now_s: float) -> npt.NDArray[np.intp]:
-        """The rows that would finish the request first: none without room, several on a tie."""
-        first_s, token_s = self._forecast(ask, now_s)
+    def best(self, ask: Ask, among_R: npt.NDArray[np.bool_], now_s: float) -> Choice:
+        """Where the request would finish first, among these rows that have room."""
         open_R = among_R & self._open(now_s)
-        finish_s = np.where(open_R, first_s + ask.output_tokens * token_s, np.inf)
-        least_s = finish_s.min()
-        return np.flatnonzero(finish_s == least_s) if least_s < np.inf else _NO_ROWS
+        if not open_R.any():
+            return _NOWHERE
+        first_s_R, token_s_R = self._forecast(ask, now_s)
+        finish_s_R = np.where(open_R, first_s_R + ask.output_tokens * token_s_R, np.inf)
+        rows = np.flatnonzero(finish_s_R == finish_s_R.min())
+        return Choice(rows, first_s_R, token_s_R)
 
     def _open(self, now_s: float) -> npt.NDArray[np.bool_]:
         open_R = self.up_R & (self.in_flight_R < self.slots_R)
@@ -179,15 +194,14 @@ class ReplicaTable:
             open_R &= self.blocked_until_s_R <= now_s
         return open_R
 
-    def _forecast(self, ask: Ask, now_s: float, rows: slice = _ALL) -> tuple[Floats, Floats]:
-        """Seconds to the first token, and for each one after it, on these rows."""
+    def _forecast(self, ask: Ask, now_s: float) -> tuple[Floats, Floats]:
+        """Seconds to the first token, and for each one after it, on every row."""
         prompt_s_K, steps_K = self._prompts(ask.input_tokens)
-        kind_R = self.kind_R[rows]
-        token_s_R = self.decode_s_R[rows] + self.kv_read_s_R[rows] * ask.mean_kv_tokens
-        prompt_s_R = self.prompt_factor_R[rows] * prompt_s_K[kind_R]
-        prompt_s_R += steps_K[kind_R] * self.attend_s_R[rows]
-        first_s_R = self._backlog_s(now_s, rows) + self.others_prompt_s_R[rows] + prompt_s_R
-        first_s_R += self._crowding(ask, rows) * (ask.output_tokens * token_s_R)
+        token_s_R = self.decode_s_R + self.kv_read_s_R * ask.mean_kv_tokens
+        prompt_s_R = self.prompt_factor_R * prompt_s_K[self.kind_R]
+        prompt_s_R += steps_K[self.kind_R] * self.attend_s_R
+        first_s_R = self._backlog_s(now_s) + self.others_prompt_s_R + prompt_s_R
+        first_s_R += self._crowding(ask) * (ask.output_tokens * token_s_R)
         return first_s_R, token_s_R
 
     def _prompts(self, tokens: int) -> tuple[Floats, Floats]:
@@ -195,36 +209,36 @@ class ReplicaTable:
         prompt_s_K, steps_K = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
         return prompt_s_K, steps_K
 
-    def _backlog_s(self, now_s: float, rows: slice) -> Floats:
-        return np.abs(self.prompts_end_s_R[rows] - now_s) * (self.prompts_R[rows] > 0)
+    def _backlog_s(self, now_s: float) -> Floats:
+        return np.abs(self.prompts_end_s_R - now_s) * (self.prompts_R > 0)
 
-    def _crowding(self, ask: Ask, rows: slice) -> Floats:
+    def _crowding(self, ask: Ask) -> Floats:
         """Lifetimes of a request to wait until enough of those there have left: for cache, and for a slot."""
-        kv_tokens_R, slots_R = self.kv_tokens_R[rows], self.slots_R[rows]
-        over_kv_R = kv_tokens_R + ask.mean_kv_tokens - self.kv_capacity_R[rows]
-        over_slots_R = self.in_flight_R[rows] + self.others_running_R[rows] + 1 - slots_R
-        crowding_R = np.maximum(over_kv_R, 0.0) / np.maximum(kv_tokens_R, 1.0)
-        crowding_R += np.maximum(over_slots_R, 0) / np.maximum(slots_R, 1)
+        over_kv_R = self.kv_tokens_R + ask.mean_kv_tokens - self.kv_capacity_R
+        over_slots_R = self.in_flight_R + self.others_running_R + 1 - self.slots_R
+        crowding_R = np.maximum(over_kv_R, 0.0) / np.maximum(self.kv_tokens_R, 1.0)
+        crowding_R += np.maximum(over_slots_R, 0) / np.maximum(self.slots_R, 1)
         return crowding_R
 
     # ---- a request's stay
 
-    def dispatched(self, row: int, ask: Ask, now_s: float) -> Load:
+    def dispatched(self, row: int, ask: Ask, choice: Choice, now_s: float) -> Load:
         """Add the request to the row; returns what it added and what is expected of it."""
-        here = slice(row, row + 1)
-        first_s, token_s = (float(column[0]) for column in self._forecast(ask, now_s, here))
-        backlog_s = float(self._backlog_s(now_s, here)[0])
-        up = self._at(row)
         alone_s, _ = self._kinds[self.kind_R[row]].prompt(ask.input_tokens)
+        ranks = self.at(row).step_time.data_ranks
+        token_s = float(choice.token_s_R[row])
         load = Load(
             row=row,
-            prompt_s=alone_s * float(self.prompt_factor_R[row]) / up.step_time.data_ranks,
+            prompt_s=alone_s * float(self.prompt_factor_R[row]) / ranks,
             kv_tokens=ask.mean_kv_tokens,
-            first_token_s=first_s,
+            first_token_s=float(choice.first_s_R[row]),
             token_s=token_s,
             model_token_s=token_s / float(self.decode_factor_R[row]),
         )
-        self.prompts_end_s_R[row] = now_s + backlog_s + load.prompt_s
+        if not self.prompts_R[row]:
+            self.prompts_end_s_R[row] = now_s
+        overdue_s = max(now_s - float(self.prompts_end_s_R[row]), 0.0)
+        self.prompts_end_s_R[row] += 2 * overdue_s + load.prompt_s
         self.prompts_s_R[row] += load.prompt_s
         self.prompts_R[row] += 1
         self.in_flight_R[row] += 1
@@ -254,7 +268,7 @@ class ReplicaTable:
 
     def step_observed(self, row: int, event: StepObserved) -> None:
         """Correct the prompt factor by a step that computed prompts, the decode factor by one that did not."""
-        step = self._at(row).step_time
+        step = self.at(row).step_time
         ranks = step.data_ranks
         model_s = step.step_s(
             tokens=(event.prompt_tokens + event.sequences) / ranks,
@@ -304,14 +318,9 @@ class ReplicaTable:
 
     # ---- upkeep
 
-    def _at(self, row: int) -> ReplicaUp:
-        up = self.up[row]
-        assert up is not None, f"row {row} is free"
-        return up
-
     def _refresh(self, row: int) -> None:
         """Bring the row's decode times up to what is there now: evenly on all ranks, and one sequence more on its own."""
-        step = self._at(row).step_time
+        step = self.at(row).step_time
         factor = float(self.decode_factor_R[row])
         there = int(self.in_flight_R[row] + self.others_running_R[row]) / step.data_ranks
         kv_tokens = float(self.kv_tokens_R[row]) / step.data_ranks

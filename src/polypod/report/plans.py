@@ -87,15 +87,10 @@ def _choice(answer: Answer, choice: Choice) -> list[str]:
         entry("decode waits", "for " + predicted.bound["decode"]),
     ]
     if choice.runner_up is not None:
-        other = choice.runner_up
-        lost = 1 - other.tokens_per_s_per_accelerator(
-            question.output_tokens
-        ) / confirmed.tokens_per_s_per_accelerator(question.output_tokens)
+        layout = describe(choice.runner_up.candidate.deployment.layout)
+        what = "requests/s in all" if choice.whole_island else "requests/s per accelerator"
         lines.append(
-            entry(
-                "runner-up",
-                f"{describe(other.candidate.deployment.layout)}, {100 * lost:.1f} % fewer tokens/s per accelerator",
-            )
+            entry("runner-up", f"{layout}, {100 * choice.lost_fraction:.1f} % fewer {what}")
         )
     return lines
 

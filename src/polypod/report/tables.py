@@ -33,6 +33,6 @@ def entry(label: str, text: str, *, indent: int = 14) -> str:
     >>> print(entry("TPOT", "49.4 ms"))
     TPOT          49.4 ms
     """
-    lines = wrap(text, WIDTH - indent) or [""]
+    lines = wrap(text, WIDTH - indent, break_on_hyphens=False) or [""]
     head = f"{label:<{indent}}{lines[0]}"
     return "\n".join([head, *[" " * indent + line for line in lines[1:]]])

@@ -7,6 +7,7 @@ Lines gather in memory and go to the file in a thread, once per `FLUSH_S` and at
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -100,6 +101,7 @@ def _append(file: FileIO, lines: list[record.Line], whole_bytes: int) -> int:
         while data:
             data = data[file.write(data) or 0 :]
     except OSError:
-        file.truncate(whole_bytes)
+        with suppress(OSError):
+            file.truncate(whole_bytes)
         raise
     return end

@@ -1,7 +1,5 @@
 """Real engines, each started once for the whole run."""
 
-import contextlib
-import http.client
 import json
 import os
 import socket
@@ -12,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from polypod.serve.engines import ENGINES, Endpoint, EngineSpec
@@ -19,19 +18,6 @@ from polypod.serve.engines.embedded import embedded_weights
 from polypod.serve.supervise import make_socket_directory
 
 CONTEXT_TOKENS = 1024
-
-
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("engine", timeout=60)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(60)
-        self.sock.connect(str(self._path))
 
 
 @dataclass(frozen=True)
@@ -43,20 +29,28 @@ class RunningEngine:
     process: int
     cores: tuple[int, ...]
 
-    def request(self, path: str, body: Any = None, headers: dict[str, str] | None = None):
-        """Send one request; return the response, unread."""
-        connection = UnixConnection(self.endpoint.socket)
+    @property
+    def client(self) -> httpx2.Client:
+        """A client of its own for each use; to be closed."""
+        transport = httpx2.HTTPTransport(uds=str(self.endpoint.socket))
+        return httpx2.Client(transport=transport, base_url="http://engine", timeout=60)
+
+    def request(
+        self, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> httpx2.Response:
+        """Send one request: a POST where it has a body."""
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         named = self.endpoint.headers if headers is None else headers
-        connection.request("GET" if body is None else "POST", path, data, named)
-        return connection.getresponse()
+        with self.client as client:
+            return client.request(
+                "GET" if body is None else "POST", path, content=data, headers=named
+            )
 
     def chat(self, content: str, **parameters: Any) -> dict[str, Any]:
         """A whole greedy answer."""
         response = self.request("/v1/chat/completions", ask(content, **parameters))
-        answer = json.loads(response.read())
-        assert response.status == 200, answer
-        return answer
+        assert response.status_code == 200, response.text
+        return response.json()
 
     def text(self, content: str, **parameters: Any) -> str:
         return self.chat(content, **parameters)["choices"][0]["message"]["content"]
@@ -64,21 +58,24 @@ class RunningEngine:
     def stream(self, content: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         """The events of a greedy answer, as they come; ends after [DONE]."""
         body = ask(content, stream=True, stream_options={"include_usage": True}, **parameters)
-        with contextlib.closing(self.request("/v1/chat/completions", body)) as response:
-            assert response.status == 200, response.read()
-            for line in response:
-                if line.startswith(b"data: [DONE]"):
+        path, headers = "/v1/chat/completions", self.endpoint.headers
+        with (
+            self.client as client,
+            client.stream("POST", path, json=body, headers=headers) as response,
+        ):
+            assert response.status_code == 200, response.read()
+            for line in response.iter_lines():
+                if line.startswith("data: [DONE]"):
                     return
-                if line.startswith(b"data: "):
-                    yield json.loads(line.removeprefix(b"data: "))
+                if line.startswith("data: "):
+                    yield json.loads(line.removeprefix("data: "))
         pytest.fail("the stream ended without [DONE]")
 
     def metric(self, name: str) -> float:
         """One counter or gauge, by the name that all engines share."""
-        text = self.request("/metrics").read().decode()
-        (line,) = (
-            line for line in text.splitlines() if line.partition(":")[2].startswith(f"{name} ")
-        )
+        text = self.request("/metrics").text
+        lines = (line for line in text.splitlines() if not line.startswith("#"))
+        (line,) = (line for line in lines if line.partition(":")[2].startswith(f"{name} "))
         return float(line.split()[-1])
 
 
@@ -136,9 +133,8 @@ def started(weights: Path) -> Iterator[dict[str, RunningEngine]]:
 def _wait(process: subprocess.Popen[bytes], engine: RunningEngine, log: Path) -> None:
     path = ENGINES[engine.name].health_path
     for _ in range(1200):
-        with contextlib.suppress(OSError):
-            if engine.request(path).status == 200:
-                return
+        if _listens(engine.endpoint.socket) and engine.request(path).status_code == 200:
+            return
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
     pytest.fail(f"{engine.name} is not ready: {log.read_text()}")
@@ -152,3 +148,8 @@ def engine(request: pytest.FixtureRequest, started: dict[str, RunningEngine]) ->
 @pytest.fixture
 def openvino(started: dict[str, RunningEngine]) -> RunningEngine:
     return started["openvino"]
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0

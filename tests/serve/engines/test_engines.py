@@ -1,14 +1,12 @@
 """What every engine must do behind the seam, asked of the real ones."""
 
 import itertools
-import os
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 
@@ -40,7 +38,7 @@ def test_a_stream_says_what_the_whole_answer_says_one_token_an_event(engine) -> 
 
 
 def test_a_character_of_several_tokens_arrives_whole(engine) -> None:
-    pieces = [piece(event) for event in engine.stream("用中文写一首诗", max_tokens=24)]
+    pieces = [piece(event) for event in engine.stream("Say hi in Chinese with emoji", max_tokens=24)]
 
     assert any(ord(letter) > 0x2E80 for letter in "".join(pieces)), pieces
     assert "\ufffd" not in "".join(pieces)
@@ -67,9 +65,8 @@ def test_two_streams_are_computed_together(engine) -> None:
     order: list[str] = []
 
     def read(name: str) -> None:
-        for event in engine.stream(f"Tell a story about a {name}.", max_tokens=24):
-            if piece(event):
-                order.append(name)
+        events = engine.stream(f"Tell a story about a {name}.", max_tokens=24)
+        order.extend(name for event in events if piece(event))
 
     readers = [threading.Thread(target=read, args=(name,)) for name in ("fox", "whale")]
     for reader in readers:
@@ -99,15 +96,15 @@ def test_a_prompt_beyond_the_context_is_refused(engine) -> None:
     body = {"model": "smol", "messages": [{"role": "user", "content": "far " * 1200}]}
     response = engine.request("/v1/chat/completions", body)
 
-    assert response.status == 400
-    assert b"context" in response.read()
+    assert response.status_code == 400
+    assert "context" in response.text
 
 
 def test_nothing_is_answered_without_the_secret(engine) -> None:
     for headers in ({}, {"Authorization": "Bearer open sesame2"}):
         body = {"model": "smol", "messages": [{"role": "user", "content": "hi"}]}
-        assert engine.request("/v1/chat/completions", body, headers).status == 401
-        assert engine.request("/v1/models", headers=headers).status == 401
+        assert engine.request("/v1/chat/completions", body, headers).status_code == 401
+        assert engine.request("/v1/models", headers=headers).status_code == 401
 
 
 def test_every_thread_stays_on_the_engines_cores(engine) -> None:
@@ -121,9 +118,8 @@ def test_every_thread_stays_on_the_engines_cores(engine) -> None:
 
 
 def test_the_official_client_works(engine) -> None:
-    transport = httpx2.HTTPTransport(uds=str(engine.endpoint.socket))
     with (
-        httpx2.Client(transport=transport) as http,
+        engine.client as http,
         openai.OpenAI(
             base_url="http://engine/v1", api_key=engine.endpoint.secret, http_client=http
         ) as client,
@@ -150,7 +146,3 @@ def test_no_prompt_is_cached(engine) -> None:
     usage = [engine.chat(prompt, max_tokens=1)["usage"]["prompt_tokens"] for _ in range(2)]
 
     assert engine.metric("prompt_tokens_total") - before == sum(usage)
-
-
-def test_the_engine_process_is_ours_to_wait_for(engine) -> None:
-    assert os.getpgid(engine.process)

@@ -1,7 +1,5 @@
 """What our own server answers where the request is at fault, and what only it must do."""
 
-import json
-
 import pytest
 
 pytestmark = pytest.mark.engines
@@ -27,9 +25,9 @@ HELLO = {"model": "smol", "messages": [{"role": "user", "content": "hi"}]}
 )
 def test_a_bad_request_is_told_which_parameter_is_at_fault(openvino, body, status, code, param):
     response = openvino.request("/v1/chat/completions", body)
-    error = json.loads(response.read())["error"]
+    error = response.json()["error"]
 
-    assert (response.status, error["code"], error["param"]) == (status, code, param)
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param)
     assert error["type"] == "invalid_request_error"
     assert error["message"]
 
@@ -42,4 +40,4 @@ def test_an_answer_may_fill_the_context_to_the_last_token(openvino) -> None:
 
 
 def test_a_path_it_does_not_have_is_404(openvino) -> None:
-    assert openvino.request("/v1/embeddings").status == 404
+    assert openvino.request("/v1/embeddings").status_code == 404

@@ -55,6 +55,7 @@ class Generation:
         self.prompt_tokens = prompt_tokens
         self.output_tokens = 0
         self._handle = handle
+        self._is_cancelled = False
         self._text = Detokeniser(decode)
         self._watch = StopWatch(stops)
         self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
@@ -69,12 +70,16 @@ class Generation:
 
     def cancel(self) -> None:
         """Stop computing; nobody reads on."""
+        self._is_cancelled = True
         self._handle.cancel()
 
     def collect(self) -> bool:
         """Take in what the last step made; True once the answer is complete."""
+        if self._is_cancelled:
+            return True
         if not self._handle.can_read():
-            return self._is_over()
+            self._check_running()
+            return False
         finished = False
         for output in self._handle.read().values():
             for token in output.generated_ids:
@@ -84,12 +89,12 @@ class Generation:
                 finished = True
         return finished
 
-    def _is_over(self) -> bool:
+    def _check_running(self) -> None:
+        """A request without a new token waits its turn, or is a part of a long prompt; anything else is a fault."""
         status = self._handle.get_status().name
-        if status == "IGNORED":
-            msg = f"the pipeline dropped a request of {self.prompt_tokens} prompt tokens for want of KV cache"
+        if status != "RUNNING":
+            msg = f"the pipeline dropped a request of {self.prompt_tokens} prompt tokens: {status}"
             raise RuntimeError(msg)
-        return bool(status != "RUNNING")
 
     def _take(self, token: int) -> bool:
         self.output_tokens += 1

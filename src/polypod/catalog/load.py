@@ -1,0 +1,185 @@
+"""Finds catalog entries by id or by any of their names, whatever the case, in English or Chinese.
+
+An entry's file is named after its id, so an id opens one file and no other. Other names are looked up in an index made of
+the files' first lines. A path instead of a name reads a person's own file.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from polypod.catalog.files import kind_of, read_config, read_entry, read_head
+from polypod.catalog.schema import Accelerator, ModelCard, Pod
+from polypod.errors import FileError, InputError, UnknownNameError
+
+EntryKind = Literal["accelerator", "pod", "model"]
+
+_FOLDERS: Final[dict[EntryKind, str]] = {
+    "accelerator": "accelerators",
+    "pod": "pods",
+    "model": "models",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """A model's config.json, and where it came from; a person's own file has no card."""
+
+    name: str
+    path: str
+    config: dict[str, Any]
+    card: ModelCard | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One line of the catalog's index."""
+
+    kind: EntryKind
+    id: str
+    title: str
+
+
+def load_accelerator(name: str) -> Accelerator:
+    """Look an accelerator up by id or name, or read one from a .toml path.
+
+    >>> load_accelerator("910C").id, load_accelerator("昇腾910C").peak_flops_per_s["bf16"].value
+    ('huawei-ascend-910c', 752000000000000.0)
+
+    Raises `UnknownNameError` with the nearest names, `FileError` for a broken file.
+    """
+    if _is_path(name):
+        return read_entry(Path(name), Accelerator)
+    return read_entry(_find("accelerator", name), Accelerator)
+
+
+def load_pod(name: str) -> Pod:
+    """Look a pod up by id or name, or read one from a .toml path.
+
+    >>> pod = load_pod("CM384")
+    >>> pod.id, pod.accelerators, [tier.ranks for tier in pod.tiers]
+    ('huawei-cm384', 384, [2, 16, 768, None])
+
+    Raises `UnknownNameError` with the nearest names, `FileError` for a broken file.
+    """
+    if _is_path(name):
+        return read_entry(Path(name), Pod)
+    return read_entry(_find("pod", name), Pod)
+
+
+def load_model(name: str) -> ModelEntry:
+    """Look a model up by id or name, or read a config.json: its path, or the folder it lies in.
+
+    >>> entry = load_model("meta-llama/Meta-Llama-3.1-8B")
+    >>> entry.name, entry.config["num_hidden_layers"]
+    ('meta-llama/Llama-3.1-8B', 32)
+
+    Raises `UnknownNameError` with the nearest names, `FileError` for a broken file.
+    """
+    known = _index().get(name.casefold())
+    if (known is None or known.kind != "model") and (name.endswith(".json") or Path(name).exists()):
+        return _own_model(Path(name))
+    file = _find("model", name)
+    card = read_entry(file, ModelCard)
+    config = _folder("model").joinpath(card.config)
+    return ModelEntry(name=card.id, path=str(config), config=read_config(config), card=card)
+
+
+def load_file(path: Path | str) -> Accelerator | Pod | ModelEntry:
+    """Read a person's own file: an accelerator or a pod in TOML, a model's config.json or the folder that holds it.
+
+    Raises `FileError` where it is none of them.
+    """
+    path = Path(path)
+    if path.is_dir() or path.suffix == ".json":
+        return _own_model(path)
+    return read_entry(path, Pod) if kind_of(path) is Pod else read_entry(path, Accelerator)
+
+
+def accelerators_pod(accelerator: str) -> Pod | None:
+    """The pod an accelerator usually comes in: the smallest the catalog has of it; None where it has none."""
+    own = load_accelerator(accelerator).id
+    heads = [head for head in _heads("pod") if head["accelerator"] == own]
+    pods = [(head["accelerators"], head["id"]) for head in heads]
+    return load_pod(min(pods)[1]) if pods else None
+
+
+def known_names() -> dict[str, EntryKind]:
+    """Every name the catalog answers to, in lower case, and what it names."""
+    return {name: listed.kind for name, listed in _index().items()}
+
+
+def listing() -> list[Listed]:
+    """Every entry once: accelerators, then pods, then models, by id."""
+    unique = {(listed.kind, listed.id): listed for listed in _index().values()}
+    order = list(_FOLDERS)
+    return sorted(unique.values(), key=lambda listed: (order.index(listed.kind), listed.id))
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".toml")
+
+
+def _own_model(path: Path) -> ModelEntry:
+    file = path / "config.json" if path.is_dir() else path
+    if not file.exists():
+        raise FileError(
+            file, "does not exist; a model is a config.json or the folder that holds one"
+        )
+    config = read_config(file)
+    name = path.name if path.is_dir() else path.resolve().parent.name
+    return ModelEntry(name=name or str(path), path=str(file), config=config)
+
+
+def _find(kind: EntryKind, name: str) -> Traversable:
+    """The file of an entry; an id needs no index."""
+    file = _folder(kind).joinpath(f"{name.replace('/', '--')}.toml")
+    if "\\" not in name and ".." not in name and file.is_file():
+        return file
+    listed = _index().get(name.casefold())
+    if listed is None:
+        raise UnknownNameError(kind, name, [key for key, k in known_names().items() if k == kind])
+    if listed.kind != kind:
+        msg = f"{name!r} is the {listed.kind} {listed.id}, not {_article(kind)} {kind}; polypod catalog list shows them all"
+        raise InputError(msg)
+    return _folder(kind).joinpath(f"{listed.id.replace('/', '--')}.toml")
+
+
+def _article(kind: EntryKind) -> str:
+    return "an" if kind == "accelerator" else "a"
+
+
+def _folder(kind: EntryKind) -> Traversable:
+    return resources.files("polypod.catalog").joinpath("data", _FOLDERS[kind])
+
+
+def _heads(kind: EntryKind) -> Iterator[dict[str, Any]]:
+    for file in sorted(_folder(kind).iterdir(), key=lambda entry: entry.name):
+        if file.name.endswith(".toml"):
+            yield read_head(file)
+
+
+@cache
+def _index() -> dict[str, Listed]:
+    """Every name in lower case; an id is never hidden by another entry's name."""
+    by_id: dict[str, Listed] = {}
+    by_name: dict[str, Listed] = {}
+    for kind in _FOLDERS:
+        for head in _heads(kind):
+            listed = Listed(kind=kind, id=head["id"], title=_title(head))
+            by_id[listed.id.casefold()] = listed
+            others = [head.get("name", listed.id), *head.get("names", ()), *head.get("aliases", ())]
+            by_name |= {name.casefold(): listed for name in others}
+    return by_name | by_id
+
+
+def _title(head: dict[str, Any]) -> str:
+    return (
+        f"{head['vendor']} {head['name']}"
+        if "vendor" in head
+        else str(head["id"]).partition("/")[2]
+    )

@@ -1,0 +1,300 @@
+"""polypod catalog: facts about chips, pods and models, and where they come from."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from polypod import units
+from polypod.catalog.claims import sum_of_parts
+from polypod.catalog.load import (
+    ModelEntry,
+    accelerators_pod,
+    known_names,
+    listing,
+    load_accelerator,
+    load_file,
+    load_model,
+    load_pod,
+)
+from polypod.catalog.schema import Accelerator, Claim, Fact, Pod, Published
+from polypod.errors import UnknownNameError
+from polypod.report.tables import entry, table
+from polypod.workload.config import read_model
+from polypod.workload.model import (
+    Mla,
+    Model,
+    active_parameters,
+    kv_bytes_per_token,
+    mtp_parameters,
+    parameters,
+)
+
+Entry = Accelerator | Pod | ModelEntry
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_subparsers(dest="what", required=True, metavar="list|show")
+    listed = what.add_parser("list", help="every entry: id, kind, one line")
+    listed.add_argument("--json", action="store_true", help="print one JSON object")
+    shown = what.add_parser("show", help="one entry: its figures, their sources, their conflicts")
+    shown.add_argument("name", help="an id, another name in any case, or a path to a file")
+    shown.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.what == "list":
+        entries = listing()
+        raw: dict[str, Any] = {
+            "entries": [{"kind": e.kind, "id": e.id, "title": e.title} for e in entries]
+        }
+        rows = [[e.id, e.kind, e.title] for e in entries]
+        print(
+            json.dumps(raw, indent=2, ensure_ascii=False)
+            if args.json
+            else table(["id", "kind", ""], rows)
+        )
+        return 0
+    found = _find(args.name)
+    if args.json:
+        print(json.dumps(_json(found), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(_text(found)))
+    return 0
+
+
+def _find(name: str) -> Entry:
+    kind = known_names().get(name.casefold())
+    if kind == "accelerator":
+        return load_accelerator(name)
+    if kind == "pod":
+        return load_pod(name)
+    if kind == "model":
+        return load_model(name)
+    if name.endswith((".toml", ".json")) or "/" in name:
+        return load_file(name)
+    raise UnknownNameError("accelerator, pod or model", name, known_names())
+
+
+def _json(found: Entry) -> dict[str, Any]:
+    if isinstance(found, Accelerator):
+        return {"kind": "accelerator", **msgspec.to_builtins(found)}
+    if isinstance(found, Pod):
+        chip = load_accelerator(found.accelerator)
+        sums = [sum_of_parts(claim, found, chip) for claim in found.claims]
+        return {"kind": "pod", **msgspec.to_builtins(found), "claims_from_parts": sums}
+    model = read_model(found.config, found.name, found.path)
+    return {
+        "kind": "model",
+        "id": found.name,
+        "card": msgspec.to_builtins(found.card),
+        "computed": {
+            "parameters": parameters(model),
+            "active_parameters": active_parameters(model),
+            "mtp_parameters": mtp_parameters(model),
+            "kv_bytes_per_token_bf16": kv_bytes_per_token(model, 2),
+            "layers": model.num_layers,
+            "context_tokens": model.context_tokens,
+            "weight_dtype": model.weight_dtype,
+        },
+        "config": found.config,
+    }
+
+
+def _text(found: Entry) -> Iterator[str]:
+    if isinstance(found, Accelerator):
+        return _accelerator(found)
+    return _pod(found) if isinstance(found, Pod) else _model(found)
+
+
+@dataclass(slots=True)
+class _Sources:
+    """Numbers sources in the order they are cited."""
+
+    cited: list[str] = field(default_factory=list)
+
+    def mark(self, source: str) -> str:
+        if source not in self.cited:
+            self.cited.append(source)
+        return f"[{self.cited.index(source) + 1}]"
+
+    def lines(self) -> list[str]:
+        return ["", *(_hanging(f"[{n}]", source) for n, source in enumerate(self.cited, start=1))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    label: str
+    fact: Fact | None
+    unit: units.Unit | None  # None: a ratio
+
+    @property
+    def shown(self) -> str:
+        return "?" if self.fact is None else self.show(self.fact.value)
+
+    def show(self, value: float) -> str:
+        return f"{value:g}" if self.unit is None else units.show(value, self.unit, 4)
+
+
+def _hanging(label: str, text: str) -> str:
+    return entry(label, text, indent=5)
+
+
+def _figures(figures: list[_Figure], sources: _Sources) -> Iterator[str]:
+    rows = [[figure.label, figure.shown, *(_basis(figure.fact, sources))] for figure in figures]
+    yield table(["", "value", "kind", "source"], rows, right=[1])
+    for figure in figures:
+        if figure.fact is not None:
+            yield from _remarks(figure, figure.fact, sources)
+
+
+def _basis(fact: Fact | None, sources: _Sources) -> tuple[str, str]:
+    return ("not known", "") if fact is None else (fact.kind, sources.mark(fact.source))
+
+
+def _remarks(figure: _Figure, fact: Fact, sources: _Sources) -> Iterator[str]:
+    if fact.note:
+        yield _hanging("  -", f"{figure.label}: {fact.note}")
+    for other in fact.conflicts:
+        yield _hanging(
+            "  -",
+            f"{figure.label}: {figure.show(other.value)} {sources.mark(other.source)} not used: {other.why_not}",
+        )
+
+
+def _heading(found: Accelerator | Pod, what: str) -> Iterator[str]:
+    yield f"{found.vendor} {found.name} ({found.id})"
+    about = [
+        what,
+        *([str(found.year)] if found.year else []),
+        *([found.status] if found.status else []),
+    ]
+    yield entry("", "; ".join(about), indent=2)
+    if found.names:
+        yield entry("", f"also called {', '.join(found.names)}", indent=2)
+    if found.note:
+        yield entry("", found.note, indent=2)
+    yield ""
+
+
+def _accelerator(found: Accelerator) -> Iterator[str]:
+    sources = _Sources()
+    ranks = f"accelerator of {found.ranks} ranks" if found.ranks > 1 else "accelerator"
+    yield from _heading(found, f"{ranks}; {found.software}" if found.software else ranks)
+    figures = [
+        _Figure(f"{dtype} peak, dense", peak, "flops_per_s")
+        for dtype, peak in found.peak_flops_per_s.items()
+    ]
+    figures += [
+        _Figure("memory", found.memory_bytes, "bytes"),
+        _Figure("memory bandwidth", found.memory_bytes_per_s, "bytes_per_s"),
+        _Figure("power", found.power_w, "w"),
+    ]
+    yield from _figures(figures, sources)
+    home = accelerators_pod(found.id) if found.id in known_names() else None
+    if home is not None:
+        yield f"\ncomes in {home.id}"
+    yield from sources.lines()
+
+
+def _pod(found: Pod) -> Iterator[str]:
+    sources = _Sources()
+    chip = load_accelerator(found.accelerator)
+    ranks = f", {found.accelerators * chip.ranks:,} ranks" if chip.ranks > 1 else ""
+    yield from _heading(found, f"pod of {found.accelerators:,} {chip.id}{ranks}")
+    figures = []
+    for tier in found.tiers:
+        joins = f"{tier.ranks:,} ranks" if tier.ranks else "any number of ranks"
+        yield f"tier {tier.name!r} joins {joins}"
+        figures += [
+            _Figure(f"{tier.name}, one way", tier.bytes_per_s, "bytes_per_s"),
+            _Figure(f"{tier.name}, latency", tier.latency_s, "s"),
+        ]
+    figures += [_Figure("IT power", found.power_w, "w"), _Figure("PUE", found.pue, None)]
+    yield ""
+    yield from _figures(figures, sources)
+    if found.claims:
+        yield "\nclaimed, and the sum of the parts on record"
+        yield from (_claim(claim, found, chip, sources) for claim in found.claims)
+    if found.published:
+        yield "\npublished results"
+        yield from (_published(result, sources) for result in found.published)
+    yield from sources.lines()
+
+
+def _claim(claim: Claim, pod: Pod, chip: Accelerator, sources: _Sources) -> str:
+    unit: units.Unit = {
+        "flops_per_s": "flops_per_s",
+        "memory_bytes": "bytes",
+        "memory_bytes_per_s": "bytes_per_s",
+        "link_bytes_per_s_both_ways": "bytes_per_s",
+    }[claim.quantity]  # type: ignore[assignment]
+    parts = units.show(sum_of_parts(claim, pod, chip), unit)
+    note = f" ({claim.note})" if claim.note else ""
+    dtype = f" {claim.dtype}" if claim.dtype else ""
+    return _hanging(
+        "  -", f"{claim.what} {sources.mark(claim.source)}; parts: {parts}{dtype}{note}"
+    )
+
+
+def _published(result: Published, sources: _Sources) -> str:
+    value = units.significant(result.value, 4)
+    return _hanging(
+        "  -",
+        f"{result.phase} of {result.paper_model}: {value} tokens/s per accelerator {sources.mark(result.source)}; "
+        f"{result.conditions}; shape of {result.model}",
+    )
+
+
+def _model(found: ModelEntry) -> Iterator[str]:
+    model = read_model(found.config, found.name, found.path)
+    card = found.card
+    yield f"{model.name} ({model.model_type})"
+    if card and card.aliases:
+        yield entry("", f"also called {', '.join(card.aliases)}", indent=2)
+    yield ""
+    yield from (entry(label, text, indent=20) for label, text in _shape(model))
+    if card is None:
+        yield entry("origin", found.path, indent=20)
+        return
+    yield entry("origin", f"{card.source} ({card.fidelity}, {card.licence})", indent=20)
+    if card.note:
+        yield entry("", card.note, indent=20)
+    sources = _Sources()
+    yield "\npublished"
+    figures = [
+        _Figure("parameters", card.parameters, "tokens"),
+        _Figure("active parameters", card.active_parameters, "tokens"),
+        _Figure("cache per token, bf16", card.kv_bytes_per_token_bf16, "bytes"),
+    ]
+    yield from _figures([figure for figure in figures if figure.fact], sources)
+    yield from sources.lines()
+
+
+def _shape(model: Model) -> Iterator[tuple[str, str]]:
+    yield "parameters", f"{parameters(model):,}"
+    if model.is_moe:
+        yield "active", f"{active_parameters(model):,} per token"
+    if model.mtp_layers:
+        yield (
+            "MTP layers",
+            f"{model.mtp_layers}, of {mtp_parameters(model):,} parameters, not counted above",
+        )
+    attention = "MLA" if isinstance(model.layers[0].attention, Mla) else "GQA"
+    groups = " and ".join(
+        f"{group.count} {type(group.feed_forward).__name__.lower()}" for group in model.layers
+    )
+    yield "layers", f"{model.num_layers} with {attention}: {groups}"
+    yield (
+        "hidden, vocabulary",
+        f"{model.hidden:,}, {model.vocab:,}{' (tied)' if model.tied else ''}",
+    )
+    yield "cache per token", f"{kv_bytes_per_token(model, 2):,.0f} bytes in bf16"
+    yield (
+        "context",
+        f"{model.context_tokens:,} tokens" if model.context_tokens else "no limit stated",
+    )
+    yield "stored in", model.weight_dtype

@@ -1,0 +1,255 @@
+"""The life of a request as a table: which word may come in which state, and what it leads to.
+
+A word is the name of an event or an action. States in `BETWEEN` last no longer than one answer of the policy: a failure is answered
+by a retry or an error in the same breath. The table covers whole requests (`Dispatch`) and those whose prompt is computed on one
+replica and decoded on another (`Prefill`, `TransferKv`, `Decode`).
+
+`Validator` walks the table along a log, live or simulated, and raises at the first thing that is not in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from polypod.policy.actions import (
+    AnyAction,
+    Cancel,
+    Decode,
+    Dispatch,
+    Drain,
+    Prefill,
+    Reject,
+    Retry,
+    Scale,
+    TransferKv,
+    WakeAt,
+)
+from polypod.policy.events import (
+    AnyEvent,
+    ClientGone,
+    FirstToken,
+    KvArrived,
+    KvLost,
+    LoadReported,
+    PrefillFinished,
+    ReplicaBusy,
+    ReplicaDown,
+    ReplicaUp,
+    RequestArrived,
+    RequestFailed,
+    RequestFinished,
+    StepObserved,
+    Woke,
+)
+
+State = Literal[
+    "new", "waiting", "running", "streaming", "prefilling", "prefilled", "transferring", "placed",
+    "failed", "broken", "abandoned", "cancelled", "ended",
+]  # fmt: skip
+
+TABLE: Final[dict[tuple[State, str], State]] = {
+    ("new", "RequestArrived"): "waiting",
+    # it waits for a place
+    ("waiting", "Dispatch"): "running",
+    ("waiting", "Prefill"): "prefilling",
+    ("waiting", "Reject"): "ended",
+    ("waiting", "ClientGone"): "ended",
+    # a whole request on one replica
+    ("running", "FirstToken"): "streaming",
+    ("running", "RequestFinished"): "ended",  # an answer in one piece
+    ("running", "RequestFailed"): "failed",
+    ("running", "ReplicaBusy"): "failed",
+    ("running", "ReplicaDown"): "failed",
+    ("running", "ClientGone"): "abandoned",
+    ("running", "Cancel"): "cancelled",  # quarantined: replicas died with it
+    # from the first byte on there is no second try
+    ("streaming", "FirstToken"): "streaming",  # said twice
+    ("streaming", "RequestFinished"): "ended",
+    ("streaming", "RequestFailed"): "broken",
+    ("streaming", "ReplicaBusy"): "broken",
+    ("streaming", "ReplicaDown"): "broken",
+    ("streaming", "ClientGone"): "abandoned",
+    # the prompt on one replica, its cache to another
+    ("prefilling", "PrefillFinished"): "prefilled",
+    ("prefilling", "RequestFailed"): "failed",
+    ("prefilling", "ReplicaBusy"): "failed",
+    ("prefilling", "ReplicaDown"): "failed",
+    ("prefilling", "ClientGone"): "abandoned",
+    ("prefilled", "TransferKv"): "transferring",
+    ("prefilled", "Decode"): "running",  # where the cache is
+    ("prefilled", "Retry"): "waiting",
+    ("prefilled", "Reject"): "ended",
+    ("prefilled", "ReplicaDown"): "failed",
+    ("prefilled", "ClientGone"): "abandoned",
+    ("transferring", "KvArrived"): "placed",
+    ("transferring", "KvLost"): "failed",
+    ("transferring", "RequestFailed"): "failed",
+    ("transferring", "ReplicaBusy"): "failed",
+    ("transferring", "ReplicaDown"): "failed",
+    ("transferring", "ClientGone"): "abandoned",
+    ("placed", "Decode"): "running",
+    ("placed", "ReplicaDown"): "failed",
+    ("placed", "ClientGone"): "abandoned",
+    # what must be answered at once
+    ("failed", "Retry"): "waiting",
+    ("failed", "Reject"): "ended",
+    ("broken", "Reject"): "ended",
+    ("abandoned", "Cancel"): "ended",
+    ("cancelled", "Reject"): "ended",
+}
+
+BETWEEN: Final[frozenset[State]] = frozenset({"failed", "broken", "abandoned", "cancelled"})
+
+OfAttempt = (
+    FirstToken
+    | RequestFinished
+    | RequestFailed
+    | ReplicaBusy
+    | PrefillFinished
+    | KvArrived
+    | KvLost
+)
+Start = Dispatch | Prefill | TransferKv | Decode
+
+_ANSWERS: Final[dict[type, State]] = {
+    PrefillFinished: "prefilling",
+    KvArrived: "transferring",
+    KvLost: "transferring",
+}
+"""Words that are about the running attempt only while this is going on."""
+
+
+class LifecycleError(AssertionError):
+    """A log has something that the table does not."""
+
+
+@dataclass(slots=True, eq=False)
+class _Life:
+    state: State = "new"
+    attempt: int = 0
+    at: tuple[
+        tuple[str, int], ...
+    ] = ()  # replicas and epochs it depends on; the last is where it runs
+
+
+class Validator:
+    """Follows every request of a log through the table."""
+
+    def __init__(self) -> None:
+        self._lives: dict[int, _Life] = {}
+        self._epochs: dict[str, int] = {}
+        self._up: set[tuple[str, int]] = set()
+        self._between: set[int] = set()
+        self.ended = 0
+
+    @property
+    def open(self) -> dict[int, State]:
+        """Requests that have not ended, and their states."""
+        return {request: life.state for request, life in self._lives.items()}
+
+    def feed(self, event: AnyEvent, actions: Sequence[AnyAction]) -> None:
+        """Take in one event and its answer. Raises `LifecycleError` for what the table does not list."""
+        self._hear(event)
+        for action in actions:
+            self._see(action)
+        if self._between:
+            msg = f"after {event}, requests {sorted(self._between)} were left hanging: {actions}"
+            raise LifecycleError(msg)
+
+    # ---- events
+
+    def _hear(self, event: AnyEvent) -> None:
+        match event:
+            case RequestArrived():
+                if event.request not in self._lives:
+                    self._lives[event.request] = _Life()
+                    self._step(event.request, event)
+            case ClientGone():
+                if event.request in self._lives:
+                    self._step(event.request, event)
+            case ReplicaUp() | ReplicaDown():
+                self._replica(event)
+            case StepObserved() | LoadReported() | Woke():
+                pass
+            case _:
+                if self._is_current(event):
+                    self._step(event.request, event)
+
+    def _is_current(self, event: OfAttempt) -> bool:
+        """Whether the word is about what goes on now; an older one is stale, and must change nothing."""
+        life = self._lives.get(event.request)
+        if life is None or not life.at or life.attempt != event.attempt:
+            return False
+        during = _ANSWERS.get(type(event), life.state)
+        return life.at[-1] == (event.replica, event.epoch) and life.state == during
+
+    def _replica(self, event: ReplicaUp | ReplicaDown) -> None:
+        known = self._epochs.get(event.replica, 0)
+        start = (event.replica, known)
+        if isinstance(event, ReplicaDown):
+            if event.epoch == known:
+                self._fall(start)
+        elif event.epoch > known:
+            self._fall(start)
+            self._epochs[event.replica] = event.epoch
+            self._up.add((event.replica, event.epoch))
+
+    def _fall(self, start: tuple[str, int]) -> None:
+        if start in self._up:
+            self._up.remove(start)
+            for request in [one for one, life in self._lives.items() if start in life.at]:
+                self._move(request, "ReplicaDown")
+
+    # ---- actions
+
+    def _see(self, action: AnyAction) -> None:
+        match action:
+            case Dispatch() | Prefill() | TransferKv() | Decode():
+                self._start(action)
+            case Retry() | Cancel():
+                self._same_attempt(action)
+                self._step(action.request, action)
+            case Reject():
+                self._step(action.request, action)
+            case Drain() | Scale() | WakeAt():
+                pass
+
+    def _start(self, action: Start) -> None:
+        start = (action.replica, action.epoch)
+        if start not in self._up:
+            msg = f"{action} goes to a replica that is not up"
+            raise LifecycleError(msg)
+        is_new = isinstance(action, Dispatch | Prefill)
+        life = self._lives.get(action.request, _Life())
+        if action.attempt != life.attempt + is_new:
+            msg = f"{action} should be attempt {life.attempt + is_new}"
+            raise LifecycleError(msg)
+        life.attempt = action.attempt
+        life.at = (*life.at, start) if isinstance(action, TransferKv) else (start,)
+        self._step(action.request, action)
+
+    def _same_attempt(self, action: Retry | Cancel) -> None:
+        life = self._lives.get(action.request, _Life())
+        is_there = isinstance(action, Retry) or (action.replica, action.epoch) in life.at
+        if action.attempt != life.attempt or not is_there:
+            msg = f"{action} is not about attempt {life.attempt} at {life.at}"
+            raise LifecycleError(msg)
+
+    # ---- the table
+
+    def _step(self, request: int, word: AnyEvent | AnyAction) -> None:
+        self._move(request, type(word).__name__)
+
+    def _move(self, request: int, word: str) -> None:
+        life = self._lives.get(request, _Life("ended"))
+        following = TABLE.get((life.state, word))
+        if following is None:
+            msg = f"request {request} is {life.state}, and {word} is not in the table for that"
+            raise LifecycleError(msg)
+        life.state = following
+        (self._between.add if following in BETWEEN else self._between.discard)(request)
+        if following in ("waiting", "failed"):
+            life.at = ()
+        if following == "ended":
+            self.ended += 1
+            del self._lives[request]

@@ -1,0 +1,256 @@
+"""A live node: engines under supervision, one policy, one endpoint, one record.
+
+    async with LiveNode(prepared, listener) as node:      # engines up and warmed up, or EngineError and nothing left
+        await node.serve(stop)
+
+Every replica is warmed up before it takes requests, at each of its starts: one request to load its pages, one to measure.
+The measured steps are told to the policy as `StepObserved`, so that a log shows what it was corrected by.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from polypod import __version__
+from polypod.cost.cpu import CpuCalibration
+from polypod.plan.spec import Plan, Pool, Service, to_yaml, write_plan
+from polypod.policy.events import ReplicaDown, ReplicaUp, StepObserved
+from polypod.policy.node import Policy
+from polypod.policy.settings import PolicySettings
+from polypod.record import Header
+from polypod.serve.ask import Asked, Asker
+from polypod.serve.attempt import Desk
+from polypod.serve.engines import ENGINES, EngineSpec
+from polypod.serve.gateway import Gateway
+from polypod.serve.listen import serve
+from polypod.serve.loop import Driver, Outlets
+from polypod.serve.metrics import Metrics
+from polypod.serve.recorder import Recorder
+from polypod.serve.supervise import Down, Replica, Supervisor, Up, make_socket_directory
+from polypod.serve.upstream import Patience, Upstreams
+
+WARM_UP_TOKENS: Final = 24
+_FILLER: Final = "The warm-up measures how fast this replica computes a prompt and how fast it answers, before anybody waits for it. "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A plan ready to run here: what each replica is predicted to do, and the folder for its logs and its record."""
+
+    plan: Plan
+    settings: PolicySettings
+    ups: tuple[ReplicaUp, ...]
+    calibrations: dict[str, CpuCalibration]  # by replica
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmUp:
+    """How a replica's measured steps compare with the predicted ones; above 1 is slower than predicted."""
+
+    replica: str
+    epoch: int
+    load_s: float
+    prefill_ratio: float
+    decode_ratio: float
+
+
+class LiveNode:
+    """Owns everything that runs. `on_change` hears of each warm-up and of each replica lost."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        listener: socket.socket,
+        on_change: Callable[[WarmUp | Down], None] = lambda _: None,
+    ) -> None:
+        self._prepared = prepared
+        self._listener = listener
+        self._on_change = on_change
+        self._models = [service.model for service in prepared.plan.services]
+        self._metrics = Metrics(self._models)
+        self._recorder = Recorder(
+            prepared.folder / "record.jsonl",
+            _header(prepared),
+            on_failure=self._metrics.record_failed,
+        )
+        self.policy = Policy(prepared.settings)
+        self._driver = Driver(self.policy, Outlets(write=self._recorder.write))
+        self._upstreams = Upstreams(Patience())
+        desk = Desk(driver=self._driver, upstreams=self._upstreams, metrics=self._metrics)
+        self._gateway = Gateway(self._models, desk, corrections=self.policy.corrections)
+        self._ups = {up.replica: up for up in prepared.ups}
+        self._sockets = make_socket_directory()
+        self._supervisor = Supervisor(_replicas(prepared, self._sockets), self._hear)
+
+    @property
+    def url(self) -> str:
+        """Where clients reach the node."""
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def __aenter__(self) -> Self:
+        self._recorder.start()
+        write_plan(self._prepared.plan, self._prepared.folder / "plan.yaml")
+        try:
+            await self._supervisor.start()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._supervisor.stop()
+        await self._close()
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Answer until `stop` is set and what was in flight has ended."""
+        await serve(self._gateway, self._listener, stop)
+
+    async def ask(self, question: str, *, max_tokens: int, replica: str | None = None) -> Asked:
+        """Ask the node's own endpoint, as a client would."""
+        async with Asker(self.url) as asker:
+            return await asker.ask(
+                self._models[0], question, max_tokens=max_tokens, replica=replica
+            )
+
+    async def _close(self) -> None:
+        self._driver.stop()
+        await self._upstreams.close()
+        await self._recorder.close()
+        self._listener.close()
+        self._sockets.rmdir()
+
+    async def _hear(self, news: Up | Down) -> None:
+        if isinstance(news, Down):
+            now_s = self._driver.now_s()
+            self._driver.tell(
+                ReplicaDown(at_s=now_s, replica=news.replica, epoch=news.epoch, reason=news.reason)
+            )
+            self._on_change(news)
+            return
+        predicted = self._ups[news.replica]
+        observed = await _warm_up(news, predicted, self._prepared.calibrations.get(news.replica))
+        now_s = self._driver.now_s()
+        up = msgspec.structs.replace(predicted, at_s=now_s, epoch=news.epoch)
+        self._driver.attach(up, news.endpoint)
+        for step in observed:
+            self._driver.tell(msgspec.structs.replace(step, at_s=now_s))
+        prefill, decode = (_ratio(step, predicted) for step in observed)
+        self._on_change(
+            WarmUp(
+                replica=news.replica,
+                epoch=news.epoch,
+                load_s=news.load_s,
+                prefill_ratio=prefill,
+                decode_ratio=decode,
+            )
+        )
+
+
+async def _warm_up(
+    news: Up, predicted: ReplicaUp, calibration: CpuCalibration | None
+) -> tuple[StepObserved, StepObserved]:
+    """Ask once to load, once to measure; the prompt's step and a decode step as they took."""
+    endpoint = news.endpoint
+    async with Asker("http://engine", socket=endpoint.socket, headers=endpoint.headers) as asker:
+        await asker.ask(predicted.model, f"{secrets.token_hex(4)} Hello!", max_tokens=4)
+        prompt = f"{secrets.token_hex(4)} {_FILLER * 3}"
+        asked = await asker.ask(predicted.model, prompt, max_tokens=WARM_UP_TOKENS)
+    outside_s = calibration.first_token_s[1] if calibration else 0.0
+    prompt_s = max(asked.ttft_s - outside_s, 1e-4)
+    decode_s = asked.tpot_s if asked.tpot_s is not None else prompt_s
+    return (
+        StepObserved(
+            at_s=0.0,
+            replica=news.replica,
+            epoch=news.epoch,
+            prompt_tokens=asked.input_tokens,
+            sequences=0,
+            kv_tokens=0,
+            step_s=prompt_s,
+        ),
+        StepObserved(
+            at_s=0.0,
+            replica=news.replica,
+            epoch=news.epoch,
+            prompt_tokens=0,
+            sequences=1,
+            kv_tokens=asked.input_tokens + asked.output_tokens // 2,
+            step_s=decode_s,
+        ),
+    )
+
+
+def _ratio(step: StepObserved, predicted: ReplicaUp) -> float:
+    times = predicted.step_time
+    expected = (
+        times.prompt_s(step.prompt_tokens)
+        if step.prompt_tokens
+        else times.step_s(tokens=1, kv_tokens=step.kv_tokens, sequences=1)
+    )
+    return step.step_s / expected
+
+
+def _replicas(prepared: Prepared, sockets: Path) -> list[Replica]:
+    return [
+        Replica(
+            engine=ENGINES[str(pool.engine)], spec=_spec(prepared, service, pool, name, sockets)
+        )
+        for service in prepared.plan.services
+        for pool in service.pools
+        for name in [f"{pool.name}-{index}" for index in range(pool.replicas)]
+    ]
+
+
+def _spec(
+    prepared: Prepared, service: Service, pool: Pool, replica: str, sockets: Path
+) -> EngineSpec:
+    up = next(up for up in prepared.ups if up.replica == replica)
+    return EngineSpec(
+        replica=replica,
+        model=service.model,
+        weights=Path(str(service.weights)),
+        cores=prepared.plan.fleet[pool.on].cores or (),
+        context_tokens=up.context_tokens,
+        max_sequences=pool.max_sequences,
+        socket=sockets / f"{replica}.sock",
+        secret=secrets.token_urlsafe(24),
+        log=prepared.folder / f"{replica}.log",
+    )
+
+
+def _header(prepared: Prepared) -> Header:
+    plan = prepared.plan
+    return Header(
+        kind="live",
+        polypod=__version__,
+        policy=prepared.settings,
+        plan=msgspec.to_builtins(plan),
+        plan_sha256=hashlib.sha256(to_yaml(plan).encode()).hexdigest(),
+        seed=0,
+        started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def run_folder(state: Path) -> Path:
+    """A new folder for one run's plan, logs and record."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    folder = state / "runs" / f"{stamp}-{secrets.token_hex(2)}"
+    folder.mkdir(parents=True)
+    return folder

@@ -1,0 +1,108 @@
+"""The emulated engines of a run: which are up, and which request is on which."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from polypod.engine import EngineLimits, Progress, ReplicaEmulation
+from polypod.policy.actions import Dispatch
+from polypod.policy.events import ReplicaDown, ReplicaUp
+from polypod.simulate.trace import Arrival
+
+
+@dataclass(slots=True, eq=False)
+class Engine:
+    """One start of a replica. `due_s` is the time of its entry in the agenda that counts."""
+
+    up: ReplicaUp
+    emulation: ReplicaEmulation
+    due_s: float = math.inf
+    dispatches: dict[int, Dispatch] = field(default_factory=dict)  # by ticket
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a replica did, over all its starts."""
+
+    busy_s: float = 0.0
+    computed_tokens: int = 0
+    preemptions: int = 0
+
+    def add(self, emulation: ReplicaEmulation) -> None:
+        self.busy_s += emulation.busy_s
+        self.computed_tokens += emulation.computed_tokens
+        self.preemptions += emulation.preemptions
+
+
+class Engines:
+    """An engine knows a dispatch by its ticket, a number used once: a request may come back to where it was."""
+
+    def __init__(self, replicas: Sequence[ReplicaUp], slowdowns: Mapping[str, float]) -> None:
+        self._slowdowns = slowdowns
+        self._engines: dict[str, Engine] = {}
+        self._tickets: dict[int, tuple[Engine, int]] = {}  # by request
+        self._last_ticket = 0
+        self._totals = {up.replica: Totals() for up in replicas}
+
+    def switch(self, event: ReplicaUp | ReplicaDown) -> None:
+        """Start a replica empty, or take it away with all it had."""
+        before = self._engines.pop(event.replica, None)
+        if before is not None:
+            self._totals[event.replica].add(before.emulation)
+            before.dispatches.clear()
+        if isinstance(event, ReplicaUp):
+            limits = EngineLimits(
+                max_sequences=event.max_sequences,
+                max_step_tokens=event.max_step_tokens,
+                kv_capacity_tokens=event.kv_capacity_tokens,
+            )
+            slowdown = self._slowdowns.get(event.replica, 1.0)
+            emulation = ReplicaEmulation(event.step_time.scaled(slowdown), limits)
+            self._engines[event.replica] = Engine(event, emulation)
+
+    def submit(self, dispatch: Dispatch, arrival: Arrival, now_s: float) -> Engine:
+        """Hand a request to its engine, which is returned. Raises `ValueError` for one that the engine cannot hold."""
+        engine = self._engines[dispatch.replica]
+        self._last_ticket += 1
+        engine.emulation.submit(
+            now_s,
+            request=self._last_ticket,
+            prompt_tokens=arrival.input_tokens,
+            output_tokens=output_tokens(arrival, engine.up),
+        )
+        engine.dispatches[self._last_ticket] = dispatch
+        self._tickets[dispatch.request] = (engine, self._last_ticket)
+        return engine
+
+    def stop(self, request: int, now_s: float) -> Engine | None:
+        """Take a request off its engine, which is returned if there was one."""
+        engine, ticket = self._tickets.pop(request, (None, 0))
+        if engine is None or engine.dispatches.pop(ticket, None) is None:
+            return None
+        engine.emulation.cancel(now_s, ticket)
+        return engine
+
+    def advance(self, engine: Engine, to_s: float) -> Iterator[tuple[Progress, Dispatch]]:
+        """Play the engine on, and give what happened to requests that are still meant to run."""
+        for progress in engine.emulation.advance(to_s):
+            dispatch = engine.dispatches.get(progress.request)
+            if dispatch is None:
+                continue
+            if progress.kind == "finished":
+                del engine.dispatches[progress.request]
+                del self._tickets[dispatch.request]
+            yield progress, dispatch
+
+    def totals(self) -> dict[str, Totals]:
+        """What every replica did up to now; asked once, at the end."""
+        for replica, engine in self._engines.items():
+            self._totals[replica].add(engine.emulation)
+        return self._totals
+
+
+def output_tokens(arrival: Arrival, up: ReplicaUp) -> int:
+    """The length of the answer: what the model has to say, cut where the client or the context cuts it."""
+    context = min(up.context_tokens, up.kv_capacity_tokens // up.step_time.data_ranks)
+    cuts = [arrival.output_tokens, context - arrival.input_tokens]
+    cuts += [] if arrival.max_output_tokens is None else [arrival.max_output_tokens]
+    return max(min(cuts), 1)

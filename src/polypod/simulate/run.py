@@ -1,0 +1,236 @@
+"""The driver on a virtual clock: take the next event, ask the policy, carry out what it says, write both down.
+
+The agenda is a heap of (time, kind, order of entry): at one moment replicas go down and up first, then engines report,
+then timers ring, then requests arrive. Nothing in a run depends on anything else, so it repeats byte for byte.
+"""
+
+import hashlib
+import heapq
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import BinaryIO, Final
+
+import msgspec
+
+import polypod
+from polypod.engine import Progress
+from polypod.policy.actions import AnyAction, Cancel, Dispatch, Reject, Retry, WakeAt
+from polypod.policy.events import (
+    AnyEvent,
+    FirstToken,
+    ReplicaDown,
+    ReplicaUp,
+    RequestArrived,
+    RequestFailed,
+    RequestFinished,
+    Woke,
+)
+from polypod.policy.node import Policy
+from polypod.record import Header, Line, Measure, Step, Writer
+from polypod.simulate.engines import Engine, Engines, output_tokens
+from polypod.simulate.scenario import Scenario
+from polypod.simulate.trace import Arrival
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A simulation that has ended. `lines` is the record, unless it went to a file."""
+
+    end_s: float
+    events: int
+    lines: tuple[Line, ...]
+
+
+def simulate(scenario: Scenario, file: BinaryIO | None = None) -> Run:
+    """Play the scenario to its end: until every request has its answer and nothing is left to happen.
+
+    The record goes to `file` where one is given, else it is kept in the result.
+    """
+    lines: list[Line] = []
+    driver = _Driver(scenario, lines.append if file is None else Writer(file).write)
+    driver.run()
+    return Run(end_s=driver.now_s, events=driver.events, lines=tuple(lines))
+
+
+class _Kind(IntEnum):
+    """What comes first when several things happen at one moment."""
+
+    EVENT = 0
+    ENGINE = 1
+    TIMER = 2
+    ARRIVAL = 3
+
+
+_Item = AnyEvent | Engine
+
+
+class _Driver:
+    def __init__(self, scenario: Scenario, write: Callable[[Line], None]) -> None:
+        self.now_s = 0.0
+        self.events = 0
+        self._scenario = scenario
+        self._write = write
+        self._policy = Policy(scenario.settings, seed=scenario.seed)
+        self._engines = Engines(scenario.replicas, scenario.slowdowns)
+        self._agenda: list[tuple[float, _Kind, int, _Item]] = []
+        self._entries = 0
+        self._arrivals: Iterator[tuple[int, Arrival]] = iter(())
+        self._asked: dict[int, Arrival] = {}  # requests that have not ended
+
+    def run(self) -> None:
+        self._write(_header(self._scenario))
+        self._plan_replicas()
+        trace = sorted(self._scenario.trace, key=lambda arrival: arrival.at_s)
+        self._arrivals = enumerate(trace, start=1)
+        self._plan_arrival()
+        while self._agenda:
+            self.now_s, kind, _, item = heapq.heappop(self._agenda)
+            if isinstance(item, Engine):
+                self._advance(item)
+                continue
+            if kind == _Kind.ARRIVAL:
+                self._plan_arrival()
+            self._tell(item)
+        for replica, totals in self._engines.totals().items():
+            for name in _MEASURES:
+                value = float(getattr(totals, name))
+                self._write(Measure(at_s=self.now_s, of=replica, name=name, value=value))
+
+    # ---- what is to come
+
+    def _plan(self, at_s: float, kind: _Kind, item: _Item) -> None:
+        self._entries += 1
+        heapq.heappush(self._agenda, (at_s, kind, self._entries, item))
+
+    def _plan_replicas(self) -> None:
+        ups = {up.replica: up for up in self._scenario.replicas}
+        for up in ups.values():
+            self._plan(up.at_s, _Kind.EVENT, up)
+        for fault in sorted(self._scenario.faults, key=lambda fault: fault.at_s):
+            up = ups[fault.replica]
+            at_s, name = fault.at_s, fault.replica
+            if fault.what == "down":
+                down = ReplicaDown(at_s=at_s, replica=name, epoch=up.epoch, reason="a fault")
+                self._plan(at_s, _Kind.EVENT, down)
+            else:
+                ups[name] = msgspec.structs.replace(up, at_s=at_s, epoch=up.epoch + 1)
+                self._plan(at_s, _Kind.EVENT, ups[name])
+
+    def _plan_arrival(self) -> None:
+        request, arrival = next(self._arrivals, (0, None))
+        if arrival is None:
+            return
+        self._asked[request] = arrival
+        event = RequestArrived(
+            at_s=arrival.at_s,
+            request=request,
+            model=arrival.model,
+            input_tokens=arrival.input_tokens,
+            max_output_tokens=arrival.max_output_tokens,
+            priority=arrival.priority,
+        )
+        self._plan(arrival.at_s, _Kind.ARRIVAL, event)
+
+    def _plan_engine(self, engine: Engine | None) -> None:
+        """See to it that the engine is looked at when its batch changes next."""
+        if engine is not None and engine.emulation.next_s < engine.due_s:
+            engine.due_s = engine.emulation.next_s
+            self._plan(engine.due_s, _Kind.ENGINE, engine)
+
+    # ---- what happens
+
+    def _tell(self, event: AnyEvent) -> None:
+        """Ask the policy, write it down, and do what it says."""
+        self.events += 1
+        if isinstance(event, ReplicaUp | ReplicaDown):
+            self._engines.switch(event)
+        actions = self._policy.handle(event)
+        self._write(Step(event=event, actions=actions))
+        for action in actions:
+            self._carry_out(action)
+
+    def _advance(self, engine: Engine) -> None:
+        if engine.due_s != self.now_s:
+            return  # an entry that an earlier one has replaced
+        engine.due_s = math.inf
+        for progress, dispatch in self._engines.advance(engine, self.now_s):
+            self._tell(self._word(engine, progress, dispatch))
+        self._plan_engine(engine)
+
+    def _word(
+        self, engine: Engine, progress: Progress, dispatch: Dispatch
+    ) -> FirstToken | RequestFinished:
+        """What the engine reports, as the policy hears it."""
+        request, attempt = dispatch.request, dispatch.attempt
+        at_s, replica, epoch = progress.at_s, dispatch.replica, dispatch.epoch
+        if progress.kind == "first":
+            return FirstToken(
+                at_s=at_s, request=request, attempt=attempt, replica=replica, epoch=epoch
+            )
+        arrival = self._asked.pop(request)
+        return RequestFinished(
+            at_s=at_s,
+            request=request,
+            attempt=attempt,
+            replica=replica,
+            epoch=epoch,
+            input_tokens=arrival.input_tokens,
+            output_tokens=output_tokens(arrival, engine.up),
+        )
+
+    # ---- what is done about it
+
+    def _carry_out(self, action: AnyAction) -> None:
+        match action:
+            case Dispatch():
+                self._dispatch(action)
+            case Cancel() | Retry():
+                self._plan_engine(self._engines.stop(action.request, self.now_s))
+            case Reject():
+                self._plan_engine(self._engines.stop(action.request, self.now_s))
+                del self._asked[action.request]
+            case WakeAt():
+                at_s = max(action.at_s, self.now_s)
+                self._plan(at_s, _Kind.TIMER, Woke(at_s=at_s))
+            case _:
+                msg = f"the simulator cannot carry out {action}"
+                raise NotImplementedError(msg)
+
+    def _dispatch(self, action: Dispatch) -> None:
+        arrival = self._asked[action.request]
+        try:
+            self._plan_engine(self._engines.submit(action, arrival, self.now_s))
+        except ValueError as error:
+            failed = RequestFailed(
+                at_s=self.now_s,
+                request=action.request,
+                attempt=action.attempt,
+                replica=action.replica,
+                epoch=action.epoch,
+                kind="client",
+                status=400,
+                detail=str(error),
+            )
+            self._plan(self.now_s, _Kind.EVENT, failed)
+
+
+_MEASURES: Final = ("busy_s", "computed_tokens", "preemptions")
+
+
+def _header(scenario: Scenario) -> Header:
+    plan = scenario.plan
+    return Header(
+        kind="simulated",
+        polypod=polypod.__version__,
+        policy=scenario.settings,
+        plan=plan,
+        plan_sha256=None if plan is None else _sha256(plan),
+        trace_sha256=_sha256(scenario.trace),
+        seed=scenario.seed,
+    )
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(value)).hexdigest()
