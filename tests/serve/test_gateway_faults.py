@@ -112,7 +112,7 @@ def test_an_answer_cut_in_the_middle_is_no_answer_and_is_tried_elsewhere(lab, tm
         (True, "empty stream"),
         (True, "half an event"),
         (True, "an error event"),
-        (True, "a busy event"),
+        (True, "an odd error event"),
     ],
 )
 def test_a_200_that_is_no_answer_is_tried_elsewhere(lab, tmp_path, stream, fault):
@@ -121,11 +121,9 @@ def test_a_200_that_is_no_answer_is_tried_elsewhere(lab, tmp_path, stream, fault
         "stream as JSON": lab.status("200 OK", b"{}"),
         "empty stream": lab.chunks(),
         "half an event": lab.chunks(b"data: {"),
+        "an odd error event": lab.chunks(b'data: {"error": "no"}\n\n', lab.DONE),
         "an error event": lab.chunks(
             b'data: {"error": {"message": "no", "code": 500}}\n\n', lab.DONE
-        ),
-        "a busy event": lab.chunks(
-            b'data: {"error": {"message": "no", "code": 429}}\n\n', lab.DONE
         ),
     }
 
@@ -174,6 +172,20 @@ def test_a_busy_engine_is_passed_over_and_not_blamed(
         assert node.told(RequestFailed) == []
         assert lab.only(node.told(ReplicaBusy)).retry_after_s == retry_after_s
         assert lab.only(node.answered(Retry)).reason == "busy"
+
+    lab.run(tmp_path, test)
+
+
+def test_an_engine_that_is_busy_in_its_first_event_is_passed_over_as_well(lab, tmp_path):
+    busy = b'data: {"error": {"message": "full", "code": 429}}\n\n'
+
+    async def test(node, client):
+        await node.engine("busy", lab.chunks(busy, lab.DONE), step_s=0.001)
+        await node.engine("good", step_s=0.1)
+        await answered(lab, await client.post(CHAT, json=lab.ask(stream=True)))
+
+        assert node.told(RequestFailed) == []
+        assert len(node.told(ReplicaBusy)) == 1
 
     lab.run(tmp_path, test)
 
@@ -465,10 +477,13 @@ def test_a_stopping_node_lets_short_answers_finish(lab, tmp_path):
         node.stop.set()
         await answered(lab, await asking)
 
-        with pytest.raises(aiohttp.ClientConnectorError):
+        async def ask_until_refused() -> None:
             async with asyncio.timeout(1):
                 while True:
                     await client.get("/healthz")
+
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await ask_until_refused()
 
     lab.run(tmp_path, test)
 
@@ -526,18 +541,26 @@ def test_a_record_of_many_faults_replays_to_the_same_actions(lab, tmp_path):
 
 
 def test_a_record_holds_no_word_of_prompt_or_answer(lab, tmp_path):
+    async def garbage(visit):
+        visit.writer.write(b"zebra-garbage\r\n\r\n")
+        await visit.writer.drain()
+
     async def test(node, client):
         await node.engine(
             "a",
             lab.chunks(lab.event("zebra-answer"), lab.DONE),
             lab.status("400 X", b"zebra-error"),
+            lab.status("200 OK", b"zebra-whole"),
+            garbage,
+            lab.chunks(lab.event("zebra-answer"), b"data: zebra-half"),
         )
-        asked = lab.ask(stream=True, messages=[{"role": "user", "content": "zebra-question"}])
-        await (await client.post(CHAT, json=asked)).read()
-        await (await client.post(CHAT, json=asked)).read()
+        asked = {"messages": [{"role": "user", "content": "zebra-question"}]}
+        for stream in (True, False, False, False, True):
+            await (await client.post(CHAT, json=lab.ask(stream, **asked))).read()
+        await (await client.post(CHAT, json=lab.ask(model="zebra " * 99))).read()
 
-    node = lab.run(tmp_path, test)
+    node = lab.run(tmp_path, test, breaker_failures=99)
 
     text = b"".join(map(encode, node.lines))
-    assert b"RequestFinished" in text
+    assert len(node.told(RequestFinished)) + len(node.told(RequestFailed)) >= 5
     assert b"zebra" not in text

@@ -1,5 +1,6 @@
 """Streams cut at every place: not a byte changes, events go out whole, tokens are counted the same."""
 
+import itertools
 import json
 
 import pytest
@@ -26,7 +27,7 @@ TEXT = [event({"content": text}) for text in ("data: 水", '{"\n', "z")]
 def fed(data: bytes, cuts: list[int]) -> tuple[list[bytes], EventStream]:
     stream, out = EventStream(), []
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    for left, right in zip(places, places[1:], strict=False):
+    for left, right in itertools.pairwise(places):
         out.append(stream.feed(data[left:right]))
     return [part for part in out if part], stream
 

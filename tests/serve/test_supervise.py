@@ -59,6 +59,7 @@ class TinyEngine:
     distribution: str = "polypod"
     health_path: str = "/health"
     metrics_path: str = "/metrics"
+    keeps_connections: bool = True
     kv_bytes_per_element: float = 2.0
     max_step_tokens: int = 1
 

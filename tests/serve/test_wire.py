@@ -64,6 +64,18 @@ def test_a_wrong_type_is_named(key: str, value: object) -> None:
     assert (problem.status, problem.code, problem.param) == (400, "invalid_type", key)
 
 
+@pytest.mark.parametrize("limit", [-1, 0, 2**31, 10**40])
+def test_a_limit_that_is_none_is_left_to_the_engine(limit: int) -> None:
+    chat = read_chat(f'{{"model": "m", "messages": [], "max_tokens": {limit}}}'.encode())
+
+    assert chat.max_output_tokens is None
+
+
+def test_a_text_in_place_of_a_name_is_refused() -> None:
+    assert read_chat(json.dumps(GOOD | {"model": "x" * 256}).encode()).model == "x" * 256
+    assert refused(json.dumps(GOOD | {"model": "x" * 257}).encode()).param == "model"
+
+
 def test_keys_it_does_not_know_are_skipped() -> None:
     chat = read_chat(json.dumps(GOOD | {"x_vendor": {"a": [1]}, "temperature": "warm"}).encode())
 

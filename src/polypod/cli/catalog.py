@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from polypod.catalog.load import (
 )
 from polypod.catalog.schema import Accelerator, Claim, Fact, Pod, Published
 from polypod.errors import UnknownNameError
-from polypod.report.tables import entry, table
+from polypod.report.tables import WIDTH, entry, table
 from polypod.workload.config import read_model
 from polypod.workload.model import (
     Mla,
@@ -76,7 +77,7 @@ def _find(name: str) -> Entry:
         return load_model(name)
     if name.endswith((".toml", ".json")) or "/" in name:
         return load_file(name)
-    raise UnknownNameError("accelerator, pod or model", name, known_names())
+    raise UnknownNameError(kind="accelerator, pod or model", name=name, known=known_names())
 
 
 def _json(found: Entry) -> dict[str, Any]:
@@ -140,7 +141,9 @@ class _Figure:
 
 
 def _hanging(label: str, text: str) -> str:
-    return entry(label, text, indent=5)
+    """A labelled paragraph in which addresses stay whole, so that they can be copied."""
+    lines = wrap(text, WIDTH - 5, break_long_words=False, break_on_hyphens=False)
+    return f"{label:<5}" + "\n     ".join(lines)
 
 
 def _figures(figures: list[_Figure], sources: _Sources) -> Iterator[str]:
@@ -264,7 +267,7 @@ def _model(found: ModelEntry) -> Iterator[str]:
     if card.note:
         yield entry("", card.note, indent=20)
     sources = _Sources()
-    yield "\npublished"
+    yield "\non record"
     figures = [
         _Figure("parameters", card.parameters, "tokens"),
         _Figure("active parameters", card.active_parameters, "tokens"),

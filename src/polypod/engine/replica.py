@@ -23,7 +23,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from polypod.cost.steptime import StepTime, causal_pairs
+
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +116,15 @@ class ReplicaEmulation:
         self._rank_kv_capacity = limits.kv_capacity_tokens // self._ranks
         self._rank_max_sequences = max(limits.max_sequences // self._ranks, 1)
         self._waiting: deque[_Sequence] = deque()
-        self._prefilling: list[list[_Sequence]] = [[] for _ in range(self._ranks)]
+        self._prefilling: dict[int, list[_Sequence]] = {}  # of the ranks that have any
         self._decoding: list[dict[int, _Sequence]] = [{} for _ in range(self._ranks)]
-        self._kv_tokens = [0] * self._ranks
+        # Per rank (R): decoding sequences, prompts in prefill, and cached tokens of each. A decoding rank's cache grows by
+        # one token per sequence and step, so it is kept as what it would have been at step 0.
+        self._sequences_R = np.zeros(self._ranks, dtype=np.int64)
+        self._prompts_R = np.zeros(self._ranks, dtype=np.int64)
+        self._decode_kv_at_0_R = np.zeros(self._ranks, dtype=np.int64)
+        self._prompt_kv_R = np.zeros(self._ranks, dtype=np.int64)
+        self._decoders = 0
         self._finishes: list[tuple[int, int, _Sequence]] = []
         self._by_request: dict[int, _Sequence] = {}
         self._cancelled: set[int] = set()
@@ -128,7 +139,7 @@ class ReplicaEmulation:
 
     @property
     def running(self) -> int:
-        return sum(map(len, self._decoding)) + sum(map(len, self._prefilling))
+        return self._decoders + sum(map(len, self._prefilling.values()))
 
     @property
     def waiting(self) -> int:
@@ -137,7 +148,7 @@ class ReplicaEmulation:
     @property
     def kv_tokens(self) -> int:
         """Cached tokens of admitted sequences, as of the last batch change."""
-        return sum(self._kv_tokens)
+        return int(self._decode_kv_R().sum() + self._prompt_kv_R.sum())
 
     def submit(self, at_s: float, *, request: int, prompt_tokens: int, output_tokens: int) -> None:
         """Hand the engine a request. Raises `ValueError` for one that can never fit."""
@@ -183,12 +194,13 @@ class ReplicaEmulation:
 
     # ---- a segment ends
 
+    def _decode_kv_R(self) -> Integers:
+        """Cached tokens of each rank's decoding sequences, at this step."""
+        return self._decode_kv_at_0_R + self._sequences_R * self._step
+
     def _end_steps(self, steps: int) -> None:
         self._step += steps
-        for rank, decoding in enumerate(self._decoding):
-            grown = steps * len(decoding)
-            self._kv_tokens[rank] += grown
-            self.computed_tokens += grown
+        self.computed_tokens += steps * self._decoders
 
     def _finish_decodes(self, at_s: float, progress: list[Progress]) -> None:
         while self._finishes and self._finishes[0][0] <= self._step:
@@ -202,10 +214,10 @@ class ReplicaEmulation:
     def _end_chunks(self, segment: _Segment, at_s: float, progress: list[Progress]) -> None:
         for sequence, tokens in segment.chunks:
             sequence.computed += tokens
-            self._kv_tokens[sequence.rank] += tokens
+            self._prompt_kv_R[sequence.rank] += tokens
             self.computed_tokens += tokens
             if sequence.computed == sequence.prompt_tokens:
-                self._prefilling[sequence.rank].remove(sequence)
+                self._leave_prefill(sequence)
                 self._first_token(sequence, at_s, progress)
 
     def _first_token(self, sequence: _Sequence, at_s: float, progress: list[Progress]) -> None:
@@ -215,7 +227,6 @@ class ReplicaEmulation:
         sequence.told_first = True
         sequence.output_tokens -= 1
         if sequence.output_tokens == 0:
-            self._kv_tokens[sequence.rank] -= sequence.computed
             self._by_request.pop(sequence.request)
             if not gone:
                 progress.append(Progress(at_s, sequence.request, "finished"))
@@ -224,6 +235,9 @@ class ReplicaEmulation:
         self._order += 1
         heapq.heappush(self._finishes, (sequence.finish_step, self._order, sequence))
         self._decoding[sequence.rank][sequence.request] = sequence
+        self._decoders += 1
+        self._sequences_R[sequence.rank] += 1
+        self._decode_kv_at_0_R[sequence.rank] += sequence.prompt_tokens - self._step
 
     def _drop_cancelled(self) -> None:
         for request in self._cancelled:
@@ -235,24 +249,33 @@ class ReplicaEmulation:
             elif request in self._decoding[sequence.rank]:
                 self._leave_decoding(sequence)
             else:
-                self._prefilling[sequence.rank].remove(sequence)
-                self._kv_tokens[sequence.rank] -= sequence.computed
+                self._leave_prefill(sequence)
         self._cancelled.clear()
+
+    def _leave_prefill(self, sequence: _Sequence) -> None:
+        prefilling = self._prefilling[sequence.rank]
+        prefilling.remove(sequence)
+        if not prefilling:
+            del self._prefilling[sequence.rank]
+        self._prompts_R[sequence.rank] -= 1
+        self._prompt_kv_R[sequence.rank] -= sequence.computed
 
     def _leave_decoding(self, sequence: _Sequence) -> None:
         del self._decoding[sequence.rank][sequence.request]
         generated = sequence.output_tokens - (sequence.finish_step - self._step)
-        self._kv_tokens[sequence.rank] -= sequence.prompt_tokens + generated
+        self._decoders -= 1
+        self._sequences_R[sequence.rank] -= 1
+        self._decode_kv_at_0_R[sequence.rank] -= sequence.prompt_tokens + generated - self._step
         sequence.output_tokens -= generated
         sequence.prompt_tokens += generated
 
     # ---- the next one begins
 
     def _compose(self, at_s: float) -> None:
-        self._preempt()
+        decode_kv = self._preempt()
         self._admit()
         chunks, tokens, pairs = self._chunks()
-        sequences = max(map(len, self._decoding))
+        sequences = int(self._sequences_R.max())
         if not chunks and not sequences:
             self._segment = None
             return
@@ -260,67 +283,74 @@ class ReplicaEmulation:
             start_s=at_s,
             steps=1 if chunks else self._steps_ahead(),
             first_step_s=self.step_time.step_s(
-                tokens=tokens,
-                pairs=pairs,
-                kv_tokens=self._decoding_kv_tokens(),
-                sequences=sequences,
+                tokens=tokens, pairs=pairs, kv_tokens=decode_kv, sequences=sequences
             ),
             growth_s=self.step_time.kv_token_s * sequences,
             chunks=chunks,
         )
 
-    def _preempt(self) -> None:
-        """Make room for the next token of every decoding sequence; the last admitted goes first."""
-        for rank, decoding in enumerate(self._decoding):
-            while decoding and self._kv_tokens[rank] + len(decoding) > self._rank_kv_capacity:
-                if len(decoding) == 1 and not self._prefilling[rank]:
-                    break  # alone it fits: submit saw to that
-                _, sequence = decoding.popitem()
-                decoding[sequence.request] = sequence
-                self._leave_decoding(sequence)
-                sequence.finish_step = -1
-                sequence.computed = 0
-                sequence.rank = -1
-                self._waiting.appendleft(sequence)
-                self.preemptions += 1
+    def _preempt(self) -> int:
+        """Make room for the next token of every decoding sequence, the last admitted going first.
+
+        Return the largest cache that a rank's decoding sequences read.
+        """
+        decode_kv_R = self._decode_kv_R()
+        full_R = decode_kv_R + self._sequences_R + self._prompt_kv_R > self._rank_kv_capacity
+        if not full_R.any():
+            return int(decode_kv_R.max())
+        for rank in np.flatnonzero(full_R).tolist():
+            self._preempt_rank(rank)
+        return int(self._decode_kv_R().max())
+
+    def _preempt_rank(self, rank: int) -> None:
+        decoding = self._decoding[rank]
+        while decoding and self._rank_kv(rank) + len(decoding) > self._rank_kv_capacity:
+            if len(decoding) == 1 and rank not in self._prefilling:
+                return  # alone it fits: submit saw to that
+            sequence = decoding[next(reversed(decoding))]
+            self._leave_decoding(sequence)
+            sequence.finish_step = -1
+            sequence.computed = 0
+            sequence.rank = -1
+            self._waiting.appendleft(sequence)
+            self.preemptions += 1
+
+    def _rank_kv(self, rank: int) -> int:
+        decode_kv = self._decode_kv_at_0_R[rank] + self._sequences_R[rank] * self._step
+        return int(decode_kv + self._prompt_kv_R[rank])
 
     def _admit(self) -> None:
         while self._waiting:
             head = self._waiting[0]
             rank = self._roomiest()
-            reserved = sum(one.prompt_tokens - one.computed for one in self._prefilling[rank])
-            need = (
-                self._kv_tokens[rank]
-                + reserved
-                + head.prompt_tokens
-                + len(self._decoding[rank])
-                + 1
-            )
-            slots = len(self._decoding[rank]) + len(self._prefilling[rank])
-            if need > self._rank_kv_capacity or slots >= self._rank_max_sequences:
+            prefilling = self._prefilling.get(rank, [])
+            reserved = sum(one.prompt_tokens - one.computed for one in prefilling)
+            decoding = len(self._decoding[rank])
+            need = self._rank_kv(rank) + reserved + head.prompt_tokens + decoding + 1
+            if (
+                need > self._rank_kv_capacity
+                or decoding + len(prefilling) >= self._rank_max_sequences
+            ):
                 return
             self._waiting.popleft()
             head.rank = rank
-            self._prefilling[rank].append(head)
+            self._prefilling.setdefault(rank, []).append(head)
+            self._prompts_R[rank] += 1
 
     def _roomiest(self) -> int:
-        """The rank with the fewest sequences, then the least cache in use."""
+        """The rank with the fewest prompts, then the fewest sequences, then the least cache in use."""
         if self._ranks == 1:
             return 0
-        loads = [
-            (len(prefilling), len(decoding), kv, rank)
-            for rank, (prefilling, decoding, kv) in enumerate(
-                zip(self._prefilling, self._decoding, self._kv_tokens, strict=True)
-            )
-        ]
-        return min(loads)[-1]
+        counts_R = (self._prompts_R << 20) + self._sequences_R
+        least_R = np.flatnonzero(counts_R == counts_R.min())
+        return int(least_R[np.argmin((self._decode_kv_R() + self._prompt_kv_R)[least_R])])
 
     def _chunks(self) -> tuple[list[tuple[_Sequence, int]], int, float]:
         """Prompt chunks of the next step, and the busiest rank's tokens and pairs."""
         chunks: list[tuple[_Sequence, int]] = []
-        most_tokens, most_pairs = 0, 0.0
-        for prefilling, decoding in zip(self._prefilling, self._decoding, strict=True):
-            tokens, pairs = len(decoding), 0.0
+        most_tokens, most_pairs = int(self._sequences_R.max()), 0.0
+        for rank, prefilling in self._prefilling.items():
+            tokens, pairs = len(self._decoding[rank]), 0.0
             for sequence in prefilling:
                 room = self.limits.max_step_tokens - tokens
                 if room <= 0:
@@ -332,23 +362,16 @@ class ReplicaEmulation:
             most_tokens, most_pairs = max(most_tokens, tokens), max(most_pairs, pairs)
         return chunks, most_tokens, most_pairs
 
-    def _decoding_kv_tokens(self) -> int:
-        if not any(self._prefilling):
-            return max(self._kv_tokens)
-        return max(
-            kv - sum(sequence.computed for sequence in prefilling)
-            for kv, prefilling in zip(self._kv_tokens, self._prefilling, strict=True)
-        )
-
     def _steps_ahead(self) -> int:
         """Pure decode goes on until a sequence finishes or a rank's cache is full."""
         while self._finishes[0][2].finish_step != self._finishes[0][0]:
             heapq.heappop(self._finishes)  # preempted or cancelled since
         steps = self._finishes[0][0] - self._step
-        for kv, decoding in zip(self._kv_tokens, self._decoding, strict=True):
-            if decoding:
-                steps = min(steps, max((self._rank_kv_capacity - kv) // len(decoding), 1))
-        return steps
+        room_R = self._rank_kv_capacity - self._decode_kv_R() - self._prompt_kv_R
+        if int(room_R.min()) >= steps * int(self._sequences_R.max()):
+            return steps
+        full_R = room_R // np.maximum(self._sequences_R, 1)
+        return max(min(steps, int(full_R[self._sequences_R > 0].min())), 1)
 
     def _cut(self, at_s: float) -> None:
         """Let the running segment end at the first step boundary from `at_s` on."""

@@ -202,7 +202,7 @@ def check(plan: Plan) -> None:
         slo, traffic = service.slo or Slo(), service.traffic
         _check_quantity(f"$.services[{s}].slo.ttft", slo.ttft, "s")
         _check_quantity(f"$.services[{s}].slo.tpot", slo.tpot, "s")
-        _check_quantity(f"$.services[{s}].traffic.rate", traffic and traffic.rate, "per_s")
+        _check_quantity(f"$.services[{s}].traffic.rate", traffic.rate if traffic else None, "per_s")
         for p, pool in enumerate(service.pools):
             _check_pool(f"$.services[{s}].pools[{p}]", pool, plan)
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from polypod.policy.events import RequestArrived
-from polypod.policy.requests import Tracked
-from polypod.policy.router import Ask
+from polypod.policy.requests import Ask, Tracked
 from polypod.policy.settings import ServiceSettings
 
 OUTPUT_WEIGHT: Final = 0.05

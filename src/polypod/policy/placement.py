@@ -11,8 +11,8 @@ import numpy.typing as npt
 from polypod.policy.actions import Dispatch
 from polypod.policy.admission import Service
 from polypod.policy.health import Health, Replica
-from polypod.policy.requests import Place, Tracked
-from polypod.policy.router import Ask, ReplicaTable
+from polypod.policy.requests import Ask, Place, Tracked
+from polypod.policy.router import ReplicaTable
 from polypod.policy.settings import PolicySettings
 
 

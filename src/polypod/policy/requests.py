@@ -4,7 +4,32 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from polypod.policy.events import RequestArrived
-from polypod.policy.router import Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a request needs of a replica."""
+
+    input_tokens: int
+    output_tokens: float  # expected
+    need_tokens: int  # context it may come to fill
+
+    @property
+    def mean_kv_tokens(self) -> float:
+        """Cache it holds on average while it decodes."""
+        return self.input_tokens + self.output_tokens / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What one dispatched request adds to its row, kept so that exactly this is taken off again."""
+
+    row: int
+    prompt_s: float
+    kv_tokens: float
+    first_token_s: float  # predicted, from the dispatch on
+    token_s: float  # predicted
+    model_token_s: float  # the same without the correction
 
 
 class Failure(NamedTuple):

@@ -6,12 +6,12 @@ For every replica, with P prompt tokens and O expected output tokens,
 
     wait_s    what is left of the prompts sent there before, and of the wait for a slot or for cache that others hold
     prompt_s  this prompt's steps at the chunk budget, each carrying the attention of the sequences that decode meanwhile
-    token_s   a decode step with this sequence added, at the mean cache it will read
+    token_s   a decode step with this sequence added, at the mean cache it will read, over the share of time that the
+              replica has left for decode steps: one minus the share that prompts took of late
 
 The times come from the replica's `StepTime`, times two factors that measurement corrects, one for prompts and one for
 decoding. A prompt that is overdue by d seconds is expected to take d more, so a replica that hangs loses its appeal by the
-second, with no report from anybody. Left out: what later prompts will add to this request's decode steps (the measured time per
-token brings it back into the factor), and what this request costs those already there.
+second, with no report from anybody. Left out: what this request costs those already there.
 
 Columns end in the shape suffix R (rows, one per replica; free rows have `up_R` false) or K (kinds of replica that share a step
 time and a chunk budget).
@@ -24,10 +24,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from polypod.cost.steptime import StepTime, causal_pairs
+from polypod.cost.steptime import causal_pairs
 from polypod.policy.events import LoadReported, ReplicaUp, StepObserved
-
-Floats = npt.NDArray[np.float64]
+from polypod.policy.kinds import Floats, Kinds
+from polypod.policy.requests import Ask, Load
 
 FACTOR_LIMIT: Final = 16.0
 """A measurement that says more than this times the model, or less than its inverse, is cut to it."""
@@ -35,34 +35,17 @@ FACTOR_LIMIT: Final = 16.0
 STEP_WEIGHT: Final = 0.2
 """Weight of a timed step after the first, which counts alone."""
 
-REQUEST_WEIGHT: Final = 0.1
-"""Weight of one request's time per token; it holds more than decode steps, so it pulls gently."""
+REQUEST_WEIGHT: Final = 0.02
+"""Weight of one request's time per token, in the long run: it holds more than decode steps, so it pulls gently."""
 
+FIRST_REQUESTS: Final = 10
+"""The n-th request's time per token weighs 1 / (n + this) while that is more."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """What a request needs of a replica."""
+PROMPT_MEMORY_S: Final = 10.0
+"""The share of time that prompts take is remembered with this time constant."""
 
-    input_tokens: int
-    output_tokens: float  # expected
-    need_tokens: int  # context it may come to fill
-
-    @property
-    def mean_kv_tokens(self) -> float:
-        """Cache it holds on average while it decodes."""
-        return self.input_tokens + self.output_tokens / 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """What one dispatched request adds to its row, kept so that exactly this is taken off again."""
-
-    row: int
-    prompt_s: float
-    kv_tokens: float
-    first_token_s: float  # predicted, from the dispatch on
-    token_s: float  # predicted
-    model_token_s: float  # the same without the correction
+MOST_PROMPT_SHARE: Final = 0.9
+"""Some time is always left for decode steps, since an engine mixes them into those of prompts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,28 +55,6 @@ class Choice:
     rows: npt.NDArray[np.intp]
     first_s_R: Floats
     token_s_R: Floats
-
-
-@dataclass(slots=True, eq=False)
-class _Kind:
-    """Replicas that share a step time and a chunk budget share their prompt times."""
-
-    step_time: StepTime
-    budget: int
-    rows: int = 0
-
-    def prompt(self, tokens: int) -> tuple[float, int]:
-        """Seconds of a prompt computed alone, and in how many steps.
-
-        >>> step = StepTime(tokens=(1, 101), seconds=(0.01, 0.02), kv_token_s=0.0, pair_s=0.0)
-        >>> seconds, steps = _Kind(step, budget=101).prompt(203)  # 20 ms, 20 ms, and 10 ms for the last token
-        >>> round(seconds, 3), steps
-        (0.05, 3)
-        """
-        full, rest = divmod(tokens, self.budget)
-        step = self.step_time
-        chunks_s = full * step.curve_s(self.budget) + step.curve_s(rest)
-        return chunks_s + step.pair_s * causal_pairs(tokens), full + (rest > 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -119,6 +80,8 @@ class ReplicaTable:
         self.prompts_R = np.zeros(rows, dtype=np.int64)  # sent, first token not heard of
         self.prompts_s_R = np.zeros(rows)  # their work, shared out over the data-parallel ranks
         self.prompts_end_s_R = np.zeros(rows)  # when it should be done
+        self.prompt_share_R = np.zeros(rows)  # of the time, of late, as of `prompt_share_at_s_R`
+        self.prompt_share_at_s_R = np.zeros(rows)
         self.kv_tokens_R = np.zeros(rows)
         self.kv_capacity_R = np.zeros(rows)
         self.kv_read_s_R = np.zeros(rows)  # per cached token, corrected
@@ -126,11 +89,12 @@ class ReplicaTable:
         self.decode_s_R = np.zeros(rows)  # a decode step with one sequence more, corrected
         self.prompt_factor_R = np.ones(rows)
         self.decode_factor_R = np.ones(rows)
+        self.requests_R = np.zeros(rows, dtype=np.int64)  # whose time per token was measured
         self.others_running_R = np.zeros(rows, dtype=np.int64)
         self.others_prompt_s_R = np.zeros(rows)
         self.kind_R = np.zeros(rows, dtype=np.intp)
         self.up: list[ReplicaUp | None] = [None] * rows
-        self._kinds: list[_Kind] = []
+        self._kinds = Kinds()
         self._others: dict[int, _Others] = {}
         self._measured: set[tuple[int, str]] = set()
         self._blocked: set[int] = set()
@@ -151,12 +115,12 @@ class ReplicaTable:
         self.limit_tokens_R[row] = min(up.context_tokens, up.kv_capacity_tokens // ranks)
         self.kv_capacity_R[row] = up.kv_capacity_tokens
         self.prompt_factor_R[row] = self.decode_factor_R[row] = 1.0
-        self.kind_R[row] = self._kind_of(up)
+        self.kind_R[row] = self._kinds.take(up)
         self._refresh(row)
         return row
 
     def remove(self, row: int) -> None:
-        self._kinds[self.kind_R[row]].rows -= 1
+        self._kinds.release(int(self.kind_R[row]))
         self.up[row] = None
         self.up_R[row] = False
         self._blocked.discard(row)
@@ -196,18 +160,19 @@ class ReplicaTable:
 
     def _forecast(self, ask: Ask, now_s: float) -> tuple[Floats, Floats]:
         """Seconds to the first token, and for each one after it, on every row."""
-        prompt_s_K, steps_K = self._prompts(ask.input_tokens)
+        prompt_s_K, steps_K = self._kinds.prompts(ask.input_tokens)
         token_s_R = self.decode_s_R + self.kv_read_s_R * ask.mean_kv_tokens
+        token_s_R /= 1 - np.minimum(self._prompt_share(now_s), MOST_PROMPT_SHARE)
         prompt_s_R = self.prompt_factor_R * prompt_s_K[self.kind_R]
         prompt_s_R += steps_K[self.kind_R] * self.attend_s_R
         first_s_R = self._backlog_s(now_s) + self.others_prompt_s_R + prompt_s_R
         first_s_R += self._crowding(ask) * (ask.output_tokens * token_s_R)
         return first_s_R, token_s_R
 
-    def _prompts(self, tokens: int) -> tuple[Floats, Floats]:
-        pairs = [kind.prompt(tokens) if kind.rows else (0.0, 0) for kind in self._kinds]
-        prompt_s_K, steps_K = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-        return prompt_s_K, steps_K
+    def _prompt_share(self, now_s: float) -> Floats:
+        """Share of the time that prompts took of late; it fades while none is sent."""
+        ages_s_R = now_s - self.prompt_share_at_s_R
+        return self.prompt_share_R * np.exp(ages_s_R / -PROMPT_MEMORY_S)
 
     def _backlog_s(self, now_s: float) -> Floats:
         return np.abs(self.prompts_end_s_R - now_s) * (self.prompts_R > 0)
@@ -224,7 +189,7 @@ class ReplicaTable:
 
     def dispatched(self, row: int, ask: Ask, choice: Choice, now_s: float) -> Load:
         """Add the request to the row; returns what it added and what is expected of it."""
-        alone_s, _ = self._kinds[self.kind_R[row]].prompt(ask.input_tokens)
+        alone_s, _ = self._kinds[int(self.kind_R[row])].prompt(ask.input_tokens)
         ranks = self.at(row).step_time.data_ranks
         token_s = float(choice.token_s_R[row])
         load = Load(
@@ -235,6 +200,9 @@ class ReplicaTable:
             token_s=token_s,
             model_token_s=token_s / float(self.decode_factor_R[row]),
         )
+        kept = math.exp((float(self.prompt_share_at_s_R[row]) - now_s) / PROMPT_MEMORY_S)
+        self.prompt_share_R[row] = kept * self.prompt_share_R[row] + load.prompt_s / PROMPT_MEMORY_S
+        self.prompt_share_at_s_R[row] = now_s
         if not self.prompts_R[row]:
             self.prompts_end_s_R[row] = now_s
         overdue_s = max(now_s - float(self.prompts_end_s_R[row]), 0.0)
@@ -289,15 +257,17 @@ class ReplicaTable:
         """Correct the decode factor by the mean time per token that a whole request saw."""
         if load.model_token_s <= 0 or not 0 < token_s < math.inf:
             return
-        _correct(self.decode_factor_R, load.row, token_s / load.model_token_s, REQUEST_WEIGHT)
+        self.requests_R[load.row] += 1
+        weight = max(1 / (int(self.requests_R[load.row]) + FIRST_REQUESTS), REQUEST_WEIGHT)
+        _correct(self.decode_factor_R, load.row, token_s / load.model_token_s, weight)
         self._refresh(load.row)
 
     def load_reported(self, row: int, event: LoadReported) -> None:
         """Take another gateway's share of the load, in place of what it said before."""
-        kind = self._kinds[self.kind_R[row]]
+        kind = self._kinds[int(self.kind_R[row])]
         others = self._others.setdefault(row, _Others())
         ranks = kind.step_time.data_ranks
-        prompt_s = kind.step_time.curve_s(kind.budget) / kind.budget / ranks
+        prompt_s = kind.prompt_token_s() / ranks
         others.running[event.gateway] = event.running
         others.prompt_s[event.gateway] = event.queued_prompt_tokens * prompt_s
         self.others_running_R[row] = sum(others.running.values())
@@ -330,19 +300,6 @@ class ReplicaTable:
             tokens=there + 1, kv_tokens=kv_tokens, sequences=there + 1
         )
 
-    def _kind_of(self, up: ReplicaUp) -> int:
-        for index, kind in enumerate(self._kinds):
-            if kind.step_time == up.step_time and kind.budget == up.max_step_tokens:
-                kind.rows += 1
-                return index
-        fresh = _Kind(up.step_time, up.max_step_tokens, rows=1)
-        for index, kind in enumerate(self._kinds):
-            if not kind.rows:
-                self._kinds[index] = fresh
-                return index
-        self._kinds.append(fresh)
-        return len(self._kinds) - 1
-
     def _columns(self) -> list[npt.NDArray[np.generic]]:
         return [value for value in vars(self).values() if isinstance(value, np.ndarray)]
 
@@ -359,6 +316,7 @@ def slots_of(up: ReplicaUp) -> int:
 
     Eight sequences over three ranks are two on each:
 
+    >>> from polypod.cost.steptime import StepTime
     >>> step = StepTime(tokens=(1, 2), seconds=(1, 2), kv_token_s=0, pair_s=0, data_ranks=3)
     >>> slots_of(ReplicaUp(at_s=0, replica="r", epoch=1, model="m", pool="p", role="both", step_time=step,
     ...          context_tokens=64, kv_capacity_tokens=640, max_sequences=8, max_step_tokens=64))

@@ -55,7 +55,11 @@ class Asker:
     def __init__(
         self, base_url: str, *, socket: Path | None = None, headers: dict[str, str] | None = None
     ) -> None:
-        connector = aiohttp.UnixConnector(path=str(socket)) if socket else aiohttp.TCPConnector()
+        connector = (  # llama.cpp closes a connection after a stream, whatever its headers say
+            aiohttp.UnixConnector(path=str(socket), force_close=True)
+            if socket
+            else aiohttp.TCPConnector(force_close=True)
+        )
         self._url = f"{base_url}/v1/chat/completions"
         self._session = aiohttp.ClientSession(connector=connector, headers=headers)
 

@@ -23,7 +23,14 @@ from polypod.serve.loop import Driver
 from polypod.serve.metrics import Metrics
 from polypod.serve.reply import Answer, Headers, Reply
 from polypod.serve.sse import EventStream, first_error
-from polypod.serve.upstream import Upstream, Upstreams, failure_kind, hurry, retry_after_s
+from polypod.serve.upstream import (
+    Upstream,
+    Upstreams,
+    described,
+    failure_kind,
+    hurry,
+    retry_after_s,
+)
 from polypod.serve.wire import ChatRequest, Usage, read_usage
 
 Ending = RequestFinished | RequestFailed | ReplicaBusy
@@ -77,7 +84,7 @@ class Attempt:
         try:
             return await self._ask(upstream, reply)
         except aiohttp.ClientError as error:
-            return self._failed(failure_kind(error), str(error) or type(error).__name__)
+            return self._failed(failure_kind(error), described(error))
 
     async def _ask(self, upstream: Upstream, reply: Reply) -> Ending:
         call, is_stream = self._call, bool(self._call.chat.stream)
@@ -153,7 +160,7 @@ class Attempt:
 
     def _not_a_stream(
         self, response: aiohttp.ClientResponse, opening: bytes
-    ) -> RequestFailed | None:
+    ) -> RequestFailed | ReplicaBusy | None:
         if response.content_type != "text/event-stream":
             return self._failed("engine", f"a stream as {response.content_type}", 200)
         if not opening:
@@ -162,7 +169,9 @@ class Attempt:
         if error is None:
             return None
         status = error.get("code")
-        if isinstance(status, int) and 400 <= status < 500 and status not in (*_BUSY, *_OURS):
+        if status in _BUSY:
+            return ReplicaBusy(**self._now())
+        if isinstance(status, int) and 400 <= status < 500 and status not in _OURS:
             body = msgspec.json.encode({"error": error})
             headers = [(b"content-type", b"application/json")]
             self.held = Answer(status=status, headers=headers, body=body)

@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -84,6 +84,7 @@ class Gateway:
             else:
                 await reply.answer(self._page(scope["path"], scope["method"]))
         except ProblemError as error:
+            self._desk.metrics.request_refused(error.problem.status)
             await reply.answer(refusal(error.problem))
 
     def stop(self) -> None:
@@ -98,11 +99,10 @@ class Gateway:
         return f"{self._run}-{next(self._ids)}".encode()
 
     def _admit(self, headers: Mapping[bytes, bytes]) -> None:
-        host = "//" + headers.get(b"host", b"").decode("latin-1")
-        origin = headers.get(b"origin", host.encode("latin-1")).decode("latin-1")
-        for name, url in (("Host", host), ("Origin", origin)):
+        host = b"//" + headers.get(b"host", b"")
+        for name, url in (("Host", host), ("Origin", headers.get(b"origin", host))):
             if _hostname(url) not in self._door.hosts:
-                raise _forbidden(name, url.removeprefix("//"))
+                raise _forbidden(name, url)
 
     def _page(self, path: str, method: str) -> Answer:
         page = self._pages.get(path)
@@ -152,7 +152,7 @@ class Gateway:
             body=body,
             chat=wire.read_chat(body),
             request_id=reply.request_id.decode(),
-            only_replica=None if pin is None else pin.decode("latin-1"),
+            only_replica=None if pin is None else pin.decode("latin-1")[: wire.LONGEST_NAME],
         )
         async with asyncio.TaskGroup() as tasks:
             exchange = Exchange(call, self._desk, reply, tasks)
@@ -184,9 +184,11 @@ class Gateway:
                 return b"".join(parts) if len(parts) > 1 else part
 
 
-def _hostname(url: str) -> str | None:
+@lru_cache(maxsize=64)
+def _hostname(url: bytes) -> str | None:
+    """The lower-case name in a URL, without port or brackets; None where there is none."""
     try:
-        return urlsplit(url).hostname
+        return urlsplit(url.decode("latin-1")).hostname
     except ValueError:
         return None
 
@@ -201,7 +203,8 @@ def _allow(method: str, *allowed: str) -> None:
         )
 
 
-def _forbidden(header: str, value: str) -> ProblemError:
+def _forbidden(header: str, url: bytes) -> ProblemError:
+    value = url.decode("latin-1").removeprefix("//")
     message = (
         f"the {header} header is {value!r}, and this node answers loopback names only "
         "(127.0.0.1, localhost, [::1]); call it by one of those"

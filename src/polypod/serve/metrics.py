@@ -84,9 +84,9 @@ class Metrics:
         self._in_flight(model).dec()
         self._requests(model, status).inc()
 
-    def request_refused(self, model: str, status: int) -> None:
-        """Refused at the door; it never was in flight."""
-        self._requests(model, status).inc()
+    def request_refused(self, status: int) -> None:
+        """Refused at the door, before anybody looked for its model."""
+        self._requests(UNKNOWN_MODEL, status).inc()
 
     def first_token(self, model: str, replica: str, after_s: float) -> None:
         self._first(model, replica).observe(after_s)

@@ -88,7 +88,7 @@ class LiveNode:
         self._driver = Driver(self.policy, Outlets(write=self._recorder.write))
         self._upstreams = Upstreams(Patience())
         desk = Desk(driver=self._driver, upstreams=self._upstreams, metrics=self._metrics)
-        self._gateway = Gateway(self._models, desk, corrections=self.policy.corrections)
+        self._gateway = Gateway(self._models, desk)
         self._ups = {up.replica: up for up in prepared.ups}
         self._sockets = make_socket_directory()
         self._supervisor = Supervisor(_replicas(prepared, self._sockets), self._hear)

@@ -1,7 +1,7 @@
 """What is worth keeping between runs: measurements of this host, below `$XDG_STATE_HOME/polypod`.
 
-A measurement is found again only for the same CPU, cores, memory layout and library versions. A file that cannot be read
-is reported and measured anew; a directory that cannot be written costs a warning, never the measurement.
+A measurement is found again only for the same CPU, cores, quota and library versions. A file that cannot be read
+is reported and measured anew, one taken while the cores were busy is used once; a directory that cannot be written costs a warning, never the measurement.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,8 @@ from polypod.serve.devices.cpu import HostCpu
 from polypod.serve.devices.measure import HostMeasurement, measure_host, versions
 
 Warn = Callable[[str], None]
+
+_QUIET: Final = 0.2  # share of the measured cores' time that others may take
 
 
 def state_directory() -> Path:
@@ -34,13 +37,20 @@ def host_measurement(
     warn: Warn | None = None,
 ) -> HostMeasurement:
     """The kept measurement of these cores, or a new one, which is kept; `fresh` asks for a new one."""
-    store = MeasurementStore(directory or state_directory(), warn or _to_stderr)
+    say = warn or _to_stderr
+    store = MeasurementStore(directory or state_directory(), say)
     key = measurement_key(cpu, cores)
     kept = None if fresh else store.load(key)
     if kept is not None:
         return kept
     measured = measure_host(cores)
-    store.save(key, measured)
+    if measured.busy_elsewhere <= _QUIET:
+        store.save(key, measured)
+    else:
+        say(
+            f"other processes took {measured.busy_elsewhere:.0%} of the cores while they were measured: "
+            "the rates are too low, and not kept for the next time"
+        )
     return measured
 
 

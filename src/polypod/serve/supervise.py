@@ -145,7 +145,11 @@ class _Keeper:
     def __init__(self, replica: Replica, tell: Tell, patience: Patience) -> None:
         self._engine = replica.engine
         self._spec = replica.spec
-        self._endpoint = Endpoint(socket=replica.spec.socket, secret=replica.spec.secret)
+        self._endpoint = Endpoint(
+            socket=replica.spec.socket,
+            secret=replica.spec.secret,
+            keeps_connections=replica.engine.keeps_connections,
+        )
         self._tell = tell
         self._patience = patience
         self._epoch = 0

@@ -112,8 +112,20 @@ def failure_kind(error: aiohttp.ClientError) -> FailureKind:
 
     >>> failure_kind(aiohttp.ServerDisconnectedError()), failure_kind(aiohttp.SocketTimeoutError())
     ('lost', 'timeout')
+    >>> failure_kind(aiohttp.ConnectionTimeoutError())
+    'refused'
     """
     return next(kind for raised, kind in _KINDS if isinstance(error, raised))
+
+
+def described(error: aiohttp.ClientError) -> str:
+    """What went wrong, without a word the engine sent: that may be text of an answer, and is recorded.
+
+    >>> described(aiohttp.ClientOSError(104, "Connection reset by peer")), described(aiohttp.ClientPayloadError("x"))
+    ('Connection reset by peer', 'ClientPayloadError')
+    """
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or type(error).__name__
 
 
 def hurry(response: aiohttp.ClientResponse, silence_s: float) -> None:

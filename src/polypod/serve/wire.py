@@ -7,19 +7,20 @@ not needed here (is `messages` a list? is `temperature` a number?) is left to th
 import math
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 BYTES_PER_TOKEN: Final = (
     4  # English is near 4; Chinese in UTF-8 near 4 to 5; an inlined image is overestimated
 )
+LONGEST_NAME: Final = 256  # names go into records and logs; what is longer is text
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What the router needs of a chat request."""
 
-    model: str
+    model: Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
     messages: msgspec.Raw
     stream: bool | None = None
     max_tokens: int | None = None
@@ -30,14 +31,16 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
         """An estimate: the bytes of `messages`, JSON and all, over 4. The chat template is not counted.
 
         >>> read_chat(b'{"model": "m", "messages": [{"role": "user", "content": "How far is it?"}]}').input_tokens
-        12
+        11
         """
         return max(1, len(memoryview(self.messages)) // BYTES_PER_TOKEN)
 
     @property
     def max_output_tokens(self) -> int | None:
-        """The newer name wins, as it does in the engines."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        """The newer name wins, as it does in the engines. What is no limit (-1 means none to some) is left to them."""
+        newer, older = self.max_completion_tokens, self.max_tokens
+        limit = older if newer is None else newer
+        return limit if limit is not None and 0 < limit < 1 << 31 else None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

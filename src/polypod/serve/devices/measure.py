@@ -13,12 +13,14 @@ process of its own, bound to its cores before any thread pool exists:
 import argparse
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, Literal, TypeAlias
@@ -88,6 +90,7 @@ class HostMeasurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     bandwidth: tuple[Bandwidth, ...]
     absent: dict[str, str]  # data type: why it is not here
     seconds: float
+    busy_elsewhere: float = 0.0  # share of these cores' time that other processes took meanwhile
 
     def gemm_rate(self, dtype: str, threads: int) -> GemmRate | None:
         """The measured rate of a type; None where it is absent."""
@@ -109,10 +112,12 @@ def versions() -> dict[str, str]:
 
 def measure_host(cores: Sequence[int]) -> HostMeasurement:
     """Measure one core, then all of `cores`, each in a process of its own. Raises `RunError` where that fails."""
-    began_s = time.monotonic()
+    began_s, busy_s, own_s = time.monotonic(), _busy_s(cores), _children_s()
     parts = [_run(cores[:1])]
     if len(cores) > 1:
         parts.append(_run(cores))
+    seconds = time.monotonic() - began_s
+    others_s = _busy_s(cores) - busy_s - (_children_s() - own_s)
     return HostMeasurement(
         at=datetime.now(UTC),
         cpu=parts[0].cpu,
@@ -122,7 +127,8 @@ def measure_host(cores: Sequence[int]) -> HostMeasurement:
         gemm=tuple(rate for part in parts for rate in part.gemm),
         bandwidth=tuple(rate for part in parts for rate in part.bandwidth),
         absent=parts[0].absent,
-        seconds=time.monotonic() - began_s,
+        seconds=seconds,
+        busy_elsewhere=max(0.0, others_s / seconds / len(cores)),
     )
 
 
@@ -147,7 +153,7 @@ def _measure(cores: Sequence[int], cpu: HostCpu) -> HostMeasurement:
     """In the bound process: every rate on exactly these cores."""
     began_s = time.monotonic()
     gemm, absent = _gemm_rates(len(cores))
-    bandwidth = [rate for size in _buffer_sizes(cpu) for rate in _bandwidths(len(cores), size, cpu)]
+    bandwidth = _bandwidths(len(cores), cpu)
     return HostMeasurement(
         at=datetime.now(UTC),
         cpu=cpu.model,
@@ -194,7 +200,7 @@ def _blas_rate(dtype: str, threads: int) -> GemmRate:
     right_KN = numbers.standard_normal((_INNER, _INNER)).astype(number)
     out_MN = np.empty((_ROWS, _INNER), dtype=number)
     flops = 2 * _ROWS * _INNER * _INNER
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload]
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return GemmRate(
         dtype=dtype,
         threads=threads,
@@ -242,13 +248,17 @@ def _matmul_model(dtype: str) -> Library:
     numbers = np.random.default_rng(0)
     if dtype != "int8":
         weights = constant(numbers.standard_normal((_INNER, _INNER), dtype=np.float32))
-        return openvino.Model([op.matmul(inputs, weights, False, True)], [inputs])
+        return openvino.Model(
+            [op.matmul(inputs, weights, transpose_a=False, transpose_b=True)], [inputs]
+        )
     low, high = constant(-4.0), constant(4.0 - 8.0 / 256)
     rounded = op.fake_quantize(inputs, low, high, low, high, 256)
     whole = numbers.integers(-127, 127, (_INNER, _INNER), dtype=np.int8)
     scales = constant(np.full((_INNER, 1), 0.05))
     weights = op.multiply(op.convert(op.constant(whole), np.float32), scales)
-    return openvino.Model([op.matmul(rounded, weights, False, True)], [inputs])
+    return openvino.Model(
+        [op.matmul(rounded, weights, transpose_a=False, transpose_b=True)], [inputs]
+    )
 
 
 def _what_ran(compiled: Library) -> tuple[str, str]:
@@ -268,37 +278,54 @@ def _buffer_sizes(cpu: HostCpu) -> list[int]:
     return [size for size in (_SMALL_BUFFER_BYTES, large) if size <= room]
 
 
-def _bandwidths(threads: int, buffer_bytes: int, cpu: HostCpu) -> list[Bandwidth]:
+def _bandwidths(threads: int, cpu: HostCpu) -> list[Bandwidth]:
     import numpy as np
 
-    cache = cpu.last_level_cache_bytes
-    source = np.ones(buffer_bytes // 4, dtype=np.float32)
-    target = np.zeros(
-        buffer_bytes // 8, dtype=np.float32
-    )  # a copy of half of it touches as many bytes
-    halves = np.array_split(source[: target.size], threads), np.array_split(target, threads)
+    sizes, cache = _buffer_sizes(cpu), cpu.last_level_cache_bytes
+    source = np.ones(max(sizes, default=0) // 8, dtype=np.uint64)
+    target = np.zeros(source.size // 2, dtype=np.uint64)
+    rates = []
     with ThreadPoolExecutor(threads) as pool:
+        for size in sizes:
+            words = size // 8
+            reads = np.array_split(source[:words], threads)
+            copies = [np.array_split(each[: words // 2], threads) for each in (target, source)]
+            work: dict[Literal["read", "copy"], Callable[[], object]] = {
+                "read": partial(_wait, pool, np.add.reduce, reads),
+                "copy": partial(
+                    _wait, pool, np.copyto, *copies
+                ),  # half of it, read once and written once
+            }
+            for kind, run in work.items():
+                rate = Bandwidth(
+                    kind=kind,
+                    threads=threads,
+                    buffer_bytes=size,
+                    exceeds_cache=cache is None or size > cache,
+                    bytes_per_s=_sample(run, size, 0.15),
+                )
+                rates.append(rate)
+    return rates
 
-        def copy() -> None:
-            list(pool.map(np.copyto, halves[1], halves[0]))
 
-        def read() -> object:
-            return np.dot(source, source)  # a dot product of a vector with itself reads it once
+def _wait(pool: ThreadPoolExecutor, function: Callable[..., object], *parts: list[Library]) -> None:
+    list(pool.map(function, *parts))
 
-        sampled = {
-            "read": _sample(read, buffer_bytes, 0.25),
-            "copy": _sample(copy, buffer_bytes, 0.15),
-        }
-    return [
-        Bandwidth(
-            kind="read" if kind == "read" else "copy",
-            threads=threads,
-            buffer_bytes=buffer_bytes,
-            exceeds_cache=cache is None or buffer_bytes > cache,
-            bytes_per_s=rate,
-        )
-        for kind, rate in sampled.items()
-    ]
+
+def _busy_s(cores: Sequence[int]) -> float:
+    """Seconds that these cores were busy since the machine started, whoever kept them so."""
+    busy = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name.removeprefix("cpu").isdigit() and int(name[3:]) in cores:
+            user, nice, system, _, _, irq, softirq, steal, *_ = map(int, fields)
+            busy += user + nice + system + irq + softirq + steal
+    return busy / os.sysconf("SC_CLK_TCK")
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ class LlamaCpp:
     # /health is answered by a thread that does not compute; /metrics goes through the queue of the one that does.
     health_path: str = "/metrics"
     metrics_path: str = "/metrics"
+    keeps_connections: bool = False  # it says keep-alive, and closes after every stream
     kv_bytes_per_element: float = 2.0  # f16
     max_step_tokens: int = 512
 

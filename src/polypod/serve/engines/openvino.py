@@ -19,6 +19,7 @@ class OpenVino:
     distribution: str = "openvino-genai"
     health_path: str = "/health"
     metrics_path: str = "/metrics"
+    keeps_connections: bool = True
     kv_bytes_per_element: float = 1.1875  # u8 with scales and zero points, as its pipeline counts
     max_step_tokens: int = 512
 

@@ -49,6 +49,7 @@ class Endpoint:
 
     socket: Path
     secret: str | None = None
+    keeps_connections: bool = True  # False: a connection may serve one request only
 
     @property
     def headers(self) -> dict[str, str]:
@@ -74,6 +75,10 @@ class Engine(Protocol):
     @property
     def metrics_path(self) -> str:
         """Counters in Prometheus text."""
+
+    @property
+    def keeps_connections(self) -> bool:
+        """Whether a connection can be used again after an answer."""
 
     @property
     def kv_bytes_per_element(self) -> float:

@@ -1,0 +1,207 @@
+"""polypod up: pool what is here and serve it behind one OpenAI endpoint."""
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from socket import socket
+from typing import Final
+
+from polypod.cli.asking import note, tokens
+from polypod.cli.up_text import (
+    Answered,
+    answers_text,
+    machine_text,
+    model_text,
+    plan_text,
+    up_object,
+    warm_up_text,
+)
+from polypod.cost.calibration import Case
+from polypod.cost.steptime import StepTime
+from polypod.errors import InputError, RunError
+from polypod.plan.host import engine_model, request_time, step_times
+from polypod.plan.predict import service_model
+from polypod.plan.spec import read_plan
+from polypod.policy.events import ReplicaUp
+from polypod.serve.devices.cpu import find_cpu
+from polypod.serve.listen import bind
+from polypod.serve.local import Wishes, plan_local, prepare
+from polypod.serve.node import LiveNode, Prepared, WarmUp, run_folder
+from polypod.serve.store import host_measurement, state_directory
+from polypod.serve.supervise import Down
+from polypod.workload.precision import element_bytes
+
+DEFAULT_PORT: Final = 8321
+QUESTION: Final = "What is the capital of France? Answer in one sentence."
+ANSWER_TOKENS: Final = 48
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="GGUF",
+        help="a model file (default: the embedded SmolLM2-135M-Instruct)",
+    )
+    parser.add_argument("--plan", metavar="FILE", help="serve this plan instead of making one")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=DEFAULT_PORT,
+        metavar="N",
+        help=f"listen here on loopback; 0 takes any (default: {DEFAULT_PORT})",
+    )
+    parser.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="llama.cpp or openvino; repeat for several (default: all that are installed)",
+    )
+    parser.add_argument(
+        "--context",
+        default="4096",
+        metavar="TOKENS",
+        help="prompt plus answer, per sequence (default: 4096)",
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure this machine again, even if a measurement is kept",
+    )
+    parser.add_argument("--once", action="store_true", help="answer one question, stop, and exit")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object when the node is ready"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if not 0 <= args.port <= 65535:
+        msg = f"--port {args.port} is no port; give 0 to 65535"
+        raise InputError(msg)
+    listener = bind("127.0.0.1", args.port)
+    try:
+        cpu = find_cpu()
+        note("measuring this machine ..." if args.measure else "looking at this machine ...")
+        measured = host_measurement(cpu, cpu.cores[: cpu.usable_cores], fresh=args.measure)
+        wishes = Wishes(
+            weights=Path(args.model) if args.model else None,
+            engines=tuple(args.engine),
+            context_tokens=tokens("--context", args.context),
+        )
+        plan = read_plan(Path(args.plan)) if args.plan else plan_local(cpu, measured, wishes)
+        prepared = prepare(plan, run_folder(state_directory()))
+        if not args.json:
+            print(machine_text(cpu, measured))
+            print(model_text(plan, service_model(plan.services[0])))
+            print(plan_text(plan), flush=True)
+        return asyncio.run(_up(args, prepared, listener))
+    finally:
+        listener.close()
+
+
+async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    main = asyncio.current_task()
+    assert main is not None
+
+    def interrupted() -> None:
+        if stop.is_set():  # asked twice, or asked while the engines still load
+            main.cancel()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted)
+    warm_ups: dict[str, WarmUp] = {}
+    node = LiveNode(prepared, listener, lambda news: _changed(news, warm_ups, quiet=args.json))
+    note("starting engines ...")
+    starting = asyncio.create_task(node.__aenter__())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        note("stopped before the engines were up; no process is left")
+        return 130
+    await starting
+    try:
+        serving = asyncio.create_task(node.serve(stop))
+        answers = await _ask_all(node, prepared, warm_ups)
+        _ready(args, node, prepared, warm_ups, answers)
+        if args.once:
+            stop.set()
+        await serving
+    finally:
+        stopping.cancel()
+        await node.__aexit__(None, None, None)
+    note(f"stopped; record, plan and logs are in {prepared.folder}")
+    return 0
+
+
+def _changed(news: WarmUp | Down, warm_ups: dict[str, WarmUp], *, quiet: bool) -> None:
+    if isinstance(news, Down):
+        note(
+            f"replica {news.replica} (start {news.epoch}) is down: {news.reason}; it will be started again"
+        )
+        return
+    warm_ups[news.replica] = news
+    text = warm_up_text(news)
+    note(text) if quiet else print(text, flush=True)
+
+
+async def _ask_all(
+    node: LiveNode, prepared: Prepared, warm_ups: dict[str, WarmUp]
+) -> list[Answered]:
+    """Put the same question to every replica through the endpoint."""
+    answers = []
+    for up in prepared.ups:
+        asked = await node.ask(QUESTION, max_tokens=ANSWER_TOKENS, replica=up.replica)
+        if asked.replica != up.replica:
+            msg = f"{up.replica} was asked and {asked.replica} answered"
+            raise RunError(msg)
+        predicted = request_time(
+            prepared.calibrations[up.replica],
+            _step_times(prepared, up),
+            input_tokens=asked.input_tokens,
+            output_tokens=asked.output_tokens,
+            max_step_tokens=up.max_step_tokens,
+        )
+        answers.append(Answered(asked=asked, predicted=predicted, warm_up=warm_ups[up.replica]))
+    return answers
+
+
+def _step_times(prepared: Prepared, up: ReplicaUp) -> dict[Case, StepTime]:
+    service = next(one for one in prepared.plan.services if one.model == up.model)
+    pool = next(one for one in service.pools if one.name == up.pool)
+    rates = prepared.plan.fleet[pool.on].measured
+    assert rates is not None, "prepare let only hosts pass"
+    per_element = element_bytes(pool.precision.kv, "kv")
+    _, times = step_times(
+        str(pool.engine), rates, engine_model(service_model(service), per_element)
+    )
+    return times
+
+
+def _ready(
+    args: argparse.Namespace,
+    node: LiveNode,
+    prepared: Prepared,
+    warm_ups: dict[str, WarmUp],
+    answers: list[Answered],
+) -> None:
+    endpoint = f"{node.url}/v1"
+    if args.json:
+        shown = up_object(prepared.plan, endpoint, list(warm_ups.values()), QUESTION, answers)
+        json.dump(shown, sys.stdout, indent=2)
+        print(flush=True)
+        return
+    print(answers_text(QUESTION, answers))
+    model = prepared.plan.services[0].model
+    print(
+        f"\nendpoint      {endpoint}\n              model {model}; Ctrl-C stops everything",
+        flush=True,
+    )

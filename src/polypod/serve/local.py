@@ -1,0 +1,174 @@
+"""From this machine to a plan that can run on it: its cores, its engines, a model in a file, predictions from a calibration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from polypod.cost.cpu import CpuCalibration, HostRates, calibration_for, cpu_class
+from polypod.errors import FileError, InputError, UnknownNameError
+from polypod.plan.host import CoreGroup, LocalEngine, LocalModel, plan_host
+from polypod.plan.predict import policy_settings, pool_replicas
+from polypod.plan.spec import Plan
+from polypod.serve.devices.cpu import HostCpu
+from polypod.serve.devices.measure import HostMeasurement
+from polypod.serve.engines import ENGINES
+from polypod.serve.engines.embedded import MODEL_NAME, embedded_weights
+from polypod.serve.engines.gguf import read_header
+from polypod.serve.node import Prepared
+from polypod.workload.config import read_model
+
+MOST_GROUPS: Final = 2
+"""Replicas on one machine: one per half of its cores."""
+
+
+def split_cores(cpu: HostCpu) -> list[tuple[int, ...]]:
+    """The cores in two halves: by NUMA node where there are several, else down the middle; one core is one group.
+
+    A container's quota counts: of 8 cores of which 2 may be busy, two are used.
+    """
+    cores = cpu.cores[: cpu.usable_cores]
+    if len(cores) < MOST_GROUPS:
+        return [cores]
+    nodes = [tuple(core for core in group.cores if core in cores) for group in cpu.groups]
+    nodes = [node for node in nodes if node]
+    if len(nodes) >= MOST_GROUPS:
+        middle = len(nodes) // 2
+        return [sum(nodes[:middle], ()), sum(nodes[middle:], ())]
+    middle = (len(cores) + 1) // 2
+    return [cores[:middle], cores[middle:]]
+
+
+def core_groups(cpu: HostCpu, measured: HostMeasurement) -> list[CoreGroup]:
+    """The halves with the rates they are planned by.
+
+    Rates were measured on one core and on all; between the two, the rate per core is taken to fall in a straight line.
+    """
+    return [
+        CoreGroup(
+            cores=cores,
+            rates=HostRates(
+                cpu_class=cpu_class(cpu.features, cpu.architecture),
+                cpu=cpu.model,
+                cores=len(cores),
+                gemm_flops_per_s=_between(_gemm(measured), len(cores)),
+                read_bytes_per_s=_between(_read(measured), len(cores)),
+                measured_utc=measured.at.isoformat(timespec="seconds"),
+            ),
+        )
+        for cores in split_cores(cpu)
+    ]
+
+
+def local_model(weights: Path | None) -> LocalModel:
+    """The embedded model, or one in a GGUF file. Raises `FileError` for a file that is not whole or not modelled."""
+    path = weights if weights is not None else embedded_weights()
+    if not path.is_file():
+        raise FileError(
+            path, "does not exist; give the path of a GGUF file, or nothing for the embedded model"
+        )
+    header = read_header(path)
+    if not header.has_chat_template:
+        raise FileError(
+            path, "has no chat template, so it cannot answer chat requests; use an instruct model"
+        )
+    served = MODEL_NAME if weights is None else path.stem
+    model = read_model(header.config(), name=served, path=path)
+    return LocalModel(
+        model=model,
+        weights=str(path),
+        weight_format=header.quantisation.lower(),
+        served_name=served,
+    )
+
+
+def local_engines(wanted: Sequence[str]) -> list[LocalEngine]:
+    """The installed engines, or those asked for. Raises for a name nobody has, and for one that is not installed."""
+    for name in wanted:
+        if name not in ENGINES:
+            raise UnknownNameError(kind="engine", name=name, known=ENGINES)
+    found = []
+    for name in wanted or ENGINES:
+        engine = ENGINES[name]
+        version = engine.version()
+        if version is None and wanted:
+            msg = f"engine {name!r} is not installed; install it with: pip install {engine.distribution}"
+            raise InputError(msg)
+        if version is not None:
+            found.append(
+                LocalEngine(
+                    name=name,
+                    version=version,
+                    kv_bytes_per_element=engine.kv_bytes_per_element,
+                    max_step_tokens=engine.max_step_tokens,
+                )
+            )
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the person asked of `up`."""
+
+    weights: Path | None = None
+    engines: tuple[str, ...] = ()
+    context_tokens: int = 4096
+
+
+def plan_local(cpu: HostCpu, measured: HostMeasurement, wishes: Wishes) -> Plan:
+    """Plan one replica per half of the cores, on the engines that are installed."""
+    return plan_host(
+        local_model(wishes.weights),
+        core_groups(cpu, measured),
+        local_engines(wishes.engines),
+        free_memory_bytes=float(cpu.usable_memory_bytes),
+        context_tokens=wishes.context_tokens,
+    )
+
+
+def prepare(plan: Plan, folder: Path) -> Prepared:
+    """Check that a plan can run on this machine, and predict its replicas.
+
+    Raises `InputError` for a pool that is on no host cores or on an engine that is not here.
+    """
+    ups = tuple(pool_replicas(plan))
+    calibrations: dict[str, CpuCalibration] = {}
+    for s, service in enumerate(plan.services):
+        for p, pool in enumerate(service.pools):
+            source, path = plan.fleet[pool.on], f"`$.services[{s}].pools[{p}]`"
+            if source.measured is None or source.cores is None:
+                msg = f"pool on {pool.on!r} is not on this machine's cores; `polypod simulate` plays it, `up` runs hosts - at {path}"
+                raise InputError(msg)
+            if service.weights is None:
+                msg = f"service {service.model!r} names no weights; give it the path of a GGUF file - at `$.services[{s}]`"
+                raise InputError(msg)
+            local_engines((str(pool.engine),))
+            calibration, _ = calibration_for(str(pool.engine), source.measured.cpu_class)
+            for up in ups:
+                if up.pool == pool.name:
+                    calibrations[up.replica] = calibration
+    return Prepared(
+        plan=plan, settings=policy_settings(plan), ups=ups, calibrations=calibrations, folder=folder
+    )
+
+
+def _between(rates: dict[int, float], cores: int) -> float:
+    few, many = min(rates), max(rates)
+    if few == many:
+        return rates[few] * cores / few
+    share = (cores - few) / (many - few)
+    each = rates[few] / few * (1 - share) + rates[many] / many * share
+    return each * cores
+
+
+def _gemm(measured: HostMeasurement) -> dict[int, float]:
+    return {rate.threads: rate.flops_per_s.median for rate in measured.gemm if rate.dtype == "fp32"}
+
+
+def _read(measured: HostMeasurement) -> dict[int, float]:
+    sizes = [rate.buffer_bytes for rate in measured.bandwidth if rate.kind == "read"]
+    return {
+        rate.threads: rate.bytes_per_s.median
+        for rate in measured.bandwidth
+        if rate.kind == "read" and rate.buffer_bytes == min(sizes)
+    }

@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import pytest
+
+from polypod.catalog import load
+from polypod.catalog.load import (
+    accelerators_pod,
+    known_names,
+    listing,
+    load_accelerator,
+    load_file,
+    load_model,
+    load_pod,
+)
+from polypod.catalog.schema import Pod
+from polypod.errors import FileError, InputError, UnknownNameError
+
+DATA = Path(load.__file__).parent / "data"
+
+
+@pytest.mark.parametrize("name", ["huawei-ascend-910c", "910C", "ASCEND-910c", "昇腾910C"])
+def test_a_chip_answers_to_its_id_and_its_names_in_any_case(name: str):
+    assert load_accelerator(name).id == "huawei-ascend-910c"
+
+
+@pytest.mark.parametrize(
+    ("name", "pod"),
+    [
+        ("CloudMatrix384", "huawei-cm384"),
+        ("华为昇腾384超节点", "huawei-cm384"),
+        ("曙光scaleX640", "sugon-scalex640"),
+        ("英伟达 HGX H200", "nvidia-hgx-h200"),
+    ],
+)
+def test_a_pod_answers_in_english_and_chinese(name: str, pod: str):
+    assert load_pod(name).id == pod
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("meta-llama/Meta-Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("llama-3.1-8b", "meta-llama/Llama-3.1-8B"),
+        ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("SmolLM2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("deepseek-v3", "deepseek-ai/DeepSeek-V3"),
+    ],
+)
+def test_a_model_answers_to_its_aliases(name: str, model: str):
+    entry = load_model(name)
+
+    assert entry.name == model
+    assert entry.card is not None
+    assert entry.config["hidden_size"] > 0
+
+
+def test_an_id_opens_its_own_file_and_no_other(monkeypatch: pytest.MonkeyPatch):
+    opened: list[str] = []
+    read_text = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, **how: opened.append(self.name) or read_text(self, **how)
+    )
+
+    load_pod("huawei-cm384")
+
+    assert opened == ["huawei-cm384.toml"]
+
+
+def test_every_entry_is_named_after_its_file():
+    files = {path.stem.replace("--", "/") for path in DATA.glob("*/*.toml")}
+
+    assert {entry.id for entry in listing()} == files
+
+
+def test_no_name_belongs_to_two_entries():
+    claimed: dict[str, str] = {}
+    for path in DATA.glob("*/*.toml"):
+        head = load.read_head(path)
+        for name in {
+            n.casefold() for n in (head["id"], *head.get("names", ()), *head.get("aliases", ()))
+        }:
+            assert claimed.setdefault(name, head["id"]) == head["id"]
+
+
+def test_an_unknown_name_gets_the_nearest_of_its_kind():
+    with pytest.raises(
+        UnknownNameError, match="no pod is called 'huawei-cm385'; nearest: huawei-cm384"
+    ):
+        load_pod("huawei-cm385")
+
+
+def test_a_pod_where_a_chip_is_asked_for_is_said_to_be_one():
+    with pytest.raises(InputError, match="'CM384' is the pod huawei-cm384, not an accelerator"):
+        load_accelerator("CM384")
+
+
+@pytest.mark.parametrize("name", ["../pods/huawei-cm384", "", "/etc/passwd"])
+def test_a_name_never_reaches_outside_its_folder(name: str):
+    with pytest.raises(UnknownNameError):
+        load_accelerator(name)
+
+
+def test_loose_chips_come_in_the_smallest_pod_there_is_of_them():
+    home = accelerators_pod("bw1000")
+
+    assert home is not None
+    assert home.id == "sugon-scalex640"  # not the cluster of 16 of them
+
+
+def test_known_names_say_what_they_name():
+    names = known_names()
+
+    assert names["910c"] == "accelerator"
+    assert names["cm384"] == "pod"
+    assert names["smollm2"] == "model"
+
+
+def test_a_persons_own_pod_is_read_by_its_path(tmp_path: Path):
+    own = tmp_path / "mine.toml"
+    own.write_text((DATA / "pods/huawei-cm384.toml").read_text().replace("huawei-cm384", "mine"))
+
+    found = load_file(own)
+
+    assert isinstance(found, Pod)
+    assert found == load_pod(str(own))
+    assert found.id == "mine"
+
+
+def test_a_persons_own_chip_is_read_by_its_path():
+    path = DATA / "accelerators/hygon-bw1000.toml"
+
+    assert load_file(path) == load_accelerator(str(path)) == load_accelerator("hygon-bw1000")
+
+
+def test_a_model_is_read_from_a_config_or_the_folder_that_holds_it(tmp_path: Path):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+
+    entry = load_model(str(folder))
+
+    assert (entry.name, entry.card) == ("my-model", None)
+    assert load_model(str(folder / "config.json")) == entry == load_file(folder)
+
+
+def test_a_folder_without_a_config_is_said_to_have_none(tmp_path: Path):
+    with pytest.raises(FileError, match=r"config\.json: does not exist"):
+        load_model(str(tmp_path))

@@ -1,0 +1,108 @@
+from itertools import pairwise
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polypod.catalog.load import listing, load_pod
+from polypod.catalog.topology import Topology, loose_topology, topology
+from polypod.errors import InputError
+
+PODS = [entry.id for entry in listing() if entry.kind == "pod"]
+SUPERNODE = topology(load_pod("huawei-cm384"))
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_tiers_join_more_ranks_and_get_no_faster_outwards(pod: str):
+    for near, far in pairwise(topology(load_pod(pod)).links):
+        assert near.ranks is not None
+        assert far.ranks is None or far.ranks >= near.ranks
+        assert near.bytes_per_s is not None
+        assert far.bytes_per_s is not None
+        assert far.bytes_per_s <= near.bytes_per_s
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_every_rank_of_a_pod_reaches_every_other(pod: str):
+    tiers = topology(load_pod(pod))
+
+    assert 0 <= tiers.spanning(tiers.ranks) < len(tiers.links)
+
+
+@given(st.integers(1, 96), st.integers(1, 8))
+def test_more_ranks_or_a_wider_stride_never_come_nearer(ranks: int, stride: int):
+    here = SUPERNODE.spanning(ranks, stride)
+
+    assert SUPERNODE.spanning(min(ranks + 1, 96), stride) >= here
+    assert SUPERNODE.spanning(ranks, max(stride - 1, 1)) <= here
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stride", "name"),
+    [
+        (1, 1, "die pair"),
+        (2, 1, "die pair"),
+        (3, 1, "node, UB"),
+        (16, 1, "node, UB"),
+        (8, 2, "node, UB"),
+        (17, 1, "supernode, UB"),
+        (2, 16, "supernode, UB"),
+        (768, 1, "supernode, UB"),
+    ],
+)
+def test_a_group_takes_the_nearest_tier_that_holds_it(ranks: int, stride: int, name: str):
+    assert SUPERNODE.links[SUPERNODE.spanning(ranks, stride)].name == name
+
+
+def test_past_the_rack_of_a_cluster_lies_the_scale_out_fabric():
+    cluster = topology(load_pod("sugon-scalex-10k"))
+
+    assert [cluster.spanning(640), cluster.spanning(641)] == [0, 1]
+    assert cluster.links[1].bandwidth_kind == "estimated"
+    assert (cluster.links[0].latency_s, cluster.links[0].latency_kind) == (None, None)
+
+
+def test_more_ranks_than_there_are_is_an_error():
+    with pytest.raises(InputError, match=r"769 ranks 1 apart span 769, there are 768"):
+        SUPERNODE.spanning(769)
+
+
+@pytest.mark.parametrize(("ranks", "stride"), [(0, 1), (1, 0), (-3, 1)])
+def test_a_group_of_no_ranks_is_an_error(ranks: int, stride: int):
+    with pytest.raises(InputError, match="at least 1"):
+        SUPERNODE.spanning(ranks, stride)
+
+
+def test_loose_chips_take_the_fabric_of_their_usual_pod():
+    loose = loose_topology("h200", 4)
+
+    assert loose.ranks == 4
+    assert loose.links == topology(load_pod("nvidia-hgx-h200")).links
+
+
+def test_one_chip_alone_has_its_dies():
+    assert loose_topology("910c", 1).spanning(2) == 0
+
+
+def test_a_chip_that_no_pod_holds_stands_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("polypod.catalog.topology.accelerators_pod", lambda _: None)
+
+    assert loose_topology("h200", 1).spanning(1) == 0
+    with pytest.raises(InputError, match="no pod in the catalog says how nvidia-h200-sxm"):
+        loose_topology("h200", 2)
+
+
+def test_a_fabric_that_ends_before_the_ranks_do_is_an_error():
+    short = Topology(ranks=32, links=SUPERNODE.links[:2])
+
+    with pytest.raises(InputError, match="no tier on record joins 32 ranks; the widest joins 16"):
+        short.spanning(32)
+
+
+def test_tiers_out_of_order_are_refused():
+    pod = load_pod("huawei-cm384")
+    turned = msgspec.structs.replace(pod, tiers=pod.tiers[::-1])
+
+    with pytest.raises(InputError, match="list tiers nearest first"):
+        topology(turned)

@@ -1,0 +1,228 @@
+"""Who may come in, and who waits."""
+
+import pytest
+
+
+def test_more_than_the_context_is_400_and_says_what_would_fit(new_node):
+    node = new_node(context_tokens=1000)
+    node.up("a")
+
+    assert node.arrive(1, input_tokens=600, max_output_tokens=401) == [
+        "Reject 400 context_length_exceeded"
+    ]
+    assert node.last[0].param == "max_tokens"
+    assert node.last[0].message == (
+        "m holds 1000 tokens; the prompt has 600 and max_tokens asks for 401; max_tokens can be 400 at most"
+    )
+    assert node.arrive(2, input_tokens=600, max_output_tokens=400) == ["Dispatch a"]
+
+
+def test_a_prompt_that_fills_the_context_leaves_no_room_for_an_answer(new_node):
+    node = new_node(context_tokens=1000)
+    node.up("a")
+
+    assert node.arrive(1, input_tokens=1000, max_output_tokens=None) == [
+        "Reject 400 context_length_exceeded"
+    ]
+    assert node.last[0].param is None
+    assert node.last[0].message.endswith("shorten the prompt by 1 or more")
+    assert node.arrive(2, input_tokens=999, max_output_tokens=None) == ["Dispatch a"]
+
+
+def test_a_guessed_prompt_length_is_left_to_the_engine(new_node):
+    node = new_node(context_tokens=1000)
+    node.up("a", context_tokens=1000)
+
+    assert node.arrive(1, input_tokens=5000, input_is_exact=False, max_output_tokens=1000) == [
+        "Dispatch a"
+    ]
+    assert node.arrive(2, input_tokens=10, input_is_exact=False, max_output_tokens=1001) == [
+        "Reject 400 context_length_exceeded"
+    ]
+    assert node.last[0].message == (
+        "m holds 1000 tokens; max_tokens asks for 1001; max_tokens can be 1000 at most"
+    )
+
+
+def test_a_replica_never_gets_more_than_it_can_hold(new_node):
+    node = new_node()
+    node.up("small", context_tokens=500)
+    node.up("large", context_tokens=4096)
+    for request in range(1, 9):
+        assert node.arrive(request, input_tokens=451, max_output_tokens=50) == ["Dispatch large"]
+
+    assert node.arrive(9, input_tokens=451, max_output_tokens=50) == ["WakeAt"]  # `large` is full
+    assert node.arrive(10, input_tokens=450, max_output_tokens=50) == ["Dispatch small"]
+
+
+def test_the_cache_of_a_data_parallel_rank_is_a_limit_too(new_node):
+    node = new_node()
+    wide = {"step_time": _ranks(4), "kv_capacity_tokens": 4 * 300, "max_sequences": 8}
+    node.up("wide", **wide)
+    node.up("one", kv_capacity_tokens=4096)
+
+    assert node.arrive(1, input_tokens=300, max_output_tokens=1) == ["Dispatch one"]
+
+
+def test_each_data_parallel_rank_takes_as_many_sequences_as_the_others(new_node):
+    node = new_node()
+    node.up("wide", step_time=_ranks(3), max_sequences=8)
+    told = [node.arrive(request) for request in range(1, 8)]
+
+    assert told[:6] == [["Dispatch wide"]] * 6
+    assert told[6] == ["WakeAt"]
+
+
+def test_what_finds_no_slot_waits_its_turn(new_node):
+    node = new_node()
+    node.up("a", max_sequences=2)
+    for request in (1, 2, 3, 4, 5):
+        node.arrive(request)
+
+    node.finish(2)
+    node.finish(1)
+    assert list(node.dispatches) == [1, 2, 3, 4]
+    node.finish(3)
+    assert list(node.dispatches) == [1, 2, 3, 4, 5]
+
+
+def test_a_higher_priority_passes_and_keeps_the_order_within(new_node):
+    node = new_node()
+    node.up("a", max_sequences=1)
+    node.arrive(1)
+    for request, priority in ((2, 0), (3, 5), (4, 0), (5, 5)):
+        node.arrive(request, priority=priority)
+    for request in (1, 3, 5, 2, 4):
+        node.finish(request)
+
+    assert list(node.dispatches) == [1, 3, 5, 2, 4]
+
+
+def test_a_retry_keeps_its_turn(new_node):
+    node = new_node()
+    node.up("a", max_sequences=1)
+    node.arrive(1)
+    node.arrive(2)
+    node.down("a")
+    node.up("b", max_sequences=1)
+
+    assert node.where(1) == "b"
+    assert 2 not in node.dispatches
+
+
+def test_a_full_queue_is_429_and_the_wait_is_told_from_the_drain_rate(new_node):
+    node = new_node(queue_requests=2)
+    node.up("a", max_sequences=1)
+    for request in (1, 2, 3):
+        assert "Reject" not in " ".join(node.arrive(request))
+    assert node.arrive(4) == ["Reject 429 queue_full"]
+    assert node.last[0].retry_after_s == 1.0  # nothing has finished yet
+    assert node.last[0].message == "2 requests for 'm' wait already, as many as may"
+
+    for request in (1, 2):
+        node.at += 5.0
+        node.finish(request)
+        node.arrive(10 + request)
+    assert node.arrive(20) == ["Reject 429 queue_full"]
+    assert node.last[0].retry_after_s == pytest.approx(10.0)  # two ahead, one in 5 s
+
+
+def test_the_wait_that_is_told_is_never_longer_than_the_queue_allows(new_node):
+    node = new_node(queue_requests=2, queue_wait_s=6.0)
+    node.up("a", max_sequences=1)
+    for request in (1, 2):
+        node.arrive(request)
+        node.at += 5.0
+        node.finish(request)
+    for request in (3, 4, 5):
+        node.arrive(request)
+
+    assert node.arrive(6) == ["Reject 429 queue_full"]
+    assert node.last[0].retry_after_s == 6.0
+
+
+def test_no_queue_at_all_still_lets_in_what_finds_a_slot(new_node):
+    node = new_node(queue_requests=0)
+    node.up("a", max_sequences=1)
+
+    assert node.arrive(1) == ["Dispatch a"]
+    assert node.arrive(2) == ["Reject 429 queue_full"]
+
+
+def test_a_queue_of_the_long_does_not_keep_out_the_short(new_node):
+    node = new_node(queue_requests=1)
+    node.up("small", context_tokens=200, max_sequences=1)
+    node.up("large", max_sequences=1)
+    node.arrive(1, input_tokens=500)
+    node.arrive(2, input_tokens=500)
+
+    assert node.arrive(3) == ["Dispatch small"]
+
+
+def test_retries_may_exceed_the_bound_since_they_were_let_in_before(new_node):
+    node = new_node(queue_requests=1)
+    node.up("a", max_sequences=3)
+    for request in (1, 2, 3):
+        node.arrive(request)
+
+    assert node.down("a") == ["Retry replica_down"] * 3 + ["WakeAt"]
+
+
+def test_who_waits_too_long_is_503_while_replicas_are_up(new_node):
+    node = new_node(queue_wait_s=10.0)
+    node.up("a", max_sequences=1)
+    node.arrive(1)
+    node.at = 1.0
+    assert node.arrive(2) == ["WakeAt"]
+    assert node.last[0].at_s == 11.0
+    node.at = 2.0
+    assert node.arrive(3) == []  # the alarm is set already
+    node.at = 11.0
+
+    assert node.wake() == ["Reject 503 queue_timeout", "WakeAt"]
+    assert (node.last[0].request, node.last[1].at_s) == (2, 12.0)
+
+
+def test_an_alarm_that_rings_early_is_set_again(new_node):
+    node = new_node(queue_wait_s=10.0)
+    node.up("a", max_sequences=1)
+    node.arrive(1)
+    node.arrive(2)
+    node.at = 10.0 - 1e-4
+
+    assert node.wake() == ["WakeAt"]
+    assert node.last[0].at_s == 10.0
+
+
+def test_a_deadline_is_kept_without_any_alarm(new_node):
+    node = new_node(queue_wait_s=10.0)
+    node.up("a", max_sequences=1)
+    node.arrive(1)
+    node.arrive(2)
+    node.at = 10.0
+
+    assert node.first(1) == ["Reject 503 queue_timeout"]
+
+
+def test_alarms_do_not_multiply(new_node):
+    node = new_node(queue_wait_s=10.0)
+    node.up("a", max_sequences=1)
+    node.arrive(0)
+    alarms = []
+    for request in range(1, 40):
+        node.at = request / 2
+        node.arrive(request)
+        alarms += [action.at_s for action in node.last if hasattr(action, "at_s")]
+        while alarms and alarms[0] <= node.at:
+            alarms.pop(0)
+            node.wake()
+            alarms += [action.at_s for action in node.last if hasattr(action, "at_s")]
+        assert len(alarms) <= 1
+
+
+def _ranks(data_ranks):
+    from polypod.cost.steptime import StepTime
+
+    return StepTime(
+        tokens=(0, 1000), seconds=(0.01, 0.11), kv_token_s=0.0, pair_s=0.0, data_ranks=data_ranks
+    )
