@@ -39,9 +39,25 @@ from polypod.serve.supervise import Down, Replica, Supervisor, Up, make_socket_d
 CONTEXT_TOKENS = 2560
 TEMPLATE_TOKENS = 31  # of the model's chat template, around the words
 DECODED_TOKENS = 32
-WORDS = "time year way day man thing woman life child world school state family student group country problem".split(
-    " "
-)  # noqa: SIM905
+WORDS = [
+    "time",
+    "year",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+    "student",
+    "group",
+    "country",
+    "problem",
+]
 
 
 class Client:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from polypod.cost.steptime import StepTime
+
 
 def test_more_than_the_context_is_400_and_says_what_would_fit(new_node):
     node = new_node(context_tokens=1000)
@@ -221,8 +223,6 @@ def test_alarms_do_not_multiply(new_node):
 
 
 def _ranks(data_ranks):
-    from polypod.cost.steptime import StepTime
-
     return StepTime(
         tokens=(0, 1000), seconds=(0.01, 0.11), kv_token_s=0.0, pair_s=0.0, data_ranks=data_ranks
     )

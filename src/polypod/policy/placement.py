@@ -81,7 +81,7 @@ class Placement:
         assert place is not None, f"request {tracked.request} runs nowhere"
         table = self._health.tables[tracked.model]
         if not tracked.is_streaming:
-            table.prompt_done(place.load, now_s)
+            table.prompt_given_up(place.load, now_s)
         table.left(place.load)
         tracked.place = None
         replica = self._health.replicas[place.replica]

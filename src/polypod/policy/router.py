@@ -215,13 +215,23 @@ class ReplicaTable:
         return load
 
     def prompt_done(self, load: Load, now_s: float) -> None:
-        """The prompt is computed, or given up; engines take prompts in order, so the others are still to come."""
+        """The prompt is computed; engines take prompts in order, so all the others are still to come."""
+        self._drop_prompt(load)
+        self.prompts_end_s_R[load.row] = now_s + self.prompts_s_R[load.row]
+
+    def prompt_given_up(self, load: Load, now_s: float) -> None:
+        """The prompt is not waited for any more; what is overdue stays so."""
+        self._drop_prompt(load)
+        end_s = float(self.prompts_end_s_R[load.row])
+        if end_s > now_s:
+            self.prompts_end_s_R[load.row] = max(end_s - load.prompt_s, now_s)
+
+    def _drop_prompt(self, load: Load) -> None:
         row = load.row
         self.prompts_R[row] -= 1
         self.prompts_s_R[row] -= load.prompt_s
         if not self.prompts_R[row]:
             self.prompts_s_R[row] = 0.0  # no residue of sums
-        self.prompts_end_s_R[row] = now_s + self.prompts_s_R[row]
 
     def left(self, load: Load) -> None:
         """The request is gone from the replica; its prompt was accounted for before."""

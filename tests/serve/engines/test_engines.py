@@ -38,7 +38,9 @@ def test_a_stream_says_what_the_whole_answer_says_one_token_an_event(engine) -> 
 
 
 def test_a_character_of_several_tokens_arrives_whole(engine) -> None:
-    pieces = [piece(event) for event in engine.stream("Say hi in Chinese with emoji", max_tokens=24)]
+    pieces = [
+        piece(event) for event in engine.stream("Say hi in Chinese with emoji", max_tokens=24)
+    ]
 
     assert any(ord(letter) > 0x2E80 for letter in "".join(pieces)), pieces
     assert "\ufffd" not in "".join(pieces)
