@@ -67,6 +67,7 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
         (", count: 64", "", r"'nvidia-h20' needs a count - at `\$\.fleet\.b`"),
         ("predicted-finish", "coin", r"Invalid enum value 'coin' - at `\$\.policy\.router`"),
         ("{router", "{router: [", r"is not YAML"),
+        ("{role: ", "{name: x, role: ", r"a second pool is called 'x'.* at `\$\.services\[0\]\.pools\[1\]\.name`"),
     ],
 )  # fmt: skip
 def test_a_broken_plan_names_the_file_the_path_and_the_reason(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from polypod import units
 from polypod.cost.calibration import CASES, Case, of
 from polypod.cost.cpu import (
@@ -77,9 +79,11 @@ def plan_host(
         engine = engines[index % len(engines)]
         name = f"cores{index}"
         fleet[name] = Source(host=group.rates.cpu, cores=group.cores, measured=group.rates)
-        pools.append(
-            _pool(local, group, engine, name, _sequences(local, engine, context, free_memory_bytes))
-        )
+        sequences = _sequences(local, engine, context, free_memory_bytes)
+        pool = _pool(local, group, engine, name, sequences)
+        if len(engines) < len(groups):  # an engine comes twice, and replicas are named after pools
+            pool = msgspec.structs.replace(pool, name=f"{engine.name}-{name}")
+        pools.append(pool)
     service = Service(
         model=local.served_name, weights=local.weights, context=context, pools=tuple(pools)
     )

@@ -203,8 +203,14 @@ def check(plan: Plan) -> None:
         _check_quantity(f"$.services[{s}].slo.ttft", slo.ttft, "s")
         _check_quantity(f"$.services[{s}].slo.tpot", slo.tpot, "s")
         _check_quantity(f"$.services[{s}].traffic.rate", traffic.rate if traffic else None, "per_s")
+        names: set[str] = set()
         for p, pool in enumerate(service.pools):
-            _check_pool(f"$.services[{s}].pools[{p}]", pool, plan)
+            path = f"$.services[{s}].pools[{p}]"
+            _check_pool(path, pool, plan)
+            if pool.name in names:
+                msg = f"a second pool is called {pool.name!r}, and replicas are named after pools - at `{path}.name`"
+                raise InputError(msg)
+            names |= {pool.name} if pool.name else set()
 
 
 def _check_quantity(path: str, text: str | None, unit: units.Unit) -> None:
