@@ -2,6 +2,6 @@
 
 import sys
 
-from polypod.cli import main
+from polypod.cli.main import main
 
 sys.exit(main())

@@ -72,17 +72,25 @@ class Writer:
 
 
 def read(path: Path) -> Iterator[Line]:
-    """Yield the lines of a record. Raises `FileError` with the line number where one is broken."""
+    """Yield the lines of a record: a header, then the others. Raises `FileError` with the line number where one is broken."""
     try:
         file = path.open("rb")
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror}") from error
     with file:
+        number = 0
         for number, raw in enumerate(file, start=1):
             try:
                 line = _DECODER.decode(raw)
             except msgspec.DecodeError as error:
                 raise FileError(path, f"line {number}: {error}") from error
-            if number == 1 and not isinstance(line, Header):
-                raise FileError(path, f"line 1: a record begins with a header of format {FORMAT}")
+            if isinstance(line, Header) != (number == 1):
+                problem = (
+                    "a second header"
+                    if number > 1
+                    else f"a record begins with a header of format {FORMAT}"
+                )
+                raise FileError(path, f"line {number}: {problem}")
             yield line
+    if not number:
+        raise FileError(path, "is empty")

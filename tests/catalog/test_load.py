@@ -94,10 +94,16 @@ def test_a_pod_where_a_chip_is_asked_for_is_said_to_be_one():
         load_accelerator("CM384")
 
 
-@pytest.mark.parametrize("name", ["../pods/huawei-cm384", "", "/etc/passwd"])
-def test_a_name_never_reaches_outside_its_folder(name: str):
+@pytest.mark.parametrize("name", ["../pods/huawei-cm384", "", "/etc/passwd", "x" * 5000, "a\0b"])
+def test_no_name_reaches_outside_its_folder(name: str):
     with pytest.raises(UnknownNameError):
         load_accelerator(name)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b", "nobody/nothing"])
+def test_what_is_no_model_and_no_path_is_an_unknown_name(name: str):
+    with pytest.raises(UnknownNameError, match="no model is called"):
+        load_model(name)
 
 
 def test_loose_chips_come_in_the_smallest_pod_there_is_of_them():

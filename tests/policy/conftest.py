@@ -66,9 +66,7 @@ class Node:
         return self.tell(ReplicaUp(**(known | over)))
 
     def down(self, replica: str = "a", epoch: int = 1) -> list[str]:
-        return self.tell(
-            ReplicaDown(at_s=self.at, replica=replica, epoch=epoch, reason="it ended")
-        )
+        return self.tell(ReplicaDown(at_s=self.at, replica=replica, epoch=epoch, reason="it ended"))
 
     def arrive(self, request: int, **over: Any) -> list[str]:
         known: dict[str, Any] = {"model": "m", "input_tokens": 100, "max_output_tokens": 50}
@@ -83,9 +81,7 @@ class Node:
         )
 
     def fail(self, request: int, kind: Any = "lost", **over: Any) -> list[str]:
-        return self.tell(
-            RequestFailed(at_s=self.at, kind=kind, **(self._attempt(request) | over))
-        )
+        return self.tell(RequestFailed(at_s=self.at, kind=kind, **(self._attempt(request) | over)))
 
     def busy(self, request: int, retry_after_s: float | None = None) -> list[str]:
         return self.tell(

@@ -38,7 +38,8 @@ def test_a_broken_replica_is_tried_with_one_request_until_one_succeeds(new_node)
     assert node.wake() == ["Dispatch a", "WakeAt"]  # one at a time
     assert node.last[1].at_s == 60.0  # how long the other may wait
     node.at = 6.0
-    assert node.fail(1) == ["Retry lost"]
+    assert node.fail(1) == ["Retry lost", "WakeAt"]
+    assert node.last[1].at_s == 11.0  # it failed again, and rests again
     node.at = 11.0
     assert node.wake() == ["Dispatch a"]
     assert node.first(1) == ["Dispatch a"]  # and then as many as before
@@ -127,7 +128,9 @@ def test_after_so_many_attempts_a_request_ends_in_502(new_node):
     assert node.fail(1)[0] == "Retry lost"
     assert node.fail(1, "engine")[0] == "Retry engine"
     assert node.fail(1, "timeout") == ["Reject 502 attempts_exhausted"]
-    assert node.last[0].message.startswith("3 attempts failed, as many as may; the last: timeout at ")
+    assert node.last[0].message.startswith(
+        "3 attempts failed, as many as may; the last: timeout at "
+    )
 
 
 def test_the_fleet_has_a_budget_of_retries(new_node):

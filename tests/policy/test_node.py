@@ -71,7 +71,9 @@ def test_a_4xx_answer_is_handed_on_and_never_counts_against_the_replica(new_node
     assert node.fail(1, "client", status=422) == ["Reject 422 engine_refused"]
     assert node.last[0].from_engine
     assert node.arrive(2) == ["Dispatch a"]
-    assert node.fail(2, "client") == ["Reject 400 engine_refused"]  # no status is still the client's
+    assert node.fail(2, "client") == [
+        "Reject 400 engine_refused"
+    ]  # no status is still the client's
     assert node.arrive(3) == ["Dispatch a"]
 
 
@@ -199,7 +201,9 @@ def test_words_about_an_older_attempt_change_nothing(new_node):
         assert tell(1) == []
         node.dispatches[1] = new
     assert node.first(1) == []
-    assert node.fail(1) == ["Reject 502 replica_lost"]  # so the first token of the new attempt counted
+    assert node.fail(1) == [
+        "Reject 502 replica_lost"
+    ]  # so the first token of the new attempt counted
 
 
 def test_words_said_twice_change_nothing(new_node):
@@ -288,7 +292,9 @@ def test_a_pool_of_one_phase_is_refused_and_changes_nothing(new_node, role):
 def test_a_replica_of_a_model_that_is_no_service_is_refused(new_node):
     node = new_node(models=("m", "n"))
 
-    with pytest.raises(InputError, match=r"'a' serves 'x', which is none of this node's models \(m, n\)"):
+    with pytest.raises(
+        InputError, match=r"'a' serves 'x', which is none of this node's models \(m, n\)"
+    ):
         node.up("a", model="x")
 
 

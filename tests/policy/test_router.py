@@ -58,8 +58,14 @@ def test_a_slow_idle_replica_beats_a_fast_one_with_a_long_way_to_go(new_node):
 
 def test_long_answers_go_where_tokens_are_fast_and_long_prompts_where_prompts_are(new_node):
     node = new_node()
-    node.up("bandwidth", step_time=StepTime(tokens=(1, 1001), seconds=(0.01, 1.01), kv_token_s=0, pair_s=0))
-    node.up("compute", step_time=StepTime(tokens=(1, 1001), seconds=(0.05, 0.15), kv_token_s=0, pair_s=0))
+    node.up(
+        "bandwidth",
+        step_time=StepTime(tokens=(1, 1001), seconds=(0.01, 1.01), kv_token_s=0, pair_s=0),
+    )
+    node.up(
+        "compute",
+        step_time=StepTime(tokens=(1, 1001), seconds=(0.05, 0.15), kv_token_s=0, pair_s=0),
+    )
 
     assert node.arrive(1, input_tokens=50, max_output_tokens=90) == ["Dispatch bandwidth"]
     assert node.arrive(2, input_tokens=2000, max_output_tokens=2) == ["Dispatch compute"]
@@ -75,7 +81,9 @@ def test_a_prompt_over_the_chunk_budget_takes_several_steps(new_node):
 
 def test_the_cache_is_read_at_its_mean_length_while_decoding(new_node):
     node = new_node()
-    step = StepTime(tokens=(0, 1000), seconds=(0.01, 0.11), kv_token_s=1e-5, pair_s=0, sequence_s=1e-4)
+    step = StepTime(
+        tokens=(0, 1000), seconds=(0.01, 0.11), kv_token_s=1e-5, pair_s=0, sequence_s=1e-4
+    )
     node.up("a", step_time=step)
 
     _, token_s = prediction(node, 1, input_tokens=200, max_output_tokens=50)
@@ -135,6 +143,21 @@ def test_an_overdue_prompt_is_expected_to_take_as_long_again(new_node):
     assert prediction(node, 2)[0] == pytest.approx(3.0 + 0.02)
     node.arrive(3)
     assert prediction(node, 4)[0] == pytest.approx(3.0 + 0.02 + 0.02)
+
+
+def test_an_answer_in_one_piece_is_never_overdue(new_node):
+    node = new_node()
+    node.up("a")
+    node.arrive(1, input_tokens=400, is_streamed=False)
+    node.at = 0.02
+    assert prediction(node, 2)[0] == pytest.approx(0.03 + 0.02)
+    node.at = 3.05
+    assert prediction(node, 3)[0] == pytest.approx(0.02)
+    node.arrive(4)
+    node.at = 3.06
+    assert prediction(node, 5)[0] == pytest.approx(0.01 + 0.02)
+    node.finish(1)
+    assert prediction(node, 6)[0] == pytest.approx(0.01 + 0.02)
 
 
 def test_a_replica_that_hangs_gets_nothing_more(new_node):
@@ -261,7 +284,12 @@ def test_a_restarted_replica_is_taken_as_the_model_says(new_node):
 def test_steps_are_compared_per_data_parallel_rank(new_node):
     node = new_node()
     step = StepTime(
-        tokens=(0, 1000), seconds=(0.01, 0.11), kv_token_s=1e-5, pair_s=1e-6, sequence_s=1e-4, data_ranks=4
+        tokens=(0, 1000),
+        seconds=(0.01, 0.11),
+        kv_token_s=1e-5,
+        pair_s=1e-6,
+        sequence_s=1e-4,
+        data_ranks=4,
     )
     node.up("a", step_time=step)
     table = node.policy._health.tables["m"]
@@ -357,7 +385,12 @@ def test_ties_fall_by_the_seed_over_all_the_alike(new_node):
             node.arrive(request)
             node.gone(request)
             node.at += 1000.0
-        return [action.replica for _, told in node.log for action in told if isinstance(action, Dispatch)]
+        return [
+            action.replica
+            for _, told in node.log
+            for action in told
+            if isinstance(action, Dispatch)
+        ]
 
     assert places(1) == places(1)
     assert places(1) != places(2)
@@ -441,7 +474,11 @@ def _finish_s(node, up, tokens, output):
         backlog_s = abs(end_s - at_s) if end_s else 0.0
         end_s = at_s + backlog_s + work_s
         share += work_s / 10.0 * np.exp((at_s - now_s) / 10.0)
-        most = next(event.max_output_tokens for event, _ in node.log if getattr(event, "request", None) == action.request)
+        most = next(
+            event.max_output_tokens
+            for event, _ in node.log
+            if getattr(event, "request", None) == action.request
+        )
         kv_tokens += prompt + most / 2
     wait_s = abs(end_s - now_s) if sent else 0.0
     attend_s = step.step_s(tokens=0, kv_tokens=kv_tokens, sequences=len(sent))

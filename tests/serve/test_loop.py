@@ -206,12 +206,15 @@ def with_alarms(
 
     async def main() -> list[AnyEvent]:
         loop = asyncio.get_running_loop()
+        errors: list[dict[str, object]] = []
+        loop.set_exception_handler(lambda _, context: errors.append(context))
         driver = Driver(policy := ByRote(), clock=lambda: lateness(loop.time()))
         asked.extend(driver.now_s() + time_s for time_s in times_s)
         policy._answers.append([WakeAt(at_s=at_s) for at_s in asked])
         driver.tell(gone())
         await asyncio.sleep(max(*times_s, 0.0) + 0.1)
         driver.stop()
+        assert errors == []
         return policy.heard[1:]
 
     return uvloop.run(main()), asked

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from polypod.errors import EngineError, InputError
+from polypod.serve.engines import ENGINES
+from polypod.serve.engines.embedded import embedded_weights
 from polypod.serve.engines.spec import EngineSpec, child_command, child_environment
 from polypod.serve.supervise import Down, Patience, Replica, Supervisor, Up, make_socket_directory
 
@@ -38,9 +40,7 @@ async def answer(reader, writer):
     await writer.drain()
     writer.close()
     if mode == "short":
-        sys.stdout.write("enough\\n")
-        sys.stdout.flush()
-        os._exit(7)
+        asyncio.get_running_loop().call_later(0.1, os._exit, 7)
 
 async def main():
     server = await asyncio.start_unix_server(answer, options.socket)
@@ -206,7 +206,7 @@ def test_the_wait_doubles_with_every_death_up_to_its_limit(directory: Path) -> N
         async with Supervisor([tiny(directory, "short")], heard.tell, patience):
             await heard.until(9)
         assert [type(word) for word in heard.words[:4]] == [Up, Down, Up, Down]
-        assert heard.words[1].log_tail == ("serving", "enough")
+        assert heard.words[1].log_tail == ("serving",)
         assert heard.words[1].reason == "ended with status 7"
         pairs = zip(heard.words, heard.times_s, heard.words[1:], heard.times_s[1:], strict=False)
         return [
@@ -318,3 +318,45 @@ def test_sigkill_of_the_parent_leaves_no_child(directory: Path) -> None:
 def _children() -> list[int]:
     task = Path(f"/proc/self/task/{os.getpid()}/children")
     return [int(child) for child in task.read_text().split() if is_running(int(child))]
+
+
+def real(directory: Path, name: str, weights: Path) -> Replica:
+    spec = replace(tiny(directory).spec, weights=weights, context_tokens=256)
+    return Replica(engine=ENGINES[name], spec=spec)
+
+
+@pytest.mark.engines
+def test_a_killed_engine_answers_again_in_the_next_epoch(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        replica = real(directory, "llama.cpp", embedded_weights())
+        async with Supervisor([replica], heard.tell, Patience(first_restart_s=0.05)):
+            os.kill(heard.words[0].process, signal.SIGKILL)
+            await heard.until(3)
+            up = heard.words[2]
+            assert isinstance(up, Up)
+            assert up.epoch == 2
+            connector = aiohttp.UnixConnector(path=str(up.endpoint.socket))
+            async with (
+                aiohttp.ClientSession(connector=connector) as client,
+                client.get("http://engine/v1/models", headers=up.endpoint.headers) as response,
+            ):
+                assert (await response.json())["data"][0]["id"] == "m"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_a_model_cut_short_fails_to_start_and_says_what_is_missing(
+    directory: Path, tmp_path: Path, name: str
+) -> None:
+    cut = tmp_path / "cut.gguf"
+    with embedded_weights().open("rb") as whole:
+        cut.write_bytes(whole.read(50_000_000))
+
+    with pytest.raises(EngineError, match=r"cut\.gguf\) ended with status 1") as caught:
+        asyncio.run(Supervisor([real(directory, name, cut)], Heard().tell).start())
+
+    assert "promises 98,362,432 bytes, found 50,000,000" in caught.value.log_tail[-1]
+    assert not list(directory.glob("*.sock"))

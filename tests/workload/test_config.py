@@ -121,3 +121,8 @@ def test_biases_are_counted_where_the_file_has_them():
         layer_vector_parameters(biased, 64) - layer_vector_parameters(plain, 64)
         == 128 + 64 + 256 + 64
     )
+
+
+def test_embedding_and_head_are_two_where_the_file_does_not_say():
+    assert not read(LLAMA).tied
+    assert read(LLAMA, tie_word_embeddings=True).tied

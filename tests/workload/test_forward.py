@@ -225,8 +225,9 @@ def test_sliced_experts_gather_all_tokens_and_scatter_the_results(shapes: dict[s
     assert not [op for op in ops if op.pattern == "all_to_all"]
 
 
-def test_tensor_ranks_reduce_twice_a_layer(shapes: dict[str, Model]):
-    ops = step_ops(shapes[LLAMA], Layout(tp=4), BF16, StepShape(prompt_tokens=10))
+@pytest.mark.parametrize("tp", [2, 4])
+def test_tensor_ranks_reduce_twice_a_layer(tp: int, shapes: dict[str, Model]):
+    ops = step_ops(shapes[LLAMA], Layout(tp=tp), BF16, StepShape(prompt_tokens=10))
     reduces = [op for op in ops if op.pattern == "all_reduce"]
 
     assert [(op.group, op.count, op.buffer_bytes) for op in reduces] == 2 * [
@@ -241,11 +242,12 @@ def test_one_rank_talks_to_nobody(name: str, shapes: dict[str, Model]):
     assert not [op for op in ops if op.kind == "collective"]
 
 
-def test_stages_share_the_layers_and_send_once(shapes: dict[str, Model]):
-    ops = step_ops(shapes[LLAMA], Layout(pp=4), BF16, StepShape(prompt_tokens=10))
+@pytest.mark.parametrize("pp", [2, 4])
+def test_stages_share_the_layers_and_send_once(pp: int, shapes: dict[str, Model]):
+    ops = step_ops(shapes[LLAMA], Layout(pp=pp), BF16, StepShape(prompt_tokens=10))
     send = named(ops, "to the next stage")
 
-    assert named(ops, "qkv").count == 8
+    assert named(ops, "qkv").count == 32 / pp
     assert (send.pattern, send.group, send.count, send.buffer_bytes) == (
         "send",
         "pp",
@@ -262,6 +264,25 @@ def test_logits_are_made_for_sequences_that_get_a_token(shapes: dict[str, Model]
     assert rows(prompt_tokens=100) == 0
     assert rows(prompt_tokens=100, finished_prompts=2) == 2
     assert rows(prompt_tokens=100, decode_sequences=5, finished_prompts=2) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"), [(LLAMA, 4 * 32 * 128), (DEEPSEEK, 2 * 128 * (576 + 512))]
+)
+def test_a_drafted_token_attends_to_the_cache_as_its_sequence_does(
+    name: str, flops: int, shapes: dict[str, Model]
+):
+    shape = StepShape(decode_sequences=8, kv_tokens=8000, drafts=2)
+    ops = step_ops(shapes[name], Layout(), BF16, shape)
+    attention = next(op for op in ops if op.name == "decode attention")
+
+    assert attention.flops == flops * 8000 * 3
+
+
+def test_a_step_is_empty_until_something_is_in_it():
+    shape = StepShape()
+
+    assert (shape.tokens, shape.kv_tokens, shape.pairs, shape.finished_prompts) == (0, 0, 0, 0)
 
 
 def test_a_draft_adds_a_token_per_sequence_and_one_layer(shapes: dict[str, Model]):
@@ -307,6 +328,7 @@ def test_a_layer_by_hand(tiny: Tiny):
         StepShape(prompt_tokens=3, pairs=6, finished_prompts=1),
     )
     by_name = {op.name: (op.count, op.flops, op.weight_bytes, op.activation_bytes) for op in ops}
+    assert not any(op.buffer_bytes for op in ops)
 
     assert by_name == {
         "qkv": (2, 2 * 3 * 4 * 12, 2 * 4 * 12, 2 * 3 * (4 + 12)),

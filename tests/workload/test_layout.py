@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 
@@ -73,3 +74,9 @@ def test_a_grid_of_layouts_has_a_world_for_each():
     grid = LayoutGrid(tp=np.array([1.0, 2.0, 4.0]), pp=2 * one, dp=one, ep=one)
 
     assert grid.world.tolist() == [2, 4, 8]
+
+
+def test_a_plan_file_names_only_the_axes_that_are_cut():
+    assert msgspec.to_builtins(Layout(tp=8)) == {"tp": 8}
+    with pytest.raises(msgspec.ValidationError, match=r"Expected `int` >= 1 - at `\$\.tp`"):
+        msgspec.convert({"tp": 0}, Layout)

@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from polypod.errors import InputError
@@ -31,3 +32,10 @@ def test_weight_only_formats_compute_in_bf16(dtype: str):
 
 def test_a_stated_compute_type_wins():
     assert Precision(weights="fp8", kv="bf16", compute="int8").compute_dtype == "int8"
+
+
+def test_a_plan_file_names_the_compute_type_only_where_it_differs():
+    assert msgspec.to_builtins(Precision(weights="fp8", kv="bf16")) == {
+        "weights": "fp8",
+        "kv": "bf16",
+    }

@@ -81,7 +81,7 @@ def load_model(name: str) -> ModelEntry:
     Raises `UnknownNameError` with the nearest names, `FileError` for a broken file.
     """
     known = _index().get(name.casefold())
-    if (known is None or known.kind != "model") and (name.endswith(".json") or Path(name).exists()):
+    if known is None and (name.endswith(".json") or _exists(name)):
         return _own_model(Path(name))
     file = _find("model", name)
     card = read_entry(file, ModelCard)
@@ -124,6 +124,13 @@ def _is_path(name: str) -> bool:
     return name.endswith(".toml")
 
 
+def _exists(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).exists()
+    except (OSError, ValueError):  # too long for a path, or holds a zero byte
+        return False
+
+
 def _own_model(path: Path) -> ModelEntry:
     file = path / "config.json" if path.is_dir() else path
     if not file.exists():
@@ -137,16 +144,16 @@ def _own_model(path: Path) -> ModelEntry:
 
 def _find(kind: EntryKind, name: str) -> Traversable:
     """The file of an entry; an id needs no index."""
-    file = _folder(kind).joinpath(f"{name.replace('/', '--')}.toml")
-    if "\\" not in name and ".." not in name and file.is_file():
-        return file
+    folder, wanted = _folder(kind), f"{name.replace('/', '--')}.toml"
+    if wanted in {file.name for file in folder.iterdir()}:
+        return folder.joinpath(wanted)
     listed = _index().get(name.casefold())
     if listed is None:
         raise UnknownNameError(kind, name, [key for key, k in known_names().items() if k == kind])
     if listed.kind != kind:
         msg = f"{name!r} is the {listed.kind} {listed.id}, not {_article(kind)} {kind}; polypod catalog list shows them all"
         raise InputError(msg)
-    return _folder(kind).joinpath(f"{listed.id.replace('/', '--')}.toml")
+    return folder.joinpath(f"{listed.id.replace('/', '--')}.toml")
 
 
 def _article(kind: EntryKind) -> str:

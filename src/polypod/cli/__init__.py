@@ -1,5 +1,1 @@
 """The command line: one file per verb, and only the verb that is asked for is imported."""
-
-from polypod.cli.main import main
-
-__all__ = ["main"]

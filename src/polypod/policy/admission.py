@@ -95,7 +95,10 @@ class Service:
             need = min(need, self.settings.context_tokens)
         expected = self.mean_output_tokens if most is None else min(most, self.mean_output_tokens)
         return Ask(
-            input_tokens=arrived.input_tokens, output_tokens=max(expected, 1.0), need_tokens=need
+            input_tokens=arrived.input_tokens,
+            output_tokens=max(expected, 1.0),
+            need_tokens=need,
+            is_streamed=arrived.is_streamed,
         )
 
     def can_hold(self, arrived: RequestArrived) -> bool:

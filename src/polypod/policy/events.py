@@ -31,7 +31,7 @@ class RequestArrived(Event, frozen=True, kw_only=True):
     """A request came in. `max_output_tokens` is what the client allows.
 
     Where `input_tokens` was guessed from the text, `input_is_exact` is false, and the prompt is never refused for its length:
-    the engine counts it.
+    the engine counts it. Where `is_streamed` is false, the answer comes in one piece and no `FirstToken` is told.
     """
 
     request: int
@@ -39,6 +39,7 @@ class RequestArrived(Event, frozen=True, kw_only=True):
     input_tokens: int
     input_is_exact: bool = True
     max_output_tokens: int | None = None
+    is_streamed: bool = True
     tenant: str = ""
     priority: int = 0
     prefix_hashes: tuple[int, ...] = ()

@@ -40,7 +40,11 @@ def _check_replica(replica: Replica, health: Health) -> None:
         return
     table, row = health.tables[replica.up.model], replica.row
     aboard = list(replica.requests.values())
-    prompts = [one.place.load for one in aboard if one.place and not one.is_streaming]
+    prompts = [
+        one.place.load
+        for one in aboard
+        if one.place and not one.is_streaming and one.place.load.is_streamed
+    ]
     kv_tokens = sum(one.place.load.kv_tokens for one in aboard if one.place)
     assert table.at(row) is replica.up, f"row {row} is not {replica.name}'s"
     assert table.in_flight_R[row] == len(aboard) <= slots_of(replica.up), replica.name

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from polypod.policy import answers
+from polypod.policy import answers, corrections
 from polypod.policy.actions import AnyAction, Cancel, Reject, Retry, RetryReason, WakeAt
 from polypod.policy.events import (
     AnyEvent,
@@ -106,26 +106,31 @@ class Policy:
 
     def _first_token(self, event: FirstToken) -> None:
         tracked = self._running(event)
-        if tracked is None or tracked.is_streaming:
-            return
-        assert tracked.place is not None
-        replica = self._health.replicas[tracked.place.replica]
-        self._health.tables[tracked.model].prompt_done(tracked.place.load, self._now_s)
-        self._health.succeeded(replica)
-        tracked.first_token_s = self._now_s
+        if tracked is not None and not tracked.is_streaming:
+            self._begin_answer(tracked)
 
     def _finished(self, event: RequestFinished) -> None:
         tracked = self._running(event)
         if tracked is None:
             return
+        if not tracked.is_streaming:
+            self._begin_answer(tracked)
         assert tracked.place is not None
-        if tracked.first_token_s is not None and event.output_tokens > 1:
+        assert tracked.first_token_s is not None
+        if event.output_tokens > 1:
             token_s = (self._now_s - tracked.first_token_s) / (event.output_tokens - 1)
             table = self._health.tables[tracked.model]
-            table.token_time_observed(tracked.place.load, token_s)
+            corrections.token_time_observed(table, tracked.place.load, token_s)
         self._health.succeeded(self._placement.leave(tracked, self._now_s))
         self._placement.services[tracked.model].finished(event.output_tokens, self._now_s)
         self._end(tracked)
+
+    def _begin_answer(self, tracked: Tracked) -> None:
+        """The replica answers: it is well, and the prompt is done."""
+        assert tracked.place is not None
+        tracked.first_token_s = self._now_s
+        self._health.tables[tracked.model].prompt_done(tracked.place.load, self._now_s)
+        self._health.succeeded(self._health.replicas[tracked.place.replica])
 
     def _failed(self, event: RequestFailed) -> None:
         tracked = self._running(event)
@@ -214,7 +219,8 @@ class Policy:
     def _observed(self, event: StepObserved) -> None:
         replica = self._health.current(event.replica, event.epoch)
         if replica is not None:
-            self._health.tables[replica.up.model].step_observed(replica.row, event)
+            table = self._health.tables[replica.up.model]
+            corrections.step_observed(table, replica.row, event)
 
     def _load(self, event: LoadReported) -> None:
         replica = self._health.current(event.replica, event.epoch)

@@ -13,6 +13,7 @@ class Ask:
     input_tokens: int
     output_tokens: float  # expected
     need_tokens: int  # context it may come to fill
+    is_streamed: bool = True  # its first token will be heard of
 
     @property
     def mean_kv_tokens(self) -> float:
@@ -25,6 +26,7 @@ class Load:
     """What one dispatched request adds to its row, kept so that exactly this is taken off again."""
 
     row: int
+    is_streamed: bool
     prompt_s: float
     kv_tokens: float
     first_token_s: float  # predicted, from the dispatch on

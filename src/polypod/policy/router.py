@@ -10,7 +10,7 @@ For every replica, with P prompt tokens and O expected output tokens,
               replica has left for decode steps: one minus the share that prompts took of late
 
 The times come from the replica's `StepTime`, times two factors that measurement corrects, one for prompts and one for
-decoding. A prompt that is overdue by d seconds is expected to take d more, so a replica that hangs loses its appeal by the
+decoding. A first token that is overdue by d seconds is expected in d more, so a replica that hangs loses its appeal by the
 second, with no report from anybody. Left out: what this request costs those already there.
 
 Columns end in the shape suffix R (rows, one per replica; free rows have `up_R` false) or K (kinds of replica that share a step
@@ -24,22 +24,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from polypod.cost.steptime import causal_pairs
-from polypod.policy.events import LoadReported, ReplicaUp, StepObserved
+from polypod.policy.events import LoadReported, ReplicaUp
 from polypod.policy.kinds import Floats, Kinds
 from polypod.policy.requests import Ask, Load
-
-FACTOR_LIMIT: Final = 16.0
-"""A measurement that says more than this times the model, or less than its inverse, is cut to it."""
-
-STEP_WEIGHT: Final = 0.2
-"""Weight of a timed step after the first, which counts alone."""
-
-REQUEST_WEIGHT: Final = 0.02
-"""Weight of one request's time per token, in the long run: it holds more than decode steps, so it pulls gently."""
-
-FIRST_REQUESTS: Final = 10
-"""The n-th request's time per token weighs 1 / (n + this) while that is more."""
 
 PROMPT_MEMORY_S: Final = 10.0
 """The share of time that prompts take is remembered with this time constant."""
@@ -77,9 +64,9 @@ class ReplicaTable:
         self.slots_R = np.zeros(rows, dtype=np.int64)
         self.limit_tokens_R = np.zeros(rows, dtype=np.int64)
         self.blocked_until_s_R = np.zeros(rows)
-        self.prompts_R = np.zeros(rows, dtype=np.int64)  # sent, first token not heard of
+        self.prompts_R = np.zeros(rows, dtype=np.int64)  # sent, first token to be heard of
         self.prompts_s_R = np.zeros(rows)  # their work, shared out over the data-parallel ranks
-        self.prompts_end_s_R = np.zeros(rows)  # when it should be done
+        self.prompts_end_s_R = np.zeros(rows)  # when the work of all that were sent should be done
         self.prompt_share_R = np.zeros(rows)  # of the time, of late, as of `prompt_share_at_s_R`
         self.prompt_share_at_s_R = np.zeros(rows)
         self.kv_tokens_R = np.zeros(rows)
@@ -96,7 +83,7 @@ class ReplicaTable:
         self.up: list[ReplicaUp | None] = [None] * rows
         self._kinds = Kinds()
         self._others: dict[int, _Others] = {}
-        self._measured: set[tuple[int, str]] = set()
+        self.measured: set[tuple[int, str]] = set()  # rows and phases of which a step was timed
         self._blocked: set[int] = set()
 
     # ---- replicas come and go
@@ -116,7 +103,7 @@ class ReplicaTable:
         self.kv_capacity_R[row] = up.kv_capacity_tokens
         self.prompt_factor_R[row] = self.decode_factor_R[row] = 1.0
         self.kind_R[row] = self._kinds.take(up)
-        self._refresh(row)
+        self.refresh(row)
         return row
 
     def remove(self, row: int) -> None:
@@ -125,7 +112,7 @@ class ReplicaTable:
         self.up_R[row] = False
         self._blocked.discard(row)
         self._others.pop(row, None)
-        self._measured -= {(row, "prompt"), (row, "decode")}
+        self.measured -= {(row, "prompt"), (row, "decode")}
 
     def at(self, row: int) -> ReplicaUp:
         up = self.up[row]
@@ -175,7 +162,8 @@ class ReplicaTable:
         return self.prompt_share_R * np.exp(ages_s_R / -PROMPT_MEMORY_S)
 
     def _backlog_s(self, now_s: float) -> Floats:
-        return np.abs(self.prompts_end_s_R - now_s) * (self.prompts_R > 0)
+        ahead_s_R = self.prompts_end_s_R - now_s
+        return np.maximum(ahead_s_R, -ahead_s_R * (self.prompts_R > 0))
 
     def _crowding(self, ask: Ask) -> Floats:
         """Lifetimes of a request to wait until enough of those there have left: for cache, and for a slot."""
@@ -194,6 +182,7 @@ class ReplicaTable:
         token_s = float(choice.token_s_R[row])
         load = Load(
             row=row,
+            is_streamed=ask.is_streamed,
             prompt_s=alone_s * float(self.prompt_factor_R[row]) / ranks,
             kv_tokens=ask.mean_kv_tokens,
             first_token_s=float(choice.first_s_R[row]),
@@ -203,28 +192,31 @@ class ReplicaTable:
         kept = math.exp((float(self.prompt_share_at_s_R[row]) - now_s) / PROMPT_MEMORY_S)
         self.prompt_share_R[row] = kept * self.prompt_share_R[row] + load.prompt_s / PROMPT_MEMORY_S
         self.prompt_share_at_s_R[row] = now_s
-        if not self.prompts_R[row]:
-            self.prompts_end_s_R[row] = now_s
-        overdue_s = max(now_s - float(self.prompts_end_s_R[row]), 0.0)
-        self.prompts_end_s_R[row] += 2 * overdue_s + load.prompt_s
-        self.prompts_s_R[row] += load.prompt_s
-        self.prompts_R[row] += 1
+        late_s = now_s - float(self.prompts_end_s_R[row])
+        if late_s > 0:
+            self.prompts_end_s_R[row] = now_s + (late_s if self.prompts_R[row] else 0.0)
+        self.prompts_end_s_R[row] += load.prompt_s
+        if ask.is_streamed:
+            self.prompts_s_R[row] += load.prompt_s
+            self.prompts_R[row] += 1
         self.in_flight_R[row] += 1
         self.kv_tokens_R[row] += load.kv_tokens
-        self._refresh(row)
+        self.refresh(row)
         return load
 
     def prompt_done(self, load: Load, now_s: float) -> None:
         """The prompt is computed; engines take prompts in order, so all the others are still to come."""
-        self._drop_prompt(load)
-        self.prompts_end_s_R[load.row] = now_s + self.prompts_s_R[load.row]
+        if load.is_streamed:
+            self._drop_prompt(load)
+            self.prompts_end_s_R[load.row] = now_s + self.prompts_s_R[load.row]
 
     def prompt_given_up(self, load: Load, now_s: float) -> None:
         """The prompt is not waited for any more; what is overdue stays so."""
-        self._drop_prompt(load)
-        end_s = float(self.prompts_end_s_R[load.row])
-        if end_s > now_s:
-            self.prompts_end_s_R[load.row] = max(end_s - load.prompt_s, now_s)
+        if load.is_streamed:
+            self._drop_prompt(load)
+            end_s = float(self.prompts_end_s_R[load.row])
+            if end_s > now_s:
+                self.prompts_end_s_R[load.row] = max(end_s - load.prompt_s, now_s)
 
     def _drop_prompt(self, load: Load) -> None:
         row = load.row
@@ -240,37 +232,9 @@ class ReplicaTable:
         self.kv_tokens_R[row] -= load.kv_tokens
         if not self.in_flight_R[row]:
             self.kv_tokens_R[row] = 0.0
-        self._refresh(row)
+        self.refresh(row)
 
-    # ---- what is measured
-
-    def step_observed(self, row: int, event: StepObserved) -> None:
-        """Correct the prompt factor by a step that computed prompts, the decode factor by one that did not."""
-        step = self.at(row).step_time
-        ranks = step.data_ranks
-        model_s = step.step_s(
-            tokens=(event.prompt_tokens + event.sequences) / ranks,
-            kv_tokens=event.kv_tokens / ranks,
-            pairs=causal_pairs(event.prompt_tokens / ranks),
-            sequences=event.sequences / ranks,
-        )
-        if model_s <= 0 or not 0 < event.step_s < math.inf:
-            return
-        phase = "prompt" if event.prompt_tokens > 0 else "decode"
-        column_R = self.prompt_factor_R if event.prompt_tokens > 0 else self.decode_factor_R
-        first = (row, phase) not in self._measured
-        self._measured.add((row, phase))
-        _correct(column_R, row, event.step_s / model_s, 1.0 if first else STEP_WEIGHT)
-        self._refresh(row)
-
-    def token_time_observed(self, load: Load, token_s: float) -> None:
-        """Correct the decode factor by the mean time per token that a whole request saw."""
-        if load.model_token_s <= 0 or not 0 < token_s < math.inf:
-            return
-        self.requests_R[load.row] += 1
-        weight = max(1 / (int(self.requests_R[load.row]) + FIRST_REQUESTS), REQUEST_WEIGHT)
-        _correct(self.decode_factor_R, load.row, token_s / load.model_token_s, weight)
-        self._refresh(load.row)
+    # ---- what others say
 
     def load_reported(self, row: int, event: LoadReported) -> None:
         """Take another gateway's share of the load, in place of what it said before."""
@@ -282,7 +246,7 @@ class ReplicaTable:
         others.prompt_s[event.gateway] = event.queued_prompt_tokens * prompt_s
         self.others_running_R[row] = sum(others.running.values())
         self.others_prompt_s_R[row] = sum(others.prompt_s.values())
-        self._refresh(row)
+        self.refresh(row)
 
     # ---- taken out, and let in again
 
@@ -298,7 +262,7 @@ class ReplicaTable:
 
     # ---- upkeep
 
-    def _refresh(self, row: int) -> None:
+    def refresh(self, row: int) -> None:
         """Bring the row's decode times up to what is there now: evenly on all ranks, and one sequence more on its own."""
         step = self.at(row).step_time
         factor = float(self.decode_factor_R[row])
@@ -334,8 +298,3 @@ def slots_of(up: ReplicaUp) -> int:
     """
     ranks = up.step_time.data_ranks
     return max(up.max_sequences // ranks, 1) * ranks
-
-
-def _correct(column_R: Floats, row: int, ratio: float, weight: float) -> None:
-    blended = column_R[row] + weight * (ratio - column_R[row])
-    column_R[row] = min(max(blended, 1 / FACTOR_LIMIT), FACTOR_LIMIT)

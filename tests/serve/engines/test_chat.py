@@ -28,6 +28,9 @@ def problem(**parameters: Any):
         {"tools": []},
         {"tool_choice": "none"},
         {"logprobs": False},
+        {"top_logprobs": 0},
+        {"tool_choice": "auto"},
+        {"modalities": ["text"]},
         {"response_format": {"type": "text"}},
         {"user": "someone"},
         {"n": None, "tools": None, "stop": None},
@@ -73,6 +76,46 @@ def test_a_value_out_of_bounds_names_its_parameter(parameters, param: str) -> No
     assert (refusal.code, refusal.param) == ("invalid_value", param)
 
 
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest", "step"),
+    [
+        ("temperature", 0, 2, 0.1),
+        ("top_p", 0.01, 1, 0.01),
+        ("top_k", 0, None, 1),
+        ("min_p", 0, 1, 0.1),
+        ("frequency_penalty", -2, 2, 0.1),
+        ("presence_penalty", -2, 2, 0.1),
+        ("repeat_penalty", 0.01, None, 0.01),
+        ("max_tokens", 1, None, 1),
+        ("max_completion_tokens", 1, None, 1),
+    ],
+)
+def test_a_number_may_be_at_its_bounds_and_not_beyond(name, lowest, highest, step) -> None:
+    assert getattr(read(**{name: lowest}), name) == lowest
+    assert problem(**{name: lowest - step}).param == name
+    if highest is not None:
+        assert getattr(read(**{name: highest}), name) == highest
+        assert problem(**{name: highest + step}).param == name
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        {"temprature": 1},
+        {"messages": [{"role": "user", "content": "x", "mood": "good"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "size": 3}]}]},
+    ],
+)
+def test_a_key_it_does_not_know_is_refused_wherever_it_stands(unknown) -> None:
+    assert problem(**unknown).param == next(iter(unknown))
+
+
+def test_usage_comes_with_a_stream_that_asks_for_it() -> None:
+    asked = [{"stream_options": options} for options in ({"include_usage": True}, {}, None)]
+
+    assert [read(**each).wants_usage for each in (*asked, {})] == [True, False, False, False]
+
+
 def test_parts_of_a_message_are_joined_and_a_developer_is_the_system() -> None:
     parts = [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]
     request = read(messages=[{"role": "developer", "content": parts}])
@@ -92,7 +135,8 @@ def test_more_than_the_context_is_refused_with_all_three_numbers(asked, prompt_t
         read(max_tokens=asked).max_new_tokens(prompt_tokens, 64)
 
     assert caught.value.problem.code == "context_length_exceeded"
-    assert "the context is 64" in caught.value.problem.message
+    asked = 1 if asked is None else asked
+    assert f"together {prompt_tokens + asked}; the context is 64" in caught.value.problem.message
 
 
 def test_what_a_request_does_not_say_is_the_same_on_every_engine() -> None:

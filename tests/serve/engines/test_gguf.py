@@ -123,6 +123,22 @@ def test_what_it_does_not_know_it_names(tmp_path: Path, change, problem: str) ->
         read_header(write(tmp_path / "m.gguf", **change))
 
 
+# Bits a weight, as llama.cpp's documentation of its quantisation types gives them.
+BITS = {
+    2: 4.5, 3: 5.0, 6: 5.5, 7: 6.0, 8: 8.5, 9: 9.0, 10: 2.625, 11: 3.4375, 12: 4.5, 13: 5.5, 14: 6.5625, 15: 9.125,
+    16: 2.0625, 17: 2.3125, 18: 3.0625, 19: 1.5625, 20: 4.5, 21: 3.4375, 22: 2.5625, 23: 4.25, 29: 1.75,
+    34: 1.6875, 35: 2.0625, 39: 4.25, 0: 32, 1: 16, 24: 8, 25: 16, 26: 32, 27: 64, 28: 64, 30: 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "bits"), BITS.items())
+def test_a_tensor_has_the_bytes_of_its_type(tmp_path: Path, kind: int, bits: float) -> None:
+    size_bytes = int(256 * bits / 8)
+    path = write(tmp_path / "m.gguf", tensors=[tensor("t", (256,), kind, 0)], data=size_bytes)
+
+    assert read_header(path).tensor_bytes == size_bytes
+
+
 def test_another_format_and_a_missing_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(b"\x80\x02}q\x00")
     (tmp_path / "empty.gguf").touch()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from polypod.errors import FileError
+from polypod.serve.engines.gguf import read_header
 from polypod.serve.engines.spec import PARENT_VARIABLE, SECRET_VARIABLE
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -40,6 +42,14 @@ def settle(argv: Sequence[str] | None = None) -> ChildOptions:
     )  # Ctrl-C reaches the whole terminal; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once, also while the library loads
     return options
+
+
+def check_weights(path: Path) -> None:
+    """End this process with the reason where the file is not whole: an engine may crash on it without a word."""
+    try:
+        read_header(path)
+    except FileError as error:
+        raise SystemExit(str(error)) from error
 
 
 def die_with_parent() -> None:

@@ -7,7 +7,7 @@ long prompt holds up the other sequences for one chunk at a time.
 import signal
 from collections.abc import Sequence
 
-from polypod.serve.engines.child import ChildOptions, settle
+from polypod.serve.engines.child import ChildOptions, check_weights, settle
 from polypod.serve.engines.llama_cpp import LLAMA_CPP
 from polypod.serve.engines.spec import DEFAULT_SAMPLING
 
@@ -15,6 +15,7 @@ from polypod.serve.engines.spec import DEFAULT_SAMPLING
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until a signal ends the process."""
     options = settle(argv)
+    check_weights(options.weights)
     server = _start(options)
     print(f"llama.cpp serves {options.model} on {options.socket}", flush=True)  # noqa: T201 - the child's log
     while server is not None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import uvicorn
 
 from polypod.serve.engines.chat import Answer, ChatRequest, read_request, refused
-from polypod.serve.engines.child import ChildOptions, settle
+from polypod.serve.engines.child import ChildOptions, check_weights, settle
 from polypod.serve.engines.openvino_batch import Batch, Generation
 from polypod.serve.wire import ProblemError, models_body
 
@@ -32,6 +32,7 @@ _LONGEST_BODY_BYTES: Final = 16 << 20
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until a signal ends the process."""
     options = settle(argv)
+    check_weights(options.weights)
     asyncio.run(_serve(options))
 
 
