@@ -46,6 +46,17 @@ def test_a_guessed_prompt_length_is_left_to_the_engine(new_node):
     )
 
 
+def test_a_guess_beyond_every_replica_goes_to_the_largest(new_node):
+    node = new_node(context_tokens=8000)
+    node.up("small", context_tokens=1000, step_time=STEP.scaled(0.1))
+    node.up("large", context_tokens=2000)
+
+    assert node.arrive(1, input_tokens=3000, input_is_exact=False) == ["Dispatch large"]
+    node.down("large")
+    assert node.where(1) == "small"
+    assert node.arrive(2, input_tokens=3000) == ["WakeAt"]  # exact: no replica could
+
+
 def test_a_replica_never_gets_more_than_it_can_hold(new_node):
     node = new_node()
     node.up("small", context_tokens=500)
@@ -63,7 +74,10 @@ def test_the_cache_of_a_data_parallel_rank_is_a_limit_too(new_node):
     node.up("wide", **wide)
     node.up("one", kv_capacity_tokens=4096)
 
-    assert node.arrive(1, input_tokens=300, max_output_tokens=1) == ["Dispatch one"]
+    pinned = {"only_replica": "wide", "max_output_tokens": 1}
+    assert node.arrive(1, input_tokens=299, **pinned) == ["Dispatch wide"]
+    assert node.arrive(2, input_tokens=300, **pinned) == ["WakeAt"]
+    assert node.arrive(3, input_tokens=300, max_output_tokens=1) == ["Dispatch one"]
 
 
 def test_each_data_parallel_rank_takes_as_many_sequences_as_the_others(new_node):
@@ -127,6 +141,11 @@ def test_a_full_queue_is_429_and_the_wait_is_told_from_the_drain_rate(new_node):
         node.arrive(10 + request)
     assert node.arrive(20) == ["Reject 429 queue_full"]
     assert node.last[0].retry_after_s == pytest.approx(10.0)  # two ahead, one in 5 s
+    node.at += 15.0
+    node.finish(3)
+    node.arrive(13)
+    node.arrive(21)
+    assert node.last[0].retry_after_s == pytest.approx(2 * (5 + 0.1 * (15 - 5)))
 
 
 def test_the_wait_that_is_told_is_never_longer_than_the_queue_allows(new_node):
@@ -159,6 +178,21 @@ def test_a_queue_of_the_long_does_not_keep_out_the_short(new_node):
     node.arrive(2, input_tokens=500)
 
     assert node.arrive(3) == ["Dispatch small"]
+
+
+def test_who_waits_for_a_large_replica_is_passed_by_all_that_fit_a_small_one(new_node):
+    node = new_node()
+    node.up("small", context_tokens=200, max_sequences=3)
+    node.up("large", max_sequences=1)
+    node.arrive(0, input_tokens=500)
+    for request in (1, 2, 3):
+        node.arrive(request, input_tokens=400 + request)
+    told = [node.arrive(request, input_tokens=100) for request in (4, 5, 6)]
+
+    assert told == [["Dispatch small"]] * 3
+    for request in (0, 1, 2, 3):
+        assert node.where(request) == "large"
+        node.finish(request)
 
 
 def test_retries_may_exceed_the_bound_since_they_were_let_in_before(new_node):
@@ -220,6 +254,9 @@ def test_alarms_do_not_multiply(new_node):
             node.wake()
             alarms += [action.at_s for action in node.last if hasattr(action, "at_s")]
         assert len(alarms) <= 1
+
+
+STEP = StepTime(tokens=(0, 1000), seconds=(0.01, 0.11), kv_token_s=0.0, pair_s=0.0)
 
 
 def _ranks(data_ranks):

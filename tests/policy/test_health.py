@@ -120,6 +120,19 @@ def test_a_short_pause_does_not_end_a_long_one(new_node):
     assert node.wake() == ["Dispatch a", "Dispatch a"]
 
 
+def test_nobody_waits_for_the_end_of_a_pause_of_the_dead(new_node):
+    node = new_node(queue_wait_s=60.0)
+    node.up("a")
+    node.arrive(1)
+    node.up("b", max_sequences=1)
+    assert node.busy(1, retry_after_s=9.0) == ["Retry busy", "Dispatch b"]
+    node.down("a")
+    node.at = 1.0
+
+    assert node.arrive(2) == ["WakeAt"]
+    assert node.last[0].at_s == 61.0
+
+
 def test_after_so_many_attempts_a_request_ends_in_502(new_node):
     node = new_node(max_attempts=3)
     for replica in "abcd":

@@ -79,6 +79,17 @@ def test_a_prompt_over_the_chunk_budget_takes_several_steps(new_node):
     assert first_s == pytest.approx(2 * 0.060 + 0.020)  # 500, 500, 100
 
 
+def test_replicas_alike_but_for_the_chunk_budget_are_told_apart(new_node):
+    node = new_node()
+    node.up("b", max_step_tokens=1000)
+    node.up("a", max_step_tokens=500)
+
+    assert prediction(node, 1, input_tokens=1000)[0] == pytest.approx(2 * 0.060)
+    for index in range(9):
+        node.up(f"c{index}", max_step_tokens=500)
+    assert len(node.policy._health.tables["m"]._kinds) == 2
+
+
 def test_the_cache_is_read_at_its_mean_length_while_decoding(new_node):
     node = new_node()
     step = StepTime(
@@ -93,7 +104,10 @@ def test_the_cache_is_read_at_its_mean_length_while_decoding(new_node):
     node.at = 1000.0  # the share of prompts is forgotten
     first_s, token_s = prediction(node, 3, input_tokens=200, max_output_tokens=50)
     assert token_s == pytest.approx(0.0102 + 2e-4 + 1e-5 * 2 * (200 + 25))
-    assert first_s == pytest.approx(0.030 + 1e-4 + 1e-5 * (200 + 25))  # the other one's attention
+    attend_s = 1e-4 + 1e-5 * (200 + 25)  # of the other one, in every step of the prompt
+    assert first_s == pytest.approx(0.030 + attend_s)
+    first_s, _ = prediction(node, 4, input_tokens=1001)
+    assert first_s == pytest.approx(0.110 + 0.0101 + 2 * attend_s)
 
 
 def test_attention_over_the_prompt_counts_every_pair(new_node):
@@ -130,8 +144,10 @@ def test_prompts_that_had_their_first_token_are_waited_for_no_more(new_node):
     assert prediction(node, 3)[0] == pytest.approx(0.05 + 0.10 - 0.02 + 0.02)
     node.first(1)
     assert prediction(node, 4)[0] == pytest.approx(0.10 + 0.02)
+    node.at = 0.05
+    assert prediction(node, 5)[0] == pytest.approx(0.10 - 0.03 + 0.02)
     node.first(2)
-    assert prediction(node, 5)[0] == pytest.approx(0.02)
+    assert prediction(node, 6)[0] == pytest.approx(0.02)
 
 
 def test_an_overdue_prompt_is_expected_to_take_as_long_again(new_node):
@@ -195,9 +211,9 @@ def test_the_expected_answer_is_the_mean_of_those_that_ended_cut_at_the_limit(ne
     assert service.mean_output_tokens == pytest.approx(20.0, abs=0.1)
     node.arrive(900, max_output_tokens=None)
     arrived = node.log[-1][0]
-    assert service.ask(arrived).output_tokens == service.mean_output_tokens
+    assert service.ask(arrived, 4096).output_tokens == service.mean_output_tokens
     node.arrive(901, max_output_tokens=5)
-    assert service.ask(node.log[-1][0]).output_tokens == 5
+    assert service.ask(node.log[-1][0], 4096).output_tokens == 5
 
 
 def test_one_long_answer_moves_the_mean_by_a_twentieth(new_node):
@@ -278,7 +294,10 @@ def test_a_restarted_replica_is_taken_as_the_model_says(new_node):
 
     assert prediction(node, 1) == (pytest.approx(0.02), pytest.approx(0.0101))
     observe(node, sequences=10, step_s=0.022, epoch=2)  # replaces again
-    assert prediction(node, 2)[1] == pytest.approx(2 * 0.0101, rel=3e-3)
+    node.at = 1000.0
+    assert prediction(node, 2)[1] == pytest.approx(2 * 0.0101)
+    report(node, "h", running=1, epoch=2)  # what `g` said is forgotten
+    assert prediction(node, 3)[1] == pytest.approx(2 * 0.0102, rel=5e-3)
 
 
 def test_steps_are_compared_per_data_parallel_rank(new_node):

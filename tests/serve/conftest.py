@@ -318,11 +318,11 @@ async def texts(response: aiohttp.ClientResponse) -> tuple[list[str], list[dict[
 
 @asynccontextmanager
 async def running(
-    tmp_path: Path, **settings: Any
+    tmp_path: Path, *, grace_s: float = 0.3, **settings: Any
 ) -> AsyncIterator[tuple[Node, aiohttp.ClientSession]]:
     """A node that serves, and a client of it."""
     node = Node(tmp_path, **settings)
-    serving = asyncio.create_task(serve(node.gateway, node.listener, node.stop, grace_s=0.3))
+    serving = asyncio.create_task(serve(node.gateway, node.listener, node.stop, grace_s=grace_s))
     async with aiohttp.ClientSession(node.url, connector=aiohttp.TCPConnector(limit=0)) as client:
         try:
             yield node, client

@@ -97,23 +97,27 @@ def test_each_event_goes_out_when_it_comes_in(lab, tmp_path):
         lines = response.content
         times_s = [time.monotonic() async for line in lines if line.startswith(b"data: {")]
 
-        gaps_s = [right - left for left, right in itertools.pairwise(times_s)]
-        assert len(gaps_s) == 4
-        assert all(0.05 < gap_s < 0.3 for gap_s in gaps_s), gaps_s
+        assert len(times_s) == 5
+        assert times_s[-1] - times_s[0] > 0.3  # sent over 0.4 s
 
     lab.run(tmp_path, test)
 
 
 def test_64_tiny_chunks_do_not_wait_for_a_delayed_acknowledgement(lab, tmp_path):
     async def test(node, client):
-        await node.engine("a", *[lab.good(tokens=64)] * 5)
-        took_s = []
-        for _ in range(5):
+        await node.engine("a", *[lab.good(tokens=64)] * 40)
+
+        async def took_s() -> float:
             began_s = time.monotonic()
             await (await client.post(CHAT, json=lab.ask(stream=True))).read()
-            took_s.append(time.monotonic() - began_s)
+            return time.monotonic() - began_s
 
-        assert min(took_s) < 0.035, took_s  # with Nagle's algorithm each waits 40 ms
+        for _ in range(
+            40
+        ):  # with Nagle's algorithm none is faster than 40 ms; on a busy machine some are not
+            if await took_s() < 0.035:
+                return
+        pytest.fail("not one stream in 40 was faster than a delayed acknowledgement")
 
     lab.run(tmp_path, test)
 
@@ -426,20 +430,33 @@ def test_the_metrics_count_what_happened(lab, tmp_path):
         assert seen[streams] == 1
         assert seen['polypod_time_per_output_token_seconds_count{model="tiny",replica="a"}'] == 1
         token_s = seen['polypod_time_per_output_token_seconds_sum{model="tiny",replica="a"}']
-        assert 0.03 < token_s < 0.1  # 4 gaps of 30 ms between 5 events, over 3
+        assert 0.035 < token_s < 1  # 4 gaps of 30 ms between 5 events, over 3
+        first_s = seen['polypod_time_to_first_token_seconds_sum{model="tiny",replica="a"}']
+        assert 0 < first_s < 10
         assert seen['polypod_replica_up{model="tiny",replica="a"}'] == 1
         assert not any("passwd" in name for name in seen)
+
+        await (await client.post(CHAT, data=b"{")).read()
+        assert (await samples(client))['polypod_requests_total{model="unknown",status="400"}'] == 1
 
     lab.run(tmp_path, test)
 
 
 def test_a_request_in_flight_is_counted_so(lab, tmp_path):
     async def test(node, client):
-        await node.engine("a", lab.good(gap_s=0.3))
-        asking = asyncio.create_task(client.post(CHAT, json=lab.ask()))
-        await asyncio.sleep(0.1)
+        go_on = asyncio.Event()
 
+        async def wait(visit):
+            await go_on.wait()
+            await lab.good()(visit)
+
+        engine = await node.engine("a", wait)
+        asking = asyncio.create_task(client.post(CHAT, json=lab.ask()))
+        while not engine.visits:
+            await asyncio.sleep(0.005)
         assert (await samples(client))['polypod_requests_in_flight{model="tiny"}'] == 1
+
+        go_on.set()
         await (await asking).read()
         assert (await samples(client))['polypod_requests_in_flight{model="tiny"}'] == 0
 

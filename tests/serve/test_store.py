@@ -104,6 +104,33 @@ def test_a_kept_measurement_is_used_without_measuring(tmp_path: Path, warnings: 
     assert host_measurement(cpu, (0,), directory=tmp_path, warn=warnings.append) == MEASUREMENT
 
 
+def test_a_quiet_measurement_is_kept_and_a_disturbed_one_is_used_once(
+    tmp_path: Path, warnings: list[str]
+) -> None:
+    cpu = find_cpu()
+    asked: list[tuple[int, ...]] = []
+
+    def measured(busy_elsewhere: float, *, fresh: bool = False) -> HostMeasurement:
+        result = msgspec.structs.replace(MEASUREMENT, busy_elsewhere=busy_elsewhere)
+        return host_measurement(
+            cpu,
+            (0, 1),
+            directory=tmp_path,
+            fresh=fresh,
+            warn=warnings.append,
+            measure=lambda cores: asked.append(tuple(cores)) or result,
+        )
+
+    assert measured(0.4).busy_elsewhere == 0.4
+    assert warnings.pop().startswith("other processes took 40% of the cores")
+    assert measured(0.2).busy_elsewhere == 0.2, "the disturbed one was not kept"
+    assert measured(0.0).busy_elsewhere == 0.2, "the quiet one was"
+    assert measured(0.1, fresh=True).busy_elsewhere == 0.1
+    assert measured(0.0).busy_elsewhere == 0.1
+    assert asked == [(0, 1)] * 3
+    assert warnings == []
+
+
 def test_the_state_directory_is_the_one_the_desktop_standard_names(monkeypatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
     assert state_directory() == Path("/var/state/polypod")

@@ -107,10 +107,21 @@ def test_deepseek_is_three_dense_layers_and_fifty_eight_of_experts(shapes: dict[
 
 
 def test_qwen2_has_biases_on_queries_keys_and_values_though_its_file_does_not_say():
-    plain, qwen = read(LLAMA).layers[0], read(LLAMA, model_type="qwen2").layers[0]
+    plain, qwen = (
+        read(LLAMA, model_type=family, num_key_value_heads=1).layers[0]
+        for family in ("llama", "qwen2")
+    )
 
-    # 4 query heads, 2 key heads and 2 value heads of 16
-    assert layer_vector_parameters(qwen, 64) - layer_vector_parameters(plain, 64) == 8 * 16
+    # 4 query heads, a key head and a value head of 16
+    assert layer_vector_parameters(qwen, 64) - layer_vector_parameters(plain, 64) == 6 * 16
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-30B-A3B"])
+def test_qwen3_norms_queries_and_keys(name: str, shapes: dict[str, Model]):
+    model = shapes[name]
+
+    # two norms of the hidden size, two of the head dimension
+    assert layer_vector_parameters(model.layers[0], model.hidden) == 2 * model.hidden + 2 * 128
 
 
 def test_biases_are_counted_where_the_file_has_them():

@@ -328,6 +328,7 @@ def test_a_layer_by_hand(tiny: Tiny):
         StepShape(prompt_tokens=3, pairs=6, finished_prompts=1),
     )
     by_name = {op.name: (op.count, op.flops, op.weight_bytes, op.activation_bytes) for op in ops}
+    assert {op.name: op.kv_bytes for op in ops if op.kv_bytes} == {"prompt attention": 2 * 8 * 3}
     assert not any(op.buffer_bytes for op in ops)
 
     assert by_name == {

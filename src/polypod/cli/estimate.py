@@ -96,19 +96,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _deployment(args: argparse.Namespace) -> tuple[Deployment, Island]:
-    model = model_of(args.model)
-    text = (
-        args.on
-        if ":" in args.on or _is_pod(args.on)
-        else f"{args.on}:{args.tp * args.pp * args.dp}"
-    )
+    model, layout = model_of(args.model), _layout(args)
+    check_layout(model, layout)
+    text = args.on if ":" in args.on or _is_pod(args.on) else f"{args.on}:{layout.world}"
     sources = parse_fleet(text)
     if len(sources) > 1:
         msg = f"--on {args.on!r} names {len(sources)} islands; an estimate is of one"
         raise InputError(msg)
     where = island("a", sources["a"])
-    layout = _layout(args)
-    check_layout(model, layout)
     if layout.world > where.ranks:
         msg = f"{describe(layout)} takes {layout.world} ranks, {args.on} has {where.ranks}; use fewer, or more accelerators"
         raise InputError(msg)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from polypod import units
 from polypod.cli.asking import model_of, published_beside, tokens
+from polypod.errors import InputError
 from polypod.plan.compose import plan_model
 from polypod.plan.place import parse_fleet
 from polypod.plan.search import Question
@@ -44,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if not 0 < args.percentile < 100:
+        msg = f"--percentile {args.percentile:g} is no share of requests that a run can show; give one between 0 and 100, as 99"
+        raise InputError(msg)
     slo = Slo(ttft=args.ttft, tpot=args.tpot, percentile=args.percentile)
     question = Question(
         model=model_of(args.model),

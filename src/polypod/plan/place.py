@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from polypod.catalog.load import accelerators_pod, known_names, load_accelerator, load_pod
 from polypod.catalog.schema import Pod, Tier
+from polypod.catalog.topology import Topology, loose_topology, topology
 from polypod.cost.calibration import for_chip
 from polypod.cost.chip import Rank, rank_of
 from polypod.errors import InputError, UnknownNameError
@@ -21,6 +22,7 @@ class Island:
     name: str
     rank: Rank
     accelerators: int
+    topology: Topology
     pod: Pod | None = None
 
     @property
@@ -90,22 +92,18 @@ def island(name: str, source: Source) -> Island:
         if accelerators > pod.accelerators:
             msg = f"{pod.id} has {pod.accelerators} accelerators, {accelerators} were asked for"
             raise InputError(msg)
-        return _island(name, pod.accelerator, accelerators, pod)
+        return _island(name, pod.accelerator, accelerators, pod, topology(pod))
     if source.accelerator is None or source.count is None:
         msg = f"fleet entry {name!r} names no pod and no accelerator with a count"
         raise InputError(msg)
-    home = accelerators_pod(source.accelerator)
-    if home is None and source.count > 1:
-        msg = (
-            f"no pod in the catalog says how {source.accelerator} accelerators are joined; "
-            f"plan for {source.accelerator}:1, or add the pod as a file"
-        )
-        raise InputError(msg)
-    return _island(name, source.accelerator, source.count, home)
+    joined = loose_topology(source.accelerator, source.count)
+    return _island(
+        name, source.accelerator, source.count, accelerators_pod(source.accelerator), joined
+    )
 
 
-def _island(name: str, accelerator: str, count: int, pod: Pod | None) -> Island:
+def _island(name: str, accelerator: str, count: int, pod: Pod | None, joined: Topology) -> Island:
     chip = load_accelerator(accelerator)
     tiers: tuple[Tier, ...] = pod.tiers if pod is not None else ()
     rank = rank_of(chip, tiers, for_chip(chip.id))
-    return Island(name=name, rank=rank, accelerators=count, pod=pod)
+    return Island(name=name, rank=rank, accelerators=count, topology=joined, pod=pod)

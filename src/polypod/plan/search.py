@@ -231,11 +231,12 @@ def whole_replicas(island: Island, world: int) -> int:
     16 racks of 640 hold one replica of 512 ranks each: the 128 left in a rack join no replica across racks, whose expert
     exchanges would crawl over the slower tier.
     """
-    for tier in island.rank.tiers:
-        if tier.ranks is not None and world <= tier.ranks:
-            full, rest = divmod(island.ranks, tier.ranks)
-            return full * (tier.ranks // world) + rest // world
-    return island.ranks // world
+    links = island.topology.links
+    joined = links[island.topology.spanning(world)].ranks if links else None
+    if joined is None:
+        return island.ranks // world
+    full, rest = divmod(island.ranks, joined)
+    return full * (joined // world) + rest // world
 
 
 def batches(most: int) -> Floats:

@@ -87,17 +87,15 @@ class Service:
     def __post_init__(self) -> None:
         self.mean_output_tokens = self.settings.mean_output_tokens
 
-    def ask(self, arrived: RequestArrived) -> Ask:
-        """What the request needs. A guessed prompt length is never taken to need more than the model's context."""
+    def ask(self, arrived: RequestArrived, most_tokens: int) -> Ask:
+        """What the request needs. A guessed prompt length never asks for more than `most_tokens`, all that any replica holds."""
         most = arrived.max_output_tokens
         need = arrived.input_tokens + (1 if most is None else most)
-        if not arrived.input_is_exact:
-            need = min(need, self.settings.context_tokens)
         expected = self.mean_output_tokens if most is None else min(most, self.mean_output_tokens)
         return Ask(
             input_tokens=arrived.input_tokens,
             output_tokens=max(expected, 1.0),
-            need_tokens=need,
+            need_tokens=need if arrived.input_is_exact else min(need, most_tokens),
             is_streamed=arrived.is_streamed,
         )
 

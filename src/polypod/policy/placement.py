@@ -44,18 +44,25 @@ class Placement:
         dispatches: list[Dispatch] = []
         if not service.queue or not table.has_room(now_s):
             return dispatches
+        refused_tokens = math.inf  # there is no room for this much, wherever it may go
         for tracked in service.queue:
+            is_plain = tracked.arrived.only_replica is None and not tracked.failures
+            need_tokens = self._ask(tracked).need_tokens
+            if is_plain and need_tokens >= refused_tokens:
+                continue
             dispatch = self.place(tracked, now_s)
             if dispatch is not None:
                 service.queue.remove(tracked)
                 dispatches.append(dispatch)
                 if not table.has_room(now_s):
                     break
+            elif is_plain:
+                refused_tokens = need_tokens
         return dispatches
 
     def place(self, tracked: Tracked, now_s: float) -> Dispatch | None:
         """Send the request to where it would finish first; ties fall by the seed. None without room."""
-        ask = self.services[tracked.model].ask(tracked.arrived)
+        ask = self._ask(tracked)
         table = self._health.tables[tracked.model]
         choice = table.best(ask, self._allowed(tracked, ask, table), now_s)
         rows = choice.rows
@@ -100,8 +107,12 @@ class Placement:
     def has_room_for(self, tracked: Tracked, now_s: float) -> bool:
         """Whether a replica could take the request now."""
         table = self._health.tables[tracked.model]
-        ask = self.services[tracked.model].ask(tracked.arrived)
+        ask = self._ask(tracked)
         return len(table.best(ask, self._allowed(tracked, ask, table), now_s).rows) > 0
+
+    def _ask(self, tracked: Tracked) -> Ask:
+        most_tokens = self._health.tables[tracked.model].most_limit_tokens
+        return self.services[tracked.model].ask(tracked.arrived, most_tokens)
 
     def _allowed(self, tracked: Tracked, ask: Ask, table: ReplicaTable) -> npt.NDArray[np.bool_]:
         """Rows that may take the request: its pin if it has one; else not where it failed, if there is any other."""

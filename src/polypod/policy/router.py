@@ -81,6 +81,7 @@ class ReplicaTable:
         self.others_prompt_s_R = np.zeros(rows)
         self.kind_R = np.zeros(rows, dtype=np.intp)
         self.up: list[ReplicaUp | None] = [None] * rows
+        self.most_limit_tokens = 0  # over the replicas that are up
         self._kinds = Kinds()
         self._others: dict[int, _Others] = {}
         self.measured: set[tuple[int, str]] = set()  # rows and phases of which a step was timed
@@ -96,10 +97,9 @@ class ReplicaTable:
         ranks = up.step_time.data_ranks
         for column in self._columns():
             column[row] = 0
-        self.up[row] = up
-        self.up_R[row] = True
         self.slots_R[row] = slots_of(up)
         self.limit_tokens_R[row] = min(up.context_tokens, up.kv_capacity_tokens // ranks)
+        self._occupy(row, up)
         self.kv_capacity_R[row] = up.kv_capacity_tokens
         self.prompt_factor_R[row] = self.decode_factor_R[row] = 1.0
         self.kind_R[row] = self._kinds.take(up)
@@ -108,11 +108,15 @@ class ReplicaTable:
 
     def remove(self, row: int) -> None:
         self._kinds.release(int(self.kind_R[row]))
-        self.up[row] = None
-        self.up_R[row] = False
+        self._occupy(row, None)
         self._blocked.discard(row)
         self._others.pop(row, None)
         self.measured -= {(row, "prompt"), (row, "decode")}
+
+    def _occupy(self, row: int, up: ReplicaUp | None) -> None:
+        self.up[row] = up
+        self.up_R[row] = up is not None
+        self.most_limit_tokens = int((self.limit_tokens_R * self.up_R).max())
 
     def at(self, row: int) -> ReplicaUp:
         up = self.up[row]

@@ -22,6 +22,11 @@ Warn = Callable[[str], None]
 _QUIET: Final = 0.2  # share of the measured cores' time that others may take
 
 
+def to_stderr(text: str) -> None:
+    """Where warnings go unless the caller wants them."""
+    sys.stderr.write(f"polypod: {text}\n")
+
+
 def state_directory() -> Path:
     """`$XDG_STATE_HOME/polypod`, by default `~/.local/state/polypod`."""
     base = os.environ.get("XDG_STATE_HOME")
@@ -34,20 +39,20 @@ def host_measurement(
     *,
     directory: Path | None = None,
     fresh: bool = False,
-    warn: Warn | None = None,
+    warn: Warn = to_stderr,
+    measure: Callable[[Sequence[int]], HostMeasurement] = measure_host,
 ) -> HostMeasurement:
     """The kept measurement of these cores, or a new one, which is kept; `fresh` asks for a new one."""
-    say = warn or _to_stderr
-    store = MeasurementStore(directory or state_directory(), say)
+    store = MeasurementStore(directory or state_directory(), warn)
     key = measurement_key(cpu, cores)
     kept = None if fresh else store.load(key)
     if kept is not None:
         return kept
-    measured = measure_host(cores)
+    measured = measure(cores)
     if measured.busy_elsewhere <= _QUIET:
         store.save(key, measured)
     else:
-        say(
+        warn(
             f"other processes took {measured.busy_elsewhere:.0%} of the cores while they were measured: "
             "the rates are too low, and not kept for the next time"
         )
@@ -111,7 +116,3 @@ def _write_whole(path: Path, data: bytes) -> None:
     except OSError:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _to_stderr(text: str) -> None:
-    sys.stderr.write(f"polypod: {text}\n")
