@@ -219,6 +219,21 @@ def test_who_waits_too_long_is_503_while_replicas_are_up(new_node):
     assert (node.last[0].request, node.last[1].at_s) == (2, 12.0)
 
 
+def test_a_retry_waits_anew_and_not_until_its_first_deadline(new_node):
+    node = new_node(queue_wait_s=10.0)
+    node.up("a", max_sequences=1)
+    node.up("b", max_sequences=1)
+    node.arrive(1, only_replica="a")
+    node.arrive(2, only_replica="a")  # waits until 10
+    node.at = 1.0
+    node.arrive(3)  # could have waited until 11
+    node.at = 2.0
+    assert node.fail(3) == ["Retry lost"]  # waits until 12
+    node.at = 11.0
+    assert node.wake() == ["Reject 503 queue_timeout", "WakeAt"]
+    assert (node.last[0].request, node.last[1].at_s) == (2, 12.0)
+
+
 def test_an_alarm_that_rings_early_is_set_again(new_node):
     node = new_node(queue_wait_s=10.0)
     node.up("a", max_sequences=1)

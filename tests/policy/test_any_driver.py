@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polypod.cost.steptime import StepTime
@@ -227,7 +227,7 @@ ANY_SETTINGS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ANY_SETTINGS, deeds(*ALL, "arrive", "arrive", "up", "finish"), st.integers(0, 3))
 def test_every_request_ends_once_whatever_happens(limits: Any, story: Any, seed: int) -> None:
     driver = Driver(limits, seed)
@@ -243,7 +243,7 @@ def test_every_request_ends_once_whatever_happens(limits: Any, story: Any, seed:
     assert [fresh.handle(event) for event, _ in driver.log] == [told for _, told in driver.log]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(deeds("arrive", "arrive", "arrive", "lose", "up", "down", "finish", "first", "later"))
 def test_nothing_is_lost_while_one_replica_survives(story: Any) -> None:
     """Replicas b, c and d come, go and drop connections; `a` stays. Only answers that had begun may break off."""
@@ -281,7 +281,7 @@ def test_nothing_is_lost_while_one_replica_survives(story: Any) -> None:
     assert all(action.code == "replica_lost" for action in driver.rejected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ANY_SETTINGS, deeds(*ALL))
 def test_a_stale_word_is_answered_with_nothing(limits: Any, story: Any) -> None:
     """The same deeds, with words of another attempt or start in between, lead to the same actions."""

@@ -21,6 +21,7 @@ from polypod.policy.events import (
     KvArrived,
     KvLost,
     PrefillFinished,
+    ReplicaBusy,
     ReplicaDown,
     ReplicaUp,
     RequestArrived,
@@ -132,6 +133,10 @@ ILLEGAL = {
     "a death left unanswered": ([(ARRIVED, [DISPATCH])], (down("a"), [])),
     "a client gone and no cancel": ([(ARRIVED, [DISPATCH])], (GONE, [])),
     "a retry after the first byte": ([(ARRIVED, [DISPATCH]), (FIRST, [])], (FAILED, [RETRY])),
+    "a busy answer after the first byte, and a retry": (
+        [(ARRIVED, [DISPATCH]), (FIRST, [])],
+        (ReplicaBusy(at_s=0.0, **A), [RETRY]),
+    ),
     "an end after the end": ([(ARRIVED, [REJECT])], (Woke(at_s=0.0), [REJECT])),
     "a dispatch after the end": (
         [(ARRIVED, [DISPATCH]), (FINISHED, [])],

@@ -310,6 +310,27 @@ def test_words_about_moved_caches_were_not_asked_for(new_node):
     assert node.finish(1) == []
 
 
+def test_a_busy_answer_after_the_first_token_ends_the_request(new_node):
+    node = new_node()
+    node.up("a")
+    node.up("b")
+    node.arrive(1)
+    node.first(1)
+
+    assert node.busy(1) == ["Reject 502 replica_lost"]
+
+
+def test_a_word_dated_back_does_not_turn_back_the_clock(new_node):
+    node = new_node(queue_wait_s=60.0)
+    node.up("a", max_sequences=1)
+    node.at = 10.0
+    node.arrive(1)
+    node.at = 4.0
+
+    assert node.arrive(2) == ["WakeAt"]
+    assert node.last[0].at_s == 70.0
+
+
 def test_nothing_is_kept_of_requests_that_have_ended(new_node):
     node = new_node(queue_requests=2)
     node.up("a", max_sequences=2)

@@ -328,8 +328,8 @@ def test_a_request_that_saw_slow_tokens_pulls_gently(new_node):
     predicted_s = node.last[0].predicted_token_s
     node.at = 1.0
     node.first(1)
-    node.at = 1.0 + 49 * 2 * predicted_s
-    node.finish(1, output_tokens=50)
+    node.at = 1.0 + 2 * predicted_s
+    node.finish(1, output_tokens=2)
 
     factor = node.policy._health.tables["m"].decode_factor_R[0]
     assert factor == pytest.approx(1 + (2 - 1) / 11)

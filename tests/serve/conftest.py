@@ -356,6 +356,7 @@ def run(
         validator.feed(step.event, step.actions)
         assert fresh.handle(step.event) == step.actions
     assert validator.open == {}
+    assert node.driver._takers == {}  # a request that is over is forgotten
     return node
 
 

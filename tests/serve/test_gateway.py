@@ -10,6 +10,8 @@ import aiohttp
 import openai
 import pytest
 
+from polypod.policy.events import RequestArrived
+
 CHAT = "/v1/chat/completions"
 
 
@@ -73,6 +75,22 @@ def test_the_engine_gets_our_secret_and_never_the_clients(lab, tmp_path):
         assert b"x-request-id: r-1\r\n" in head
         assert b"theirs" not in head
         assert b"cookie" not in head
+
+    lab.run(tmp_path, test)
+
+
+def test_the_policy_is_told_what_routing_needs(lab, tmp_path):
+    async def test(node, client):
+        await node.engine("a")
+        messages = [{"role": "user", "content": "x" * 400}]
+        asked = lab.ask(messages=messages, max_tokens=9)
+        await client.post(CHAT, json=asked, headers={"x-polypod-replica": "a"})
+
+        arrived = lab.only(node.told(RequestArrived))
+        assert (arrived.model, arrived.max_output_tokens) == ("tiny", 9)
+        assert arrived.input_tokens == len(json.dumps(messages)) // 4
+        assert not arrived.input_is_exact
+        assert arrived.only_replica == "a"
 
     lab.run(tmp_path, test)
 
@@ -393,6 +411,7 @@ def test_health_follows_the_replicas(lab, tmp_path):
         code, shown = await health()
         assert (code, shown["unserved"]) == (503, ["tiny"])
         assert shown["replicas"] == [replica | {"state": "down", "reason": "it died"}]
+        assert (await samples(client))['polypod_replica_up{model="tiny",replica="a"}'] == 0
 
     lab.run(tmp_path, test)
 
@@ -404,7 +423,7 @@ async def samples(client: aiohttp.ClientSession) -> dict[str, float]:
 
 
 def test_the_metrics_count_what_happened(lab, tmp_path):
-    usage = b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":4}}\n\n'
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":2}}\n\n'
     four = [lab.event(str(number)) for number in range(4)]
 
     async def test(node, client):
@@ -425,12 +444,12 @@ def test_the_metrics_count_what_happened(lab, tmp_path):
         assert seen['polypod_requests_total{model="unknown",status="404"}'] == 1
         assert seen['polypod_requests_in_flight{model="tiny"}'] == 0
         assert seen['polypod_tokens_total{direction="input",model="tiny"}'] == 7 + 11
-        assert seen['polypod_tokens_total{direction="output",model="tiny"}'] == 3 + 4
+        assert seen['polypod_tokens_total{direction="output",model="tiny"}'] == 3 + 2
         streams = 'polypod_time_to_first_token_seconds_count{model="tiny",replica="a"}'
         assert seen[streams] == 1
         assert seen['polypod_time_per_output_token_seconds_count{model="tiny",replica="a"}'] == 1
         token_s = seen['polypod_time_per_output_token_seconds_sum{model="tiny",replica="a"}']
-        assert 0.035 < token_s < 1  # 4 gaps of 30 ms between 5 events, over 3
+        assert 0.11 < token_s < 1  # 4 gaps of 30 ms between 5 events, over 2 - 1
         first_s = seen['polypod_time_to_first_token_seconds_sum{model="tiny",replica="a"}']
         assert 0 < first_s < 10
         assert seen['polypod_replica_up{model="tiny",replica="a"}'] == 1

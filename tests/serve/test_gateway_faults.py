@@ -12,6 +12,7 @@ from polypod.policy.events import (
     ClientGone,
     FirstToken,
     ReplicaBusy,
+    RequestArrived,
     RequestFailed,
     RequestFinished,
 )
@@ -391,11 +392,11 @@ def test_a_slow_client_is_not_a_silent_engine(lab, tmp_path):
     async def test(node, client):
         await node.engine("a", flood)
         response = await client.post(CHAT, json=lab.ask(stream=True))
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(2.0)
         assert len(await response.read()) == 400 * len(piece) + len(lab.DONE)
         assert node.told(RequestFailed) == []
 
-    lab.run(tmp_path, test, patience=Patience(between_s=0.3))
+    lab.run(tmp_path, test, patience=Patience(between_s=1.0))
 
 
 # ---- clients that leave
@@ -509,6 +510,27 @@ def test_a_stopping_node_ends_long_answers_in_words(lab, tmp_path):
         assert (await response.json())["error"]["code"] == "node_stopping"
         assert len(node.told(ClientGone)) == 2
         assert node.answered(Reject) == []
+
+    lab.run(tmp_path, test)
+
+
+def test_a_request_whose_body_is_complete_after_the_end_is_refused(lab, tmp_path):
+    async def test(node, _):
+        await node.engine("a", lab.hang())
+        body = json.dumps(lab.ask()).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body[:5])
+        await asyncio.sleep(0.05)
+        node.stop.set()
+        await asyncio.sleep(0.5)
+        writer.write(body[5:])
+        answer = await reader.read()
+        writer.close()
+
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"node_stopping" in answer
+        assert node.told(RequestArrived) == []
 
     lab.run(tmp_path, test)
 

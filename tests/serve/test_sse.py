@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polypod.serve.sse import EventStream, first_error
@@ -32,6 +32,7 @@ def fed(data: bytes, cuts: list[int]) -> tuple[list[bytes], EventStream]:
     return [part for part in out if part], stream
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10_000), max_size=12), st.booleans())
 def test_any_cut_of_a_stream_gives_the_same_bytes_events_and_tokens(
     cuts: list[int], has_role: bool
@@ -46,6 +47,7 @@ def test_any_cut_of_a_stream_gives_the_same_bytes_events_and_tokens(
     assert stream.usage().completion_tokens == len(TEXT)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10_000), max_size=12))
 def test_the_engines_own_count_wins_however_the_stream_is_cut(cuts: list[int]) -> None:
     _, stream = fed(b"".join([ROLE, *TEXT, FINISH, USAGE, DONE]), cuts)

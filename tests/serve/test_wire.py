@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polypod.serve.wire import Problem, ProblemError, model_body, models_body, read_chat, read_usage
@@ -102,6 +102,7 @@ def test_the_newer_name_of_the_output_limit_wins(limits: dict[str, int], expecte
     assert read_chat(json.dumps(GOOD | limits).encode()).max_output_tokens == expected
 
 
+@settings(deadline=None)
 @given(st.text(max_size=400))
 def test_the_prompt_estimate_is_a_quarter_of_the_bytes_of_the_messages(text: str) -> None:
     messages = json.dumps([{"role": "user", "content": text}])

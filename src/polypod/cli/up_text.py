@@ -106,10 +106,9 @@ def plan_text(plan: Plan) -> str:
 def warm_up_text(news: WarmUp) -> str:
     """The correction, on one line."""
     start = "" if news.epoch == 1 else f" (start {news.epoch})"
-    return entry(
-        "warm-up",
-        f"{news.replica}{start} was up in {units.show(news.load_s, 's')}; measured prefill took "
-        f"{news.prefill_ratio:.2f} x the predicted time, decode {news.decode_ratio:.2f} x",
+    return (
+        f"warm-up       {news.replica}{start}: prefill took {news.prefill_ratio:.2f} x, decode {news.decode_ratio:.2f} x "
+        f"the predicted time"
     )
 
 
@@ -187,9 +186,20 @@ def _cores(cores: Sequence[int]) -> str:
 
 
 def _spread(spread: Spread | None) -> str:
-    return "?" if spread is None else f"{spread.p50} [{spread.band[0]}, {spread.band[1]}]"
+    return "?" if spread is None else banded(spread.p50, *spread.band)
 
 
 def _banded(seconds: dict[Case, float]) -> str:
-    likely, fast, slow = (units.show(seconds[case], "s") for case in ("likely", "fast", "slow"))
+    return banded(*(units.show(seconds[case], "s") for case in ("likely", "fast", "slow")))
+
+
+def banded(likely: str, fast: str, slow: str) -> str:
+    """A quantity and its band, the unit said once where it is the same.
+
+    >>> banded("114 ms", "90 ms", "179 ms"), banded("0.9 s", "700 ms", "1.2 s")
+    ('114 [90, 179] ms', '0.9 s [700 ms, 1.2 s]')
+    """
+    numbers, suffixes = zip(*(one.rsplit(" ", 1) for one in (likely, fast, slow)), strict=True)
+    if len(set(suffixes)) == 1:
+        return f"{numbers[0]} [{numbers[1]}, {numbers[2]}] {suffixes[0]}"
     return f"{likely} [{fast}, {slow}]"

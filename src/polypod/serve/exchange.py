@@ -1,7 +1,7 @@
 """One request of one client, from its arrival to the last byte it gets.
 
-The policy decides, an `Exchange` carries out: each `Dispatch` is an `Attempt` in a task of its own, and a new one, a `Retry`
-or a `Cancel` abandons it. An answer that has begun and cannot be finished ends with an error event, never silently.
+The policy decides, an `Exchange` carries out: each `Dispatch` is an `Attempt` in a task of its own, and a `Retry`, a `Cancel`
+or a `Reject` abandons it. An answer that has begun and cannot be finished ends with an error event, never silently.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class Exchange:
         """Carry out one action of the policy."""
         match action:
             case Dispatch():
-                self._abandon()
+                assert self._attempt is None, f"{action} while another attempt is running"
                 self._number = action.attempt
                 self._reply.route(action.replica, action.attempt)
                 attempt = Attempt(action, self._call, self._desk, arrived_s=self._arrived_s)

@@ -336,8 +336,8 @@ async def _cancel(*tasks: asyncio.Task[None] | asyncio.Task[int]) -> None:
 def _ending(status: int) -> str:
     """Say how a process ended.
 
-    >>> _ending(-9), _ending(1)
-    ('was ended by SIGKILL', 'ended with status 1')
+    >>> _ending(-9), _ending(0)
+    ('was ended by SIGKILL', 'ended with status 0')
     """
     return (
         f"was ended by {signal.Signals(-status).name}"

@@ -142,9 +142,10 @@ def test_the_official_client_works(engine) -> None:
     assert "".join(pieces) == whole.choices[0].message.content
 
 
-def test_no_prompt_is_cached(engine) -> None:
-    prompt = "Read this: " + "the quick brown fox jumps over the lazy dog " * 40
+def test_no_prompt_is_cached_short_or_long(engine) -> None:
+    prompts = ["Hi", "Read this: " + "the quick brown fox jumps over the lazy dog " * 40]
     before = engine.metric("prompt_tokens_total")
-    usage = [engine.chat(prompt, max_tokens=1)["usage"]["prompt_tokens"] for _ in range(2)]
+    answers = [engine.chat(prompt, max_tokens=1) for prompt in (*prompts, *prompts, prompts[0])]
 
-    assert engine.metric("prompt_tokens_total") - before == sum(usage)
+    computed = engine.metric("prompt_tokens_total") - before
+    assert computed == sum(answer["usage"]["prompt_tokens"] for answer in answers)

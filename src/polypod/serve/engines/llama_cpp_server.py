@@ -1,7 +1,10 @@
 """The process of a llama.cpp replica: xllamacpp's own OpenAI-compatible server on a unix socket.
 
-The prompt cache is off: a prompt costs what its length says, whatever came before it. `n_batch` bounds a step, so that a
-long prompt holds up the other sequences for one chunk at a time.
+A prompt is computed whole, whatever came before it, so that it costs what its length says. `n_batch` bounds a step: a long
+prompt holds up the other sequences for one chunk at a time. The KV cache is one for all sequences, because with one each
+llama.cpp computes sequences in neighbouring slots together and all others one after another; what a finished sequence left
+in it is cleared (`cache_idle_slots`, which wants a `cache_ram` to work, here too small to hold a prompt), because
+attention would go over it.
 """
 
 import signal
@@ -34,9 +37,11 @@ def _start(options: ChildOptions) -> object:
     params.n_ctx = options.context_tokens * options.max_sequences
     params.n_batch = params.n_ubatch = LLAMA_CPP.max_step_tokens
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(options.cores)
+    params.kv_unified = True
+    params.kv_unified_per_slot = options.context_tokens
     params.cache_prompt = False
-    params.cache_ram_mib = 0
-    params.cache_idle_slots = False
+    params.cache_idle_slots = True
+    params.cache_ram_mib = 1
     params.ctx_shift = False
     params.fit_params = False
     params.ui = False
