@@ -124,10 +124,12 @@ def run_engine(path: str, core: int, ready: Connection) -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        await loop.create_unix_server(Engine, path)
-        server = await loop.create_server(Engine, "127.0.0.1", 0)
-        ready.send(server.sockets[0].getsockname()[1])
-        await asyncio.Event().wait()
+        async with (
+            await loop.create_unix_server(Engine, path),
+            await loop.create_server(Engine, "127.0.0.1", 0) as server,
+        ):
+            ready.send(server.sockets[0].getsockname()[1])
+            await asyncio.Event().wait()
 
     os.sched_setaffinity(0, {core})
     uvloop.run(main())
@@ -190,6 +192,9 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._tail:
             self.first_s = time.perf_counter()
+            if not data.startswith(b"HTTP/1.1 200 "):
+                self._done.set_exception(RuntimeError(data.decode()))
+                return
         self._tail = (self._tail + data)[-len(ANSWER) :]
         if self._tail.endswith(self._end):
             self._done.set_result(None)

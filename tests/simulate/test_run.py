@@ -1,6 +1,7 @@
 """The driver on a virtual clock, against laws of queues that need no simulator."""
 
 import io
+import math
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from polypod.errors import InputError
 from polypod.policy import PolicySettings, ServiceSettings
 from polypod.policy.actions import Reject
 from polypod.policy.events import (
+    ClientGone,
     FirstToken,
     ReplicaDown,
     ReplicaUp,
@@ -267,6 +269,23 @@ def test_the_client_cuts_the_answer_and_so_does_the_context(replica, arrivals, s
     answers = [s.event.output_tokens for s in steps(run) if isinstance(s.event, RequestFinished)]
 
     assert answers == [7, 96, 3]
+
+
+def test_a_client_that_loses_patience_frees_its_slot(replica, arrivals, scenario):
+    trace = (
+        *arrivals([(0.0, 100, 500)], patience_s=1.0),
+        *arrivals([(0.5, 100, 5)], patience_s=9.0),  # waits for the slot, and is served in time
+    )
+    run = simulate(scenario([replica(max_sequences=1)], trace))
+    gone = times(run, ClientGone)
+
+    assert gone == {1: 1.0}
+    assert set(times(run, RequestFinished)) == {2}
+    boundary_s = 0.020 + math.ceil((1.0 - 0.020) / 0.0101) * 0.0101  # of the step that runs
+    assert times(run, FirstToken)[2] == pytest.approx(boundary_s + 0.020)
+    assert (
+        run.end_s == times(run, RequestFinished)[2]
+    )  # and not until an alarm that nobody waits for
 
 
 def test_what_an_engine_cannot_take_is_a_400_of_its_own(replica, arrivals, scenario):

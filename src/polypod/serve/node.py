@@ -3,7 +3,7 @@
     async with LiveNode(prepared, listener) as node:      # engines up and warmed up, or EngineError and nothing left
         await node.serve(stop)
 
-Every replica is warmed up before it takes requests, at each of its starts: one request to load its pages, one to measure.
+Every replica is warmed up before it takes requests, at each of its starts: one request to load its pages, three to measure.
 The measured steps are told to the policy as `StepObserved`, so that a log shows what it was corrected by.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Final, Self
 
@@ -39,7 +40,8 @@ from polypod.serve.recorder import Recorder
 from polypod.serve.supervise import Down, Replica, Supervisor, Up, make_socket_directory
 from polypod.serve.upstream import Patience, Upstreams
 
-WARM_UP_TOKENS: Final = 24
+WARM_UP_TOKENS: Final = 12
+WARM_UPS: Final = 3
 _FILLER: Final = "The warm-up measures how fast this replica computes a prompt and how fast it answers, before anybody waits for it. "
 
 
@@ -166,15 +168,20 @@ class LiveNode:
 async def _warm_up(
     news: Up, predicted: ReplicaUp, calibration: CpuCalibration | None
 ) -> tuple[StepObserved, StepObserved]:
-    """Ask once to load, once to measure; the prompt's step and a decode step as they took."""
+    """Ask once to load, then three times to measure; a prompt's step and a decode step as they took, in the median."""
     endpoint = news.endpoint
     async with Asker("http://engine", socket=endpoint.socket, headers=endpoint.headers) as asker:
         await asker.ask(predicted.model, f"{secrets.token_hex(4)} Hello!", max_tokens=4)
-        prompt = f"{secrets.token_hex(4)} {_FILLER * 3}"
-        asked = await asker.ask(predicted.model, prompt, max_tokens=WARM_UP_TOKENS)
+        several = [
+            await asker.ask(
+                predicted.model, f"{secrets.token_hex(4)} {_FILLER * 2}", max_tokens=WARM_UP_TOKENS
+            )
+            for _ in range(WARM_UPS)
+        ]
+    asked = several[0]
     outside_s = calibration.first_token_s[1] if calibration else 0.0
-    prompt_s = max(asked.ttft_s - outside_s, 1e-4)
-    decode_s = asked.tpot_s if asked.tpot_s is not None else prompt_s
+    prompt_s = max(median(one.ttft_s for one in several) - outside_s, 1e-4)
+    decode_s = median(prompt_s if one.tpot_s is None else one.tpot_s for one in several)
     return (
         StepObserved(
             at_s=0.0,

@@ -43,9 +43,7 @@ class Upstream:
         self._streaming = _timeout(patience.connect_s, patience.first_byte_s)
         self._complete = _timeout(patience.connect_s, patience.whole_answer_s)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(
-                path=str(endpoint.socket), limit=0, keepalive_timeout=IDLE_S
-            ),
+            connector=_connector(endpoint),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=_UNASKED_HEADERS,
@@ -145,6 +143,13 @@ def retry_after_s(value: str | None) -> float | None:
     if value is None:
         return None
     return float(value) if value.isascii() and value.isdigit() else None
+
+
+def _connector(endpoint: Endpoint) -> aiohttp.UnixConnector:
+    path = str(endpoint.socket)
+    if endpoint.keeps_connections:
+        return aiohttp.UnixConnector(path=path, limit=0, keepalive_timeout=IDLE_S)
+    return aiohttp.UnixConnector(path=path, limit=0, force_close=True)
 
 
 def _timeout(connect_s: float, silence_s: float) -> aiohttp.ClientTimeout:

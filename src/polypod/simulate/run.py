@@ -19,6 +19,7 @@ from polypod.engine import Progress
 from polypod.policy.actions import AnyAction, Cancel, Dispatch, Reject, Retry, WakeAt
 from polypod.policy.events import (
     AnyEvent,
+    ClientGone,
     FirstToken,
     ReplicaDown,
     ReplicaUp,
@@ -86,17 +87,32 @@ class _Driver:
         self._arrivals = enumerate(trace, start=1)
         self._plan_arrival()
         while self._agenda:
-            self.now_s, kind, _, item = heapq.heappop(self._agenda)
-            if isinstance(item, Engine):
-                self._advance(item)
-                continue
-            if kind == _Kind.ARRIVAL:
-                self._plan_arrival()
-            self._tell(item)
+            at_s, kind, _, item = heapq.heappop(self._agenda)
+            if not self._is_over(at_s, kind, item):
+                self.now_s = at_s
+                self._play(kind, item)
         for replica, totals in self._engines.totals().items():
             for name in _MEASURES:
                 value = float(getattr(totals, name))
                 self._write(Measure(at_s=self.now_s, of=replica, name=name, value=value))
+
+    def _is_over(self, at_s: float, kind: _Kind, item: _Item) -> bool:
+        """Whether an entry means nothing any more, so that the run must not last until its time."""
+        if isinstance(item, Engine):
+            return item.due_s != at_s  # an earlier entry has replaced it
+        if isinstance(item, ClientGone):
+            return item.request not in self._asked
+        return kind == _Kind.TIMER and not self._asked  # nobody waits, and nobody will come
+
+    def _play(self, kind: _Kind, item: _Item) -> None:
+        if isinstance(item, Engine):
+            self._advance(item)
+            return
+        if kind == _Kind.ARRIVAL:
+            self._plan_arrival()
+        self._tell(item)
+        if isinstance(item, ClientGone):
+            del self._asked[item.request]
 
     # ---- what is to come
 
@@ -132,6 +148,9 @@ class _Driver:
             priority=arrival.priority,
         )
         self._plan(arrival.at_s, _Kind.ARRIVAL, event)
+        if arrival.patience_s is not None:
+            gone_s = arrival.at_s + arrival.patience_s
+            self._plan(gone_s, _Kind.TIMER, ClientGone(at_s=gone_s, request=request))
 
     def _plan_engine(self, engine: Engine | None) -> None:
         """See to it that the engine is looked at when its batch changes next."""
@@ -152,8 +171,6 @@ class _Driver:
             self._carry_out(action)
 
     def _advance(self, engine: Engine) -> None:
-        if engine.due_s != self.now_s:
-            return  # an entry that an earlier one has replaced
         engine.due_s = math.inf
         for progress, dispatch in self._engines.advance(engine, self.now_s):
             self._tell(self._word(engine, progress, dispatch))

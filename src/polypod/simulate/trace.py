@@ -23,7 +23,10 @@ from polypod.errors import FileError, InputError, TraceError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A request to be. `output_tokens` is what the answer will have: the driver knows, the policy does not."""
+    """A request to be. `output_tokens` is what the answer will have: the driver knows, the policy does not.
+
+    A client whose answer is not complete after `patience_s` leaves.
+    """
 
     at_s: float
     model: str
@@ -31,6 +34,7 @@ class Arrival:
     output_tokens: int
     max_output_tokens: int | None = None  # what the client says
     priority: int = 0
+    patience_s: float | None = None
 
 
 def read_trace(path: Path, model: str) -> tuple[Arrival, ...]:
