@@ -28,8 +28,8 @@ from polypod.plan.host import engine_model
 from polypod.serve.devices import find_cpu
 from polypod.serve.engines import ENGINES
 from polypod.serve.engines.embedded import MODEL_NAME, embedded_weights
-from polypod.serve.engines.gguf import read_header
 from polypod.workload.config import read_model
+from polypod.workload.gguf import read_header
 
 DATA = Path(__file__).parents[1] / "src" / "polypod" / "cost" / "data"
 LEAST_BAND = 0.15

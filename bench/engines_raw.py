@@ -33,8 +33,8 @@ from polypod.serve.devices import find_cpu
 from polypod.serve.devices.measure import HostMeasurement, measure_host
 from polypod.serve.engines import ENGINES, Endpoint, EngineSpec
 from polypod.serve.engines.embedded import embedded_weights
-from polypod.serve.engines.gguf import read_header
 from polypod.serve.supervise import Down, Replica, Supervisor, Up, make_socket_directory
+from polypod.workload.gguf import read_header
 
 CONTEXT_TOKENS = 2560
 TEMPLATE_TOKENS = 31  # of the model's chat template, around the words

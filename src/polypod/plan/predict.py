@@ -1,6 +1,7 @@
 """From a plan's pools to the replicas a driver announces: the same `ReplicaUp`, with the same step time, live and simulated."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from polypod.catalog.load import load_model
 from polypod.cost.cpu import HostRates
@@ -13,6 +14,7 @@ from polypod.plan.spec import Plan, Pool, Service, Source
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings, ServiceSettings
 from polypod.workload.config import read_model
+from polypod.workload.gguf import read_header
 from polypod.workload.layout import check_layout
 from polypod.workload.model import Model
 from polypod.workload.precision import element_bytes
@@ -53,7 +55,13 @@ def pool_replicas(plan: Plan) -> list[ReplicaUp]:
 
 
 def service_model(service: Service) -> Model:
-    """The service's model, from the catalog."""
+    """The service's model: its weights' own header says, where it has a file that is here; else the catalog does.
+
+    Raises `UnknownNameError` where neither knows it, `FileError` for a file that is cut short.
+    """
+    if service.weights is not None and Path(service.weights).is_file():
+        header = read_header(Path(service.weights))
+        return read_model(header.config(), name=service.model, path=header.path)
     entry = load_model(service.model)
     return read_model(entry.config, name=entry.name, path=entry.path)
 

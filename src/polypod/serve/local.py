@@ -14,9 +14,9 @@ from polypod.serve.devices.cpu import HostCpu
 from polypod.serve.devices.measure import HostMeasurement
 from polypod.serve.engines import ENGINES
 from polypod.serve.engines.embedded import MODEL_NAME, embedded_weights
-from polypod.serve.engines.gguf import read_header
 from polypod.serve.node import Prepared
 from polypod.workload.config import read_model
+from polypod.workload.gguf import read_header
 
 MOST_GROUPS: Final = 2
 """Replicas on one machine: one per half of its cores."""

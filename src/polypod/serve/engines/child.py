@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from polypod.errors import FileError
-from polypod.serve.engines.gguf import read_header
 from polypod.serve.engines.spec import PARENT_VARIABLE, SECRET_VARIABLE
+from polypod.workload.gguf import read_header
 
 _PR_SET_PDEATHSIG: Final = 1
 

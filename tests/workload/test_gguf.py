@@ -7,7 +7,7 @@ import pytest
 
 from polypod.errors import FileError
 from polypod.serve.engines.embedded import embedded_weights, verify
-from polypod.serve.engines.gguf import read_header
+from polypod.workload.gguf import read_header
 
 
 def text(value: str) -> bytes:
