@@ -106,6 +106,22 @@ def test_busy_answers_do_not_prolong_the_wait(new_node):
     assert node.wake() == ["Reject 503 queue_timeout"]
 
 
+def test_a_request_that_always_meets_busy_replicas_ends_too(new_node):
+    node = new_node(queue_wait_s=3.0, busy_pause_s=0.5)
+    node.up("a")
+    node.up("b")
+    node.arrive(1)
+    told = []
+    while 1 in node.validator.open:
+        told += node.busy(1, retry_after_s=0.0)
+        node.at += 0.25
+        told += node.wake()
+
+    assert told[-1] == "Reject 503 queue_timeout"
+    assert node.at == 3.25
+    assert told.count("Retry busy") == 12  # never at once on the same replica
+
+
 def test_a_short_pause_does_not_end_a_long_one(new_node):
     node = new_node()
     node.up("a")

@@ -143,7 +143,6 @@ def test_prompts_that_had_their_first_token_are_waited_for_no_more(new_node):
     node.at = 0.02
     assert prediction(node, 3)[0] == pytest.approx(0.05 + 0.10 - 0.02 + 0.02)
     node.first(1)
-    assert prediction(node, 4)[0] == pytest.approx(0.10 + 0.02)
     node.at = 0.05
     assert prediction(node, 5)[0] == pytest.approx(0.10 - 0.03 + 0.02)
     node.first(2)

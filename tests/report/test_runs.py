@@ -125,6 +125,13 @@ def test_one_token_has_no_time_per_token():
     assert summary.tpot is None
 
 
+def test_two_tokens_have_one_gap():
+    tpot = summarise([HEADER, up(), *whole(1, 0.0, 0.5, 0.75, 2)]).tpot
+
+    assert tpot is not None
+    assert tpot.mean_s == 0.25
+
+
 def test_an_answer_in_one_piece_has_its_first_token_at_its_end():
     summary = summarise([HEADER, up(), arrived(1, 0.0, place(1, "a")), finished(1, 3.0, 4)])
 

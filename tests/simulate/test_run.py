@@ -273,7 +273,7 @@ def test_the_client_cuts_the_answer_and_so_does_the_context(replica, arrivals, s
 
 def test_a_client_that_loses_patience_frees_its_slot(replica, arrivals, scenario):
     trace = (
-        *arrivals([(0.0, 100, 500)], patience_s=1.0),
+        *arrivals([(0.25, 100, 500)], patience_s=0.75),
         *arrivals([(0.5, 100, 5)], patience_s=9.0),  # waits for the slot, and is served in time
     )
     run = simulate(scenario([replica(max_sequences=1)], trace))
@@ -281,7 +281,7 @@ def test_a_client_that_loses_patience_frees_its_slot(replica, arrivals, scenario
 
     assert gone == {1: 1.0}
     assert set(times(run, RequestFinished)) == {2}
-    boundary_s = 0.020 + math.ceil((1.0 - 0.020) / 0.0101) * 0.0101  # of the step that runs
+    boundary_s = 0.270 + math.ceil((1.0 - 0.270) / 0.0101) * 0.0101  # of the step that runs
     assert times(run, FirstToken)[2] == pytest.approx(boundary_s + 0.020)
     assert (
         run.end_s == times(run, RequestFinished)[2]

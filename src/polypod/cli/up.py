@@ -2,12 +2,15 @@
 
 import argparse
 import asyncio
+import gc
 import json
 import signal
 import sys
 from pathlib import Path
 from socket import socket
 from typing import Final
+
+import uvloop
 
 from polypod.cli.asking import note, tokens
 from polypod.cli.up_text import (
@@ -98,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             print(machine_text(cpu, measured))
             print(model_text(plan, service_model(plan.services[0])))
             print(plan_text(plan), flush=True)
-        return asyncio.run(_up(args, prepared, listener))
+        return uvloop.run(_up(args, prepared, listener))
     finally:
         listener.close()
 
@@ -129,6 +132,8 @@ async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket) ->
         return 130
     await starting
     try:
+        gc.collect()
+        gc.freeze()  # what is here now stays; the collector need not look at it with every request
         serving = asyncio.create_task(node.serve(stop))
         answers = await _ask_all(node, prepared, warm_ups)
         _ready(args, node, prepared, warm_ups, answers)

@@ -93,7 +93,9 @@ class Health:
 
     def busy(self, replica: Replica, now_s: float, retry_after_s: float | None) -> None:
         """Leave a full replica alone for as long as it says, or for the usual while."""
-        pause_s = self._settings.busy_pause_s if retry_after_s is None else retry_after_s
+        pause_s = (
+            retry_after_s or self._settings.busy_pause_s
+        )  # none at all would be asking at once
         self.tables[replica.up.model].block(replica.row, now_s + pause_s)
 
     # ---- the retry budget

@@ -158,6 +158,8 @@ class Policy:
         self._health.busy(replica, self._now_s, event.retry_after_s)
         if tracked.is_streaming:
             self._end(tracked, answers.replica_lost(event.request, f"{event.replica} is busy"))
+        elif tracked.deadline_s <= self._now_s:
+            self._end_late(tracked)
         else:
             self._requeue(tracked, "busy")
 
@@ -286,15 +288,18 @@ class Policy:
 
     def _serve_queues(self) -> None:
         """Place those there is room for, and end the waiting of those who have waited too long."""
-        wait_s = self._settings.queue_wait_s
-        for model, service in self._placement.services.items():
+        for service in self._placement.services.values():
             self._actions += self._placement.serve(service, self._now_s)
             for tracked in service.queue.pop_expired(self._now_s):
-                drain_s = service.drain_s(wait_s)
-                if self._health.any_up(model):
-                    self._end(tracked, answers.queue_timeout(tracked.arrived, wait_s, drain_s))
-                else:
-                    self._end(tracked, answers.no_replica(tracked.arrived, drain_s))
+                self._end_late(tracked)
+
+    def _end_late(self, tracked: Tracked) -> None:
+        wait_s = self._settings.queue_wait_s
+        drain_s = self._placement.services[tracked.model].drain_s(wait_s)
+        if self._health.any_up(tracked.model):
+            self._end(tracked, answers.queue_timeout(tracked.arrived, wait_s, drain_s))
+        else:
+            self._end(tracked, answers.no_replica(tracked.arrived, drain_s))
 
     def _ask_for_wake(self) -> None:
         at_s = self._placement.next_change_s(self._now_s)

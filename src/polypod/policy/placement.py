@@ -48,13 +48,13 @@ class Placement:
         for tracked in service.queue:
             is_plain = tracked.arrived.only_replica is None and not tracked.failures
             need_tokens = self._ask(tracked).need_tokens
-            if is_plain and need_tokens >= refused_tokens:
+            if need_tokens >= refused_tokens:
                 continue
             dispatch = self.place(tracked, now_s)
             if dispatch is not None:
                 service.queue.remove(tracked)
                 dispatches.append(dispatch)
-                if not table.has_room(now_s):
+                if not service.queue or not table.has_room(now_s):
                     break
             elif is_plain:
                 refused_tokens = need_tokens
@@ -124,6 +124,8 @@ class Placement:
             if replica.is_up:
                 only_R[replica.row] = fits_R[replica.row]
             return only_R
+        if not tracked.failures:
+            return fits_R
         for failures in (tracked.failures, tracked.failures[-1:]):
             others_R = fits_R.copy()
             for failure in failures:

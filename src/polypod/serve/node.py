@@ -92,6 +92,8 @@ class LiveNode:
         desk = Desk(driver=self._driver, upstreams=self._upstreams, metrics=self._metrics)
         self._gateway = Gateway(self._models, desk)
         self._ups = {up.replica: up for up in prepared.ups}
+        self._loading = set(self._ups)
+        self._loaded = asyncio.Event()
         self._sockets = make_socket_directory()
         self._supervisor = Supervisor(_replicas(prepared, self._sockets), self._hear)
 
@@ -138,6 +140,14 @@ class LiveNode:
         self._listener.close()
         self._sockets.rmdir()
 
+    async def _all_loaded(self, news: Up) -> None:
+        """Measure nobody while another one still loads for the first time: it would look slower than it is."""
+        if news.epoch == 1:
+            self._loading.discard(news.replica)
+            if not self._loading:
+                self._loaded.set()
+        await self._loaded.wait()
+
     async def _hear(self, news: Up | Down) -> None:
         if isinstance(news, Down):
             now_s = self._driver.now_s()
@@ -146,6 +156,7 @@ class LiveNode:
             )
             self._on_change(news)
             return
+        await self._all_loaded(news)
         predicted = self._ups[news.replica]
         observed = await _warm_up(news, predicted, self._prepared.calibrations.get(news.replica))
         now_s = self._driver.now_s()
