@@ -17,7 +17,8 @@ from polypod.policy import Policy, PolicySettings, ServiceSettings
 from polypod.policy.actions import Dispatch
 from polypod.policy.events import FirstToken, ReplicaUp, RequestArrived, RequestFinished
 from polypod.report.runs import run_text, summarise
-from polypod.simulate import Scenario, poisson_trace, read_trace, replay, simulate
+from polypod.simulate import Scenario, arrivals, play, replay
+from polypod.workload.traffic import poisson, read_trace
 
 MODEL = "m"
 STEP = StepTime(
@@ -77,20 +78,20 @@ def main() -> None:
         print(f"{replicas:>8}  {arrival:>9.1f}  {first:>11.1f}  {finish:>9.1f}")
 
     if len(sys.argv) > 1:
-        trace = read_trace(Path(sys.argv[1]), MODEL)
+        trace = arrivals(read_trace(Path(sys.argv[1])), MODEL)
     else:
-        trace = poisson_trace(MODEL, rate_per_s=5.4, lengths=(1000, 200), requests=19_366)
+        trace = arrivals(poisson(5.4, 19_366, 1000, 200, seed=0), MODEL)
     scenario = Scenario(replicas=tuple(fleet(8)), settings=SETTINGS, trace=trace)
     best_s = float("inf")
     for _ in range(2):
         file, start = io.BytesIO(), time.process_time()
-        run = simulate(scenario, file)
+        run = play(scenario, file)
         best_s = min(best_s, time.process_time() - start)
     print(
         f"\n{len(trace):,} requests on 8 replicas: {best_s:.2f} s for {run.end_s:,.0f} s, {run.events:,} events "
         f"({1e6 * best_s / run.events:.0f} us each), a record of {len(file.getvalue()) / 1e6:.1f} MB"
     )
-    lines = simulate(scenario).lines
+    lines = play(scenario).lines
     start = time.process_time()
     assert replay(lines) is None
     print(f"replayed in {time.process_time() - start:.2f} s, every answer the same\n")

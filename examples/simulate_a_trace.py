@@ -20,8 +20,8 @@ def main() -> None:
         tpot_s=0.020,
     )
     answer = polypod.plan_model(question, polypod.parse_fleet("nvidia-hgx-h200"))
-    trace = polypod.read_trace(TRACE, question.model.name)
-    run = polypod.simulate(polypod.scenario_of(answer.plan, trace))
+    trace = polypod.arrivals(polypod.read_trace(TRACE), question.model.name)
+    run = polypod.play(polypod.scenario_of(answer.plan, trace))
     summary = polypod.summarise(run.lines)
     assert summary.ttft is not None
     assert polypod.replay(run.lines) is None  # a fresh policy decides the same

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from polypod.report.runs import summarise
     from polypod.simulate.fleet import scenario_of
     from polypod.simulate.replay import replay
-    from polypod.simulate.run import simulate
-    from polypod.simulate.trace import read_trace
+    from polypod.simulate.run import play
+    from polypod.simulate.trace import arrivals
     from polypod.workload.config import read_model
     from polypod.workload.layout import Layout
+    from polypod.workload.traffic import poisson, read_trace
 
 __all__ = [
     "Deployment",
@@ -35,6 +36,7 @@ __all__ = [
     "PolypodError",
     "Question",
     "StepTime",
+    "arrivals",
     "island",
     "load_accelerator",
     "load_model",
@@ -42,12 +44,13 @@ __all__ = [
     "native_precision",
     "parse_fleet",
     "plan_model",
+    "play",
+    "poisson",
     "read_model",
     "read_plan",
     "read_trace",
     "replay",
     "scenario_of",
-    "simulate",
     "summarise",
     "write_plan",
 ]
@@ -65,10 +68,11 @@ _HOMES = {
     "report.runs": ("summarise",),
     "simulate.fleet": ("scenario_of",),
     "simulate.replay": ("replay",),
-    "simulate.run": ("simulate",),
-    "simulate.trace": ("read_trace",),
+    "simulate.run": ("play",),
+    "simulate.trace": ("arrivals",),
     "workload.config": ("read_model",),
     "workload.layout": ("Layout",),
+    "workload.traffic": ("poisson", "read_trace"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -13,7 +13,7 @@ from polypod.policy.actions import Dispatch, WakeAt
 from polypod.policy.events import FirstToken, ReplicaUp, RequestArrived, RequestFinished, Woke
 from polypod.policy.lifecycle import Validator
 from polypod.record import Header, Line, Step, Writer
-from polypod.simulate import Arrival, Fault, Scenario, replay, simulate
+from polypod.simulate import Arrival, Fault, Scenario, play, replay
 
 STEP = StepTime(tokens=(1, 64, 2048), seconds=(0.01, 0.012, 0.15), kv_token_s=1e-7, pair_s=1e-9)
 SETTINGS = PolicySettings(
@@ -43,7 +43,7 @@ def path(tmp_path_factory: Any) -> Path:
         faults=(Fault(at_s=3.0, replica="b", what="down"), Fault(at_s=9.0, replica="b", what="up")),
     )
     with path.open("wb") as file:
-        simulate(scenario, file)
+        play(scenario, file)
     return path
 
 

@@ -9,7 +9,8 @@ from polypod.plan.spec import Layout, Plan, Pool, Precision, Service, Slo, Sourc
 from polypod.policy.events import RequestFinished
 from polypod.record import Header, Step
 from polypod.report.runs import summarise
-from polypod.simulate import poisson_trace, scenario_of, simulate
+from polypod.simulate import arrivals, play, scenario_of
+from polypod.workload.traffic import poisson
 
 MODEL = "meta-llama/Llama-3.1-8B"
 
@@ -30,11 +31,11 @@ def plan(**over: Any) -> Plan:
     )
 
 
-TRACE = poisson_trace(MODEL, rate_per_s=5.0, lengths=(1000, 100), requests=200)
+TRACE = arrivals(poisson(5.0, 200, 1000, 100, seed=0), MODEL)
 
 
 def test_a_plan_is_played_with_its_own_replicas_limits_and_slo():
-    run = simulate(scenario_of(plan(), TRACE, seed=4))
+    run = play(scenario_of(plan(), TRACE, seed=4))
     header = run.lines[0]
     summary = summarise(run.lines)
 
@@ -49,7 +50,7 @@ def test_a_plan_is_played_with_its_own_replicas_limits_and_slo():
 
 def test_a_prompt_alone_takes_what_the_cost_model_says():
     scenario = scenario_of(plan(replicas=1), TRACE[:1])
-    run = simulate(scenario)
+    run = play(scenario)
     (up,) = scenario.replicas
     (done,) = [
         line.event

@@ -23,7 +23,9 @@ from polypod.policy.events import (
 )
 from polypod.policy.lifecycle import Validator
 from polypod.record import Header, Measure, Step, encode
-from polypod.simulate import Arrival, Fault, Run, Scenario, poisson_trace, simulate
+from polypod.simulate import Arrival, Fault, Run, Scenario, play
+from polypod.simulate import arrivals as arrivals_of
+from polypod.workload.traffic import poisson
 
 LONG = {"queue_wait_s": 1e9}
 
@@ -58,7 +60,7 @@ def rejects(run: Run) -> list[Reject]:
 
 
 def test_one_request_takes_its_prompt_and_its_tokens(replica, arrivals, scenario):
-    run = simulate(scenario([replica()], arrivals([(1.0, 100, 11)])))
+    run = play(scenario([replica()], arrivals([(1.0, 100, 11)])))
 
     assert times(run, FirstToken)[1] == pytest.approx(1.0 + 0.020)
     assert times(run, RequestFinished)[1] == pytest.approx(1.0 + 0.020 + 10 * 0.0101)
@@ -76,7 +78,7 @@ def test_waiting_times_follow_lindley(replica, arrivals, scenario):
             strict=True,
         )
     ]  # fmt: skip
-    run = simulate(scenario([replica(max_sequences=1)], arrivals(rows), limits=LONG))
+    run = play(scenario([replica(max_sequences=1)], arrivals(rows), limits=LONG))
     first, last = times(run, FirstToken), times(run, RequestFinished)
 
     wait_s, waited = 0.0, 0
@@ -94,10 +96,8 @@ def test_waiting_times_follow_lindley(replica, arrivals, scenario):
 def test_the_mean_wait_is_pollaczek_and_khinchines(replica, scenario):
     """M/D/1: Poisson arrivals, one server, constant service S; the mean wait is load * S / (2 * (1 - load))."""
     service_s, load = 0.020 + 10 * 0.0101, 0.5
-    trace = poisson_trace(
-        "m", rate_per_s=load / service_s, lengths=(100, 11), requests=8_000, seed=5
-    )
-    run = simulate(scenario([replica(max_sequences=1)], trace, limits=LONG))
+    trace = arrivals_of(poisson(load / service_s, 8_000, 100, 11, seed=5), "m")
+    run = play(scenario([replica(max_sequences=1)], trace, limits=LONG))
     first = times(run, FirstToken)
     waits_s = [first[n] - 0.020 - arrival.at_s for n, arrival in enumerate(trace, start=1)]
 
@@ -108,8 +108,8 @@ def test_the_mean_wait_is_pollaczek_and_khinchines(replica, scenario):
 
 def test_requests_in_the_system_are_rate_times_residence(replica, scenario):
     """Little's law, over a run that begins and ends empty: an identity, so it holds to rounding."""
-    trace = poisson_trace("m", rate_per_s=40.0, lengths=(200, 40), requests=1000, seed=1)
-    run = simulate(scenario([replica("a"), replica("b")], trace, limits=LONG))
+    trace = arrivals_of(poisson(40.0, 1000, 200, 40, seed=1), "m")
+    run = play(scenario([replica("a"), replica("b")], trace, limits=LONG))
     last = times(run, RequestFinished)
     residence_s = sum(last[n] - arrival.at_s for n, arrival in enumerate(trace, start=1))
 
@@ -148,7 +148,7 @@ def busy_fleet(replica: Any, arrivals: Any, scenario: Any, **over: Any) -> Any:
 
 def test_what_arrives_finishes_or_is_rejected_once(replica, arrivals, scenario):
     played = busy_fleet(replica, arrivals, scenario)
-    run = simulate(played)
+    run = play(played)
     validator = Validator()
     for step in steps(run):
         validator.feed(step.event, step.actions)
@@ -163,9 +163,9 @@ def test_what_arrives_finishes_or_is_rejected_once(replica, arrivals, scenario):
 def test_the_same_scenario_gives_the_same_bytes(replica, arrivals, scenario):
     files = [io.BytesIO(), io.BytesIO()]
     for file in files:
-        run = simulate(busy_fleet(replica, arrivals, scenario), file)
+        run = play(busy_fleet(replica, arrivals, scenario), file)
         assert run.lines == ()
-    kept = simulate(busy_fleet(replica, arrivals, scenario))
+    kept = play(busy_fleet(replica, arrivals, scenario))
 
     assert files[0].getvalue() == files[1].getvalue()
     assert b"".join(encode(line) for line in kept.lines) == files[0].getvalue()
@@ -175,14 +175,14 @@ def test_the_order_of_the_trace_does_not_matter_only_its_times(replica, arrivals
     rows = [(float(n % 7), 10 + n, 5) for n in range(20)]
     by_time = sorted(rows, key=lambda row: row[0])
 
-    assert simulate(scenario([replica()], arrivals(rows))) .lines[1:] == (
-        simulate(scenario([replica()], arrivals(by_time))).lines[1:]
+    assert play(scenario([replica()], arrivals(rows))) .lines[1:] == (
+        play(scenario([replica()], arrivals(by_time))).lines[1:]
     )  # fmt: skip
 
 
 def test_another_seed_breaks_ties_otherwise(replica, arrivals, scenario):
     trace = arrivals([(float(n), 100, 5) for n in range(30)])
-    runs = [simulate(scenario([replica("a"), replica("b")], trace, seed=seed)) for seed in (0, 1)]
+    runs = [play(scenario([replica("a"), replica("b")], trace, seed=seed)) for seed in (0, 1)]
     places = [[s.actions[0].replica for s in steps(run) if isinstance(s.event, RequestArrived)] for run in runs]  # fmt: skip
 
     assert places[0] != places[1]
@@ -197,8 +197,8 @@ def test_unequal_replicas_carry_load_by_what_they_can_do(replica, scenario):
         for name, k in slowness.items()
     ]
     capacity = sum(1 / (k * 0.1) for k in slowness.values())  # an answer is ten steps of k x 10 ms
-    trace = poisson_trace("m", rate_per_s=0.97 * capacity, lengths=(10, 10), requests=4000, seed=2)
-    run = simulate(scenario(fleet, trace, limits=LONG))
+    trace = arrivals_of(poisson(0.97 * capacity, 4000, 10, 10, seed=2), "m")
+    run = play(scenario(fleet, trace, limits=LONG))
     counts = Counter(s.event.replica for s in steps(run) if isinstance(s.event, RequestFinished))
 
     share = {name: (1 / k) / sum(1 / other for other in slowness.values()) for name, k in slowness.items()}  # fmt: skip
@@ -207,10 +207,10 @@ def test_unequal_replicas_carry_load_by_what_they_can_do(replica, scenario):
 
 
 def test_a_straggler_that_nobody_announced_is_found_out(replica, scenario):
-    trace = poisson_trace("m", rate_per_s=20.0, lengths=(100, 50), requests=1500, seed=4)
+    trace = arrivals_of(poisson(20.0, 1500, 100, 50, seed=4), "m")
     fleet = [replica(name, max_sequences=32) for name in "abc"]
-    even = simulate(scenario(fleet, trace))
-    slow = simulate(scenario(fleet, trace, slowdowns={"a": 4.0}))
+    even = play(scenario(fleet, trace))
+    slow = play(scenario(fleet, trace, slowdowns={"a": 4.0}))
 
     def share(run: Run) -> float:
         counts = Counter(
@@ -225,7 +225,7 @@ def test_a_straggler_that_nobody_announced_is_found_out(replica, scenario):
 def test_a_dead_replica_loses_only_answers_that_had_begun(replica, arrivals, scenario):
     rows = [(0.0, 2000, 50), (0.1, 2000, 50), (0.2, 2000, 50)]  # 210 ms a prompt, one after another
     faults = (Fault(at_s=0.3, replica="a", what="down"), Fault(at_s=2.0, replica="a", what="up"))
-    run = simulate(scenario([replica("a")], arrivals(rows), faults=faults))
+    run = play(scenario([replica("a")], arrivals(rows), faults=faults))
 
     assert [(one.request, one.code) for one in rejects(run)] == [(1, "replica_lost")]
     last = times(run, RequestFinished)
@@ -236,10 +236,10 @@ def test_a_dead_replica_loses_only_answers_that_had_begun(replica, arrivals, sce
 
 
 def test_work_moves_to_the_survivor_and_back(replica, scenario):
-    trace = poisson_trace("m", rate_per_s=20.0, lengths=(100, 20), requests=1000, seed=6)
+    trace = arrivals_of(poisson(20.0, 1000, 100, 20, seed=6), "m")
     faults = (Fault(at_s=10.0, replica="a", what="down"), Fault(at_s=30.0, replica="a", what="up"))
     fleet = [replica(name, max_sequences=64) for name in "ab"]
-    run = simulate(scenario(fleet, trace, faults=faults))
+    run = play(scenario(fleet, trace, faults=faults))
     where: dict[str, list[float]] = defaultdict(list)
     for step in steps(run):
         if isinstance(step.event, RequestFinished):
@@ -253,7 +253,7 @@ def test_work_moves_to_the_survivor_and_back(replica, scenario):
 
 def test_a_replica_that_dies_twice_in_one_moment_is_dead_once(replica, arrivals, scenario):
     faults = tuple(Fault(at_s=1.0, replica="a", what="down") for _ in range(2))
-    run = simulate(scenario([replica()], arrivals([(0.5, 100, 500)]), faults=faults))
+    run = play(scenario([replica()], arrivals([(0.5, 100, 500)]), faults=faults))
 
     assert sum(isinstance(s.event, ReplicaDown) for s in steps(run)) == 2
     assert len(rejects(run)) == 1
@@ -265,7 +265,7 @@ def test_the_client_cuts_the_answer_and_so_does_the_context(replica, arrivals, s
         *arrivals([(9.0, 4000, 500)]),
         *arrivals([(99.0, 100, 3)], max_output_tokens=7),
     )
-    run = simulate(scenario([replica()], trace))
+    run = play(scenario([replica()], trace))
     answers = [s.event.output_tokens for s in steps(run) if isinstance(s.event, RequestFinished)]
 
     assert answers == [7, 96, 3]
@@ -276,7 +276,7 @@ def test_a_client_that_loses_patience_frees_its_slot(replica, arrivals, scenario
         *arrivals([(0.25, 100, 500)], patience_s=0.75),
         *arrivals([(0.5, 100, 5)], patience_s=9.0),  # waits for the slot, and is served in time
     )
-    run = simulate(scenario([replica(max_sequences=1)], trace))
+    run = play(scenario([replica(max_sequences=1)], trace))
     gone = times(run, ClientGone)
 
     assert gone == {1: 1.0}
@@ -289,7 +289,7 @@ def test_a_client_that_loses_patience_frees_its_slot(replica, arrivals, scenario
 
 
 def test_what_an_engine_cannot_take_is_a_400_of_its_own(replica, arrivals, scenario):
-    run = simulate(scenario([replica()], arrivals([(0.0, 0, 5), (1.0, 10, 5)])))
+    run = play(scenario([replica()], arrivals([(0.0, 0, 5), (1.0, 10, 5)])))
 
     assert [(one.request, one.status, one.code) for one in rejects(run)] == [
         (1, 400, "engine_refused")
@@ -299,14 +299,14 @@ def test_what_an_engine_cannot_take_is_a_400_of_its_own(replica, arrivals, scena
 
 
 def test_times_never_go_back(replica, arrivals, scenario):
-    at_s = [step.event.at_s for step in steps(simulate(busy_fleet(replica, arrivals, scenario)))]
+    at_s = [step.event.at_s for step in steps(play(busy_fleet(replica, arrivals, scenario)))]
 
     assert at_s == sorted(at_s)
 
 
 def test_at_one_moment_a_death_comes_before_an_arrival(replica, arrivals, scenario):
     faults = (Fault(at_s=1.0, replica="a", what="down"),)
-    run = simulate(scenario([replica()], arrivals([(1.0, 10, 5)]), faults=faults))
+    run = play(scenario([replica()], arrivals([(1.0, 10, 5)]), faults=faults))
 
     assert [one.code for one in rejects(run)] == ["no_replica"]
 
@@ -318,7 +318,7 @@ def test_a_slot_that_is_free_at_the_moment_of_an_arrival_is_free_for_it(
     rows = [(0.0, 10, 4), (1.0, 10, 4)]
     limits = {"queue_requests": 0}
     fleet = [replica(step_time=step, max_sequences=1)]
-    run = simulate(scenario(fleet, arrivals(rows), limits=limits))
+    run = play(scenario(fleet, arrivals(rows), limits=limits))
 
     assert times(run, RequestFinished) == {1: 1.0, 2: 2.0}
 
@@ -326,7 +326,7 @@ def test_a_slot_that_is_free_at_the_moment_of_an_arrival_is_free_for_it(
 def test_the_record_begins_with_what_the_run_was_made_from(replica, arrivals, scenario):
     one = scenario([replica()], arrivals([(0.0, 10, 5)]), seed=9, plan={"polypod": 1})
     other = scenario([replica()], arrivals([(0.0, 10, 6)]), seed=9, plan={"polypod": 2})
-    header, differs = simulate(one).lines[0], simulate(other).lines[0]
+    header, differs = play(one).lines[0], play(other).lines[0]
 
     assert isinstance(header, Header)
     assert isinstance(differs, Header)
@@ -340,7 +340,7 @@ def test_the_record_begins_with_what_the_run_was_made_from(replica, arrivals, sc
 
 def test_what_replicas_did_is_measured_over_all_their_starts(replica, arrivals, scenario):
     faults = (Fault(at_s=5.0, replica="a", what="down"), Fault(at_s=6.0, replica="a", what="up"))
-    run = simulate(scenario([replica()], arrivals([(0.0, 100, 11), (7.0, 100, 11)]), faults=faults))
+    run = play(scenario([replica()], arrivals([(0.0, 100, 11), (7.0, 100, 11)]), faults=faults))
     measured = {line.name: line.value for line in run.lines if isinstance(line, Measure)}
 
     assert measured["busy_s"] == pytest.approx(2 * (0.020 + 10 * 0.0101))
@@ -349,7 +349,7 @@ def test_what_replicas_did_is_measured_over_all_their_starts(replica, arrivals, 
 
 
 def test_an_empty_trace_is_a_run_with_nothing_in_it(replica, scenario):
-    run = simulate(scenario([replica()], ()))
+    run = play(scenario([replica()], ()))
 
     assert [type(line) for line in run.lines] == [Header, Step, Measure, Measure, Measure]
     assert run.end_s == 0.0
@@ -387,9 +387,7 @@ def test_several_models_share_a_run(replica):
         for n in range(10)
     )
     fleet = (replica("a"), replica("b", model="n"))
-    run = simulate(
-        Scenario(replicas=fleet, settings=PolicySettings(services=services), trace=trace)
-    )
+    run = play(Scenario(replicas=fleet, settings=PolicySettings(services=services), trace=trace))
     finished = [s.event for s in steps(run) if isinstance(s.event, RequestFinished)]
 
     assert {(event.request % 2, event.replica) for event in finished} == {(1, "a"), (0, "b")}

@@ -13,9 +13,10 @@ from polypod.plan.spec import Plan, read_plan
 from polypod.record import read
 from polypod.report.runs import run_json, run_text, summarise
 from polypod.simulate.fleet import scenario_of
-from polypod.simulate.run import simulate
+from polypod.simulate.run import play
 from polypod.simulate.scenario import Fault
-from polypod.simulate.trace import Arrival, poisson_trace, read_trace
+from polypod.simulate.trace import Arrival, arrivals
+from polypod.workload.traffic import poisson, read_trace
 
 
 class _Faults(msgspec.Struct, forbid_unknown_fields=True):
@@ -65,14 +66,14 @@ def run(args: argparse.Namespace) -> int:
         record = _folder(Path(args.folder)) / "record.jsonl"
         try:
             with record.open("wb") as file:
-                simulate(scenario, file)
+                play(scenario, file)
         except OSError as error:
             raise FileError(record, f"cannot be written: {error.strerror}") from error
         summary = summarise(read(record))
         (record.parent / "summary.json").write_text(json.dumps(run_json(summary), indent=2) + "\n")
         note(f"wrote {record} and summary.json")
     else:
-        summary = summarise(simulate(scenario).lines)
+        summary = summarise(play(scenario).lines)
     print(json.dumps(run_json(summary), indent=2) if args.json else run_text(summary))
     return 0
 
@@ -84,19 +85,22 @@ def _arrivals(plan: Plan, args: argparse.Namespace) -> tuple[Arrival, ...]:
         raise InputError(msg)
     service = plan.services[0]
     if args.trace:
-        return read_trace(Path(args.trace), service.model)
+        return arrivals(read_trace(Path(args.trace)), service.model)
     if service.traffic is None or service.traffic.rate_per_s is None:
         msg = f"{args.plan} gives {service.model} no traffic with a rate; add one, or play a trace with --trace FILE"
         raise InputError(msg)
     if args.requests < 1:
         msg = f"--requests {args.requests} is no number of requests; give 1 or more"
         raise InputError(msg)
-    return poisson_trace(
+    return arrivals(
+        poisson(
+            service.traffic.rate_per_s,
+            args.requests,
+            service.traffic.input,
+            service.traffic.output,
+            seed=args.seed,
+        ),
         service.model,
-        rate_per_s=service.traffic.rate_per_s,
-        lengths=(service.traffic.input, service.traffic.output),
-        requests=args.requests,
-        seed=args.seed,
     )
 
 

@@ -44,6 +44,7 @@ class Exchange:
                 model=chat.model,
                 input_tokens=chat.input_tokens,
                 input_is_exact=False,
+                is_streamed=bool(chat.stream),
                 max_output_tokens=chat.max_output_tokens,
                 only_replica=self._call.only_replica,
             )

@@ -2,9 +2,9 @@
 
 from polypod.simulate.fleet import scenario_of
 from polypod.simulate.replay import Difference, replay
-from polypod.simulate.run import Run, simulate
+from polypod.simulate.run import Run, play
 from polypod.simulate.scenario import Fault, Scenario
-from polypod.simulate.trace import Arrival, poisson_trace, read_trace
+from polypod.simulate.trace import Arrival, arrivals
 
 __all__ = [
     "Arrival",
@@ -12,9 +12,8 @@ __all__ = [
     "Fault",
     "Run",
     "Scenario",
-    "poisson_trace",
-    "read_trace",
+    "arrivals",
+    "play",
     "replay",
     "scenario_of",
-    "simulate",
 ]

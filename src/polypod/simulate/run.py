@@ -44,7 +44,7 @@ class Run:
     lines: tuple[Line, ...]
 
 
-def simulate(scenario: Scenario, file: BinaryIO | None = None) -> Run:
+def play(scenario: Scenario, file: BinaryIO | None = None) -> Run:
     """Play the scenario to its end: until every request has its answer and nothing is left to happen.
 
     The record goes to `file` where one is given, else it is kept in the result.
