@@ -264,6 +264,20 @@ def test_corrections_stay_within_sixteen_times(new_node, ratio, factor):
     assert prediction(node, 1)[1] == pytest.approx(factor * 0.0101, rel=2e-3)
 
 
+def test_what_was_corrected_can_be_asked_for_by_replica_and_phase(new_node):
+    node = new_node()
+    node.up("a")
+    node.up("b")
+    observe(node, prompt_tokens=100, sequences=0, step_s=5 * 0.020)
+    observe(node, sequences=10, step_s=2 * 0.011)
+    node.down("b")
+
+    assert node.policy.corrections() == {
+        ("a", "prefill"): pytest.approx(5.0, rel=0.05),
+        ("a", "decode"): pytest.approx(2.0, rel=0.05),
+    }
+
+
 @pytest.mark.parametrize("step_s", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_step_time_that_cannot_be_changes_nothing(new_node, step_s):
     node = new_node()

@@ -233,6 +233,7 @@ class Node:
             [MODEL],
             Desk(driver=self.driver, upstreams=self.upstreams, metrics=self.metrics),
             door,
+            corrections=self.policy.corrections,
         )
         self.listener = bind("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
@@ -251,7 +252,12 @@ class Node:
         return engine
 
     def attach(
-        self, engine: FakeEngine, *, secret: str | None = None, step_s: float = 0.01
+        self,
+        engine: FakeEngine,
+        *,
+        secret: str | None = None,
+        step_s: float = 0.01,
+        keeps_connections: bool = True,
     ) -> None:
         self._epochs[engine.name] = self._epochs.get(engine.name, 0) + 1
         step = StepTime(tokens=(1, 100), seconds=(step_s, 2 * step_s), kv_token_s=0.0, pair_s=0.0)
@@ -268,7 +274,10 @@ class Node:
             max_sequences=256,
             max_step_tokens=512,
         )
-        self.driver.attach(up, Endpoint(socket=engine.socket, secret=secret))
+        endpoint = Endpoint(
+            socket=engine.socket, secret=secret, keeps_connections=keeps_connections
+        )
+        self.driver.attach(up, endpoint)
 
     def tell_down(self, name: str) -> None:
         at_s, epoch = self.driver.now_s(), self._epochs[name]

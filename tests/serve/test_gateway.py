@@ -453,6 +453,9 @@ def test_the_metrics_count_what_happened(lab, tmp_path):
         first_s = seen['polypod_time_to_first_token_seconds_sum{model="tiny",replica="a"}']
         assert 0 < first_s < 10
         assert seen['polypod_replica_up{model="tiny",replica="a"}'] == 1
+        for phase in ("prefill", "decode"):
+            name = f'polypod_step_time_correction{{phase="{phase}",replica="a"}}'
+            assert seen[name] == node.policy.corrections()["a", phase]
         assert not any("passwd" in name for name in seen)
 
         await (await client.post(CHAT, data=b"{")).read()

@@ -586,3 +586,35 @@ def test_a_record_holds_no_word_of_prompt_or_answer(lab, tmp_path):
     text = b"".join(map(encode, node.lines))
     assert len(node.told(RequestFinished)) + len(node.told(RequestFailed)) >= 5
     assert b"zebra" not in text
+
+
+# ---- connections
+
+
+def test_a_connection_that_an_engine_closes_after_a_stream_is_not_used_again(lab, tmp_path):
+    """llama.cpp says keep-alive, and closes after every stream: reusing the connection would look like a death."""
+
+    async def closing(visit) -> None:
+        await lab.good()(visit)
+        visit.cut()
+
+    async def test(node, client):
+        engine = await node.engine("a", *[closing] * 6, keeps_connections=False)
+        for _ in range(6):
+            await answered(lab, await client.post(CHAT, json=lab.ask(stream=True)))
+
+        assert len(engine.visits) == 6
+        assert all(b"connection: close" in visit.head.lower() for visit in engine.visits)
+        assert node.told(RequestFailed) == []
+
+    lab.run(tmp_path, test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_policy_hears_whether_the_answer_is_streamed(lab, tmp_path, stream):
+    async def test(node, client):
+        await node.engine("a")
+        await answered(lab, await client.post(CHAT, json=lab.ask(stream=stream)))
+        assert [event.is_streamed for event in node.told(RequestArrived)] == [stream]
+
+    lab.run(tmp_path, test)

@@ -65,6 +65,16 @@ class Policy:
         self._ask_for_wake()
         return self._actions
 
+    def corrections(self) -> dict[tuple[str, str], float]:
+        """By replica and phase: how many times as long steps take as the cost model said; above 1 is slower."""
+        factors = {}
+        for name, replica in self._health.replicas.items():
+            if replica.is_up:
+                table = self._health.tables[replica.up.model]
+                factors[name, "prefill"] = float(table.prompt_factor_R[replica.row])
+                factors[name, "decode"] = float(table.decode_factor_R[replica.row])
+        return factors
+
     def check(self) -> None:
         """Raise `AssertionError` if any invariant is broken; tests call this after every event."""
         check_policy(self._live, self._health, self._placement, self._now_s)

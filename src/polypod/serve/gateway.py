@@ -47,7 +47,7 @@ class Door:
 
 
 class Gateway:
-    """The application. `corrections` says how each replica's measured step time compares with the predicted one."""
+    """The application. `corrections` says, by replica and phase, how measured step times compare with predicted ones."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Gateway:
         desk: Desk,
         door: Door | None = None,
         *,
-        corrections: Callable[[], Mapping[str, float]] = dict,
+        corrections: Callable[[], Mapping[tuple[str, str], float]] = dict,
     ) -> None:
         self._models = tuple(models)
         self._desk = desk

@@ -65,7 +65,7 @@ class Metrics:
         self._corrections = Gauge(
             "polypod_step_time_correction",
             "Measured step time over predicted",
-            ["replica"],
+            ["replica", "phase"],
             registry=registry,
         )
         self._record_failures = Counter(
@@ -105,12 +105,14 @@ class Metrics:
     def record_failed(self) -> None:
         self._record_failures.inc()
 
-    def text(self, replicas: Iterable[ReplicaState], corrections: Mapping[str, float]) -> bytes:
+    def text(
+        self, replicas: Iterable[ReplicaState], corrections: Mapping[tuple[str, str], float]
+    ) -> bytes:
         """The exposition; what is a state rather than a count is set here, when somebody looks."""
         self._up.clear()
         for known in replicas:
             self._up.labels(known.replica, known.model).set(known.state == "up")
         self._corrections.clear()
-        for replica, factor in corrections.items():
-            self._corrections.labels(replica).set(factor)
+        for (replica, phase), factor in corrections.items():
+            self._corrections.labels(replica, phase).set(factor)
         return generate_latest(self._registry)

@@ -90,7 +90,7 @@ class LiveNode:
         self._driver = Driver(self.policy, Outlets(write=self._recorder.write))
         self._upstreams = Upstreams(Patience())
         desk = Desk(driver=self._driver, upstreams=self._upstreams, metrics=self._metrics)
-        self._gateway = Gateway(self._models, desk)
+        self._gateway = Gateway(self._models, desk, corrections=self.policy.corrections)
         self._ups = {up.replica: up for up in prepared.ups}
         self._loading = set(self._ups)
         self._loaded = asyncio.Event()
