@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check test-fast format bench clean
+.PHONY: help setup up test check test-fast format docs bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ check: $(VENV)/.setup-dev ## formatting, lints, types, import contracts
 format: $(VENV)/.setup-dev ## format and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: $(VENV)/.setup-dev ## run the README's commands again and show what they print
+	$(BIN)/python scripts/docs.py
 
 bench: $(VENV)/.setup-dev ## speed of our own code, printed as ratios
 	@for one in bench/*.py; do echo "== $$one"; $(BIN)/python $$one || exit 1; done
