@@ -258,6 +258,24 @@ def test_the_live_record_replays_and_keeps_the_lifecycle(node: Node) -> None:
     assert "Tell me about" not in node.record.read_text()
 
 
+def test_the_plan_that_was_served_can_be_simulated(node: Node, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = [f"2026-01-01 00:00:{second:02d}.0,60,20" for second in range(0, 60, 2)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows, ""]))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "polypod", "simulate", str(node.record.with_name("plan.yaml"))),
+            *("--trace", str(trace), "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    summary = json.loads(done.stdout)
+    assert summary["finished"] == len(rows)
+    assert 0.01 < summary["ttft"]["p50_s"] < 2.0
+
+
 def test_a_taken_port_is_said_before_any_engine_starts(state: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

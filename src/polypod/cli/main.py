@@ -42,12 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PolypodError as error:
         print(f"polypod: {error}", file=sys.stderr)
         return error.exit_code
+    except (
+        OSError
+    ) as error:  # the machine's own limits: a full disk, a folder that cannot be written
+        if isinstance(
+            error, BrokenPipeError
+        ):  # the reader left, as in `polypod catalog list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"polypod: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("polypod: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader left, as in `polypod catalog list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _run(arguments: list[str]) -> int:

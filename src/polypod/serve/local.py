@@ -1,5 +1,6 @@
 """From this machine to a plan that can run on it: its cores, its engines, a model in a file, predictions from a calibration."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,10 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
             source, path = plan.fleet[pool.on], f"`$.services[{s}].pools[{p}]`"
             if source.measured is None or source.cores is None:
                 msg = f"pool on {pool.on!r} is not on this machine's cores; `polypod simulate` plays it, `up` runs hosts - at {path}"
+                raise InputError(msg)
+            absent = sorted(set(source.cores) - os.sched_getaffinity(0))
+            if absent:
+                msg = f"cores {absent} of {pool.on!r} are not this process's to use; it may use {sorted(os.sched_getaffinity(0))} - at {path}"
                 raise InputError(msg)
             if service.weights is None:
                 msg = f"service {service.model!r} names no weights; give it the path of a GGUF file - at `$.services[{s}]`"

@@ -1,0 +1,82 @@
+"""From a machine to a plan: how cores are split, and what cannot run here."""
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from polypod.cost.cpu import HostRates
+from polypod.errors import FileError, InputError, UnknownNameError
+from polypod.plan.host import CoreGroup, LocalEngine, plan_host
+from polypod.plan.spec import Plan
+from polypod.serve.devices.cgroup import CgroupLimits
+from polypod.serve.devices.cpu import CpuGroup, HostCpu
+from polypod.serve.local import local_engines, local_model, prepare, split_cores
+
+
+def machine(*nodes: tuple[int, ...], quota: float | None = None) -> HostCpu:
+    groups = tuple(
+        CpuGroup(
+            node=n, threads=cores, cores=cores, memory_total_bytes=2**34, memory_free_bytes=2**33
+        )
+        for n, cores in enumerate(nodes)
+    )
+    return HostCpu(
+        vendor="v", model="m", architecture="x86_64", features=("avx2",), cache_bytes={}, groups=groups,
+        memory_total_bytes=2**34, memory_available_bytes=2**33,
+        limits=CgroupLimits(quota_cores=quota),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cpu", "halves"),
+    [
+        (machine((0,)), [(0,)]),
+        (machine((0, 1)), [(0,), (1,)]),
+        (machine((0, 1, 2)), [(0, 1), (2,)]),
+        (machine((0, 1, 2, 3), (4, 5, 6, 7)), [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        (machine((0, 1), (2, 3), (4, 5), (6, 7)), [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        (machine((0, 1, 2, 3), (4, 5, 6, 7), quota=2.0), [(0,), (1,)]),
+    ],
+)
+def test_cores_are_split_by_node_or_down_the_middle(
+    cpu: HostCpu, halves: list[tuple[int, ...]]
+) -> None:
+    assert split_cores(cpu) == halves
+
+
+def test_an_engine_nobody_has_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"nearest: llama\.cpp"):
+        local_engines(("llama-cpp",))
+
+
+def test_a_model_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="does not exist"):
+        local_model(tmp_path / "m.gguf")
+    (tmp_path / "m.gguf").write_bytes(b"PK\x03\x04 a zip file")
+    with pytest.raises(FileError, match="is not a GGUF file"):
+        local_model(tmp_path / "m.gguf")
+
+
+def embedded_plan(cores: tuple[int, ...]) -> Plan:
+    rates = HostRates(cpu_class="x86-amx", cpu="c", cores=1, gemm_flops_per_s=1e11, read_bytes_per_s=1e10, measured_utc="2026-01-01")  # fmt: skip
+    engine = LocalEngine(
+        name="llama.cpp", version="1", kv_bytes_per_element=2.0, max_step_tokens=512
+    )
+    groups = [CoreGroup(cores=cores, rates=rates)]
+    return plan_host(local_model(None), groups, [engine], free_memory_bytes=1e10)
+
+
+def test_a_plan_for_cores_that_are_not_here_is_refused(tmp_path: Path) -> None:
+    mine = min(os.sched_getaffinity(0))
+    assert prepare(embedded_plan((mine,)), tmp_path).ups[0].replica == "llama.cpp-0"
+    with pytest.raises(InputError, match=r"cores \[4096\] .* at `\$\.services\[0\]\.pools\[0\]`"):
+        prepare(embedded_plan((4096,)), tmp_path)
+
+
+def test_a_plan_without_weights_says_so(tmp_path: Path) -> None:
+    plan = embedded_plan((min(os.sched_getaffinity(0)),))
+    service = msgspec.structs.replace(plan.services[0], weights=None, model="smollm2")
+    with pytest.raises(InputError, match="names no weights"):
+        prepare(msgspec.structs.replace(plan, services=(service,)), tmp_path)
