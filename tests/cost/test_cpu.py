@@ -32,7 +32,12 @@ def test_the_reference_host_and_model_get_back_what_was_measured(engine: str) ->
         gemm_flops_per_s=reference.gemm_flops_per_s,
         read_bytes_per_s=reference.read_bytes_per_s,
     )
-    step = cpu_step_time(calibration, host, SAME_MODEL, "likely")
+    model = EngineModel(
+        matrix_parameters=reference.matrix_parameters,
+        kv_bytes_per_token=reference.kv_bytes_per_token,
+        attention_flops_per_pair=reference.attention_flops_per_pair,
+    )
+    step = cpu_step_time(calibration, host, model, "likely")
     assert is_own
     for knot in calibration.knots:
         assert step.curve_s(knot.tokens) == pytest.approx(knot.seconds)
