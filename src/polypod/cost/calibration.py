@@ -6,13 +6,13 @@ A catalog says what a chip is; a calibration says how much of it kernels and eng
 """
 
 from functools import cache
-from importlib import resources
 from typing import Annotated, Literal
 
 import msgspec
 
 from polypod.catalog.schema import Strict
-from polypod.errors import FileError, InputError
+from polypod.cost.shipped import shipped
+from polypod.errors import InputError
 
 Evidence = Literal[
     "own kernels", "published kernels", "same family", "transferred", "specification only"
@@ -106,14 +106,4 @@ def named(name: str) -> Calibration:
 
 @cache
 def _shipped() -> dict[str, Calibration]:
-    found: dict[str, Calibration] = {}
-    for entry in sorted(
-        resources.files("polypod.cost").joinpath("data").iterdir(), key=lambda e: e.name
-    ):
-        if entry.name.startswith("chip-") and entry.name.endswith(".toml"):
-            try:
-                calibration = msgspec.toml.decode(entry.read_bytes(), type=Calibration)
-            except msgspec.DecodeError as error:
-                raise FileError(entry.name, str(error)) from error
-            found[calibration.id] = calibration
-    return found
+    return {calibration.id: calibration for calibration in shipped("chip-", Calibration)}

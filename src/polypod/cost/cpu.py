@@ -14,15 +14,13 @@ Left out: hyper-threads, frequency under load, NUMA traffic of a group that span
 
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
 from typing import Literal
-
-import msgspec
 
 from polypod.catalog.schema import Strict
 from polypod.cost.calibration import Case, Triple, of
+from polypod.cost.shipped import shipped
 from polypod.cost.steptime import StepTime
-from polypod.errors import FileError, InputError
+from polypod.errors import InputError
 
 CpuClass = Literal["x86-amx", "x86-avx512", "x86-avx2", "arm-neon", "other"]
 
@@ -152,12 +150,4 @@ def cpu_step_time(
 
 @cache
 def _shipped() -> tuple[CpuCalibration, ...]:
-    found = []
-    folder = resources.files("polypod.cost").joinpath("data")
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        if entry.name.startswith("cpu-") and entry.name.endswith(".toml"):
-            try:
-                found.append(msgspec.toml.decode(entry.read_bytes(), type=CpuCalibration))
-            except msgspec.DecodeError as error:
-                raise FileError(entry.name, str(error)) from error
-    return tuple(found)
+    return shipped("cpu-", CpuCalibration)
