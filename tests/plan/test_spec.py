@@ -87,3 +87,13 @@ def test_a_plan_that_is_not_there_is_an_error_message(tmp_path: Path) -> None:
     plan = read_plan(path)
     with pytest.raises(FileError, match="cannot be written"):
         write_plan(plan, tmp_path / "no" / "where.yaml")
+
+
+def test_a_write_that_fails_leaves_the_old_plan_whole(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN, encoding="utf-8")
+    plan = read_plan(path)
+    path.with_name(".plan.yaml.part").mkdir()  # so that nothing can be written beside it
+    with pytest.raises(FileError, match="cannot be written"):
+        write_plan(plan, path)
+    assert path.read_text(encoding="utf-8") == PLAN

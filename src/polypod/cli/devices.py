@@ -5,11 +5,11 @@ import json
 
 import msgspec
 
+from polypod.cli.host import measured_host
 from polypod.cli.up_text import machine_text
 from polypod.report.tables import entry
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.engines import ENGINES
-from polypod.serve.store import host_measurement
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     cpu = find_cpu()
-    measured = host_measurement(cpu, cpu.cores[: cpu.usable_cores], fresh=args.measure)
+    measured = measured_host(cpu, fresh=args.measure)
     engines = {name: engine.version() for name, engine in ENGINES.items()}
     if args.json:
         found = {

@@ -13,6 +13,7 @@ from typing import Final
 import uvloop
 
 from polypod.cli.asking import note, tokens
+from polypod.cli.host import measured_host
 from polypod.cli.up_text import (
     Answered,
     answers_text,
@@ -33,7 +34,7 @@ from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.listen import bind
 from polypod.serve.local import Wishes, plan_local, prepare
 from polypod.serve.node import LiveNode, Prepared, WarmUp, run_folder
-from polypod.serve.store import host_measurement, state_directory
+from polypod.serve.store import state_directory
 from polypod.serve.supervise import Down
 from polypod.workload.precision import element_bytes
 
@@ -88,8 +89,7 @@ def run(args: argparse.Namespace) -> int:
     listener = bind("127.0.0.1", args.port)
     try:
         cpu = find_cpu()
-        note("measuring this machine ..." if args.measure else "looking at this machine ...")
-        measured = host_measurement(cpu, cpu.cores[: cpu.usable_cores], fresh=args.measure)
+        measured = measured_host(cpu, fresh=args.measure)
         wishes = Wishes(
             weights=Path(args.model) if args.model else None,
             engines=tuple(args.engine),

@@ -4,6 +4,7 @@ One file drives the simulator and the live node. It is YAML, meant to be read an
 units ("2 s", "20 /s"), an unknown key is an error with its path, and a layout that cannot be is refused with the reason.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -181,10 +182,17 @@ def read_plan(path: Path) -> Plan:
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write a plan file that `read_plan` reads back equal. Raises `FileError` where it cannot be written."""
+    """Write a plan file that `read_plan` reads back equal.
+
+    Raises `FileError` where it cannot be written; a file that was there before is then still whole.
+    """
+    part = path.with_name(f".{path.name}.part")
     try:
-        path.write_text(to_yaml(plan), encoding="utf-8")
+        part.write_text(to_yaml(plan), encoding="utf-8")
+        part.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink()
         raise FileError(path, f"cannot be written: {error.strerror}") from error
 
 
