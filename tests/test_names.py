@@ -1,0 +1,81 @@
+"""Every number wears its unit: a float in a struct or dataclass of ours ends in one, or is listed here with what it is."""
+
+import dataclasses
+import importlib
+import pkgutil
+import typing
+from collections.abc import Iterator
+
+import msgspec
+
+import polypod
+
+UNITS = (
+    "_s", "_bytes", "_bytes_per_s", "_flops_per_s", "_w", "_usd", "_tokens", "_per_s", "_fraction", "_ratio", "_parameters",
+    "_per_token", "_per_pair", "_per_element", "_per_accelerator", "_percent", "_share",
+)  # fmt: skip
+
+RATIOS_AND_COUNTS = {
+    "value",  # of a Fact, a Claim, a Measure: the key or the name beside it has the unit
+    "least",  # of a Range, which says its unit
+    "most",
+    "predicted",  # beside a published value, in its unit
+    "fast",
+    "slow",
+    "seconds",  # of a step
+    "fraction",  # of the requests that arrived
+    "slowdowns",  # times as slow
+    "flops",
+    "tokens",
+    "sequences",
+    "pairs",
+    "drafts",
+    "count",
+    "percentile",
+    "overlap",  # an exponent
+    "factor",
+    "watts",
+    "accelerators",
+    "sequences_per_rank",
+    "tokens_per_rank",
+    "tokens_per_step",
+    "finished_prompts",
+    "decode_sequences",
+}
+
+
+def structs() -> Iterator[tuple[str, str, object]]:
+    for found in pkgutil.walk_packages(polypod.__path__, "polypod."):
+        if ".cli" in found.name or ".serve" in found.name or found.name.endswith("__main__"):
+            continue  # serve imports optional engines; its structs are few and checked by eye
+        module = importlib.import_module(found.name)
+        for kind in vars(module).values():
+            if (
+                not isinstance(kind, type)
+                or kind.__module__ != found.name
+                or kind.__name__[0] == "_"
+            ):
+                continue
+            if not (issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind)):
+                continue
+            for name, annotation in typing.get_type_hints(kind).items():
+                if not name.startswith("_"):
+                    yield f"{found.name}.{kind.__name__}", name, annotation
+
+
+def is_number_with_a_unit(annotation: object) -> bool:
+    """A float, or an array of them, optional or not."""
+    text = str(annotation)
+    return "float" in text and "dict" not in text and "tuple" not in text and "Callable" not in text
+
+
+def test_every_float_has_its_unit_in_its_name() -> None:
+    bare = [
+        f"{place}.{name}"
+        for place, name, annotation in structs()
+        if is_number_with_a_unit(annotation)
+        and not name.endswith(UNITS)
+        and name not in RATIOS_AND_COUNTS
+        and not name.endswith(("_S", "_R", "_K", "_L", "_B"))
+    ]
+    assert bare == []
