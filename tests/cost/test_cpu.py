@@ -39,6 +39,7 @@ def test_the_reference_host_and_model_get_back_what_was_measured(engine: str) ->
     )
     step = cpu_step_time(calibration, host, model, "likely")
     assert is_own
+    assert step.data_ranks == 1
     for knot in calibration.knots:
         assert step.curve_s(knot.tokens) == pytest.approx(knot.seconds)
     assert step.kv_token_s == pytest.approx(calibration.kv_token_s)

@@ -115,6 +115,14 @@ def test_memory_is_what_is_left_of_the_rank() -> None:
     assert deploy(DEEPSEEK, H200).memory().kv_tokens == 0.0
 
 
+def test_a_rank_is_its_share_of_the_package() -> None:
+    assert ASCEND.ranks_per_accelerator == 2
+    assert ASCEND.memory_bytes == 64e9
+    assert ASCEND.hbm_bytes_per_s == 1.6e12
+    assert ASCEND.peak("bf16") == 376e12
+    assert H200.memory_bytes == 141e9
+
+
 def test_eight_bit_weights_run_in_what_the_chip_can() -> None:
     assert native_precision(DEEPSEEK, H200).weights == "fp8"
     assert native_precision(DEEPSEEK, ASCEND).weights == "int8"

@@ -90,6 +90,16 @@ def test_a_model_too_large_for_the_fleet_says_that_it_does_not_fit() -> None:
         plan_model(ask("deepseek-v3"), parse_fleet("nvidia-h200-sxm:2"))
 
 
+def test_the_parts_of_a_fleet_are_named_in_order() -> None:
+    fleet = parse_fleet("nvidia-h200-sxm:8 + huawei-cm384 + hygon-bw1000:1")
+    assert list(fleet) == ["a", "b", "c"]
+    assert (fleet["a"].count, fleet["b"].pod, fleet["c"].accelerator) == (
+        8,
+        "huawei-cm384",
+        "hygon-bw1000",
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "error", "says"),
     [

@@ -47,6 +47,15 @@ def test_every_layout_fits_the_island_and_none_comes_twice() -> None:
         assert all(layout.world <= where.ranks for layout in found)
 
 
+def test_expert_models_are_asked_at_the_published_layouts() -> None:
+    asked = set(layouts(DEEPSEEK, CM384))
+    for dp in (32, 96, 320):  # CloudMatrix prefill and decode, and a count that is no power of two
+        assert Layout(dp=dp, ep=dp) in asked
+    assert Layout(tp=8, dp=32, ep=256) in asked
+    assert Layout(tp=16, ep=16) in asked
+    assert Layout(tp=16) in asked
+
+
 def test_all_layouts_looked_at_are_accounted_for() -> None:
     found = search(ask(ttft_s=0.5, tpot_s=0.02), HGX, native_precision(LLAMA, HGX.rank))
     assert found.looked_at == len(found.candidates) + sum(found.pruned.values())

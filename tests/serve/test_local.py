@@ -1,6 +1,7 @@
 """From a machine to a plan: how cores are split, and what cannot run here."""
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,8 @@ from polypod.plan.host import CoreGroup, LocalEngine, plan_host
 from polypod.plan.spec import Plan
 from polypod.serve.devices.cgroup import CgroupLimits
 from polypod.serve.devices.cpu import CpuGroup, HostCpu
-from polypod.serve.local import local_engines, local_model, prepare, split_cores
+from polypod.serve.devices.measure import Bandwidth, GemmRate, HostMeasurement, Sampled
+from polypod.serve.local import core_groups, local_engines, local_model, prepare, split_cores
 
 
 def machine(*nodes: tuple[int, ...], quota: float | None = None) -> HostCpu:
@@ -44,6 +46,34 @@ def test_cores_are_split_by_node_or_down_the_middle(
     cpu: HostCpu, halves: list[tuple[int, ...]]
 ) -> None:
     assert split_cores(cpu) == halves
+
+
+def sampled(rate: float) -> Sampled:
+    return Sampled(median=rate, lowest=rate, highest=rate, samples=1)
+
+
+def test_half_the_cores_get_the_rates_between_one_core_and_all() -> None:
+    """One core does 100 GFLOPS, four do 280: two lie on the line of the rate per core, 100, 90, 80, 70."""
+    small, large = 2**27, 2**30
+    measured = HostMeasurement(
+        at=datetime(2026, 1, 1, tzinfo=UTC), cpu="m", kernel="6", cores=(0, 1, 2, 3), versions={}, absent={}, seconds=1.0,
+        gemm=tuple(
+            GemmRate(dtype=dtype, threads=threads, flops_per_s=sampled(rate), kernel="k")
+            for dtype, threads, rate in (("fp32", 1, 100e9), ("fp32", 4, 280e9), ("bf16", 1, 900e9))
+        ),
+        bandwidth=tuple(
+            Bandwidth(kind=kind, threads=threads, buffer_bytes=size, exceeds_cache=False, bytes_per_s=sampled(rate))
+            for kind, threads, size, rate in (
+                ("read", 1, small, 10e9), ("read", 4, small, 40e9), ("read", 1, large, 1e9), ("copy", 1, small, 2e9),
+            )
+        ),
+    )  # fmt: skip
+    groups = core_groups(machine((0, 1, 2, 3)), measured)
+    assert [group.cores for group in groups] == [(0, 1), (2, 3)]
+    for group in groups:
+        assert group.rates.gemm_flops_per_s == pytest.approx(180e9)
+        assert group.rates.read_bytes_per_s == pytest.approx(20e9)
+        assert (group.rates.cores, group.rates.cpu_class) == (2, "x86-avx2")
 
 
 def test_an_engine_nobody_has_is_refused_with_the_nearest() -> None:

@@ -128,7 +128,6 @@ def group_of(op: Op, layout: Layout) -> tuple[int, int]:
         "tp": (layout.tp, 1),
         "dp": (layout.dp, layout.tp),
         "ep": (layout.ep, max(stage // layout.ep, 1)),
-        "moe_tp": (max(stage // layout.ep, 1), 1),
         "pp": (2, stage),
     }[str(op.group)]
 

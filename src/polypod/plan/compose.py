@@ -14,7 +14,7 @@ from polypod.cost.deployment import Deployment, native_precision
 from polypod.errors import InfeasibleError
 from polypod.plan.confirm import Confirmed, confirm
 from polypod.plan.place import Island, islands
-from polypod.plan.search import Candidate, Miss, Question, Search, search, steady
+from polypod.plan.search import Candidate, Miss, Question, Search, mean_pairs, search, steady
 from polypod.plan.spec import (
     Plan,
     Pool,
@@ -205,7 +205,7 @@ def bounds(question: Question, candidate: Candidate) -> dict[Literal["prefill", 
     decode = deployment.ops(
         sequences=batch, kv_tokens=batch * (length + question.output_tokens / 2)
     )
-    prefill = deployment.ops(prompt_tokens=chunk, pairs=chunk * length / 2)
+    prefill = deployment.ops(prompt_tokens=chunk, pairs=mean_pairs(chunk, length))
     return {
         "prefill": deployment.cost(prefill).bound,
         "decode": deployment.cost(decode).bound,
@@ -309,7 +309,9 @@ def beside_published(deployment: Deployment, published: Published) -> BesidePubl
         else:
             tokens = float(published.tokens_per_rank or published.context_tokens)
             step_s = deployment.step_s(
-                prompt_tokens=tokens, pairs=tokens * published.context_tokens / 2, case=case
+                prompt_tokens=tokens,
+                pairs=mean_pairs(tokens, float(published.context_tokens)),
+                case=case,
             )
         value[case] = float(tokens / step_s) * per_package
     return BesidePublished(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from polypod.cost.calibration import Case
 from polypod.cost.deployment import Deployment
+from polypod.cost.roofline import Number
 from polypod.errors import LayoutError
 from polypod.plan.place import Island
 from polypod.workload.layout import Layout, check_layout
@@ -210,7 +211,7 @@ def steady(
     chunk = np.minimum(chunk, length)
     chunks = np.ceil(length / chunk)
     decode_s = deployment.step_s(sequences=batch, kv_tokens=kv_tokens, case=case)
-    pairs = chunk * length / 2  # the mean over a prompt's chunks
+    pairs = mean_pairs(chunk, length)
     mixed_s = deployment.step_s(
         sequences=batch, kv_tokens=kv_tokens, prompt_tokens=chunk, pairs=pairs, case=case
     )
@@ -237,6 +238,15 @@ def whole_replicas(island: Island, world: int) -> int:
         return island.ranks // world
     full, rest = divmod(island.ranks, joined)
     return full * (joined // world) + rest // world
+
+
+def mean_pairs(chunk: Number, length: Number) -> Number:
+    """Prompt token x context token pairs of a chunk, in the mean over a prompt's chunks: half of its length is before it.
+
+    >>> mean_pairs(512.0, 4096.0)
+    1048576.0
+    """
+    return chunk * length / 2
 
 
 def batches(most: int) -> Floats:

@@ -24,6 +24,7 @@ import msgspec
 
 from polypod import __version__
 from polypod.cost.cpu import CpuCalibration
+from polypod.errors import FileError
 from polypod.plan.spec import Plan, Pool, Service, to_yaml, write_plan
 from polypod.policy.events import ReplicaDown, ReplicaUp, StepObserved
 from polypod.policy.node import Policy
@@ -267,8 +268,15 @@ def _header(prepared: Prepared) -> Header:
 
 
 def run_folder(state: Path) -> Path:
-    """A new folder for one run's plan, logs and record."""
+    """A new folder for one run's plan, logs and record. Raises `FileError` where it cannot be made."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     folder = state / "runs" / f"{stamp}-{secrets.token_hex(2)}"
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        problem = (
+            f"cannot be made ({error.strerror}), and a run keeps its plan, its logs and its record there; "
+            "set XDG_STATE_HOME to a folder that can be written"
+        )
+        raise FileError(folder, problem) from error
     return folder

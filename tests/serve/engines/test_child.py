@@ -59,3 +59,19 @@ def test_a_child_whose_parent_died_before_it_asked_ends_itself() -> None:
     with start(min(os.sched_getaffinity(0)), **{PARENT_VARIABLE: "1"}) as child:
         assert child.wait(timeout=5) == 1
         assert "the parent 1 is gone" in child.stderr.read()
+
+
+def test_a_full_disk_costs_log_lines_and_not_the_engine() -> None:
+    program = (
+        "import os, sys\nfrom polypod.serve.engines.child import settle\nsettle()\n"
+        "print('x' * 100_000, flush=True)\nprint('y', file=sys.stderr, flush=True)\nos._exit(7)"
+    )
+    core = min(os.sched_getaffinity(0))
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device, to be handed on)
+        done = subprocess.run(
+            [sys.executable, "-c", program, "--cores", str(core), *ARGUMENTS],
+            stdout=full,
+            stderr=full,
+            check=False,
+        )
+    assert done.returncode == 7

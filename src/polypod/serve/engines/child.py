@@ -5,12 +5,15 @@ Import nothing here that starts threads: a thread pool made before `settle` woul
 
 import argparse
 import ctypes
+import io
 import os
 import signal
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from polypod.errors import FileError
 from polypod.serve.engines.spec import PARENT_VARIABLE, SECRET_VARIABLE
@@ -35,6 +38,7 @@ class ChildOptions:
 def settle(argv: Sequence[str] | None = None) -> ChildOptions:
     """Read the command line and make this process a well-behaved child."""
     options = _parse(argv)
+    sys.stdout, sys.stderr = Forgiving(sys.stdout), Forgiving(sys.stderr)
     os.sched_setaffinity(0, options.cores)
     die_with_parent()
     signal.signal(
@@ -50,6 +54,25 @@ def check_weights(path: Path) -> None:
         read_header(path)
     except FileError as error:
         raise SystemExit(str(error)) from error
+
+
+class Forgiving(io.TextIOBase):
+    """A log that must not stop what it tells of: when the disk is full, lines are lost and the engine goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
 
 def die_with_parent() -> None:
