@@ -122,9 +122,9 @@ class _Answer:
         if chunk.usage is not None:
             self._usage = chunk.usage
         for choice in chunk.choices:
+            self._last_s = at_s  # the last one may bear no text: the token that ends the answer was computed too
             if choice.delta.content:
                 self._first_s = self._first_s or at_s
-                self._last_s = at_s
                 self._texts.append(choice.delta.content)
 
     def asked(self, replica: str | None) -> Asked:
