@@ -12,7 +12,7 @@ import hashlib
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ import msgspec
 
 from polypod import __version__
 from polypod.cost.cpu import CpuCalibration
-from polypod.errors import FileError
+from polypod.errors import EngineError, FileError, RunError
 from polypod.plan.spec import Plan, Pool, Service, to_yaml, write_plan
 from polypod.policy.events import ReplicaDown, ReplicaUp, StepObserved
 from polypod.policy.node import Policy
@@ -32,7 +32,7 @@ from polypod.policy.settings import PolicySettings
 from polypod.record import Header
 from polypod.serve.ask import Asked, Asker
 from polypod.serve.attempt import Desk
-from polypod.serve.engines import ENGINES, EngineSpec
+from polypod.serve.engines import ENGINES, Engine, EngineSpec
 from polypod.serve.gateway import Gateway
 from polypod.serve.listen import serve
 from polypod.serve.loop import Driver, Outlets
@@ -76,6 +76,8 @@ class LiveNode:
         prepared: Prepared,
         listener: socket.socket,
         on_change: Callable[[WarmUp | Down], None] = lambda _: None,
+        *,
+        engines: Mapping[str, Engine] = ENGINES,
     ) -> None:
         self._prepared = prepared
         self._listener = listener
@@ -96,7 +98,7 @@ class LiveNode:
         self._loading = set(self._ups)
         self._loaded = asyncio.Event()
         self._sockets = make_socket_directory()
-        self._supervisor = Supervisor(_replicas(prepared, self._sockets), self._hear)
+        self._supervisor = Supervisor(_replicas(prepared, self._sockets, engines), self._hear)
 
     @property
     def url(self) -> str:
@@ -159,7 +161,12 @@ class LiveNode:
             return
         await self._all_loaded(news)
         predicted = self._ups[news.replica]
-        observed = await _warm_up(news, predicted, self._prepared.calibrations.get(news.replica))
+        calibration = self._prepared.calibrations.get(news.replica)
+        try:
+            observed = await _warm_up(news, predicted, calibration)
+        except RunError as error:  # the supervisor takes it as a start that failed, and tries again
+            msg = f"replica {news.replica} says it is well and does not answer: {error}"
+            raise EngineError(msg) from error
         now_s = self._driver.now_s()
         up = msgspec.structs.replace(predicted, at_s=now_s, epoch=news.epoch)
         self._driver.attach(up, news.endpoint)
@@ -226,10 +233,10 @@ def _ratio(step: StepObserved, predicted: ReplicaUp) -> float:
     return step.step_s / expected
 
 
-def _replicas(prepared: Prepared, sockets: Path) -> list[Replica]:
+def _replicas(prepared: Prepared, sockets: Path, engines: Mapping[str, Engine]) -> list[Replica]:
     return [
         Replica(
-            engine=ENGINES[str(pool.engine)], spec=_spec(prepared, service, pool, name, sockets)
+            engine=engines[str(pool.engine)], spec=_spec(prepared, service, pool, name, sockets)
         )
         for service in prepared.plan.services
         for pool in service.pools
