@@ -81,6 +81,10 @@ def test_small_decode_waits_for_memory_and_long_prefill_for_arithmetic() -> None
     assert decode.bound.startswith("HBM (gemm)")
     assert prefill.bound.startswith("FLOPs (gemm)")
     assert sum(decode.shares().values()) == pytest.approx(1.0)
+    percents = [int(part.split()[-2]) for part in decode.bound.split(", ")]
+    assert len(percents) == 3
+    assert 80 <= sum(percents) <= 100
+    assert percents == sorted(percents, reverse=True)
 
 
 def test_tensor_parallel_shortens_a_step_and_costs_accelerator_time() -> None:
@@ -139,4 +143,6 @@ def test_a_type_without_a_peak_is_refused_by_name() -> None:
 
 
 def test_a_tier_whose_latency_nobody_published_is_named_as_an_assumption() -> None:
-    assert any("'die pair' tier is not published" in note for note in ASCEND.assumptions)
+    assert any(
+        "'die pair' tier is not published; 1.9 us assumed" in note for note in ASCEND.assumptions
+    )

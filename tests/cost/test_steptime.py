@@ -53,6 +53,7 @@ def test_twice_as_slow_is_twice_as_slow_in_every_term() -> None:
         ((1,), (1.0,), "two knots"),
         ((1, 2), (1.0,), "two knots"),
         ((2, 1), (1.0, 1.0), "increase"),
+        ((1, 1), (1.0, 1.0), "increase"),
         ((1, 2), (1.0, -1.0), "negative"),
     ],
 )

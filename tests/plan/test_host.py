@@ -45,6 +45,19 @@ def test_two_engines_get_half_the_cores_each() -> None:
     assert all(pool.state == "launchable" for pool in pools)
 
 
+def test_a_pool_is_predicted_at_a_full_batch_and_says_what_bounds_it() -> None:
+    pool = plan([LLAMA_CPP]).services[0].pools[0]
+    assert pool.predicted is not None
+    step = step_times("llama.cpp", RATES, engine_model(MODEL, 2.0))[1]["likely"]
+    full_s = step.step_s(tokens=8, kv_tokens=8 * (64 + 64 / 2), sequences=8)
+    assert pool.max_sequences == 8
+    assert pool.predicted.tokens_per_s_per_accelerator == pytest.approx(8 / full_s, abs=0.1)
+    for bound in pool.predicted.bound.values():
+        memory, arithmetic = (int(part.split()[1]) for part in bound.split(", "))
+        assert memory + arithmetic == 100
+    assert pool.predicted.bound["decode"] != pool.predicted.bound["prefill"]
+
+
 def test_one_engine_gets_both_halves_under_names_of_their_own() -> None:
     made = plan([OPENVINO])
     ups = pool_replicas(made)

@@ -103,6 +103,31 @@ def test_replicas_do_not_straddle_racks() -> None:
     assert whole_replicas(place("nvidia-h200-sxm:12"), 4) == 3
 
 
+def test_the_closed_form_is_what_it_says_it_is() -> None:
+    """The formulas of the module's docstring, on one batch and chunk, from the same step costs."""
+    deployment = Deployment(
+        model=DEEPSEEK,
+        layout=Layout(dp=32, ep=32),
+        precision=native_precision(DEEPSEEK, CM384.rank),
+        rank=CM384.rank,
+    )
+    question = Question(model=DEEPSEEK, input_tokens=4000, output_tokens=500)
+    b, k = 10.0, 1024.0
+    load = steady(question, deployment, np.array([b]), np.array([k]))
+
+    cached = b * (4000 + 500 / 2)
+    decode_s = float(deployment.step_s(sequences=b, kv_tokens=cached))
+    mixed_s = float(
+        deployment.step_s(sequences=b, kv_tokens=cached, prompt_tokens=k, pairs=k * 4000 / 2)
+    )
+    share = 1 - np.exp(-32 * b / 500 * 4)
+    tpot_s = decode_s + share * (mixed_s - decode_s)
+    assert float(load.tpot_s[0]) == pytest.approx(tpot_s)
+    assert float(load.ttft_s[0]) == pytest.approx(tpot_s / 2 + 4 * mixed_s)
+    assert float(load.tokens_per_s[0]) == pytest.approx(32 * b / tpot_s)
+    assert float(load.prompt_share[0]) == pytest.approx(b / 500 * 4)
+
+
 def test_the_closed_form_agrees_with_the_emulation_at_the_same_batch() -> None:
     """Referee: the engine emulation at a rate that keeps about the same number of sequences running."""
     deployment = Deployment(

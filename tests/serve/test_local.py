@@ -100,7 +100,11 @@ def embedded_plan(cores: tuple[int, ...]) -> Plan:
 
 def test_a_plan_for_cores_that_are_not_here_is_refused(tmp_path: Path) -> None:
     mine = min(os.sched_getaffinity(0))
-    assert prepare(embedded_plan((mine,)), tmp_path).ups[0].replica == "llama.cpp-0"
+    ready = prepare(embedded_plan((mine,)), tmp_path)
+    assert ready.ups[0].replica == "llama.cpp-0"
+    assert {name: one.engine for name, one in ready.calibrations.items()} == {
+        "llama.cpp-0": "llama.cpp"
+    }
     with pytest.raises(InputError, match=r"cores \[4096\] .* at `\$\.services\[0\]\.pools\[0\]`"):
         prepare(embedded_plan((4096,)), tmp_path)
 
