@@ -62,7 +62,7 @@ def test_every_source_of_hardware_has_an_address_or_says_that_none_is_on_record(
         assert re.search(r"https?://\S+\.\S+|no address on record", source), source
 
     without = [source for source in cited if "http" not in source]
-    assert len(without) < 0.2 * len(cited)
+    assert len(without) < 0.1 * len(cited)
 
 
 def test_what_was_not_read_again_is_said_so():
