@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polypod.catalog.load import listing, load_pod
+from polypod.catalog.load import listing, load_accelerator, load_pod
 from polypod.catalog.topology import Topology, loose_topology, topology
 from polypod.errors import InputError
 
@@ -92,6 +92,15 @@ def test_a_pod_that_says_no_speed_leaves_its_chips_their_own_fabric():
     links = loose_topology("mthreads-s5000", 8).links
 
     assert [(link.ranks, link.bytes_per_s) for link in links] == [(8, 392e9)]
+
+
+def test_a_package_of_two_dies_shares_its_own_fabric(monkeypatch: pytest.MonkeyPatch):
+    twin = msgspec.structs.replace(load_accelerator("nvidia-h20"), ranks=2)
+    monkeypatch.setattr("polypod.catalog.topology.load_accelerator", lambda _: twin)
+
+    tier = loose_topology("nvidia-h20", 1).links[0]
+
+    assert (tier.ranks, tier.bytes_per_s) == (16, 225e9)
 
 
 def test_a_fabric_of_unknown_speed_is_still_a_fabric():

@@ -54,5 +54,7 @@ def test_a_layout_past_the_links_on_record_is_refused():
     precision = native_precision(llama, rank)
 
     assert Deployment(model=llama, layout=Layout(tp=8, pp=2), precision=precision, rank=rank)
-    with pytest.raises(LayoutError, match=r"32 ranks of aws-trainium2 need links .* join 16"):
+    with pytest.raises(
+        LayoutError, match=r"32 ranks of aws-trainium2 are more .* use at most 16 together"
+    ):
         Deployment(model=llama, layout=Layout(tp=8, pp=4), precision=precision, rank=rank)

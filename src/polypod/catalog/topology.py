@@ -79,10 +79,11 @@ def loose_tiers(accelerator: str) -> tuple[Tier, ...]:
     """
     chip = load_accelerator(accelerator)
     home = accelerators_pod(chip.id)
+    tiers = home.tiers if home is not None else ()
     own = _own_tier(chip)
-    if own is not None and (home is None or home.tiers[0].bytes_per_s is None):
+    if own is not None and (not tiers or tiers[0].bytes_per_s is None):
         return (own,)
-    return home.tiers if home is not None else ()
+    return tiers
 
 
 def _own_tier(chip: Accelerator) -> Tier | None:

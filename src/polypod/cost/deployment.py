@@ -82,8 +82,8 @@ class Deployment:
         reach = self.rank.reach
         if reach is not None and self.layout.world > reach:
             msg = (
-                f"{self.layout.world} ranks of {self.rank.chip} need links whose bandwidth is not on record; "
-                f"those that are join {reach}: use at most as many"
+                f"{self.layout.world} ranks of {self.rank.chip} are more than its links of known bandwidth join; "
+                f"use at most {reach} together"
             )
             raise LayoutError(msg)
 
