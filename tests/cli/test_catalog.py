@@ -30,7 +30,7 @@ def test_the_list_of_one_kind_has_no_other(capsys: pytest.CaptureFixture[str]):
 
     out = capsys.readouterr().out
     assert out.startswith("links: ")
-    assert "nvlink5" in out
+    assert "NVIDIA NVLink 5\n" in out  # a link has an owner
     assert "huawei-cm384" not in out
 
 
