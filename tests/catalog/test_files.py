@@ -3,7 +3,13 @@ from pathlib import Path
 import pytest
 
 from polypod.catalog import load
-from polypod.catalog.load import load_accelerator, load_file, load_model, load_pod
+from polypod.catalog.load import (
+    load_accelerator,
+    load_file,
+    load_link,
+    load_model,
+    load_pod,
+)
 from polypod.errors import FileError
 
 DATA = Path(load.__file__).parent / "data"
@@ -57,6 +63,36 @@ def test_a_broken_pod_file_names_the_tier(tmp_path: Path, old: str, new: str, sa
 
     with pytest.raises(FileError, match=says):
         load_pod(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("value = 450e9", "value = 450", r"450 bytes per second .* at `\$\.scale_up\.bytes_per_s\.value`"),
+        ("accelerators = 8", "ranks = 8", r"unknown field `ranks` - at `\$\.scale_up`; the keys there are name, accelerators"),
+    ],
+)  # fmt: skip
+def test_a_broken_scale_up_is_named(tmp_path: Path, old: str, new: str, says: str):
+    path = broken(tmp_path, "accelerators/nvidia-h20", old, new)
+
+    with pytest.raises(FileError, match=says):
+        load_accelerator(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("value = 392e9", "value = 392", r"392 bytes per second .* at `\$\.bytes_per_s\.Ascend 910C\.value`"),
+        ("value = 1.2e-6", "value = 1.2", r"1\.2 seconds cannot be; .* at `\$\.latency_s\.inside a node\.value`"),
+        ('purpose = "scale-up"', 'purpose = "fast"', "Invalid enum value 'fast'"),
+        ('owner = "Huawei"', "", r"missing required field `owner`; the keys there are id, name, owner"),
+    ],
+)  # fmt: skip
+def test_a_broken_link_file_names_the_key(tmp_path: Path, old: str, new: str, says: str):
+    path = broken(tmp_path, "links/ub1", old, new)
+
+    with pytest.raises(FileError, match=says):
+        load_link(path)
 
 
 def test_a_latency_in_microseconds_is_caught(tmp_path: Path):

@@ -9,6 +9,7 @@ from polypod.catalog.load import (
     listing,
     load_accelerator,
     load_file,
+    load_link,
     load_model,
     load_pod,
 )
@@ -34,6 +35,38 @@ def test_a_chip_answers_to_its_id_and_its_names_in_any_case(name: str):
 )
 def test_a_pod_answers_in_english_and_chinese(name: str, pod: str):
     assert load_pod(name).id == pod
+
+
+@pytest.mark.parametrize(
+    ("name", "chip"),
+    [
+        ("寒武纪思元590", "cambricon-mlu590"),
+        ("昆仑芯P800", "kunlun-p800"),
+        ("沐曦C500", "metax-c500"),
+        ("摩尔线程S5000", "mthreads-s5000"),
+        ("壁仞BR100", "biren-br100"),
+        ("天数智芯天垓100", "iluvatar-bi-v100"),
+        ("燧原S60", "enflame-s60"),
+        ("平头哥真武810E", "thead-zhenwu-810e"),
+        ("英伟达 H20", "nvidia-h20"),
+        ("PPU", "thead-zhenwu-810e"),
+    ],
+)
+def test_chips_answer_to_their_chinese_names(name: str, chip: str):
+    assert load_accelerator(name).id == chip
+
+
+def test_links_answer_in_english_and_chinese():
+    assert load_link("灵衢2.0") == load_link("UB2") == load_link("UnifiedBus 2.0")
+
+
+def test_the_listing_reads_heads_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(load, "read_entry")
+    load._index.cache_clear()
+
+    kinds = {entry.kind for entry in listing()}
+
+    assert kinds == set(load.KINDS)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +169,12 @@ def test_a_persons_own_chip_is_read_by_its_path():
     path = DATA / "accelerators/hygon-bw1000.toml"
 
     assert load_file(path) == load_accelerator(str(path)) == load_accelerator("hygon-bw1000")
+
+
+def test_a_persons_own_link_is_read_by_its_path():
+    path = DATA / "links/ub2.toml"
+
+    assert load_file(path) == load_link(str(path)) == load_link("ub2")
 
 
 def test_a_model_is_read_from_a_config_or_the_folder_that_holds_it(tmp_path: Path):

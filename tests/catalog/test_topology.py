@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polypod.catalog.load import listing, load_pod
+from polypod.catalog.load import listing, load_accelerator, load_pod
 from polypod.catalog.topology import Topology, loose_topology, topology
 from polypod.errors import InputError
 
-PODS = [entry.id for entry in listing() if entry.kind == "pod"]
+ALL_PODS = [load_pod(entry.id) for entry in listing() if entry.kind == "pod"]
+PODS = [pod.id for pod in ALL_PODS if pod.accelerator is not None]
 SUPERNODE = topology(load_pod("huawei-cm384"))
 
 
@@ -18,9 +19,8 @@ def test_tiers_join_more_ranks_and_get_no_faster_outwards(pod: str):
     for near, far in pairwise(topology(load_pod(pod)).links):
         assert near.ranks is not None
         assert far.ranks is None or far.ranks >= near.ranks
-        assert near.bytes_per_s is not None
-        assert far.bytes_per_s is not None
-        assert far.bytes_per_s <= near.bytes_per_s
+        if near.bytes_per_s is not None and far.bytes_per_s is not None:
+            assert far.bytes_per_s <= near.bytes_per_s
 
 
 @pytest.mark.parametrize("pod", PODS)
@@ -79,6 +79,42 @@ def test_loose_chips_take_the_fabric_of_their_usual_pod():
 
     assert loose.ranks == 4
     assert loose.links == topology(load_pod("nvidia-hgx-h200")).links
+
+
+def test_chips_without_a_pod_take_their_own_fabric():
+    links = loose_topology("nvidia-h20", 64).links
+
+    assert [(link.name, link.ranks, link.bytes_per_s) for link in links] == [("NVLink4", 8, 450e9)]
+
+
+def test_a_pod_that_says_no_speed_leaves_its_chips_their_own_fabric():
+    # the C256 does not say how fast its cards are joined; the card does
+    links = loose_topology("mthreads-s5000", 8).links
+
+    assert [(link.ranks, link.bytes_per_s) for link in links] == [(8, 392e9)]
+
+
+def test_a_package_of_two_dies_shares_its_own_fabric(monkeypatch: pytest.MonkeyPatch):
+    twin = msgspec.structs.replace(load_accelerator("nvidia-h20"), ranks=2)
+    monkeypatch.setattr("polypod.catalog.topology.load_accelerator", lambda _: twin)
+
+    tier = loose_topology("nvidia-h20", 1).links[0]
+
+    assert (tier.ranks, tier.bytes_per_s) == (16, 225e9)
+
+
+def test_a_fabric_of_unknown_speed_is_still_a_fabric():
+    # the number of ports of a P800 is not published
+    links = loose_topology("kunlun-p800", 8).links
+
+    assert [(link.ranks, link.bytes_per_s) for link in links] == [(64, None)]
+
+
+def test_a_pod_of_an_undisclosed_accelerator_cannot_be_planned_on():
+    with pytest.raises(
+        InputError, match=r"inspur-sd200 is 64 accelerators .* missing: accelerator"
+    ):
+        topology(load_pod("inspur-sd200"))
 
 
 def test_one_chip_alone_has_its_dies():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from polypod.catalog.load import listing
 from polypod.cli.main import main
 
 CONFIG = {
@@ -13,18 +14,33 @@ CONFIG = {
 }  # fmt: skip
 
 
-def test_the_list_names_every_entry_with_its_kind(capsys: pytest.CaptureFixture[str]):
+def test_the_list_names_every_entry_under_its_kind(capsys: pytest.CaptureFixture[str]):
     assert main(["catalog", "list"]) == 0
 
     out = capsys.readouterr().out
-    assert "huawei-cm384                         pod" in out
-    assert "deepseek-ai/DeepSeek-V3              model" in out
+    blocks = {block.split("s:")[0]: block for block in out.split("\n\n")}
+    assert list(blocks) == ["accelerator", "pod", "link", "model"]
+    assert "\nhuawei-cm384                  2025  Huawei CloudMatrix384" in blocks["pod"]
+    assert "\ndeepseek-ai/DeepSeek-V3" in blocks["model"]
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_the_list_of_one_kind_has_no_other(capsys: pytest.CaptureFixture[str]):
+    main(["catalog", "list", "--kind", "link"])
+
+    out = capsys.readouterr().out
+    assert out.startswith("links: ")
+    assert "NVIDIA NVLink 5\n" in out  # a link has an owner
+    assert "huawei-cm384" not in out
 
 
 def test_the_list_as_json_is_one_object(capsys: pytest.CaptureFixture[str]):
     main(["catalog", "list", "--json"])
 
-    entries = json.loads(capsys.readouterr().out)["entries"]
+    shown = json.loads(capsys.readouterr().out)
+    entries = shown["entries"]
+    assert sum(shown["counts"].values()) == len(entries)
+    assert list(shown["counts"]) == ["accelerator", "pod", "link", "model"]
     assert {"kind": "accelerator", "id": "nvidia-h200-sxm", "title": "NVIDIA H200 SXM"} in entries
 
 
@@ -61,10 +77,34 @@ def test_a_model_is_shown_with_what_it_costs(capsys: pytest.CaptureFixture[str])
 
 
 def test_lines_fit_eighty_columns_but_for_addresses(capsys: pytest.CaptureFixture[str]):
-    for name in ("910c", "h200", "bw1000", "cm384", "scalex640", "deepseek-v3", "smollm2"):
-        main(["catalog", "show", name])
+    for listed in listing():
+        main(["catalog", "show", listed.id])
         for line in capsys.readouterr().out.splitlines():
             assert len(line) <= 80 or line.lstrip().startswith("http"), line
+
+
+def test_a_link_is_shown_with_its_speeds_and_latencies(capsys: pytest.CaptureFixture[str]):
+    main(["catalog", "show", "ub1"])
+
+    out = capsys.readouterr().out
+    assert "Ascend 910C, one way    392 GB/s  datasheet  [1]" in out
+    assert "latency, one hop          200 ns  claimed" in out
+
+
+def test_a_pod_of_an_undisclosed_make_is_shown_as_one(capsys: pytest.CaptureFixture[str]):
+    main(["catalog", "show", "浪潮元脑SD200"])
+
+    out = capsys.readouterr().out
+    assert "pod of 64 accelerators of a make not disclosed" in out
+    assert "4 TB of HBM [1]; parts: ?" in out
+
+
+def test_a_chip_says_who_may_buy_it_and_how_it_is_joined(capsys: pytest.CaptureFixture[str]):
+    main(["catalog", "show", "h20"])
+
+    out = capsys.readouterr().out
+    assert "scale-up            NVLink4, up to 8 accelerators" in out
+    assert "export control      licence required 2025-04" in out
 
 
 def test_an_address_is_printed_whole(capsys: pytest.CaptureFixture[str]):
@@ -83,7 +123,9 @@ def test_neither_list_nor_show_is_bad_input():
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize(("name", "kind"), [("h200", "accelerator"), ("cm384", "pod")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("h200", "accelerator"), ("cm384", "pod"), ("ub2", "link")]
+)
 def test_hardware_as_json_is_its_file(name: str, kind: str, capsys: pytest.CaptureFixture[str]):
     main(["catalog", "show", name, "--json"])
 
@@ -119,7 +161,9 @@ def test_a_persons_own_config_is_shown(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_an_unknown_name_is_bad_input_with_the_nearest(capsys: pytest.CaptureFixture[str]):
     assert main(["catalog", "show", "h300"]) == 2
-    assert "no accelerator, pod or model is called 'h300'; nearest: h200" in capsys.readouterr().err
+    assert (
+        "no accelerator, pod, link or model is called 'h300'; nearest: " in capsys.readouterr().err
+    )
 
 
 def test_the_catalog_is_shown_without_numpy():

@@ -18,15 +18,17 @@ from polypod.catalog.schema import (
     Claim,
     Conflict,
     Fact,
+    Interconnect,
     ModelCard,
     Pod,
     Published,
+    ScaleUp,
     Strict,
     Tier,
 )
 from polypod.errors import FileError
 
-Entry = TypeVar("Entry", Accelerator, Pod, ModelCard)
+Entry = TypeVar("Entry", bound=Accelerator | Pod | Interconnect | ModelCard)
 Readable = Path | Traversable
 
 
@@ -83,15 +85,18 @@ def read_config(path: Readable) -> dict[str, Any]:
     return config
 
 
-def kind_of(path: Readable) -> type[Accelerator] | type[Pod]:
-    """Whether a person's file describes an accelerator or a pod, by the key that only one of them has."""
+def kind_of(path: Readable) -> type[Accelerator] | type[Pod] | type[Interconnect]:
+    """What a person's file describes, by the keys that only one kind has."""
     raw = _parse(path, _text(path))
+    if "owner" in raw or "openness" in raw:
+        return Interconnect
     if "tiers" in raw or "accelerators" in raw:
         return Pod
     if "peak_flops_per_s" in raw or "memory_bytes" in raw:
         return Accelerator
     problem = (
-        "is neither an accelerator (peak_flops_per_s, memory_bytes) nor a pod (accelerator, tiers)"
+        "is neither an accelerator (peak_flops_per_s, memory_bytes) nor a pod (accelerators, tiers) "
+        "nor a link (owner, openness)"
     )
     raise FileError(str(path), problem)
 
@@ -115,6 +120,7 @@ _STRUCTS: Final[dict[str, type[Strict]]] = {
     "claims": Claim,
     "published": Published,
     "conflicts": Conflict,
+    "scale_up": ScaleUp,
 }
 """What the items of a list are; any other nested table is a Fact."""
 
@@ -129,7 +135,7 @@ def _explain(problem: str, kind: type[Strict]) -> str:
     return f"{problem}; the keys there are {', '.join(struct.__struct_fields__)}"
 
 
-def _check_ranges(entry: Accelerator | Pod, path: Readable) -> None:
+def _check_ranges(entry: Accelerator | Pod | Interconnect, path: Readable) -> None:
     for place, fact, allowed in _ranged(entry):
         if fact is not None and not allowed.least <= fact.value <= allowed.most:
             problem = (
@@ -139,16 +145,35 @@ def _check_ranges(entry: Accelerator | Pod, path: Readable) -> None:
             raise FileError(str(path), problem)
 
 
-def _ranged(entry: Accelerator | Pod) -> Iterator[tuple[str, Fact | None, Range]]:
+Ranged = Iterator[tuple[str, Fact | None, Range]]
+
+
+def _ranged(entry: Accelerator | Pod | Interconnect) -> Ranged:
     if isinstance(entry, Accelerator):
-        for dtype, peak in entry.peak_flops_per_s.items():
-            yield f"peak_flops_per_s.{dtype}", peak, _PEAK
-        yield "memory_bytes", entry.memory_bytes, _MEMORY
-        yield "memory_bytes_per_s", entry.memory_bytes_per_s, _BANDWIDTH
-        yield "power_w", entry.power_w, _CARD_POWER
-        return
+        return _of_accelerator(entry)
+    return _of_pod(entry) if isinstance(entry, Pod) else _of_link(entry)
+
+
+def _of_accelerator(entry: Accelerator) -> Ranged:
+    for dtype, peak in entry.peak_flops_per_s.items():
+        yield f"peak_flops_per_s.{dtype}", peak, _PEAK
+    yield "memory_bytes", entry.memory_bytes, _MEMORY
+    yield "memory_bytes_per_s", entry.memory_bytes_per_s, _BANDWIDTH
+    yield "power_w", entry.power_w, _CARD_POWER
+    if entry.scale_up is not None:
+        yield "scale_up.bytes_per_s", entry.scale_up.bytes_per_s, _LINK
+
+
+def _of_pod(entry: Pod) -> Ranged:
     for index, tier in enumerate(entry.tiers):
         yield f"tiers[{index}].bytes_per_s", tier.bytes_per_s, _LINK
         yield f"tiers[{index}].latency_s", tier.latency_s, _LATENCY
     yield "power_w", entry.power_w, _POD_POWER
     yield "pue", entry.pue, _PUE
+
+
+def _of_link(entry: Interconnect) -> Ranged:
+    for name, speed in entry.bytes_per_s.items():
+        yield f"bytes_per_s.{name}", speed, _LINK
+    for name, latency in entry.latency_s.items():
+        yield f"latency_s.{name}", latency, _LATENCY

@@ -10,17 +10,20 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from polypod.catalog.files import kind_of, read_config, read_entry, read_head
-from polypod.catalog.schema import Accelerator, ModelCard, Pod
+from polypod.catalog.schema import Accelerator, Interconnect, ModelCard, Pod
 from polypod.errors import FileError, InputError, UnknownNameError
 
-EntryKind = Literal["accelerator", "pod", "model"]
+EntryKind = Literal["accelerator", "pod", "link", "model"]
+
+KINDS: Final[tuple[EntryKind, ...]] = get_args(EntryKind)
 
 _FOLDERS: Final[dict[EntryKind, str]] = {
     "accelerator": "accelerators",
     "pod": "pods",
+    "link": "links",
     "model": "models",
 }
 
@@ -42,6 +45,7 @@ class Listed:
     kind: EntryKind
     id: str
     title: str
+    year: int | None = None
 
 
 def load_accelerator(name: str) -> Accelerator:
@@ -71,6 +75,19 @@ def load_pod(name: str) -> Pod:
     return read_entry(_find("pod", name), Pod)
 
 
+def load_link(name: str) -> Interconnect:
+    """Look an interconnect up by id or name, or read one from a .toml path.
+
+    >>> load_link("nvlink 5").bytes_per_s["NVLink 5"].value
+    900000000000.0
+
+    Raises `UnknownNameError` with the nearest names, `FileError` for a broken file.
+    """
+    if _is_path(name):
+        return read_entry(Path(name), Interconnect)
+    return read_entry(_find("link", name), Interconnect)
+
+
 def load_model(name: str) -> ModelEntry:
     """Look a model up by id or name, or read a config.json: its path, or the folder it lies in.
 
@@ -89,21 +106,32 @@ def load_model(name: str) -> ModelEntry:
     return ModelEntry(name=card.id, path=str(config), config=read_config(config), card=card)
 
 
-def load_file(path: Path | str) -> Accelerator | Pod | ModelEntry:
-    """Read a person's own file: an accelerator or a pod in TOML, a model's config.json or the folder that holds it.
+def load_file(path: Path | str) -> Accelerator | Pod | Interconnect | ModelEntry:
+    """Read a person's own file: an accelerator, a pod or a link in TOML, a model's config.json or the folder that holds it.
 
     Raises `FileError` where it is none of them.
     """
     path = Path(path)
     if path.is_dir() or path.suffix == ".json":
         return _own_model(path)
-    return read_entry(path, Pod) if kind_of(path) is Pod else read_entry(path, Accelerator)
+    return read_entry(path, kind_of(path))
+
+
+def pods_accelerator(pod: Pod) -> Accelerator:
+    """What a pod is made of. Raises `InputError` where its maker does not say."""
+    if pod.accelerator is None:
+        msg = (
+            f"{pod.id} is {pod.accelerators} accelerators of a make that is not disclosed, so nothing can be planned on it; "
+            f"missing: accelerator. Pods of a known one: polypod catalog list --kind pod"
+        )
+        raise InputError(msg)
+    return load_accelerator(pod.accelerator)
 
 
 def accelerators_pod(accelerator: str) -> Pod | None:
     """The pod an accelerator usually comes in: the smallest the catalog has of it; None where it has none."""
     own = load_accelerator(accelerator).id
-    heads = [head for head in _heads("pod") if head["accelerator"] == own]
+    heads = [head for head in _heads("pod") if head.get("accelerator") == own]
     pods = [(head["accelerators"], head["id"]) for head in heads]
     return load_pod(min(pods)[1]) if pods else None
 
@@ -114,7 +142,7 @@ def known_names() -> dict[str, EntryKind]:
 
 
 def listing() -> list[Listed]:
-    """Every entry once: accelerators, then pods, then models, by id."""
+    """Every entry once: accelerators, then pods, links and models, by id."""
     unique = {(listed.kind, listed.id): listed for listed in _index().values()}
     order = list(_FOLDERS)
     return sorted(unique.values(), key=lambda listed: (order.index(listed.kind), listed.id))
@@ -177,7 +205,7 @@ def _index() -> dict[str, Listed]:
     by_name: dict[str, Listed] = {}
     for kind in _FOLDERS:
         for head in _heads(kind):
-            listed = Listed(kind=kind, id=head["id"], title=_title(head))
+            listed = Listed(kind=kind, id=head["id"], title=_title(head), year=head.get("year"))
             by_id[listed.id.casefold()] = listed
             others = [head.get("name", listed.id), *head.get("names", ()), *head.get("aliases", ())]
             by_name |= {name.casefold(): listed for name in others}
@@ -185,8 +213,5 @@ def _index() -> dict[str, Listed]:
 
 
 def _title(head: dict[str, Any]) -> str:
-    return (
-        f"{head['vendor']} {head['name']}"
-        if "vendor" in head
-        else str(head["id"]).partition("/")[2]
-    )
+    owner = head.get("vendor") or head.get("owner")
+    return f"{owner} {head['name']}" if owner else str(head["id"]).partition("/")[2]

@@ -52,8 +52,16 @@ class Tier(Strict, frozen=True, kw_only=True):
     latency_s: Fact | None = None  # between two ranks, small message
 
 
+class ScaleUp(Strict, frozen=True, kw_only=True):
+    """The fabric of an accelerator's own kind, as servers and pods are built with it."""
+
+    name: str
+    accelerators: Count | None = None  # the most that it joins at this speed
+    bytes_per_s: Fact | None = None  # one way, per accelerator, over all its links
+
+
 class Accelerator(Strict, frozen=True, kw_only=True):
-    """A card or package, as sold."""
+    """A card or package, as sold. What nobody published is left out; `cost.chip` says what it cannot plan without."""
 
     id: Identifier
     name: str
@@ -62,11 +70,14 @@ class Accelerator(Strict, frozen=True, kw_only=True):
     year: int | None = None
     status: str | None = None
     ranks: Count = 1  # dies that an engine addresses one by one
-    peak_flops_per_s: dict[Dtype, Fact]  # dense, per accelerator
-    memory_bytes: Fact
-    memory_bytes_per_s: Fact
+    peak_flops_per_s: dict[Dtype, Fact] = {}  # dense, per accelerator
+    memory_bytes: Fact | None = None
+    memory_bytes_per_s: Fact | None = None
     power_w: Fact | None = None
+    scale_up: ScaleUp | None = None
+    memory_type: str | None = None
     software: str | None = None
+    export_control: str | None = None  # who may buy it, by the rules at the date they name
     note: str | None = None
 
     def peak(self, dtype: str) -> Fact | None:
@@ -118,7 +129,7 @@ class Pod(Strict, frozen=True, kw_only=True):
     id: Identifier
     name: str
     vendor: str
-    accelerator: Identifier
+    accelerator: Identifier | None = None  # None: its maker does not say which
     accelerators: Count
     tiers: tuple[Tier, ...]
     names: tuple[str, ...] = ()
@@ -128,6 +139,24 @@ class Pod(Strict, frozen=True, kw_only=True):
     pue: Fact | None = None
     claims: tuple[Claim, ...] = ()
     published: tuple[Published, ...] = ()
+    note: str | None = None
+
+
+class Interconnect(Strict, frozen=True, kw_only=True):
+    """A fabric, whoever builds with it. Speeds and latencies are keyed by what they are of: a generation, a hop, a round trip."""
+
+    id: Identifier
+    name: str
+    owner: str
+    purpose: Literal["scale-up", "scale-out", "host", "memory"]
+    openness: str
+    names: tuple[str, ...] = ()
+    per_link: str | None = None  # one link of it, in its owner's words
+    bytes_per_s: dict[str, Fact] = {}  # one way, per accelerator, over all its links
+    latency_s: dict[str, Fact] = {}
+    accelerators: Count | None = None  # the most it joins in one domain
+    reach: str | None = None  # where one number does not say how far it goes
+    medium: str | None = None
     note: str | None = None
 
 

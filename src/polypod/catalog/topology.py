@@ -7,8 +7,10 @@ A group of n ranks `stride` apart then spans n * stride consecutive numbers.
 from dataclasses import dataclass
 from itertools import pairwise
 
-from polypod.catalog.load import accelerators_pod, load_accelerator
-from polypod.catalog.schema import Fact, Kind, Pod
+import msgspec
+
+from polypod.catalog.load import accelerators_pod, load_accelerator, pods_accelerator
+from polypod.catalog.schema import Accelerator, Fact, Kind, Pod, Tier
 from polypod.errors import InputError
 
 
@@ -61,7 +63,58 @@ class Topology:
 
 def topology(pod: Pod) -> Topology:
     """The tiers of a pod as links. Raises `InputError` where a tier joins fewer ranks than one before it."""
-    links = tuple(
+    links = _links(pod.tiers)
+    for near, far in pairwise(links):
+        if near.ranks is None or (far.ranks is not None and far.ranks < near.ranks):
+            msg = f"{pod.id}: tier {far.name!r} joins fewer ranks than {near.name!r} before it; list tiers nearest first"
+            raise InputError(msg)
+    return Topology(ranks=pod.accelerators * pods_accelerator(pod).ranks, links=links)
+
+
+def loose_tiers(accelerator: str) -> tuple[Tier, ...]:
+    """The tiers of accelerators taken by themselves: their usual pod's, else those of servers built with their own fabric.
+
+    >>> [(tier.name, tier.ranks) for tier in loose_tiers("nvidia-h20")]
+    [('NVLink4', 8)]
+    """
+    chip = load_accelerator(accelerator)
+    home = accelerators_pod(chip.id)
+    tiers = home.tiers if home is not None else ()
+    own = _own_tier(chip)
+    if own is not None and (not tiers or tiers[0].bytes_per_s is None):
+        return (own,)
+    return tiers
+
+
+def _own_tier(chip: Accelerator) -> Tier | None:
+    """An accelerator's scale-up fabric as a tier; None where its speed or its end is not known."""
+    fabric = chip.scale_up
+    if fabric is None or fabric.bytes_per_s is None or fabric.accelerators is None:
+        return None
+    each = msgspec.structs.replace(fabric.bytes_per_s, value=fabric.bytes_per_s.value / chip.ranks)
+    return Tier(name=fabric.name, ranks=fabric.accelerators * chip.ranks, bytes_per_s=each)
+
+
+def loose_topology(accelerator: str, count: int) -> Topology:
+    """Links of `count` accelerators taken by themselves: `loose_tiers` of them.
+
+    Raises `InputError` where several are asked for and nothing in the catalog says how they are joined.
+    """
+    chip = load_accelerator(accelerator)
+    tiers = loose_tiers(chip.id)
+    if tiers:
+        return Topology(ranks=count * chip.ranks, links=_links(tiers))
+    if count * chip.ranks > 1:
+        msg = (
+            f"no pod in the catalog says how {chip.id} accelerators are joined (tiers, their ranks and bytes_per_s); "
+            f"describe one in a .toml file, or ask for one rank alone"
+        )
+        raise InputError(msg)
+    return Topology(ranks=1, links=())
+
+
+def _links(tiers: tuple[Tier, ...]) -> tuple[TierLink, ...]:
+    return tuple(
         TierLink(
             name=tier.name,
             ranks=tier.ranks,
@@ -70,31 +123,8 @@ def topology(pod: Pod) -> Topology:
             bandwidth_kind=_kind(tier.bytes_per_s),
             latency_kind=_kind(tier.latency_s),
         )
-        for tier in pod.tiers
+        for tier in tiers
     )
-    for near, far in pairwise(links):
-        if near.ranks is None or (far.ranks is not None and far.ranks < near.ranks):
-            msg = f"{pod.id}: tier {far.name!r} joins fewer ranks than {near.name!r} before it; list tiers nearest first"
-            raise InputError(msg)
-    return Topology(ranks=pod.accelerators * load_accelerator(pod.accelerator).ranks, links=links)
-
-
-def loose_topology(accelerator: str, count: int) -> Topology:
-    """Links of `count` accelerators taken by themselves: those of the pod they usually come in.
-
-    Raises `InputError` where several are asked for and no pod in the catalog says how they are joined.
-    """
-    chip = load_accelerator(accelerator)
-    home = accelerators_pod(chip.id)
-    if home is not None:
-        return Topology(ranks=count * chip.ranks, links=topology(home).links)
-    if count * chip.ranks > 1:
-        msg = (
-            f"no pod in the catalog says how {chip.id} accelerators are joined (tiers, their ranks and bytes_per_s); "
-            f"describe one in a .toml file, or ask for one rank alone"
-        )
-        raise InputError(msg)
-    return Topology(ranks=1, links=())
 
 
 def _value(fact: Fact | None) -> float | None:

@@ -1,10 +1,10 @@
-"""polypod catalog: facts about chips, pods and models, and where they come from."""
+"""polypod catalog: facts about chips, pods, links and models, and where they come from."""
 
 import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from textwrap import wrap
+from textwrap import shorten, wrap
 from typing import Any
 
 import msgspec
@@ -12,16 +12,20 @@ import msgspec
 from polypod import units
 from polypod.catalog.claims import sum_of_parts
 from polypod.catalog.load import (
+    KINDS,
+    Listed,
     ModelEntry,
     accelerators_pod,
     known_names,
     listing,
     load_accelerator,
     load_file,
+    load_link,
     load_model,
     load_pod,
+    pods_accelerator,
 )
-from polypod.catalog.schema import Accelerator, Claim, Fact, Pod, Published
+from polypod.catalog.schema import Accelerator, Claim, Fact, Interconnect, Pod, Published
 from polypod.errors import UnknownNameError
 from polypod.report.tables import WIDTH, entry, table
 from polypod.workload.config import read_model
@@ -34,12 +38,13 @@ from polypod.workload.model import (
     parameters,
 )
 
-Entry = Accelerator | Pod | ModelEntry
+Entry = Accelerator | Pod | Interconnect | ModelEntry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", required=True, metavar="list|show")
-    listed = what.add_parser("list", help="every entry: id, kind, one line")
+    listed = what.add_parser("list", help="every entry: id, year, one line")
+    listed.add_argument("--kind", choices=KINDS, help="only entries of this kind")
     listed.add_argument("--json", action="store_true", help="print one JSON object")
     shown = what.add_parser("show", help="one entry: its figures, their sources, their conflicts")
     shown.add_argument("name", help="an id, another name in any case, or a path to a file")
@@ -48,16 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.what == "list":
-        entries = listing()
-        raw: dict[str, Any] = {
-            "entries": [{"kind": e.kind, "id": e.id, "title": e.title} for e in entries]
-        }
-        rows = [[e.id, e.kind, e.title] for e in entries]
-        print(
-            json.dumps(raw, indent=2, ensure_ascii=False)
-            if args.json
-            else table(["id", "kind", ""], rows)
-        )
+        kinds = [args.kind] if args.kind else list(KINDS)
+        by_kind = {kind: [e for e in listing() if e.kind == kind] for kind in kinds}
+        print(_list_json(by_kind) if args.json else "\n\n".join(_list_text(by_kind)))
         return 0
     found = _find(args.name)
     if args.json:
@@ -67,24 +65,51 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _list_json(by_kind: dict[str, list[Listed]]) -> str:
+    raw: dict[str, Any] = {
+        "counts": {kind: len(entries) for kind, entries in by_kind.items()},
+        "entries": [
+            {"kind": e.kind, "id": e.id, "title": e.title}
+            for entries in by_kind.values()
+            for e in entries
+        ],
+    }
+    return json.dumps(raw, indent=2, ensure_ascii=False)
+
+
+def _list_text(by_kind: dict[str, list[Listed]]) -> Iterator[str]:
+    """One block per kind. A title is cut where the line would pass 80 columns."""
+    for kind, entries in by_kind.items():
+        width = max((len(e.id) for e in entries), default=0)
+        room = WIDTH - width - len("  2026  ")
+        rows = [
+            [e.id, str(e.year or ""), shorten(e.title, room, placeholder=" ..")] for e in entries
+        ]
+        yield table([f"{kind}s: {len(entries)}".ljust(width), "", ""], rows)
+
+
 def _find(name: str) -> Entry:
     kind = known_names().get(name.casefold())
     if kind == "accelerator":
         return load_accelerator(name)
     if kind == "pod":
         return load_pod(name)
+    if kind == "link":
+        return load_link(name)
     if kind == "model":
         return load_model(name)
     if name.endswith((".toml", ".json")) or "/" in name:
         return load_file(name)
-    raise UnknownNameError(kind="accelerator, pod or model", name=name, known=known_names())
+    raise UnknownNameError(kind="accelerator, pod, link or model", name=name, known=known_names())
 
 
 def _json(found: Entry) -> dict[str, Any]:
     if isinstance(found, Accelerator):
         return {"kind": "accelerator", **msgspec.to_builtins(found)}
+    if isinstance(found, Interconnect):
+        return {"kind": "link", **msgspec.to_builtins(found)}
     if isinstance(found, Pod):
-        chip = load_accelerator(found.accelerator)
+        chip = _chip(found)
         sums = [sum_of_parts(claim, found, chip) for claim in found.claims]
         return {"kind": "pod", **msgspec.to_builtins(found), "claims_from_parts": sums}
     model = read_model(found.config, found.name, found.path)
@@ -108,7 +133,14 @@ def _json(found: Entry) -> dict[str, Any]:
 def _text(found: Entry) -> Iterator[str]:
     if isinstance(found, Accelerator):
         return _accelerator(found)
+    if isinstance(found, Interconnect):
+        return _link(found)
     return _pod(found) if isinstance(found, Pod) else _model(found)
+
+
+def _chip(pod: Pod) -> Accelerator | None:
+    """What a pod is made of; None where its maker does not say."""
+    return None if pod.accelerator is None else pods_accelerator(pod)
 
 
 @dataclass(slots=True)
@@ -168,14 +200,10 @@ def _remarks(figure: _Figure, fact: Fact, sources: _Sources) -> Iterator[str]:
         )
 
 
-def _heading(found: Accelerator | Pod, what: str) -> Iterator[str]:
-    yield f"{found.vendor} {found.name} ({found.id})"
-    about = [
-        what,
-        *([str(found.year)] if found.year else []),
-        *([found.status] if found.status else []),
-    ]
-    yield entry("", "; ".join(about), indent=2)
+def _heading(found: Accelerator | Pod | Interconnect, about: list[str | None]) -> Iterator[str]:
+    owner = found.owner if isinstance(found, Interconnect) else found.vendor
+    yield f"{owner} {found.name} ({found.id})"
+    yield entry("", "; ".join(text for text in about if text), indent=2)
     if found.names:
         yield entry("", f"also called {', '.join(found.names)}", indent=2)
     if found.note:
@@ -186,7 +214,8 @@ def _heading(found: Accelerator | Pod, what: str) -> Iterator[str]:
 def _accelerator(found: Accelerator) -> Iterator[str]:
     sources = _Sources()
     ranks = f"accelerator of {found.ranks} ranks" if found.ranks > 1 else "accelerator"
-    yield from _heading(found, f"{ranks}; {found.software}" if found.software else ranks)
+    year = str(found.year) if found.year else None
+    yield from _heading(found, [ranks, found.software, year, found.status])
     figures = [
         _Figure(f"{dtype} peak, dense", peak, "flops_per_s")
         for dtype, peak in found.peak_flops_per_s.items()
@@ -196,18 +225,63 @@ def _accelerator(found: Accelerator) -> Iterator[str]:
         _Figure("memory bandwidth", found.memory_bytes_per_s, "bytes_per_s"),
         _Figure("power", found.power_w, "w"),
     ]
+    if found.scale_up is not None:
+        label = f"{found.scale_up.name}, one way"
+        figures.append(_Figure(label, found.scale_up.bytes_per_s, "bytes_per_s"))
     yield from _figures(figures, sources)
+    yield from _about(found)
     home = accelerators_pod(found.id) if found.id in known_names() else None
     if home is not None:
         yield f"\ncomes in {home.id}"
     yield from sources.lines()
 
 
+def _about(found: Accelerator) -> Iterator[str]:
+    """What is known of it in words."""
+    fabric = found.scale_up
+    joins = (
+        f", up to {fabric.accelerators:,} accelerators" if fabric and fabric.accelerators else ""
+    )
+    told = {
+        "memory": found.memory_type,
+        "scale-up": f"{fabric.name}{joins}" if fabric else None,
+        "export control": found.export_control,
+    }
+    if any(told.values()):
+        yield ""
+    yield from (entry(label, text, indent=20) for label, text in told.items() if text)
+
+
+def _link(found: Interconnect) -> Iterator[str]:
+    sources = _Sources()
+    yield from _heading(found, [f"{found.purpose} link", found.openness])
+    reach = f"{found.accelerators:,} accelerators" if found.accelerators else None
+    told = {
+        "one link": found.per_link,
+        "joins": "; ".join(text for text in (reach, found.reach) if text),
+        "medium": found.medium,
+    }
+    yield from (entry(label, text, indent=20) for label, text in told.items() if text)
+    figures = [
+        _Figure(f"{name}, one way", speed, "bytes_per_s")
+        for name, speed in found.bytes_per_s.items()
+    ]
+    figures += [_Figure(f"latency, {name}", it, "s") for name, it in found.latency_s.items()]
+    yield ""
+    if not figures:
+        yield "neither a speed nor a latency is on record"
+        return
+    yield from _figures(figures, sources)
+    yield from sources.lines()
+
+
 def _pod(found: Pod) -> Iterator[str]:
     sources = _Sources()
-    chip = load_accelerator(found.accelerator)
-    ranks = f", {found.accelerators * chip.ranks:,} ranks" if chip.ranks > 1 else ""
-    yield from _heading(found, f"pod of {found.accelerators:,} {chip.id}{ranks}")
+    chip = _chip(found)
+    ranks = f", {found.accelerators * chip.ranks:,} ranks" if chip and chip.ranks > 1 else ""
+    of = chip.id if chip else "accelerators of a make not disclosed"
+    year = str(found.year) if found.year else None
+    yield from _heading(found, [f"pod of {found.accelerators:,} {of}{ranks}", year, found.status])
     figures = []
     for tier in found.tiers:
         joins = f"{tier.ranks:,} ranks" if tier.ranks else "any number of ranks"
@@ -228,7 +302,7 @@ def _pod(found: Pod) -> Iterator[str]:
     yield from sources.lines()
 
 
-def _claim(claim: Claim, pod: Pod, chip: Accelerator, sources: _Sources) -> str:
+def _claim(claim: Claim, pod: Pod, chip: Accelerator | None, sources: _Sources) -> str:
     unit: units.Unit = {
         "flops_per_s": "flops_per_s",
         "memory_bytes": "bytes",

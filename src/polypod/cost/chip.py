@@ -6,11 +6,12 @@ A rank is what an engine addresses: a die on a two-die package. Peaks, bandwidth
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polypod.catalog.schema import Accelerator, Tier
+from polypod.catalog.schema import Accelerator, Fact, Tier
 from polypod.cost.calibration import Calibration, Case, KernelFit, LinkFit, of
 from polypod.cost.collective import Link
 from polypod.cost.roofline import Roof
 from polypod.errors import InputError
+from polypod.units import Unit, show
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +27,27 @@ class Rank:
     calibration: Calibration
 
     def peak(self, dtype: str) -> float:
-        """Dense peak at one compute type. Raises `InputError` where the chip has none on record."""
+        """Dense peak at one compute type. A chip of which only fp16 is on record does its bf16 work in it.
+
+        Raises `InputError` where the chip has none on record.
+        """
+        if dtype == "bf16" and dtype not in self.peak_flops_per_s:
+            dtype = "fp16" if "fp16" in self.peak_flops_per_s else dtype
         if dtype not in self.peak_flops_per_s:
             known = ", ".join(sorted(self.peak_flops_per_s))
             msg = f"{self.chip} has no {dtype} peak on record (it has {known}); compute in one of these"
             raise InputError(msg)
         return self.peak_flops_per_s[dtype]
+
+    @property
+    def reach(self) -> int | None:
+        """How many ranks the tiers of known bandwidth join, which is what can be planned over; None: no end."""
+        joined: int | None = 1
+        for tier in self.tiers:
+            if tier.bytes_per_s is None:
+                break
+            joined = tier.ranks
+        return joined
 
     def roof(self, fit: KernelFit, dtype: str, case: Case) -> Roof:
         """What is left of the peaks for one kind of kernel."""
@@ -77,16 +93,40 @@ class Rank:
 
 
 def rank_of(accelerator: Accelerator, tiers: Sequence[Tier], calibration: Calibration) -> Rank:
-    """Divide a package into its ranks."""
+    """Divide a package into its ranks.
+
+    Raises `InputError` where nobody published its memory, its memory bandwidth or any peak: no step can be timed then.
+    """
     share = accelerator.ranks
+    memory, bandwidth = accelerator.memory_bytes, accelerator.memory_bytes_per_s
+    if memory is None or bandwidth is None or not accelerator.peak_flops_per_s:
+        raise InputError(_unplannable(accelerator))
     return Rank(
         chip=accelerator.id,
         ranks_per_accelerator=share,
         peak_flops_per_s={
             str(k): fact.value / share for k, fact in accelerator.peak_flops_per_s.items()
         },
-        hbm_bytes_per_s=accelerator.memory_bytes_per_s.value / share,
-        memory_bytes=accelerator.memory_bytes.value / share,
+        hbm_bytes_per_s=bandwidth.value / share,
+        memory_bytes=memory.value / share,
         tiers=tuple(tiers),
         calibration=calibration,
+    )
+
+
+def _unplannable(accelerator: Accelerator) -> str:
+    """Which of the figures a plan needs are missing, and which there are."""
+    needed: list[tuple[str, Fact | None, Unit]] = [
+        ("memory", accelerator.memory_bytes, "bytes"),
+        ("memory bandwidth", accelerator.memory_bytes_per_s, "bytes_per_s"),
+    ]
+    peaks: list[tuple[str, Fact | None, Unit]] = [
+        (f"{dtype} peak", fact, "flops_per_s")
+        for dtype, fact in accelerator.peak_flops_per_s.items()
+    ]
+    missing = [name for name, fact, _ in needed if fact is None] + ([] if peaks else ["peak"])
+    known = [f"{name} {show(fact.value, unit)}" for name, fact, unit in needed + peaks if fact]
+    return (
+        f"{accelerator.id} has no {' and no '.join(missing)} on record, so it cannot be planned on; "
+        f"what is known: {', '.join(known) or 'nothing that a plan needs'}; polypod catalog show {accelerator.id}"
     )

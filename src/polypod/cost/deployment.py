@@ -15,7 +15,7 @@ from polypod.cost.chip import Rank
 from polypod.cost.roofline import Number
 from polypod.cost.step import StepCost, floor_s, step_cost
 from polypod.cost.steptime import StepTime
-from polypod.errors import InputError
+from polypod.errors import InputError, LayoutError
 from polypod.workload.forward import Op, StepShape, step_ops
 from polypod.workload.layout import Layout
 from polypod.workload.memory import kv_bytes_per_token_per_rank, weight_bytes_per_rank
@@ -71,12 +71,21 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """A model cut onto ranks."""
+    """A model cut onto ranks. Raises `LayoutError` where no tier of known bandwidth joins so many."""
 
     model: Model
     layout: Layout
     precision: Precision
     rank: Rank
+
+    def __post_init__(self) -> None:
+        reach = self.rank.reach
+        if reach is not None and self.layout.world > reach:
+            msg = (
+                f"{self.layout.world} ranks of {self.rank.chip} are more than its links of known bandwidth join; "
+                f"use at most {reach} together"
+            )
+            raise LayoutError(msg)
 
     @classmethod
     def make(cls, model: Model, layout: Layout, precision: Precision, rank: Rank) -> Self:

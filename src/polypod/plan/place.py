@@ -4,9 +4,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from polypod.catalog.load import accelerators_pod, known_names, load_accelerator, load_pod
-from polypod.catalog.schema import Pod, Tier
-from polypod.catalog.topology import Topology, loose_topology, topology
+from polypod.catalog.load import (
+    accelerators_pod,
+    known_names,
+    load_accelerator,
+    load_pod,
+    pods_accelerator,
+)
+from polypod.catalog.schema import Pod
+from polypod.catalog.topology import Topology, loose_tiers, loose_topology, topology
 from polypod.cost.calibration import for_chip
 from polypod.cost.chip import Rank, rank_of
 from polypod.errors import InputError, UnknownNameError
@@ -92,18 +98,22 @@ def island(name: str, source: Source) -> Island:
         if accelerators > pod.accelerators:
             msg = f"{pod.id} has {pod.accelerators} accelerators, {accelerators} were asked for"
             raise InputError(msg)
-        return _island(name, pod.accelerator, accelerators, pod, topology(pod))
+        chip = pods_accelerator(pod)
+        return Island(
+            name=name,
+            rank=rank_of(chip, pod.tiers, for_chip(chip.id)),
+            accelerators=accelerators,
+            topology=topology(pod),
+            pod=pod,
+        )
     if source.accelerator is None or source.count is None:
         msg = f"fleet entry {name!r} names no pod and no accelerator with a count"
         raise InputError(msg)
-    joined = loose_topology(source.accelerator, source.count)
-    return _island(
-        name, source.accelerator, source.count, accelerators_pod(source.accelerator), joined
+    chip = load_accelerator(source.accelerator)
+    return Island(
+        name=name,
+        rank=rank_of(chip, loose_tiers(chip.id), for_chip(chip.id)),
+        accelerators=source.count,
+        topology=loose_topology(chip.id, source.count),
+        pod=accelerators_pod(chip.id),
     )
-
-
-def _island(name: str, accelerator: str, count: int, pod: Pod | None, joined: Topology) -> Island:
-    chip = load_accelerator(accelerator)
-    tiers: tuple[Tier, ...] = pod.tiers if pod is not None else ()
-    rank = rank_of(chip, tiers, for_chip(chip.id))
-    return Island(name=name, rank=rank, accelerators=count, topology=joined, pod=pod)

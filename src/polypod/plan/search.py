@@ -116,8 +116,12 @@ class Search:
 def search(question: Question, island: Island, precision: Precision) -> Search:
     """Score every layout of the model on the island."""
     found = Search()
+    reach = island.rank.reach
     for layout in layouts(question.model, island):
         found.looked_at += 1
+        if reach is not None and layout.world > reach:
+            found.pruned["no bandwidth is on record for the links it would need"] += 1
+            continue
         try:
             check_layout(question.model, layout)
         except LayoutError:
