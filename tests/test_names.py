@@ -22,6 +22,8 @@ RATIOS_AND_COUNTS = {
     "predicted",  # beside a published value, in its unit
     "fast",
     "slow",
+    "claimed",  # of a Verdict, which says its unit
+    "ours",
     "seconds",  # of a step
     "fraction",  # of the requests that arrived
     "slowdowns",  # times as slow

@@ -4,7 +4,7 @@ An entry's file is named after its id, so an id opens one file and no other. Oth
 the files' first lines. A path instead of a name reads a person's own file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -115,6 +115,27 @@ def load_file(path: Path | str) -> Accelerator | Pod | Interconnect | ModelEntry
     if path.is_dir() or path.suffix == ".json":
         return _own_model(path)
     return read_entry(path, kind_of(path))
+
+
+def load_any(name: str) -> Accelerator | Pod | Interconnect | ModelEntry:
+    """Look an entry of any kind up by id or name, or read a person's own file by its path.
+
+    Raises `UnknownNameError` with the nearest names, `FileError` for a broken file.
+    """
+    kind = known_names().get(name.casefold())
+    if kind is not None:
+        return _LOADERS[kind](name)
+    if name.endswith((".toml", ".json")) or "/" in name:
+        return load_file(name)
+    raise UnknownNameError(kind="accelerator, pod, link or model", name=name, known=known_names())
+
+
+_LOADERS: Final[dict[EntryKind, Callable[[str], Accelerator | Pod | Interconnect | ModelEntry]]] = {
+    "accelerator": load_accelerator,
+    "pod": load_pod,
+    "link": load_link,
+    "model": load_model,
+}
 
 
 def pods_accelerator(pod: Pod) -> Accelerator:

@@ -18,15 +18,10 @@ from polypod.catalog.load import (
     accelerators_pod,
     known_names,
     listing,
-    load_accelerator,
-    load_file,
-    load_link,
-    load_model,
-    load_pod,
+    load_any,
     pods_accelerator,
 )
 from polypod.catalog.schema import Accelerator, Claim, Fact, Interconnect, Pod, Published
-from polypod.errors import UnknownNameError
 from polypod.report.tables import WIDTH, entry, table
 from polypod.workload.config import read_model
 from polypod.workload.model import (
@@ -57,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         by_kind = {kind: [e for e in listing() if e.kind == kind] for kind in kinds}
         print(_list_json(by_kind) if args.json else "\n\n".join(_list_text(by_kind)))
         return 0
-    found = _find(args.name)
+    found = load_any(args.name)
     if args.json:
         print(json.dumps(_json(found), indent=2, ensure_ascii=False))
     else:
@@ -86,21 +81,6 @@ def _list_text(by_kind: dict[str, list[Listed]]) -> Iterator[str]:
             [e.id, str(e.year or ""), shorten(e.title, room, placeholder=" ..")] for e in entries
         ]
         yield table([f"{kind}s: {len(entries)}".ljust(width), "", ""], rows)
-
-
-def _find(name: str) -> Entry:
-    kind = known_names().get(name.casefold())
-    if kind == "accelerator":
-        return load_accelerator(name)
-    if kind == "pod":
-        return load_pod(name)
-    if kind == "link":
-        return load_link(name)
-    if kind == "model":
-        return load_model(name)
-    if name.endswith((".toml", ".json")) or "/" in name:
-        return load_file(name)
-    raise UnknownNameError(kind="accelerator, pod, link or model", name=name, known=known_names())
 
 
 def _json(found: Entry) -> dict[str, Any]:
