@@ -170,3 +170,19 @@ def test_the_catalog_is_shown_without_numpy():
     check = "import sys; from polypod.cli.main import main; main(['catalog', 'show', 'deepseek-v3']); sys.exit('numpy' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", check], capture_output=True).returncode == 0
+
+
+def test_a_search_prints_one_line_per_hit_within_80_columns(capsys: pytest.CaptureFixture[str]):
+    assert main(["catalog", "search", "hbm > 150 GB and vendor != NVIDIA and power <= 1 kW"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("hbm 192 GB, power 750 W" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_search_that_finds_nothing_ends_with_1(capsys: pytest.CaptureFixture[str]):
+    assert main(["catalog", "search", "zzz"]) == 1
+    assert capsys.readouterr().out == "nothing fits\n"
+    assert main(["catalog", "search", "昇腾", "--json"]) == 0
+    assert "huawei-ascend-910c" in [
+        hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]
+    ]

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from textwrap import shorten, wrap
 from typing import Any
 
@@ -22,6 +22,7 @@ from polypod.catalog.load import (
     pods_accelerator,
 )
 from polypod.catalog.schema import Accelerator, Claim, Fact, Interconnect, Pod, Published
+from polypod.catalog.search import FIELDS, Hit, search
 from polypod.report.tables import WIDTH, entry, table
 from polypod.workload.config import read_model
 from polypod.workload.model import (
@@ -37,10 +38,15 @@ Entry = Accelerator | Pod | Interconnect | ModelEntry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_subparsers(dest="what", required=True, metavar="list|show")
+    what = parser.add_subparsers(dest="what", required=True, metavar="list|show|search")
     listed = what.add_parser("list", help="every entry: id, year, one line")
     listed.add_argument("--kind", choices=KINDS, help="only entries of this kind")
     listed.add_argument("--json", action="store_true", help="print one JSON object")
+    searched = what.add_parser("search", help="by words (昇腾, H20) or figures (hbm > 100 GB)")
+    searched.add_argument(
+        "query", nargs="+", help="words, or comparisons joined by and / or; quote < and >"
+    )
+    searched.add_argument("--json", action="store_true", help="print one JSON object")
     shown = what.add_parser("show", help="one entry: its figures, their sources, their conflicts")
     shown.add_argument("name", help="an id, another name in any case, or a path to a file")
     shown.add_argument("--json", action="store_true", help="print one JSON object")
@@ -52,12 +58,41 @@ def run(args: argparse.Namespace) -> int:
         by_kind = {kind: [e for e in listing() if e.kind == kind] for kind in kinds}
         print(_list_json(by_kind) if args.json else "\n\n".join(_list_text(by_kind)))
         return 0
+    if args.what == "search":
+        hits = search(" ".join(args.query))
+        print(_hits_json(hits) if args.json else _hits_text(hits))
+        return 0 if hits else 1
     found = load_any(args.name)
     if args.json:
         print(json.dumps(_json(found), indent=2, ensure_ascii=False))
     else:
         print("\n".join(_text(found)))
     return 0
+
+
+def _hits_json(hits: list[Hit]) -> str:
+    return json.dumps({"hits": [asdict(hit) for hit in hits]}, indent=2, ensure_ascii=False)
+
+
+def _hits_text(hits: list[Hit]) -> str:
+    """One line per hit, cut at 80 columns; the figures compared stand before the title."""
+    if not hits:
+        return "nothing fits"
+    rows = []
+    for hit in hits:
+        values = ", ".join(
+            f"{name} {units.show(value, FIELDS[name][1] or 'tokens', 4)}"
+            for name, value in hit.shown.items()
+            if not isinstance(value, str)
+        )
+        rows.append([hit.id, hit.kind, values, hit.title])
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    room = max(WIDTH - sum(widths) - 6, 20)
+    cut = [[*row[:3], shorten(row[3], room, placeholder=" ..")] for row in rows]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True) if w or cell)
+        for row in cut
+    )
 
 
 def _list_json(by_kind: dict[str, list[Listed]]) -> str:
