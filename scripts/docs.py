@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -33,7 +34,7 @@ def _run(match: re.Match[str]) -> str:
     command = match["command"]
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        code = polypod(command.replace("\\\n", " ").split())
+        code = polypod(shlex.split(command.replace("\\\n", " ")))
     if code != 0:
         msg = f"polypod {command} ended with {code}"
         raise SystemExit(msg)

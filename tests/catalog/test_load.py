@@ -63,7 +63,7 @@ def test_links_answer_in_english_and_chinese():
 
 def test_the_listing_reads_heads_only(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(load, "read_entry")
-    load._index.cache_clear()
+    load._index_with.cache_clear()
 
     kinds = {entry.kind for entry in listing()}
 

@@ -1,9 +1,11 @@
 """Finds catalog entries by id or by any of their names, whatever the case, in English or Chinese.
 
 An entry's file is named after its id, so an id opens one file and no other. Other names are looked up in an index made of
-the files' first lines. A path instead of a name reads a person's own file.
+the files' first lines. A path instead of a name reads a person's own file; files in the person's own catalog folder take part
+like shipped ones, and stand in the place of a shipped one with the same id.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -102,7 +104,8 @@ def load_model(name: str) -> ModelEntry:
         return _own_model(Path(name))
     file = _find("model", name)
     card = read_entry(file, ModelCard)
-    config = _folder("model").joinpath(card.config)
+    folder = file.parent if isinstance(file, Path) else _shipped_folder("model")
+    config = folder.joinpath(card.config)
     return ModelEntry(name=card.id, path=str(config), config=read_config(config), card=card)
 
 
@@ -136,6 +139,27 @@ _LOADERS: Final[dict[EntryKind, Callable[[str], Accelerator | Pod | Interconnect
     "link": load_link,
     "model": load_model,
 }
+
+
+def own_folder(kind: EntryKind) -> Path:
+    """Where a person's own entries of a kind are: below `$XDG_CONFIG_HOME/polypod/catalog`, by default `~/.config/polypod/catalog`."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    home = Path(base) if base else Path.home() / ".config"
+    return home / "polypod" / "catalog" / _FOLDERS[kind]
+
+
+def file_name(entry_id: str) -> str:
+    """The file an entry is kept in.
+
+    >>> file_name("deepseek-ai/DeepSeek-V3")
+    'deepseek-ai--DeepSeek-V3.toml'
+    """
+    return f"{entry_id.replace('/', '--')}.toml"
+
+
+def is_shipped(kind: EntryKind, entry_id: str) -> bool:
+    """Whether the catalog comes with an entry of this id."""
+    return file_name(entry_id) in {file.name for file in _shipped_folder(kind).iterdir()}
 
 
 def pods_accelerator(pod: Pod) -> Accelerator:
@@ -193,35 +217,50 @@ def _own_model(path: Path) -> ModelEntry:
 
 def _find(kind: EntryKind, name: str) -> Traversable:
     """The file of an entry; an id needs no index."""
-    folder, wanted = _folder(kind), f"{name.replace('/', '--')}.toml"
-    if wanted in {file.name for file in folder.iterdir()}:
-        return folder.joinpath(wanted)
+    files, wanted = _files(kind), file_name(name)
+    if wanted in files:
+        return files[wanted]
     listed = _index().get(name.casefold())
     if listed is None:
         raise UnknownNameError(kind, name, [key for key, k in known_names().items() if k == kind])
     if listed.kind != kind:
         msg = f"{name!r} is the {listed.kind} {listed.id}, not {_article(kind)} {kind}; polypod catalog list shows them all"
         raise InputError(msg)
-    return folder.joinpath(f"{listed.id.replace('/', '--')}.toml")
+    return files[file_name(listed.id)]
 
 
 def _article(kind: EntryKind) -> str:
     return "an" if kind == "accelerator" else "a"
 
 
-def _folder(kind: EntryKind) -> Traversable:
+def _shipped_folder(kind: EntryKind) -> Traversable:
     return resources.files("polypod.catalog").joinpath("data", _FOLDERS[kind])
 
 
+def _own_files(kind: EntryKind) -> list[Path]:
+    return sorted(own_folder(kind).glob("*.toml"))
+
+
+def _files(kind: EntryKind) -> dict[str, Traversable | Path]:
+    """Entry files by name; a person's own one stands in the place of a shipped one."""
+    shipped = {file.name: file for file in _shipped_folder(kind).iterdir()}
+    own = {file.name: file for file in _own_files(kind)}
+    merged = shipped | own
+    return {name: merged[name] for name in sorted(merged) if name.endswith(".toml")}
+
+
 def _heads(kind: EntryKind) -> Iterator[dict[str, Any]]:
-    for file in sorted(_folder(kind).iterdir(), key=lambda entry: entry.name):
-        if file.name.endswith(".toml"):
-            yield read_head(file)
+    for file in _files(kind).values():
+        yield read_head(file)
+
+
+def _index() -> dict[str, Listed]:
+    return _index_with(tuple(str(file) for kind in _FOLDERS for file in _own_files(kind)))
 
 
 @cache
-def _index() -> dict[str, Listed]:
-    """Every name in lower case; an id is never hidden by another entry's name."""
+def _index_with(_: tuple[str, ...]) -> dict[str, Listed]:
+    """Every name in lower case; an id is never hidden by another entry's name. Made anew when own files come or go."""
     by_id: dict[str, Listed] = {}
     by_name: dict[str, Listed] = {}
     for kind in _FOLDERS:

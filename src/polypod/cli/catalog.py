@@ -4,12 +4,14 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from textwrap import shorten, wrap
 from typing import Any
 
 import msgspec
 
 from polypod import units
+from polypod.catalog.add import Added, add
 from polypod.catalog.claims import sum_of_parts
 from polypod.catalog.load import (
     KINDS,
@@ -38,10 +40,14 @@ Entry = Accelerator | Pod | Interconnect | ModelEntry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_subparsers(dest="what", required=True, metavar="list|show|search")
+    what = parser.add_subparsers(dest="what", required=True, metavar="list|show|search|add")
     listed = what.add_parser("list", help="every entry: id, year, one line")
     listed.add_argument("--kind", choices=KINDS, help="only entries of this kind")
     listed.add_argument("--json", action="store_true", help="print one JSON object")
+    added = what.add_parser("add", help="check your own chip, pod or link, and keep it")
+    added.add_argument("file", help="a .toml file, in the form of the catalog's own")
+    added.add_argument("--replace", action="store_true", help="take the place of one added before")
+    added.add_argument("--json", action="store_true", help="print one JSON object")
     searched = what.add_parser("search", help="by words (昇腾, H20) or figures (hbm > 100 GB)")
     searched.add_argument(
         "query", nargs="+", help="words, or comparisons joined by and / or; quote < and >"
@@ -58,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
         by_kind = {kind: [e for e in listing() if e.kind == kind] for kind in kinds}
         print(_list_json(by_kind) if args.json else "\n\n".join(_list_text(by_kind)))
         return 0
+    if args.what == "add":
+        taken = add(Path(args.file), replace=args.replace)
+        print(json.dumps(asdict(taken), indent=2, default=str) if args.json else _added_text(taken))
+        return 0
     if args.what == "search":
         hits = search(" ".join(args.query))
         print(_hits_json(hits) if args.json else _hits_text(hits))
@@ -68,6 +78,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(_text(found)))
     return 0
+
+
+def _added_text(added: Added) -> str:
+    lines = [entry("added", f"{added.kind} {added.id}, kept as {added.path}")]
+    if added.hides_shipped:
+        lines.append(
+            entry("note", "it stands in the place of the entry of that id that comes with Polypod")
+        )
+    lines += [entry("lacks", what) for what in added.lacks]
+    return "\n".join(lines)
 
 
 def _hits_json(hits: list[Hit]) -> str:

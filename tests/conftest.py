@@ -1,0 +1,19 @@
+"""What every test has: a catalog without anybody's own files in it."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_own_catalog(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+
+
+@pytest.fixture
+def own_catalog(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A person's own catalog folder, empty."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config" / "polypod" / "catalog"
