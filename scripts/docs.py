@@ -1,4 +1,4 @@
-"""Run the commands shown in README.md and put what they print below them; --check only says whether that changes anything.
+"""Run the commands shown in the documents and put what they print below them; --check only says whether that changes anything.
 
 A block is run where its fence says `console` and its first line is `$ polypod ...`. What `up` prints differs from run to run,
 so its block is fenced as text and left alone.
@@ -16,6 +16,7 @@ from pathlib import Path
 from polypod.cli.main import main as polypod
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
 BLOCK = re.compile(r"```console\n\$ polypod (?P<command>(?:[^\n]*\\\n)*[^\n]*)\n.*?```", re.DOTALL)
 
 
@@ -42,21 +43,25 @@ def _run(match: re.Match[str]) -> str:
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as folder:
-        fresh = rendered(text, Path(folder))
-    if fresh == text:
-        return 0
-    if "--check" in sys.argv[1:]:
-        print(
-            "README.md shows output that its commands no longer print; run: make docs",
-            file=sys.stderr,
-        )
-        return 1
-    path.write_text(fresh, encoding="utf-8")
-    print("README.md rewritten")
-    return 0
+    os.environ["XDG_CONFIG_HOME"] = (
+        "config"  # nobody's own catalog, and a path that is always the same
+    )
+    is_check = "--check" in sys.argv[1:]
+    stale = False
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        with tempfile.TemporaryDirectory() as folder:
+            fresh = rendered(text, Path(folder))
+        if fresh == text:
+            continue
+        stale = True
+        if is_check:
+            problem = "shows output that its commands no longer print; run: make docs"
+            print(f"{path.name} {problem}", file=sys.stderr)
+        else:
+            path.write_text(fresh, encoding="utf-8")
+            print(f"{path.name} rewritten")
+    return 1 if stale and is_check else 0
 
 
 if __name__ == "__main__":

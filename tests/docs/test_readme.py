@@ -1,4 +1,4 @@
-"""What the README shows is what its commands print."""
+"""What the documents show is what their commands print."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_shows_what_its_commands_print() -> None:
+def test_the_documents_show_what_their_commands_print() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "docs.py"), "--check"],
         capture_output=True,
