@@ -1,5 +1,6 @@
 """Plans for a machine's own cores."""
 
+import msgspec
 import pytest
 
 from polypod.catalog.load import load_model
@@ -63,6 +64,16 @@ def test_one_engine_gets_both_halves_under_names_of_their_own() -> None:
     ups = pool_replicas(made)
     assert [pool.engine for pool in made.services[0].pools] == ["openvino", "openvino"]
     assert len({up.replica for up in ups}) == 2
+
+
+def test_a_cpu_of_a_class_never_measured_is_said_with_the_plan() -> None:
+    foreign = CoreGroup(cores=(0,), rates=msgspec.structs.replace(RATES, cpu_class="arm-neon"))
+    made = plan_host(LOCAL, [foreign], [LLAMA_CPP], free_memory_bytes=20e9)
+    assert (
+        "llama.cpp was calibrated on x86-amx and not on arm-neon: its band is taken twice"
+        in made.notes
+    )
+    assert not any("calibrated" in note for note in plan([LLAMA_CPP]).notes)
 
 
 def test_no_engine_says_how_to_get_one() -> None:

@@ -94,8 +94,22 @@ def plan_host(
         notes=(
             f"TTFT and TPOT are for one request of {NOMINAL_INPUT_TOKENS} tokens in and "
             f"{NOMINAL_OUTPUT_TOKENS} out on an idle node",
+            *_foreign(groups, engines),
         ),
     )
+
+
+def _foreign(groups: Sequence[CoreGroup], engines: Sequence[LocalEngine]) -> list[str]:
+    """Engines that were never measured on this class of CPU, said once each."""
+    notes = []
+    for engine in engines:
+        for wanted in sorted({group.rates.cpu_class for group in groups}):
+            calibration, is_own = calibration_for(engine.name, wanted)
+            if not is_own:
+                notes.append(
+                    f"{engine.name} was calibrated on {calibration.cpu_class} and not on {wanted}: its band is taken twice"
+                )
+    return notes
 
 
 def engine_model(model: Model, kv_bytes_per_element: float) -> EngineModel:
