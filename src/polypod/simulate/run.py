@@ -16,6 +16,7 @@ import msgspec
 
 import polypod
 from polypod.engine import Progress
+from polypod.errors import RunError
 from polypod.policy.actions import AnyAction, Cancel, Dispatch, Reject, Retry, WakeAt
 from polypod.policy.events import (
     AnyEvent,
@@ -212,8 +213,11 @@ class _Driver:
                 at_s = max(action.at_s, self.now_s)
                 self._plan(at_s, _Kind.TIMER, Woke(at_s=at_s))
             case _:
-                msg = f"the simulator cannot carry out {action}"
-                raise NotImplementedError(msg)
+                msg = (
+                    f"the policy asks for {type(action).__name__}, and the simulator drives whole requests only; "
+                    "give the pool the role 'both' in the plan"
+                )
+                raise RunError(msg)
 
     def _dispatch(self, action: Dispatch) -> None:
         arrival = self._asked[action.request]
