@@ -29,7 +29,7 @@ def read(config: dict[str, Any], **changed: Any) -> Model:
         ({"vocab_size": 10**12}, r"vocab_size is 1000000000000; accepted: a whole number from 1 to 10,000,000"),
         ({"num_attention_heads": 5, "num_key_value_heads": 5}, r"num_attention_heads is 5; accepted: a divisor of hidden_size=64"),
         ({"num_key_value_heads": 3}, r"num_key_value_heads is 3; accepted: a divisor of num_attention_heads=4"),
-        ({"model_type": "mamba2"}, r"model_type is 'mamba2'; accepted: one of the modelled families: llama, mistral"),
+        ({"model_type": "rwkv"}, r"model_type is 'rwkv'; accepted: one of the modelled families: llama, mistral"),
         ({"model_type": "absent"}, r"model_type is missing; accepted: a text"),
         ({"tie_word_embeddings": "yes"}, r"tie_word_embeddings is 'yes'; accepted: true or false"),
         ({"sliding_window": 4096}, r"sliding_window is 4096; accepted: null"),

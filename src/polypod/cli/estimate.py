@@ -82,8 +82,9 @@ def run(args: argparse.Namespace) -> int:
     context = length + output / 2
     memory = deployment.memory()
     need = per_rank * context
-    if memory.kv_tokens < need:
-        raise InfeasibleError(_does_not_fit(deployment, memory, need))
+    if memory.tokens_of(context) < need:
+        cache_bytes = memory.cache_bytes(sequences=per_rank, context_tokens=context)
+        raise InfeasibleError(_does_not_fit(deployment, memory, cache_bytes))
     prefill = _phase(deployment, prompt_tokens=float(length), pairs=length * (length + 1) / 2)
     decode = _phase(deployment, sequences=per_rank, kv_tokens=need)
     answer = _json(deployment, where, memory, {"prefill": prefill, "decode": decode}, batch)
@@ -142,12 +143,12 @@ def _phase(deployment: Deployment, **shape: float) -> Phase:
     return Phase(seconds=seconds, floor_s=float(deployment.floor_s(ops)), cost=deployment.cost(ops))
 
 
-def _does_not_fit(deployment: Deployment, memory: Memory, need: float) -> str:
+def _does_not_fit(deployment: Deployment, memory: Memory, cache_bytes: float) -> str:
     rank = deployment.rank
     return (
         f"{deployment.model.name} as {describe(deployment.layout)} needs "
-        f"{units.show(memory.weight_bytes + memory.activation_bytes + need * memory.kv_bytes_per_token, 'bytes')} per rank "
-        f"(weights {units.show(memory.weight_bytes, 'bytes')}, cache {units.show(need * memory.kv_bytes_per_token, 'bytes')}), "
+        f"{units.show(memory.weight_bytes + memory.activation_bytes + cache_bytes, 'bytes')} per rank "
+        f"(weights {units.show(memory.weight_bytes, 'bytes')}, cache {units.show(cache_bytes, 'bytes')}), "
         f"{rank.chip} has {units.show(memory.usable_bytes, 'bytes')} usable; raise tp, pp or ep, or lower --batch"
     )
 

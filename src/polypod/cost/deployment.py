@@ -4,7 +4,8 @@ With pipeline stages the batch is cut into as many micro-batches, and a round of
 `pp * stage(batch / pp)`: the pipeline is full, and bubbles at its ends are left out.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 
@@ -18,7 +19,12 @@ from polypod.cost.steptime import StepTime
 from polypod.errors import InputError, LayoutError
 from polypod.workload.forward import Op, StepShape, step_ops
 from polypod.workload.layout import Layout
-from polypod.workload.memory import kv_bytes_per_token_per_rank, weight_bytes_per_rank
+from polypod.workload.memory import (
+    kv_bytes_per_token_per_rank,
+    state_bytes_per_sequence_per_rank,
+    weight_bytes_per_rank,
+    window_bytes_per_token_per_rank,
+)
 from polypod.workload.model import Model
 from polypod.workload.precision import Precision
 
@@ -49,6 +55,9 @@ KNOTS = (
 )
 
 
+NOMINAL_CONTEXT_TOKENS = 8192.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """What fills a rank's memory."""
@@ -56,17 +65,39 @@ class Memory:
     weight_bytes: float
     activation_bytes: float
     usable_bytes: float
-    kv_bytes_per_token: float
+    kv_bytes_per_token: float  # past every window
+    window_bytes_per_token: Mapping[int, float] = field(default_factory=dict)  # by its width
+    state_bytes_per_sequence: float = 0.0
 
     @property
     def kv_bytes(self) -> float:
         """What is left for the cache; negative where the weights do not fit."""
         return self.usable_bytes - self.weight_bytes - self.activation_bytes
 
+    def fixed_bytes(self, context_tokens: float) -> float:
+        """What one sequence keeps beside its growing cache: full or part-filled windows, and states."""
+        windows = self.window_bytes_per_token.items()
+        return self.state_bytes_per_sequence + sum(
+            min(width, context_tokens) * each for width, each in windows
+        )
+
+    def cache_bytes(self, *, sequences: float, context_tokens: float) -> float:
+        """Everything that is kept of sequences of one length."""
+        grown = sequences * context_tokens * self.kv_bytes_per_token
+        return grown + sequences * self.fixed_bytes(context_tokens)
+
+    def tokens_of(self, context_tokens: float) -> float:
+        """Tokens of sequences of one length that one rank holds; never negative.
+
+        Where windows and states are kept, long sequences take less for each token than short ones.
+        """
+        each = self.kv_bytes_per_token + self.fixed_bytes(context_tokens) / context_tokens
+        return max(self.kv_bytes, 0.0) / each
+
     @property
     def kv_tokens(self) -> float:
-        """Cached tokens one rank holds; never negative."""
-        return max(self.kv_bytes, 0.0) / self.kv_bytes_per_token
+        """The same of sequences of 8,192 tokens; without windows and states, of any."""
+        return self.tokens_of(NOMINAL_CONTEXT_TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +180,15 @@ class Deployment:
             kv_bytes_per_token=float(
                 kv_bytes_per_token_per_rank(self.model, self.layout, self.precision)
             ),
+            window_bytes_per_token={
+                width: float(each)
+                for width, each in window_bytes_per_token_per_rank(
+                    self.model, self.layout, self.precision
+                ).items()
+            },
+            state_bytes_per_sequence=float(
+                state_bytes_per_sequence_per_rank(self.model, self.layout)
+            ),
         )
 
     def step_time(self, case: Case = "likely") -> StepTime:
@@ -161,11 +201,15 @@ class Deployment:
         bare = np.asarray(self.step_s(prompt_tokens=tokens, sequences=0.0, case=case), dtype=float)
         many = 1e6
         base = float(self.step_s(sequences=1.0, case=case))
-        kv_token_s = (float(self.step_s(sequences=1.0, kv_tokens=many, case=case)) - base) / many
         prompt = float(self.step_s(prompt_tokens=1.0, case=case))
-        pair_s = (
-            float(self.step_s(prompt_tokens=1.0, pairs=many**2, case=case)) - prompt
-        ) / many**2
+        if self.model.is_bounded:
+            kv_token_s, window_s, pair_s = self._bounded(base, case)
+        else:
+            window_s = 0.0
+            read_s = float(self.step_s(sequences=1.0, kv_tokens=many, case=case)) - base
+            kv_token_s = read_s / many
+            paired_s = float(self.step_s(prompt_tokens=1.0, pairs=many**2, case=case)) - prompt
+            pair_s = paired_s / many**2
         head_s = float(self.step_s(sequences=256.0, case=case)) - float(bare[KNOTS.index(256)])
         attend_s = max(base - prompt, 0.0)
         return StepTime(
@@ -173,9 +217,29 @@ class Deployment:
             seconds=tuple(float(second) + attend_s for second in bare),
             kv_token_s=max(kv_token_s, 0.0),
             pair_s=max(pair_s, 0.0),
-            sequence_s=max((head_s - attend_s) / 256, 0.0),
+            sequence_s=max((head_s - attend_s) / 256, 0.0) + window_s,
             data_ranks=self.layout.dp,
         )
+
+    def _bounded(self, base: float, case: Case) -> tuple[float, float, float]:
+        """Seconds per cached token, per sequence and per pair of a model whose layers do not all attend to everything.
+
+        A token of context costs what it costs past every bound, and each sequence the bounded layers' whole width: right
+        beyond the width, high below it. Pairs are those of a prompt of 8,192 tokens, as a straight line through it.
+        """
+        many = 1e6
+        one, two = (
+            float(self.step_s(sequences=1.0, kv_tokens=kv_tokens, case=case))
+            for kv_tokens in (many, 2 * many)
+        )
+        kv_token_s = max(two - one, 0.0) / many
+        window_s = max(one - base - kv_token_s * many, 0.0)
+        prompt, pairs = NOMINAL_CONTEXT_TOKENS, NOMINAL_CONTEXT_TOKENS**2 / 2
+        bare, paired = (
+            float(self.step_s(prompt_tokens=prompt, pairs=count, case=case))
+            for count in (0.0, pairs)
+        )
+        return kv_token_s, window_s, max(paired - bare, 0.0) / pairs
 
     @cached_property
     def accelerators(self) -> float:
@@ -186,15 +250,22 @@ class Deployment:
 def native_precision(model: Model, rank: Rank) -> Precision:
     """The precision a model is served at on a chip: its own where the chip computes in it, else the nearest it can.
 
-    8-bit weights run as fp8 where there is an fp8 peak, as int8 where there is that one, else widened to bf16.
+    8-bit weights run as fp8 where there is an fp8 peak, as int8 where there is that one, else widened to bf16. 4-bit weights
+    stay in 4 bits: floating ones compute in fp4 where there is an fp4 peak, and all others are widened in the kernel.
     """
     have = rank.peak_flops_per_s
+    wide = next((dtype for dtype in ("bf16", "fp16", "fp32") if dtype in have), "")
+    if model.weight_dtype in {"int4", "mxfp4", "nvfp4"}:
+        floating = model.weight_dtype != "int4"
+        compute = "fp4" if floating and "fp4" in have else wide
+        if compute:
+            return Precision(weights=model.weight_dtype, kv="bf16", compute=compute)
     if model.weight_dtype in have:
         compute = model.weight_dtype
     elif model.weight_dtype in {"fp8", "int8"} and "int8" in have:
         compute = "int8"
     else:
-        compute = next((dtype for dtype in ("bf16", "fp16", "fp32") if dtype in have), "")
+        compute = wide
     if not compute:
         known = ", ".join(sorted(have)) or "none"
         msg = f"{rank.chip} has no peak on record that {model.name} can compute in; it has {known}"

@@ -192,8 +192,10 @@ def _pool(question: Question, choice: Choice) -> Pool:
 
 def cache_bytes(question: Question, candidate: Candidate) -> float:
     """Cache that a full batch holds on one rank, half of its answers generated."""
-    tokens = candidate.sequences_per_rank * (question.input_tokens + question.output_tokens / 2)
-    return tokens * candidate.deployment.memory().kv_bytes_per_token
+    return candidate.deployment.memory().cache_bytes(
+        sequences=candidate.sequences_per_rank,
+        context_tokens=question.input_tokens + question.output_tokens / 2,
+    )
 
 
 def bounds(question: Question, candidate: Candidate) -> dict[Literal["prefill", "decode"], str]:

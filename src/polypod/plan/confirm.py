@@ -94,10 +94,11 @@ def emulate(
     """Play Poisson arrivals at `rate_per_s` through one replica of the candidate."""
     ranks = min(step_time.data_ranks, MOST_RANKS)
     part = ranks / step_time.data_ranks
+    context = question.input_tokens + question.output_tokens / 2
     limits = EngineLimits(
         max_sequences=candidate.sequences_per_rank * ranks,
         max_step_tokens=candidate.max_step_tokens,
-        kv_capacity_tokens=int(candidate.deployment.memory().kv_tokens) * ranks,
+        kv_capacity_tokens=int(candidate.deployment.memory().tokens_of(context)) * ranks,
     )
     shrunk = StepTime(
         tokens=step_time.tokens,

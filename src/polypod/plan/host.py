@@ -18,7 +18,7 @@ from polypod.cost.steptime import StepTime
 from polypod.errors import InputError
 from polypod.plan.spec import Plan, Pool, PoolPrediction, Service, Source, Spread
 from polypod.workload.layout import Layout
-from polypod.workload.memory import kv_bytes_per_token_per_rank, weight_bytes_per_rank
+from polypod.workload.memory import weight_bytes_per_rank
 from polypod.workload.model import Gqa, Model, parameters
 from polypod.workload.precision import Precision
 
@@ -115,7 +115,8 @@ def _foreign(groups: Sequence[CoreGroup], engines: Sequence[LocalEngine]) -> lis
 def engine_model(model: Model, kv_bytes_per_element: float) -> EngineModel:
     """What an engine's step time depends on: matrices, cache bytes, attention arithmetic.
 
-    A tied embedding is the output head, and computed with; an untied one is only looked up.
+    A tied embedding is the output head, and computed with; an untied one is only looked up. Layers with a window are taken
+    to cache and to attend to the whole context, which is high for long ones.
     """
     looked_up = 0 if model.tied else model.embedding_parameters
     pair_flops = sum(
@@ -123,11 +124,12 @@ def engine_model(model: Model, kv_bytes_per_element: float) -> EngineModel:
         for group in model.layers
         if isinstance(group.attention, Gqa)
     )
-    cache = Precision(weights="bf16", kv="bf16")
-    per_element = kv_bytes_per_token_per_rank(model, Layout(), cache) / 2
+    elements = sum(
+        group.count * group.attention.kv_elements for group in model.layers if group.attention
+    )
     return EngineModel(
         matrix_parameters=float(parameters(model) - looked_up),
-        kv_bytes_per_token=float(per_element * kv_bytes_per_element),
+        kv_bytes_per_token=float(elements * kv_bytes_per_element),
         attention_flops_per_pair=float(pair_flops),
     )
 
@@ -174,7 +176,7 @@ def _sequences(
     local: LocalModel, engine: LocalEngine, context: int, free_memory_bytes: float
 ) -> int:
     per_token = engine_model(local.model, engine.kv_bytes_per_element).kv_bytes_per_token
-    fits = int(MEMORY_FRACTION * free_memory_bytes / (per_token * context))
+    fits = int(MEMORY_FRACTION * free_memory_bytes / max(per_token * context, 1.0))
     if fits < 1:
         msg = (
             f"one sequence of {context} tokens takes {units.show(per_token * context, 'bytes')} of cache, a quarter of the "

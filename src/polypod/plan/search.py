@@ -162,10 +162,12 @@ def _data_ranks(limit: int) -> list[int]:
 
 def _judge(question: Question, island: Island, deployment: Deployment, found: Search) -> None:
     memory = deployment.memory(question.input_tokens + question.output_tokens)
-    if memory.kv_tokens < question.input_tokens + question.output_tokens:
+    whole = question.input_tokens + question.output_tokens
+    if memory.tokens_of(whole) < whole:
         found.pruned["weights and one request do not fit in memory"] += 1
         return
-    batch = batches(int(memory.kv_tokens // (question.input_tokens + question.output_tokens / 2)))
+    half = question.input_tokens + question.output_tokens / 2
+    batch = batches(int(memory.tokens_of(half) // half))
     chunks = np.array(CHUNKS, dtype=float)
     load = steady(question, deployment, batch[None, :], chunks[:, None])
     stable = load.prompt_share < UTILISATION_LIMIT

@@ -16,6 +16,7 @@ activations are sent once.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy as np
 from polypod.workload.attention import attention_ops
 from polypod.workload.layout import AnyLayout
 from polypod.workload.memory import expert_slices, experts_per_rank, stage_layers
-from polypod.workload.model import LayerGroup, Model, Moe, expert_parameters
+from polypod.workload.model import Dense, LayerGroup, Model, Moe, expert_parameters
 from polypod.workload.ops import ACTIVATION_BYTES, Op, Step, StepShape, collective, gemm
 from polypod.workload.precision import KEPT, Precision, element_bytes
 from polypod.workload.reals import Reals, above, plain
@@ -50,7 +51,15 @@ def step_ops(model: Model, layout: AnyLayout, precision: Precision, shape: StepS
     >>> qkv.count, qkv.flops, qkv.weight_bytes, qkv.activation_bytes
     (2.0, 96.0, 96.0, 32.0)
     """
-    step = Step(hidden=model.hidden, layout=layout, precision=precision, shape=shape)
+    kept = Precision(weights=KEPT, kv=precision.kv)
+    step = Step(
+        hidden=model.hidden,
+        layout=layout,
+        precision=precision if model.quantised == "matrices" else kept,
+        shape=shape,
+        experts=precision,
+    )
+    beside = replace(step, precision=kept if model.quantised == "experts" else precision)
     drafts = (
         shape.drafts if model.mtp_layers else 0.0
     )  # each runs one MTP layer, like the largest of the model's own
@@ -59,29 +68,34 @@ def step_ops(model: Model, layout: AnyLayout, precision: Precision, shape: StepS
         if not np.any(layers):
             continue
         count = layers + drafts if position == 0 else layers
-        ops += [*_attention(step, group, count), *_feed_forward(step, group, count)]
+        ops += [*_attention(step, group, count), *_feed_forward(beside, group, count)]
         ops.append(_elementwise(step, count))
     ops += _ends(step, model, drafts)
     return [op for op in ops if np.any(op.count)]
 
 
 def _attention(step: Step, group: LayerGroup, count: Reals) -> Iterator[Op]:
+    if group.attention is None:
+        return
     yield from attention_ops(step, group.attention, count)
     yield from _all_reduce(step, "attention all-reduce", count)
 
 
 def _feed_forward(step: Step, group: LayerGroup, count: Reals) -> Iterator[Op]:
     feed_forward = group.feed_forward
+    if feed_forward is None:
+        return
     if isinstance(feed_forward, Moe):
         yield from _moe(step, feed_forward, count)
     else:
-        yield from _gated(step, "feed-forward", count, feed_forward.intermediate)
+        yield from _dense(step, "feed-forward", count, feed_forward)
     yield from _all_reduce(step, "feed-forward all-reduce", count)
 
 
-def _gated(step: Step, name: str, count: Reals, intermediate: int) -> Iterator[Op]:
-    columns = intermediate / step.layout.tp
-    yield gemm(step, f"{name} up", count, inner=step.hidden, columns=2 * columns)
+def _dense(step: Step, name: str, count: Reals, dense: Dense) -> Iterator[Op]:
+    columns = dense.intermediate / step.layout.tp
+    up = (dense.matrices - 1) * columns
+    yield gemm(step, f"{name} up", count, inner=step.hidden, columns=up)
     yield gemm(step, f"{name} down", count, inner=columns, columns=step.hidden)
 
 
@@ -95,25 +109,30 @@ def _moe(step: Step, moe: Moe, count: Reals) -> Iterator[Op]:
         weight_bytes=element_bytes(KEPT) * hidden * moe.experts,
         activation_bytes=ACTIVATION_BYTES * step.shape.tokens * (hidden + moe.experts),
     )
+    if moe.latent:
+        narrow = moe.latent / layout.tp
+        yield gemm(step, "to and from the experts' latent", 2 * count, inner=hidden, columns=narrow)
     yield from _exchange(step, moe, count)
     slices = expert_slices(layout)
     rows = step.shape.tokens * layout.dp * moe.experts_per_token / layout.ep
+    width = moe.latent or hidden
     columns = moe.expert_intermediate / slices
     touched = touched_experts(moe, layout, step.shape.tokens * layout.dp)
     yield Op(
         name="experts",
         kind="moe",
         count=count,
-        dtype=step.precision.compute_dtype,
+        dtype=step.experts.compute_dtype,
         flops=2 * rows * expert_parameters(moe, hidden) / slices,
         weight_bytes=touched
         * expert_parameters(moe, hidden)
         / slices
-        * element_bytes(step.precision.weights),
-        activation_bytes=ACTIVATION_BYTES * rows * (2 * hidden + 3 * columns),
+        * element_bytes(step.experts.weights),
+        activation_bytes=ACTIVATION_BYTES * rows * (2 * width + moe.matrices * columns),
     )
     if moe.shared_intermediate:
-        yield from _gated(step, "shared experts", count, moe.shared_intermediate)
+        shared = Dense(intermediate=moe.shared_intermediate, gated=moe.gated)
+        yield from _dense(step, "shared experts", count, shared)
 
 
 def touched_experts(moe: Moe, layout: AnyLayout, tokens: Reals) -> Reals:
@@ -138,8 +157,8 @@ def _exchange(step: Step, moe: Moe, count: Reals) -> Iterator[Op]:
     sliced = above(layout.dp, 1) - spread
     if np.any(spread):
         copies = np.minimum(moe.experts_per_token, layout.ep)  # at most one to each rank
-        elements = shape.tokens * layout.dp / layout.ep * copies * step.hidden
-        narrow = min(element_bytes(step.precision.compute_dtype, "compute"), ACTIVATION_BYTES)
+        elements = shape.tokens * layout.dp / layout.ep * copies * (moe.latent or step.hidden)
+        narrow = min(element_bytes(step.experts.compute_dtype, "compute"), ACTIVATION_BYTES)
         for name, width in (("dispatch", narrow), ("combine", ACTIVATION_BYTES)):
             yield collective(name, count * spread, "all_to_all", "ep", elements * width)
     if np.any(sliced):

@@ -72,7 +72,7 @@ def check_layout(model: Model, layout: Layout) -> None:
         _check_attention(model, group, layout)
         if isinstance(group.feed_forward, Dense):
             _check_divides("tp", layout.tp, "feed-forward columns", group.feed_forward.intermediate)
-        else:
+        elif isinstance(group.feed_forward, Moe):
             _check_experts(model, group.feed_forward, layout)
     if not model.is_moe and layout.ep > 1:
         msg = f"ep={layout.ep}: {model.name} has no experts; use ep=1"
@@ -81,6 +81,8 @@ def check_layout(model: Model, layout: Layout) -> None:
 
 def _check_attention(model: Model, group: LayerGroup, layout: Layout) -> None:
     attention = group.attention
+    if attention is None:
+        return
     _check_divides("tp", layout.tp, f"attention heads of {model.name}", attention.heads)
     if isinstance(attention, Gqa):
         small, large = sorted((attention.kv_heads, layout.tp))

@@ -8,78 +8,25 @@ Parameters are those of the language model without its multi-token-prediction (M
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gqa:
-    """Grouped-query attention: A heads share G keys and values. Multi-head attention has G = A."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    qkv_bias: bool = False
-    output_bias: bool = False
-    qk_norm: bool = False
-
-    @property
-    def kv_elements(self) -> int:
-        """Cached elements per token and layer."""
-        return 2 * self.kv_heads * self.head_dim
-
-    @property
-    def vector_parameters(self) -> int:
-        bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
-        return bias + (2 * self.head_dim if self.qk_norm else 0)
-
-    def matrix_parameters(self, hidden: int) -> int:
-        """Query, key, value and output projections: 2 H D (A + G)."""
-        return 2 * hidden * self.head_dim * (self.heads + self.kv_heads)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mla:
-    """Multi-head latent attention: keys and values are compressed to one latent that all heads share."""
-
-    heads: int
-    q_lora_rank: int | None  # None: queries are projected directly
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-
-    @property
-    def qk_head_dim(self) -> int:
-        return self.qk_nope_head_dim + self.qk_rope_head_dim
-
-    @property
-    def kv_elements(self) -> int:
-        """Cached elements per token and layer: the latent and one rotated key."""
-        return self.kv_lora_rank + self.qk_rope_head_dim
-
-    @property
-    def vector_parameters(self) -> int:
-        return self.kv_lora_rank + (self.q_lora_rank or 0)
-
-    def down_parameters(self, hidden: int) -> int:
-        """Projections to the latents; every tensor-parallel rank holds them whole."""
-        return hidden * (self.kv_elements + (self.q_lora_rank or 0))
-
-    def up_parameters(self, hidden: int) -> int:
-        """Projections from the latents to the heads, and the output: sliced by heads."""
-        query = (self.q_lora_rank or hidden) * self.qk_head_dim
-        keys_values = self.kv_lora_rank * (self.qk_nope_head_dim + self.v_head_dim)
-        return self.heads * (query + keys_values + self.v_head_dim * hidden)
-
-    def matrix_parameters(self, hidden: int) -> int:
-        return self.down_parameters(hidden) + self.up_parameters(hidden)
+from polypod.workload.mixers import Gqa as Gqa
+from polypod.workload.mixers import Mixer as Mixer
+from polypod.workload.mixers import Mla as Mla
+from polypod.workload.mixers import Recurrent as Recurrent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dense:
-    """A gated feed-forward (gate, up, down): 3 H I."""
+    """A feed-forward: gate, up and down (3 H I), or without the gate (2 H I)."""
 
     intermediate: int
     bias: bool = False
+    gated: bool = True
+
+    @property
+    def matrices(self) -> int:
+        return 3 if self.gated else 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,16 +36,29 @@ class Moe:
     experts: int
     experts_per_token: int
     expert_intermediate: int
-    shared_intermediate: int = 0  # columns of all shared experts together
+    shared_intermediate: int = (
+        0  # columns of all shared experts together, or of a feed-forward beside the experts
+    )
+    gated: bool = True
+    bias: bool = False  # on every matrix of an expert
+    shared_gate: bool = False  # one scalar gate for the shared experts
+    latent: int | None = (
+        None  # experts work on a narrower vector, projected down before them and up after
+    )
+
+    @property
+    def matrices(self) -> int:
+        return 3 if self.gated else 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerGroup:
-    """Like layers in a row."""
+    """Like layers. Some families have layers with a mixer alone or a feed-forward alone."""
 
     count: int
-    attention: Gqa | Mla
-    feed_forward: Dense | Moe
+    attention: Mixer | None
+    feed_forward: Dense | Moe | None
+    norms: int = 2  # of the hidden size, in each layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +74,11 @@ class Model:
     mtp_layers: int
     context_tokens: int | None
     weight_dtype: str  # what the checkpoint stores its matrices in
+    quantised: Literal["matrices", "feed-forward", "experts"] = "matrices"
+    """Which of them: all, all but those of attention, routed experts alone. The rest stays in bf16."""
+    interleaved: bool = (
+        False  # kinds of layers alternate, so that every stage has its share of each
+    )
 
     @property
     def num_layers(self) -> int:
@@ -122,6 +87,11 @@ class Model:
     @property
     def is_moe(self) -> bool:
         return any(isinstance(group.feed_forward, Moe) for group in self.layers)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether some layer attends to no more than so many tokens of its context."""
+        return any(group.attention and group.attention.attended_tokens for group in self.layers)
 
     @property
     def embedding_parameters(self) -> int:
@@ -140,7 +110,10 @@ def active_parameters(model: Model) -> int:
     idle = sum(
         group.count
         * (group.feed_forward.experts - group.feed_forward.experts_per_token)
-        * expert_parameters(group.feed_forward, model.hidden)
+        * (
+            expert_parameters(group.feed_forward, model.hidden)
+            + expert_vector_parameters(group.feed_forward, model.hidden)
+        )
         for group in model.layers
         if isinstance(group.feed_forward, Moe)
     )
@@ -154,12 +127,18 @@ def mtp_parameters(model: Model) -> int:
 
 
 def kv_elements_per_token(model: Model) -> int:
-    """Cached elements per token, all layers, each stored once."""
-    return sum(group.count * group.attention.kv_elements for group in model.layers)
+    """Cached elements that each token adds past every window, all layers, each stored once."""
+    return sum(
+        group.count * group.attention.kv_elements
+        for group in model.layers
+        if group.attention and group.attention.cached_tokens is None
+    )
 
 
 def kv_bytes_per_token(model: Model, bytes_per_element: float) -> float:
-    """Cached bytes per token, all layers, each stored once: what a copy over a network moves.
+    """Cached bytes that each token adds past every window, all layers, each stored once.
+
+    Of a model without windows it is what a copy over a network moves. Keys of a sparse attention's indexer are not in it.
 
     >>> llama = Gqa(heads=32, kv_heads=8, head_dim=128)
     >>> 32 * llama.kv_elements * 2  # 32 layers in bf16
@@ -168,41 +147,84 @@ def kv_bytes_per_token(model: Model, bytes_per_element: float) -> float:
     return kv_elements_per_token(model) * bytes_per_element
 
 
+def state_bytes_per_sequence(model: Model) -> float:
+    """What recurrent layers keep of one sequence, whatever its length."""
+    return sum(
+        group.count * group.attention.state_bytes
+        for group in model.layers
+        if isinstance(group.attention, Recurrent)
+    )
+
+
+def cache_bytes_per_sequence(
+    model: Model, bytes_per_element: float, context_tokens: float
+) -> float:
+    """Everything that is kept of one sequence: windows up to their width, caches of the whole context, states.
+
+    A layer of one 4-wide key and value and one with a window of 10, at 100 tokens: 8 x 100 + 8 x 10 elements.
+    """
+    total = state_bytes_per_sequence(model)
+    for group in model.layers:
+        mixer = group.attention
+        if mixer is None:
+            continue
+        kept = min(context_tokens, mixer.cached_tokens or context_tokens)
+        total += group.count * mixer.kv_elements * kept * bytes_per_element
+        if isinstance(mixer, Mla):
+            total += group.count * mixer.index_bytes * kept
+    return total
+
+
 def layer_parameters(group: LayerGroup, hidden: int) -> int:
-    """One layer: attention, feed-forward, two norms."""
-    attention, feed_forward = group.attention, group.feed_forward
+    """One layer: its mixer, its feed-forward, norms."""
+    mixer = group.attention.matrix_parameters(hidden) if group.attention else 0
     return (
-        attention.matrix_parameters(hidden)
+        mixer
         + layer_vector_parameters(group, hidden)
-        + feed_forward_parameters(feed_forward, hidden)
+        + feed_forward_parameters(group.feed_forward, hidden)
     )
 
 
 def layer_vector_parameters(group: LayerGroup, hidden: int) -> int:
     """Norms and biases of one layer; every rank holds them whole."""
     attention, feed_forward = group.attention, group.feed_forward
-    vectors = 2 * hidden + attention.vector_parameters
+    vectors = group.norms * hidden + (attention.vector_parameters if attention else 0)
     if isinstance(attention, Gqa) and attention.output_bias:
         vectors += hidden
     if isinstance(feed_forward, Dense) and feed_forward.bias:
-        vectors += 2 * feed_forward.intermediate + hidden
+        vectors += (feed_forward.matrices - 1) * feed_forward.intermediate + hidden
+    if isinstance(feed_forward, Moe):
+        vectors += expert_vector_parameters(feed_forward, hidden) * feed_forward.experts
+        vectors += hidden if feed_forward.shared_gate else 0
     return vectors
 
 
-def feed_forward_parameters(feed_forward: Dense | Moe, hidden: int) -> int:
+def feed_forward_parameters(feed_forward: Dense | Moe | None, hidden: int) -> int:
     """Matrices of a feed-forward: 3 H I, or router, experts and shared experts."""
+    if feed_forward is None:
+        return 0
     if isinstance(feed_forward, Dense):
-        return 3 * hidden * feed_forward.intermediate
+        return feed_forward.matrices * hidden * feed_forward.intermediate
     return (
         feed_forward.experts * expert_parameters(feed_forward, hidden)
         + router_parameters(feed_forward, hidden)
-        + 3 * hidden * feed_forward.shared_intermediate
+        + shared_parameters(feed_forward, hidden)
     )
 
 
 def expert_parameters(moe: Moe, hidden: int) -> int:
-    """One routed expert: 3 H I."""
-    return 3 * hidden * moe.expert_intermediate
+    """Matrices of one routed expert: 3 H I, of the latent width where there is one."""
+    return moe.matrices * (moe.latent or hidden) * moe.expert_intermediate
+
+
+def expert_vector_parameters(moe: Moe, hidden: int) -> int:
+    """Biases of one routed expert."""
+    return (moe.matrices - 1) * moe.expert_intermediate + hidden if moe.bias else 0
+
+
+def shared_parameters(moe: Moe, hidden: int) -> int:
+    """What every token passes through beside the routed experts: shared experts, and the way to a latent and back."""
+    return hidden * (moe.matrices * moe.shared_intermediate + 2 * (moe.latent or 0))
 
 
 def router_parameters(moe: Moe, hidden: int) -> int:

@@ -75,8 +75,9 @@ class Step:
 
     hidden: int
     layout: AnyLayout
-    precision: Precision
+    precision: Precision  # of all matrices here but the routed experts'
     shape: StepShape
+    experts: Precision
 
 
 def gemm(step: Step, name: str, count: Reals, *, inner: Reals, columns: Reals) -> Op:

@@ -18,6 +18,8 @@ ELEMENT_BYTES: Final[dict[str, float]] = {
     "int8": 1.0,
     "fp4": 0.5,
     "int4": 0.5,
+    "mxfp4": 17 / 32,  # blocks of 32 with one 1-byte scale
+    "nvfp4": 9 / 16,  # blocks of 16 with one 1-byte scale
     "q8_0": 34 / 32,  # blocks of 32 with one 2-byte scale
     "q5_1": 24 / 32,  # and a 2-byte minimum
     "q5_0": 22 / 32,
@@ -26,7 +28,7 @@ ELEMENT_BYTES: Final[dict[str, float]] = {
 }
 """Bytes per stored element. Scales of fp8, int8 and 4-bit blocks (under 1 % at 128 x 128, 12 % at 16) are left out."""
 
-_COMPUTE: Final[dict[str, str]] = {"int4": "bf16"} | {
+_COMPUTE: Final[dict[str, str]] = {"int4": "bf16", "mxfp4": "bf16", "nvfp4": "fp4"} | {
     name: "bf16" for name in ELEMENT_BYTES if name.startswith("q")
 }
 """Weight-only formats are widened in the kernel; everything else computes in its own type."""
