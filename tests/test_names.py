@@ -12,7 +12,7 @@ import polypod
 
 UNITS = (
     "_s", "_bytes", "_bytes_per_s", "_flops_per_s", "_w", "_usd", "_tokens", "_per_s", "_fraction", "_ratio", "_parameters",
-    "_per_token", "_per_pair", "_per_element", "_per_accelerator", "_percent", "_share",
+    "_per_token", "_per_sequence", "_per_pair", "_per_element", "_per_accelerator", "_percent", "_share",
 )  # fmt: skip
 
 RATIOS_AND_COUNTS = {
