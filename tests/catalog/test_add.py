@@ -5,9 +5,18 @@ from pathlib import Path
 import pytest
 
 from polypod.catalog.add import add
-from polypod.catalog.load import is_shipped, known_names, listing, load_accelerator, load_pod
+from polypod.catalog.load import (
+    FOLDERS_VARIABLE,
+    is_shipped,
+    known_names,
+    listing,
+    load_accelerator,
+    load_model,
+    load_pod,
+    use_folder,
+)
 from polypod.catalog.search import search
-from polypod.errors import FileError, UnknownNameError
+from polypod.errors import FileError, InputError, UnknownNameError
 from polypod.plan.place import island, parse_fleet
 
 CHIP = """\
@@ -119,6 +128,72 @@ def test_a_broken_file_is_refused_with_its_key_and_nothing_is_kept(
         load_accelerator("acme-x1")
 
 
-def test_a_models_config_needs_no_adding(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="give its path to plan and estimate"):
-        add(written(tmp_path, '{"model_type": "llama"}', "config.json"))
+def test_a_models_config_is_kept_under_a_name_and_found_by_it(
+    own_catalog: Path, tmp_path: Path
+) -> None:
+    added = add(written(tmp_path, '{"model_type": "llama"}', "config.json"), name="acme/one-7b")
+
+    assert added.path == own_catalog / "models" / "acme--one-7b.json"
+    assert load_model("ACME/one-7B").config == {"model_type": "llama"}
+    assert "acme/one-7b" in {entry.id for entry in listing()}
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b/c", "", " one", "-x"])
+def test_a_name_that_is_no_models_is_refused(own_catalog: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"names no model|owner before a slash"):
+        add(written(tmp_path, "{}", "config.json"), name=name or "?")
+    assert not own_catalog.exists()
+
+
+def test_a_name_is_for_models(own_catalog: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--name 'x1' is for a model's config.json; .* acme-x1"):
+        add(written(tmp_path, CHIP), name="x1")
+
+
+def test_a_pod_whose_tier_is_faster_than_its_chips_ports_is_refused(
+    own_catalog: Path, tmp_path: Path
+) -> None:
+    ports = '[scale_up]\nname = "AcmeLink"\n[scale_up.bytes_per_s]\nvalue = 50e9\nsource = "Acme X1 datasheet, page 3"\nkind = "datasheet"\n'
+    add(written(tmp_path, CHIP + ports))
+
+    with pytest.raises(
+        FileError, match=r"1e\+11 bytes/s a rank is 2 times .* acme-x1 .* both directions summed\?"
+    ):
+        add(written(tmp_path, POD, "pod.toml"))
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"), [("900e9", "both directions summed"), ("3600e9", "bits for bytes")]
+)
+def test_ports_of_a_known_fabric_are_held_against_its_published_speed(
+    own_catalog: Path, tmp_path: Path, value: str, meant: str
+) -> None:
+    ports = f'[scale_up]\nname = "NVLink4"\n[scale_up.bytes_per_s]\nvalue = {value}\nsource = "Acme X1 datasheet, page 3"\nkind = "datasheet"\n'
+    chip = CHIP.replace("value = 2e12", "value = 10e12").replace("64e9", "300e9")
+
+    with pytest.raises(
+        FileError, match=rf"times the 4\.5e\+11 bytes/s that NVLink4 has one way .*{meant}\?"
+    ):
+        add(written(tmp_path, chip + ports))
+    assert not own_catalog.exists()
+
+
+def test_a_folder_of_entries_takes_part_when_it_is_named(
+    own_catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ours"
+    (folder / "accelerators").mkdir(parents=True)
+    written(folder / "accelerators", CHIP, "acme-x1.toml")
+    monkeypatch.setenv(FOLDERS_VARIABLE, "")
+
+    use_folder(folder)
+
+    assert load_accelerator("顶点X1").id == "acme-x1"
+    assert any(hit.id == "acme-x1" for hit in search("acme"))
+
+
+def test_a_folder_with_nothing_to_find_in_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"has none of accelerators/, pods/, links/, models/"):
+        use_folder(tmp_path)
+    with pytest.raises(FileError, match=r"is no folder"):
+        use_folder(tmp_path / "absent")

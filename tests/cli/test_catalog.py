@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -5,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from polypod.catalog import load
 from polypod.catalog.load import listing
 from polypod.cli.main import main
 
@@ -186,3 +189,71 @@ def test_a_search_that_finds_nothing_ends_with_1(capsys: pytest.CaptureFixture[s
     assert "huawei-ascend-910c" in [
         hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]
     ]
+
+
+def test_the_list_a_search_and_an_entry_come_as_csv_in_si_units(capsys: pytest.CaptureFixture[str]):
+    main(["catalog", "list", "--kind", "pod", "--csv"])
+    listed = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {"kind": "pod", "id": "huawei-cm384", "year": "2025"}.items() <= next(
+        row for row in listed if row["id"] == "huawei-cm384"
+    ).items()
+
+    main(["catalog", "search", "hbm > 100 GB and vendor != NVIDIA", "--csv"])
+    hits = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["id"]: float(row["hbm"]) for row in hits}["amd-mi300x"] == 192e9
+
+    main(["catalog", "show", "910C", "--csv"])
+    figures = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    bf16 = [row for row in figures if row["figure"] == "peak_flops_per_s.bf16"]
+    assert [(row["used"], float(row["value"])) for row in bf16[:2]] == [
+        ("yes", 752e12),
+        ("no", 780e12),
+    ]
+    assert all(row["source"] for row in figures)
+
+
+def test_markdown_is_a_table_with_a_rule(capsys: pytest.CaptureFixture[str]):
+    main(["catalog", "show", "nvlink 5", "--markdown"])
+
+    header, rule, *rows = capsys.readouterr().out.splitlines()
+    assert header == "| id | figure | value | kind | source | note | used |"
+    assert rule == "|---|---|---|---|---|---|---|"
+    assert any("| bytes_per_s.NVLink 5 | 900000000000.0 |" in row for row in rows)
+
+
+def test_two_forms_at_once_are_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["catalog", "list", "--csv", "--json"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_an_own_file_in_the_place_of_a_shipped_one_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("POLYPOD_CATALOG", "")
+    shipped = Path(load.__file__).parent / "data/accelerators/nvidia-h20.toml"
+    folder = tmp_path / "ours" / "accelerators"
+    folder.mkdir(parents=True)
+    (folder / "nvidia-h20.toml").write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
+
+    assert main(["catalog", "show", "H20", "--catalog", str(tmp_path / "ours")]) == 0
+
+    err = capsys.readouterr().err
+    assert (
+        f"note: nvidia-h20 is read from {folder / 'nvidia-h20.toml'}, in the place of the entry"
+        in err
+    )
+
+
+def test_a_model_of_ones_own_is_added_by_name_if_its_architecture_is_understood(
+    own_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(CONFIG))
+    assert main(["catalog", "add", str(file), "--name", "acme/tiny"]) == 0
+    assert main(["catalog", "show", "acme/tiny"]) == 0
+    assert "acme/tiny (llama)" in capsys.readouterr().out
+
+    file.write_text(json.dumps(CONFIG | {"model_type": "unheard-of"}))
+    assert main(["catalog", "add", str(file), "--name", "acme/other"]) == 2
+    assert not (own_catalog / "models" / "acme--other.json").exists()

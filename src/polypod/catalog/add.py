@@ -1,17 +1,26 @@
-"""Take a person's own chip, pod, link or model into their catalog: checked, and with what it lacks for which verb."""
+"""Take a person's own chip, pod, link or model into their catalog: checked, and with what it lacks for which verb.
 
+A model is its config.json, kept under a name; whether its architecture is understood is for `workload` to say.
+"""
+
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from polypod.catalog.load import (
     EntryKind,
     ModelEntry,
     file_name,
+    forget_own,
     is_shipped,
+    known_names,
+    link_speeds,
     load_accelerator,
     load_file,
     own_folder,
 )
+from polypod.catalog.plausible import Doubt, doubts_beside, doubts_of_speed
 from polypod.catalog.schema import Accelerator, Interconnect, Pod
 from polypod.errors import FileError, InputError, UnknownNameError
 
@@ -27,29 +36,23 @@ class Added:
     lacks: tuple[str, ...]
 
 
-def add(source: Path, *, replace: bool = False) -> Added:
-    """Check a file and keep a copy of it in the person's catalog.
+def add(source: Path, *, replace: bool = False, name: str | None = None) -> Added:
+    """Check a file and keep a copy of it in the person's catalog. `name` is what a model is called; others have their id.
 
-    Raises `FileError` for a file that is broken, or that would overwrite another of the person's own without `replace`.
+    Raises `FileError` for a file that is broken, whose figures do not go together, or that would overwrite another of the person's own
+    without `replace`; `InputError` for a name where there is an id, or that is none.
     """
     entry = load_file(source)
     if isinstance(entry, ModelEntry):
-        raise FileError(
-            source,
-            "is a model's config.json; give its path to plan and estimate, nothing needs to be added",
-        )
+        return _add_model(entry, name=name or entry.name, replace=replace)
+    if name is not None:
+        msg = f"--name {name!r} is for a model's config.json; {source} says itself that it is {entry.id}"
+        raise InputError(msg)
+    for doubt in _doubts_beside_the_catalog(entry):
+        raise FileError(source, str(doubt))
     kind = _kind(entry)
-    folder = own_folder(kind)
-    target = folder / file_name(entry.id)
-    if target.exists() and not replace:
-        raise FileError(target, f"is there already; add {source} with --replace to take its place")
-    part = target.with_name(f".{target.name}.part")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(source.read_bytes())
-        part.replace(target)
-    except OSError as error:
-        raise FileError(target, f"cannot be written: {error.strerror}") from error
+    target = own_folder(kind) / file_name(entry.id)
+    _keep(source, target, replace=replace)
     return Added(
         id=entry.id,
         kind=kind,
@@ -57,6 +60,49 @@ def add(source: Path, *, replace: bool = False) -> Added:
         hides_shipped=is_shipped(kind, entry.id),
         lacks=tuple(lacks(entry)),
     )
+
+
+def _add_model(entry: ModelEntry, *, name: str, replace: bool) -> Added:
+    if not _MODEL_NAME.fullmatch(name):
+        msg = f"{name!r} names no model; a name is letters, digits, dots and dashes, with an owner before a slash or without: --name acme/one-7b"
+        raise InputError(msg)
+    target = own_folder("model") / file_name(name).replace(".toml", ".json")
+    _keep(Path(entry.path), target, replace=replace)
+    return Added(
+        id=name,
+        kind="model",
+        path=target,
+        hides_shipped=is_shipped("model", name),
+        lacks=(),
+    )
+
+
+_MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def _keep(source: Path, target: Path, *, replace: bool) -> None:
+    """Copy a file whole or not at all."""
+    if target.exists() and not replace:
+        raise FileError(target, f"is there already; add {source} with --replace to take its place")
+    part = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(source.read_bytes())
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise FileError(target, f"cannot be written: {error.strerror}") from error
+    forget_own()
+
+
+def _doubts_beside_the_catalog(entry: Accelerator | Pod | Interconnect) -> list[Doubt]:
+    """What does not go with the entries that this one names."""
+    if isinstance(entry, Accelerator) and entry.scale_up:
+        ports = entry.scale_up
+        return doubts_of_speed(ports.name, "scale_up.bytes_per_s", ports.bytes_per_s, link_speeds())
+    if isinstance(entry, Pod) and entry.accelerator and entry.accelerator in known_names():
+        return doubts_beside(entry, load_accelerator(entry.accelerator))
+    return []
 
 
 def lacks(entry: Accelerator | Pod | Interconnect) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from polypod.catalog.parsed import texts
+from polypod.catalog.plausible import doubts
 from polypod.catalog.schema import (
     Accelerator,
     Claim,
@@ -55,8 +57,8 @@ _PUE: Final = Range("times the IT power", 1, 5, "4 % on top is 1.04")
 def read_entry(path: Readable, kind: type[Entry]) -> Entry:
     """Read a catalog file of one kind.
 
-    Raises `FileError` with the file, the key and what is accepted: for broken TOML, an unknown key, a wrong type, and a
-    number that no such thing has, which is how a wrong unit shows.
+    Raises `FileError` with the file, the key and what is accepted: for broken TOML, an unknown key, a wrong type, a
+    number that no such thing has, which is how a wrong unit shows, and one that does not go with the others.
     """
     raw = _parse(path, _text(path))
     try:
@@ -65,6 +67,9 @@ def read_entry(path: Readable, kind: type[Entry]) -> Entry:
         raise FileError(str(path), _explain(str(error), kind)) from error
     if not isinstance(entry, ModelCard):
         _check_ranges(entry, path)
+    if isinstance(entry, Accelerator | Pod):
+        for doubt in doubts(entry):
+            raise FileError(str(path), str(doubt))
     return entry
 
 
@@ -110,7 +115,7 @@ def _text(path: Readable) -> str:
 
 def _parse(path: Readable, text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return texts().toml(text)
     except tomllib.TOMLDecodeError as error:
         raise FileError(str(path), f"is not TOML: {error}") from error
 

@@ -1,8 +1,9 @@
 """Finds catalog entries by id or by any of their names, whatever the case, in English or Chinese.
 
 An entry's file is named after its id, so an id opens one file and no other. Other names are looked up in an index made of
-the files' first lines. A path instead of a name reads a person's own file; files in the person's own catalog folder take part
-like shipped ones, and stand in the place of a shipped one with the same id.
+the files' first lines. A path instead of a name reads a person's own file; files in the person's own catalog folder, and in those that
+`$POLYPOD_CATALOG` lists (which is what `--catalog DIR` sets), take part like shipped ones, and stand in the place of a shipped one with the
+same id.
 """
 
 import os
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from polypod.catalog.files import kind_of, read_config, read_entry, read_head
-from polypod.catalog.schema import Accelerator, Interconnect, ModelCard, Pod
+from polypod.catalog.schema import Accelerator, Fact, Interconnect, ModelCard, Pod
 from polypod.errors import FileError, InputError, UnknownNameError
 
 EntryKind = Literal["accelerator", "pod", "link", "model"]
+
+FOLDERS_VARIABLE: Final = "POLYPOD_CATALOG"
 
 KINDS: Final[tuple[EntryKind, ...]] = get_args(EntryKind)
 
@@ -103,6 +106,8 @@ def load_model(name: str) -> ModelEntry:
     if known is None and (name.endswith(".json") or _exists(name)):
         return _own_model(Path(name))
     file = _find("model", name)
+    if file.name.endswith(".json"):
+        return ModelEntry(name=_own_name(file), path=str(file), config=read_config(file))
     card = read_entry(file, ModelCard)
     folder = file.parent if isinstance(file, Path) else _shipped_folder("model")
     config = folder.joinpath(card.config)
@@ -154,7 +159,36 @@ def file_name(entry_id: str) -> str:
     >>> file_name("deepseek-ai/DeepSeek-V3")
     'deepseek-ai--DeepSeek-V3.toml'
     """
-    return f"{entry_id.replace('/', '--')}.toml"
+    return f"{_stem(entry_id)}.toml"
+
+
+def _stem(entry_id: str) -> str:
+    return entry_id.replace("/", "--")
+
+
+def own_folders(kind: EntryKind) -> list[Path]:
+    """Where a person's own entries are read from; a later folder's entry stands in the place of an earlier one's.
+
+    The folders that `$POLYPOD_CATALOG` lists come after `own_folder`; entries lie in them as there, by kind.
+    """
+    listed = [Path(name) for name in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if name]
+    return [own_folder(kind), *(folder / _FOLDERS[kind] for folder in listed)]
+
+
+def use_folder(folder: Path) -> None:
+    """Let a folder of own entries take part, in this process and those it starts.
+
+    Raises `FileError` where it is no folder, or has none of the folders that entries are looked for in.
+    """
+    if not folder.is_dir():
+        raise FileError(folder, "is no folder; --catalog takes one with your own entries in it")
+    if not any((folder / name).is_dir() for name in _FOLDERS.values()):
+        names = ", ".join(f"{name}/" for name in _FOLDERS.values())
+        raise FileError(folder, f"has none of {names}: entries are looked for there, by kind")
+    before = os.environ.get(FOLDERS_VARIABLE, "")
+    os.environ[FOLDERS_VARIABLE] = os.pathsep.join(
+        part for part in (before, str(folder.resolve())) if part
+    )
 
 
 def is_shipped(kind: EntryKind, entry_id: str) -> bool:
@@ -181,9 +215,24 @@ def accelerators_pod(accelerator: str) -> Pod | None:
     return load_pod(min(pods)[1]) if pods else None
 
 
+def link_speeds() -> dict[str, Fact]:
+    """One-way speeds per accelerator of every fabric's generations, by generation, spaces left out: NVLink4."""
+    return {
+        name.replace(" ", ""): fact
+        for listed in listing()
+        if listed.kind == "link"
+        for name, fact in load_link(listed.id).bytes_per_s.items()
+    }
+
+
 def known_names() -> dict[str, EntryKind]:
     """Every name the catalog answers to, in lower case, and what it names."""
-    return {name: listed.kind for name, listed in _index().items()}
+    return _names_of(_own_names())
+
+
+@cache
+def _names_of(own: tuple[str, ...]) -> dict[str, EntryKind]:
+    return {name: listed.kind for name, listed in _index_with(own).items()}
 
 
 def listing() -> list[Listed]:
@@ -195,6 +244,10 @@ def listing() -> list[Listed]:
 
 def _is_path(name: str) -> bool:
     return name.endswith(".toml")
+
+
+def _own_name(file: Traversable | Path) -> str:
+    return file.name.removesuffix(".json").replace("--", "/")
 
 
 def _exists(name: str) -> bool:
@@ -215,18 +268,29 @@ def _own_model(path: Path) -> ModelEntry:
     return ModelEntry(name=name or str(path), path=str(file), config=config)
 
 
-def _find(kind: EntryKind, name: str) -> Traversable:
+def _find(kind: EntryKind, name: str) -> Traversable | Path:
     """The file of an entry; an id needs no index."""
-    files, wanted = _files(kind), file_name(name)
+    files, wanted = _files(kind), _stem(name)
     if wanted in files:
-        return files[wanted]
+        return _noted(kind, files[wanted])
     listed = _index().get(name.casefold())
     if listed is None:
         raise UnknownNameError(kind, name, [key for key, k in known_names().items() if k == kind])
     if listed.kind != kind:
         msg = f"{name!r} is the {listed.kind} {listed.id}, not {_article(kind)} {kind}; polypod catalog list shows them all"
         raise InputError(msg)
-    return files[file_name(listed.id)]
+    return _noted(kind, files[_stem(listed.id)])
+
+
+def _noted(kind: EntryKind, file: Traversable | Path) -> Traversable | Path:
+    """Remember that a person's own file was read in the place of a shipped one."""
+    if isinstance(file, Path) and file in _own_files(kind) and is_shipped(kind, file.stem):
+        read_instead[file.stem] = file
+    return file
+
+
+read_instead: Final[dict[str, Path]] = {}
+"""Own files read in this process in the place of shipped ones, by what both are named after; the command line says so."""
 
 
 def _article(kind: EntryKind) -> str:
@@ -237,25 +301,62 @@ def _shipped_folder(kind: EntryKind) -> Traversable:
     return resources.files("polypod.catalog").joinpath("data", _FOLDERS[kind])
 
 
-def _own_files(kind: EntryKind) -> list[Path]:
-    return sorted(own_folder(kind).glob("*.toml"))
+def _own_files(kind: EntryKind) -> tuple[Path, ...]:
+    """Later folders last. A model of one's own needs no card: its config.json is kept under its name."""
+    changed = []
+    for folder in own_folders(kind):
+        try:
+            changed.append((folder, folder.stat().st_mtime_ns))
+        except OSError:  # there is none
+            continue
+    return _files_of_folders(kind, tuple(changed))
+
+
+@cache
+def _files_of_folders(kind: EntryKind, changed: tuple[tuple[Path, int], ...]) -> tuple[Path, ...]:
+    """Listed anew when a folder comes, goes or changes."""
+    folders = [folder for folder, _ in changed]
+    entries = [file for folder in folders for file in sorted(folder.glob("*.toml"))]
+    if kind == "model":
+        carded = {file.with_name(read_head(file)["config"]) for file in entries}
+        bare = [file for folder in folders for file in sorted(folder.glob("*.json"))]
+        entries += [file for file in bare if file not in carded]
+    return tuple(entries)
 
 
 def _files(kind: EntryKind) -> dict[str, Traversable | Path]:
-    """Entry files by name; a person's own one stands in the place of a shipped one."""
-    shipped = {file.name: file for file in _shipped_folder(kind).iterdir()}
-    own = {file.name: file for file in _own_files(kind)}
-    merged = shipped | own
-    return {name: merged[name] for name in sorted(merged) if name.endswith(".toml")}
+    """Entry files by name, without what it ends in; a person's own one stands in the place of a shipped one."""
+    own = {file.stem: file for file in _own_files(kind)}
+    shipped = _shipped_files(kind)
+    return shipped | own if own else shipped
+
+
+@cache
+def _shipped_files(kind: EntryKind) -> dict[str, Traversable | Path]:
+    files = {
+        file.name.removesuffix(".toml"): file
+        for file in _shipped_folder(kind).iterdir()
+        if file.name.endswith(".toml")
+    }
+    return {name: files[name] for name in sorted(files)}
+
+
+def forget_own() -> None:
+    """Look for own files again: a folder that changes twice in one tick of the clock does not show it."""
+    _files_of_folders.cache_clear()
 
 
 def _heads(kind: EntryKind) -> Iterator[dict[str, Any]]:
     for file in _files(kind).values():
-        yield read_head(file)
+        yield {"id": _own_name(file)} if file.name.endswith(".json") else read_head(file)
 
 
 def _index() -> dict[str, Listed]:
-    return _index_with(tuple(str(file) for kind in _FOLDERS for file in _own_files(kind)))
+    return _index_with(_own_names())
+
+
+def _own_names() -> tuple[str, ...]:
+    return tuple(str(file) for kind in _FOLDERS for file in _own_files(kind))
 
 
 @cache

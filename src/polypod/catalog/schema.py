@@ -40,6 +40,7 @@ class Fact(Strict, frozen=True, kw_only=True):
     source: Source
     kind: Kind
     note: str | None = None
+    odd_because: str | None = None  # why it is right although `plausible` doubts it
     conflicts: tuple[Conflict, ...] = ()
 
 

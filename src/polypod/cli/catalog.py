@@ -21,10 +21,13 @@ from polypod.catalog.load import (
     known_names,
     listing,
     load_any,
+    load_file,
     pods_accelerator,
 )
-from polypod.catalog.schema import Accelerator, Claim, Fact, Interconnect, Pod, Published
+from polypod.catalog.schema import Accelerator, Claim, Fact, Interconnect, Pod, Published, Strict
 from polypod.catalog.search import FIELDS, Hit, search
+from polypod.cli.catalog_rows import add_formats, figure_rows, form_of, hit_rows, listed_rows
+from polypod.errors import InputError
 from polypod.report.tables import WIDTH, entry, table
 from polypod.workload.config import read_model
 from polypod.workload.model import (
@@ -43,41 +46,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", required=True, metavar="list|show|search|add")
     listed = what.add_parser("list", help="every entry: id, year, one line")
     listed.add_argument("--kind", choices=KINDS, help="only entries of this kind")
-    listed.add_argument("--json", action="store_true", help="print one JSON object")
-    added = what.add_parser("add", help="check your own chip, pod or link, and keep it")
-    added.add_argument("file", help="a .toml file, in the form of the catalog's own")
+    add_formats(listed)
+    added = what.add_parser("add", help="check your own chip, pod, link or model, and keep it")
+    added.add_argument(
+        "file", help="a .toml file in the form of the catalog's own, or a config.json"
+    )
+    added.add_argument("--name", help="what a model is called: acme/one-7b")
     added.add_argument("--replace", action="store_true", help="take the place of one added before")
     added.add_argument("--json", action="store_true", help="print one JSON object")
     searched = what.add_parser("search", help="by words (昇腾, H20) or figures (hbm > 100 GB)")
     searched.add_argument(
         "query", nargs="+", help="words, or comparisons joined by and / or; quote < and >"
     )
-    searched.add_argument("--json", action="store_true", help="print one JSON object")
+    add_formats(searched)
     shown = what.add_parser("show", help="one entry: its figures, their sources, their conflicts")
     shown.add_argument("name", help="an id, another name in any case, or a path to a file")
-    shown.add_argument("--json", action="store_true", help="print one JSON object")
+    add_formats(shown)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.what == "list":
         kinds = [args.kind] if args.kind else list(KINDS)
         by_kind = {kind: [e for e in listing() if e.kind == kind] for kind in kinds}
-        print(_list_json(by_kind) if args.json else "\n\n".join(_list_text(by_kind)))
+        if form := form_of(args):
+            print(form(listed_rows([e for entries in by_kind.values() for e in entries])))
+        else:
+            print(_list_json(by_kind) if args.json else "\n\n".join(_list_text(by_kind)))
         return 0
     if args.what == "add":
-        taken = add(Path(args.file), replace=args.replace)
+        taken = _add(args)
         print(json.dumps(asdict(taken), indent=2, default=str) if args.json else _added_text(taken))
         return 0
     if args.what == "search":
         hits = search(" ".join(args.query))
-        print(_hits_json(hits) if args.json else _hits_text(hits))
+        if form := form_of(args):
+            print(form(hit_rows(hits)))
+        else:
+            print(_hits_json(hits) if args.json else _hits_text(hits))
         return 0 if hits else 1
+    return _show(args)
+
+
+def _show(args: argparse.Namespace) -> int:
     found = load_any(args.name)
-    if args.json:
+    if form := form_of(args):
+        print(form(figure_rows(*_figured(found))))
+    elif args.json:
         print(json.dumps(_json(found), indent=2, ensure_ascii=False))
     else:
         print("\n".join(_text(found)))
     return 0
+
+
+def _figured(found: Entry) -> tuple[str, Strict]:
+    """What has figures with sources: an entry itself, of a model its card."""
+    if not isinstance(found, ModelEntry):
+        return found.id, found
+    if found.card is None:
+        msg = f"{found.path} is a config.json of your own: it has no figures with sources to list; --json shows what is computed from it"
+        raise InputError(msg)
+    return found.name, found.card
+
+
+def _add(args: argparse.Namespace) -> Added:
+    """A model is kept only if its architecture is understood."""
+    path = Path(args.file)
+    found = load_file(path)
+    if isinstance(found, ModelEntry):
+        read_model(found.config, found.name, found.path)
+    return add(path, replace=args.replace, name=args.name)
 
 
 def _added_text(added: Added) -> str:
@@ -228,6 +265,8 @@ def _basis(fact: Fact | None, sources: _Sources) -> tuple[str, str]:
 def _remarks(figure: _Figure, fact: Fact, sources: _Sources) -> Iterator[str]:
     if fact.note:
         yield _hanging("  -", f"{figure.label}: {fact.note}")
+    if fact.odd_because:
+        yield _hanging("  -", f"{figure.label}: odd, and right: {fact.odd_because}")
     for other in fact.conflicts:
         yield _hanging(
             "  -",

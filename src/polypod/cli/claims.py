@@ -8,6 +8,7 @@ from dataclasses import asdict
 from polypod.catalog.load import listing, load_pod
 from polypod.catalog.verdicts import Ruling, Verdict, all_verdicts
 from polypod.cli.asking import model_of, published_beside
+from polypod.cli.catalog_rows import Rows, add_formats, form_of
 from polypod.plan.compose import BesidePublished
 from polypod.plan.place import island, parse_fleet
 from polypod.report.tables import entry
@@ -19,7 +20,7 @@ _MARKS: dict[Ruling, str] = {"reproduced": "+", "contradicted": "!", "untestable
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("system", nargs="?", help="only the claims of this system")
     parser.add_argument("--ruling", choices=list(_MARKS), help="only claims with this verdict")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_formats(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,6 +30,9 @@ def run(args: argparse.Namespace) -> int:
         if args.system in (None, one.system) and args.ruling in (None, one.ruling)
     ]
     counts = Counter(one.ruling for one in verdicts)
+    if form := form_of(args):
+        print(form(_rows(verdicts)))
+        return 0
     if args.json:
         found = {"counts": dict(counts), "claims": [asdict(one) for one in verdicts]}
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -39,6 +43,12 @@ def run(args: argparse.Namespace) -> int:
         f"\n{len(verdicts)} claims: " + ", ".join(f"{counts[ruling]} {ruling}" for ruling in _MARKS)
     )
     return 0
+
+
+def _rows(verdicts: list[Verdict]) -> Rows:
+    header = ("id", "system", "ruling", "claimed", "ours", "unit", "says", "reason", "source")
+    rows = [tuple(getattr(one, name) for name in header) for one in verdicts]
+    return Rows(header=header, rows=rows)
 
 
 def published() -> list[Verdict]:

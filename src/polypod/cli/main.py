@@ -9,6 +9,8 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 
 from polypod import __version__
 from polypod.errors import PolypodError
@@ -30,6 +32,7 @@ first steps:
   polypod plan deepseek-ai/DeepSeek-V3 --on huawei-cm384 --ttft 2s --tpot 50ms --input 4096 --output 1024
   polypod VERB --help                             what a verb takes
 
+--catalog DIR lets a folder of your own entries take part (accelerators/, pods/, links/, models/).
 Quantities wear units ("50ms", "400Gb/s"). --json prints one object on stdout; notes go to stderr.
 Exit codes: 0 done, 1 no feasible answer, 2 bad input or a failed run.
 """
@@ -61,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     parser = _parser()
+    folders, arguments = _take_folders(arguments)
     verb = next((word for word in arguments if not word.startswith("-")), None)
     if verb in VERBS:
         module = importlib.import_module(f"polypod.cli.{verb}")
@@ -71,12 +75,37 @@ def _run(arguments: list[str]) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(own)
-        code: int = module.run(own.parse_args(arguments[:at] + arguments[at + 1 :]))
-        sys.stdout.flush()
-        return code
+        return _ask(module, own.parse_args(arguments[:at] + arguments[at + 1 :]), folders)
     parser.parse_args(arguments)  # --help and --version end here, and so does an unknown verb
     parser.print_help()
     return 0
+
+
+def _take_folders(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """`--catalog DIR`, which every verb takes wherever it stands, and the other arguments."""
+    common = argparse.ArgumentParser(prog="polypod", add_help=False, allow_abbrev=False)
+    common.add_argument("--catalog", metavar="DIR", action="append", default=[])
+    known, rest = common.parse_known_args(arguments)
+    return known.catalog, rest
+
+
+def _ask(verb: ModuleType, args: argparse.Namespace, folders: list[str]) -> int:
+    """Run a verb; then say which own entries were read in the place of shipped ones, and keep what was parsed."""
+    from polypod.catalog import load, parsed
+
+    for folder in folders:
+        load.use_folder(Path(folder))
+    try:
+        code: int = verb.run(args)
+        sys.stdout.flush()
+    finally:
+        for entry, file in load.read_instead.items():
+            print(
+                f"note: {entry} is read from {file}, in the place of the entry that comes with Polypod",
+                file=sys.stderr,
+            )
+        parsed.texts().save()
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
