@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from polypod.catalog.dates import parse_date
-from polypod.catalog.load import load_accelerator
+from polypod.catalog.load import entry_id, load_accelerator
 from polypod.catalog.market import (
     collectives,
     events,
@@ -17,6 +17,7 @@ from polypod.catalog.market import (
     prices,
     regimes,
     stack_of,
+    stacks,
 )
 from polypod.catalog.market_schema import (
     STATES,
@@ -138,8 +139,10 @@ def shared_collectives(a: str, b: str) -> list[CollectiveAnswer]:
         missing = one if first is None else other
         reason = f"no software of {missing} is on record"
         return [CollectiveAnswer(library=None, state="unknown", reason=reason)]
-    if first is second:
-        return _own_library(first)
+    return _own_library(first) if first is second else _ways(first, second)
+
+
+def _ways(first: Stack, second: Stack) -> list[CollectiveAnswer]:
     found = [_flagcx(first, second), *_other_libraries(first, second)]
     return sorted(found, key=lambda way: (way.state not in _GOES, way.through_host, _rank(way)))
 
@@ -158,7 +161,10 @@ def kv_handover(a: str, b: str, engine: str | None = None) -> HandoverAnswer:
 
 def kv_handovers(a: str, b: str, engine: str | None = None) -> list[HandoverAnswer]:
     """Every path on record from `a` to `b`, best first. Never empty: the last word is `unknown`."""
-    one, other = load_accelerator(a).id, load_accelerator(b).id
+    return _paths(load_accelerator(a).id, load_accelerator(b).id, engine)
+
+
+def _paths(one: str, other: str, engine: str | None) -> list[HandoverAnswer]:
     first, second = stack_of(one), stack_of(other)
     same = first is not None and first is second
     found = _same_stack(first, one) if same and first else list(_across(one, other))
@@ -172,12 +178,55 @@ def kv_handovers(a: str, b: str, engine: str | None = None) -> list[HandoverAnsw
     return sorted(found, key=_rank)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """Another vendor's stack, and the library that joins it best."""
+
+    stack: Stack
+    answer: CollectiveAnswer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossing:
+    """A hand-over to or from another stack's chip that somebody says works."""
+
+    to: bool  # the other decodes what this one prefilled
+    chip: str
+    answer: HandoverAnswer
+
+
+def neighbours(chip: str) -> list[Neighbour]:
+    """The other stacks by how well a collective joins them to a chip's, best first; empty where its stack is not on record."""
+    own = stack_of(load_accelerator(chip).id)
+    if own is None:
+        return []
+    others = [stack for stack in stacks() if stack is not own]
+    found = [Neighbour(stack=one, answer=_ways(own, one)[0]) for one in others]
+    return sorted(found, key=lambda one: (one.answer.through_host, _rank(one.answer)))
+
+
+def crossings(chip: str) -> list[Crossing]:
+    """Chips of other stacks that a cache goes to or comes from, where a source says that it works."""
+    own = load_accelerator(chip).id
+    stack = stack_of(own)
+    others = [other for one in stacks() if one is not stack for other in one.chips]
+    found = [
+        Crossing(to=to, chip=other, answer=_paths(*pair, None)[0])
+        for other in others
+        for to, pair in ((True, (own, other)), (False, (other, own)))
+    ]
+    return sorted(
+        (one for one in found if one.answer.state in _GOES), key=lambda one: _rank(one.answer)
+    )
+
+
 def events_of(chip: str, until: str | None = None) -> list[Event]:
     """Events that name an accelerator or a pod, newest first; with `until`, those that had begun by the end of that date.
 
     >>> [event.date for event in events_of("nvidia-h20", until="2025-07-14")][:2]
     ['2025-07-14', '2025-04-09']
     """
+    chip = entry_id(chip)
     last = parse_date(until).last.isoformat() if until else "9999"
     return [event for event in reversed(events()) if chip in event.chips and event.date <= last]
 
@@ -190,19 +239,19 @@ def latest_rule(chip: str, until: str | None = None) -> Event | None:
 
 def regimes_of(chip: str) -> list[Regime]:
     """How a chip stands by the last evidence, those that name it before those that name its vendor."""
-    vendor = load_accelerator(chip).vendor
-    named = [regime for regime in regimes() if chip in regime.chips]
-    return [*named, *(regime for regime in regimes() if vendor in regime.vendors)]
+    found = load_accelerator(chip)
+    named = [regime for regime in regimes() if found.id in regime.chips]
+    return [*named, *(regime for regime in regimes() if found.vendor in regime.vendors)]
 
 
 def prices_of(target: str) -> list[Price]:
     """Prices of an accelerator, a pod or a host processor; empty where none is on record."""
-    return [price for price in prices() if price.target == target]
+    return [price for price in prices() if price.target == entry_id(target)]
 
 
 def looked_for_price(target: str) -> bool:
     """Whether a price was looked for and not found, which is more than not having one."""
-    return target in no_price_found().targets
+    return entry_id(target) in no_price_found().targets
 
 
 _GOES = ("supported", "experimental", "reported")

@@ -186,6 +186,24 @@ def known_names() -> dict[str, EntryKind]:
     return {name: listed.kind for name, listed in _index().items()}
 
 
+def entry_id(name: str) -> str:
+    """The id of what a name is of, in any case; a name that no entry has is taken for an id.
+
+    >>> entry_id("CM384")
+    'huawei-cm384'
+    """
+    listed = _index().get(name.casefold())
+    return name if listed is None else listed.id
+
+
+def names_by_id() -> dict[str, list[str]]:
+    """Every entry's names in lower case, by id."""
+    found: dict[str, list[str]] = {}
+    for name, listed in _index().items():
+        found.setdefault(listed.id, []).append(name)
+    return found
+
+
 def listing() -> list[Listed]:
     """Every entry once: accelerators, then pods, links and models, by id."""
     unique = {(listed.kind, listed.id): listed for listed in _index().values()}

@@ -3,9 +3,9 @@
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from textwrap import shorten, wrap
+from textwrap import shorten
 from typing import Any
 
 import msgspec
@@ -15,7 +15,6 @@ from polypod.catalog.add import Added, add
 from polypod.catalog.claims import sum_of_parts
 from polypod.catalog.load import (
     KINDS,
-    Listed,
     ModelEntry,
     accelerators_pod,
     known_names,
@@ -25,6 +24,9 @@ from polypod.catalog.load import (
 )
 from polypod.catalog.schema import Accelerator, Claim, Fact, Interconnect, Pod, Published
 from polypod.catalog.search import FIELDS, Hit, search
+from polypod.catalog.search_market import MARKET_KINDS, Line, lines
+from polypod.cli import catalog_market
+from polypod.cli.cited import Sources, hanging
 from polypod.report.tables import WIDTH, entry, table
 from polypod.workload.config import read_model
 from polypod.workload.model import (
@@ -42,7 +44,7 @@ Entry = Accelerator | Pod | Interconnect | ModelEntry
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", required=True, metavar="list|show|search|add")
     listed = what.add_parser("list", help="every entry: id, year, one line")
-    listed.add_argument("--kind", choices=KINDS, help="only entries of this kind")
+    listed.add_argument("--kind", choices=[*KINDS, *MARKET_KINDS], help="only entries of this kind")
     listed.add_argument("--json", action="store_true", help="print one JSON object")
     added = what.add_parser("add", help="check your own chip, pod or link, and keep it")
     added.add_argument("file", help="a .toml file, in the form of the catalog's own")
@@ -60,8 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.what == "list":
-        kinds = [args.kind] if args.kind else list(KINDS)
-        by_kind = {kind: [e for e in listing() if e.kind == kind] for kind in kinds}
+        by_kind = _listed(args.kind)
         print(_list_json(by_kind) if args.json else "\n\n".join(_list_text(by_kind)))
         return 0
     if args.what == "add":
@@ -72,12 +73,24 @@ def run(args: argparse.Namespace) -> int:
         hits = search(" ".join(args.query))
         print(_hits_json(hits) if args.json else _hits_text(hits))
         return 0 if hits else 1
+    if catalog_market.is_market_name(args.name):
+        print(catalog_market.show(args.name, as_json=args.json))
+        return 0
     found = load_any(args.name)
     if args.json:
         print(json.dumps(_json(found), indent=2, ensure_ascii=False))
     else:
         print("\n".join(_text(found)))
     return 0
+
+
+def _listed(kind: str | None) -> dict[str, list[Line]]:
+    """Lines by kind: of one kind, or of all but the market's, which are many and change by the week."""
+    if kind in MARKET_KINDS:
+        return {kind: lines(kind)}
+    kinds = [kind] if kind else list(KINDS)
+    found = [Line(kind=e.kind, id=e.id, title=e.title, year=e.year) for e in listing()]
+    return {kind: [line for line in found if line.kind == kind] for kind in kinds}
 
 
 def _added_text(added: Added) -> str:
@@ -115,7 +128,7 @@ def _hits_text(hits: list[Hit]) -> str:
     )
 
 
-def _list_json(by_kind: dict[str, list[Listed]]) -> str:
+def _list_json(by_kind: dict[str, list[Line]]) -> str:
     raw: dict[str, Any] = {
         "counts": {kind: len(entries) for kind, entries in by_kind.items()},
         "entries": [
@@ -127,7 +140,7 @@ def _list_json(by_kind: dict[str, list[Listed]]) -> str:
     return json.dumps(raw, indent=2, ensure_ascii=False)
 
 
-def _list_text(by_kind: dict[str, list[Listed]]) -> Iterator[str]:
+def _list_text(by_kind: dict[str, list[Line]]) -> Iterator[str]:
     """One block per kind. A title is cut where the line would pass 80 columns."""
     for kind, entries in by_kind.items():
         width = max((len(e.id) for e in entries), default=0)
@@ -140,13 +153,16 @@ def _list_text(by_kind: dict[str, list[Listed]]) -> Iterator[str]:
 
 def _json(found: Entry) -> dict[str, Any]:
     if isinstance(found, Accelerator):
-        return {"kind": "accelerator", **msgspec.to_builtins(found)}
+        raw = {"kind": "accelerator", **msgspec.to_builtins(found)}
+        return raw | {"market": catalog_market.market_json(found.id)}
     if isinstance(found, Interconnect):
         return {"kind": "link", **msgspec.to_builtins(found)}
     if isinstance(found, Pod):
         chip = _chip(found)
         sums = [sum_of_parts(claim, found, chip) for claim in found.claims]
-        return {"kind": "pod", **msgspec.to_builtins(found), "claims_from_parts": sums}
+        market = catalog_market.dated_json(found.id)
+        raw = {"kind": "pod", **msgspec.to_builtins(found), "claims_from_parts": sums}
+        return raw | {"market": market}
     model = read_model(found.config, found.name, found.path)
     return {
         "kind": "model",
@@ -178,21 +194,6 @@ def _chip(pod: Pod) -> Accelerator | None:
     return None if pod.accelerator is None else pods_accelerator(pod)
 
 
-@dataclass(slots=True)
-class _Sources:
-    """Numbers sources in the order they are cited."""
-
-    cited: list[str] = field(default_factory=list)
-
-    def mark(self, source: str) -> str:
-        if source not in self.cited:
-            self.cited.append(source)
-        return f"[{self.cited.index(source) + 1}]"
-
-    def lines(self) -> list[str]:
-        return ["", *(_hanging(f"[{n}]", source) for n, source in enumerate(self.cited, start=1))]
-
-
 @dataclass(frozen=True, slots=True)
 class _Figure:
     label: str
@@ -207,13 +208,7 @@ class _Figure:
         return f"{value:g}" if self.unit is None else units.show(value, self.unit, 4)
 
 
-def _hanging(label: str, text: str) -> str:
-    """A labelled paragraph in which addresses stay whole, so that they can be copied."""
-    lines = wrap(text, WIDTH - 5, break_long_words=False, break_on_hyphens=False)
-    return f"{label:<5}" + "\n     ".join(lines)
-
-
-def _figures(figures: list[_Figure], sources: _Sources) -> Iterator[str]:
+def _figures(figures: list[_Figure], sources: Sources) -> Iterator[str]:
     rows = [[figure.label, figure.shown, *(_basis(figure.fact, sources))] for figure in figures]
     yield table(["", "value", "kind", "source"], rows, right=[1])
     for figure in figures:
@@ -221,15 +216,15 @@ def _figures(figures: list[_Figure], sources: _Sources) -> Iterator[str]:
             yield from _remarks(figure, figure.fact, sources)
 
 
-def _basis(fact: Fact | None, sources: _Sources) -> tuple[str, str]:
+def _basis(fact: Fact | None, sources: Sources) -> tuple[str, str]:
     return ("not known", "") if fact is None else (fact.kind, sources.mark(fact.source))
 
 
-def _remarks(figure: _Figure, fact: Fact, sources: _Sources) -> Iterator[str]:
+def _remarks(figure: _Figure, fact: Fact, sources: Sources) -> Iterator[str]:
     if fact.note:
-        yield _hanging("  -", f"{figure.label}: {fact.note}")
+        yield hanging("  -", f"{figure.label}: {fact.note}")
     for other in fact.conflicts:
-        yield _hanging(
+        yield hanging(
             "  -",
             f"{figure.label}: {figure.show(other.value)} {sources.mark(other.source)} not used: {other.why_not}",
         )
@@ -247,7 +242,7 @@ def _heading(found: Accelerator | Pod | Interconnect, about: list[str | None]) -
 
 
 def _accelerator(found: Accelerator) -> Iterator[str]:
-    sources = _Sources()
+    sources = Sources()
     ranks = f"accelerator of {found.ranks} ranks" if found.ranks > 1 else "accelerator"
     year = str(found.year) if found.year else None
     yield from _heading(found, [ranks, found.software, year, found.status])
@@ -268,6 +263,7 @@ def _accelerator(found: Accelerator) -> Iterator[str]:
     home = accelerators_pod(found.id) if found.id in known_names() else None
     if home is not None:
         yield f"\ncomes in {home.id}"
+    yield from catalog_market.sections(found.id, sources)
     yield from sources.lines()
 
 
@@ -288,7 +284,7 @@ def _about(found: Accelerator) -> Iterator[str]:
 
 
 def _link(found: Interconnect) -> Iterator[str]:
-    sources = _Sources()
+    sources = Sources()
     yield from _heading(found, [f"{found.purpose} link", found.openness])
     reach = f"{found.accelerators:,} accelerators" if found.accelerators else None
     told = {
@@ -311,7 +307,7 @@ def _link(found: Interconnect) -> Iterator[str]:
 
 
 def _pod(found: Pod) -> Iterator[str]:
-    sources = _Sources()
+    sources = Sources()
     chip = _chip(found)
     ranks = f", {found.accelerators * chip.ranks:,} ranks" if chip and chip.ranks > 1 else ""
     of = chip.id if chip else "accelerators of a make not disclosed"
@@ -334,10 +330,11 @@ def _pod(found: Pod) -> Iterator[str]:
     if found.published:
         yield "\npublished results"
         yield from (_published(result, sources) for result in found.published)
+    yield from catalog_market.dated(found.id, sources)
     yield from sources.lines()
 
 
-def _claim(claim: Claim, pod: Pod, chip: Accelerator | None, sources: _Sources) -> str:
+def _claim(claim: Claim, pod: Pod, chip: Accelerator | None, sources: Sources) -> str:
     unit: units.Unit = {
         "flops_per_s": "flops_per_s",
         "memory_bytes": "bytes",
@@ -347,14 +344,12 @@ def _claim(claim: Claim, pod: Pod, chip: Accelerator | None, sources: _Sources) 
     parts = units.show(sum_of_parts(claim, pod, chip), unit)
     note = f" ({claim.note})" if claim.note else ""
     dtype = f" {claim.dtype}" if claim.dtype else ""
-    return _hanging(
-        "  -", f"{claim.what} {sources.mark(claim.source)}; parts: {parts}{dtype}{note}"
-    )
+    return hanging("  -", f"{claim.what} {sources.mark(claim.source)}; parts: {parts}{dtype}{note}")
 
 
-def _published(result: Published, sources: _Sources) -> str:
+def _published(result: Published, sources: Sources) -> str:
     value = units.significant(result.value, 4)
-    return _hanging(
+    return hanging(
         "  -",
         f"{result.phase} of {result.paper_model}: {value} tokens/s per accelerator {sources.mark(result.source)}; "
         f"{result.conditions}; shape of {result.model}",
@@ -375,7 +370,7 @@ def _model(found: ModelEntry) -> Iterator[str]:
     yield entry("origin", f"{card.source} ({card.fidelity}, {card.licence})", indent=20)
     if card.note:
         yield entry("", card.note, indent=20)
-    sources = _Sources()
+    sources = Sources()
     yield "\non record"
     figures = [
         _Figure("parameters", card.parameters, "tokens"),
