@@ -246,3 +246,21 @@ def test_names_find_stacks_and_unknown_ones_name_the_nearest() -> None:
         UnknownNameError, match=r"no stack, event or price is called 'rocn'; nearest: rocm"
     ):
         market.find_entry("rocn")
+
+
+HOW_TO = (Path(__file__).parents[2] / "docs/how-to/read-the-market.md").read_text(encoding="utf-8")
+
+
+def test_the_price_of_the_how_to_can_be_put_in_ones_own_folder(own: Path) -> None:
+    folder = own.parents[1] / "prices"
+    folder.mkdir()
+    example = HOW_TO.partition("```toml\n")[2].partition("```")[0]
+    (folder / "purchase.toml").write_text(example, encoding="utf-8")
+    assert len(market.prices()) == 57
+    mine = market.find_entry("my-h20-quote")
+    assert "4711" in mine.sources[0].title
+
+
+def test_the_how_to_explains_every_state_in_their_order() -> None:
+    rows = [line.split(" | ")[0].strip("| ") for line in HOW_TO.splitlines() if " | " in line]
+    assert tuple(row for row in rows if row in STATES) == STATES

@@ -108,4 +108,6 @@ def test_events_are_found_in_lines_of_80_columns(capsys: pytest.CaptureFixture[s
     assert main(["catalog", "search", "2025", "H20"]) == 0
     out = capsys.readouterr().out
     assert "ev-2025-04-09-us-informs-nvidia-h20   event" in out
+    assert main(["catalog", "search", "kind = event and year = 2022"]) == 0
+    assert "event  year 2022  BIS" in capsys.readouterr().out
     assert max(len(line) for line in out.splitlines()) <= 80

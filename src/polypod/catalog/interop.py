@@ -4,7 +4,7 @@ Every answer has a state, a reason in words, and the sources it rests on. `unkno
 answer here turns the one into the other. Where a source names vendors and not chips, the answer for a chip says so.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from polypod.catalog.dates import parse_date
@@ -387,22 +387,19 @@ def _same_stack(stack: Stack, chip: str) -> list[HandoverAnswer]:
 
 
 def _across(one: str, other: str) -> Iterator[HandoverAnswer]:
+    """What is on record of two chips, or of their vendors' stacks."""
+    stack_ids = {chip: stack.id if (stack := stack_of(chip)) else "" for chip in (one, other)}
     for row in handovers().pairs:
         if row.rule:
             continue
         ways = [(one, other), (other, one)] if row.either_direction else [(one, other)]
         exact = any(start in row.prefill_chips and end in row.decode_chips for start, end in ways)
-        if exact or any(_by_stack(row, start, end) for start, end in ways):
+        if exact or any(_by_stack(row, stack_ids[a], stack_ids[b]) for a, b in ways):
             yield _path(row, exact=exact)
 
 
 def _by_stack(row: Handover, start: str, end: str) -> bool:
-    return _among(start, row.prefill_stacks) and _among(end, row.decode_stacks)
-
-
-def _among(chip: str, stack_ids: Iterable[str]) -> bool:
-    stack = stack_of(chip)
-    return "any" in stack_ids or (stack is not None and stack.id in stack_ids)
+    return bool({start, "any"} & {*row.prefill_stacks} and {end, "any"} & {*row.decode_stacks})
 
 
 def _path(row: Handover, *, exact: bool) -> HandoverAnswer:

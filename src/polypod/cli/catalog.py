@@ -114,7 +114,7 @@ def _hits_text(hits: list[Hit]) -> str:
     rows = []
     for hit in hits:
         values = ", ".join(
-            f"{name} {units.show(value, FIELDS[name][1] or 'tokens', 4)}"
+            f"{name} {_shown(name, value)}"
             for name, value in hit.shown.items()
             if not isinstance(value, str)
         )
@@ -126,6 +126,11 @@ def _hits_text(hits: list[Hit]) -> str:
         "  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True) if w or cell)
         for row in cut
     )
+
+
+def _shown(name: str, value: float) -> str:
+    """A figure in its field's unit; a year is no quantity and has no comma."""
+    return f"{value:.0f}" if name == "year" else units.show(value, FIELDS[name][1] or "tokens", 4)
 
 
 def _list_json(by_kind: dict[str, list[Line]]) -> str:

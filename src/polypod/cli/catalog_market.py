@@ -205,6 +205,8 @@ def _stack(stack: Stack, sources: Sources) -> Iterator[str]:
         "chips": ", ".join(stack.chips),
         "torch": f"{software.torch_package or '?'}, device {stack.torch_device or software.torch_device}",
         "collectives": software.collectives,
+        "vLLM": software.vllm,
+        "limits": _chips(stack.chip_limits),
         "note": stack.note,
         "software": software.note,
     }
