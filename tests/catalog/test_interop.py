@@ -120,6 +120,7 @@ def test_what_a_library_lacks_is_said() -> None:
         "scatter",
         "alltoallv",
     )
+    assert "alltoallv" in interop.shared_collective("nvidia-h20", "kunlun-p800").lacks
     assert interop.shared_collective("metax-c500", "nvidia-h20").lacks == ()
 
 
@@ -151,6 +152,17 @@ def test_a_cache_crosses_as_far_as_a_source_says(a: str, b: str, state: str) -> 
     assert answer.reason
 
 
+def test_each_library_and_each_path_is_named_once() -> None:
+    libraries = [one.library for one in interop.shared_collectives("nvidia-h20", "hygon-bw1000")]
+    assert libraries == ["FlagCX", "Gloo"]
+    assert len(interop.kv_handovers("nvidia-h20", "nvidia-h100-sxm")) == 1
+
+
+def test_crossings_are_to_other_vendors_and_say_which_way() -> None:
+    found = {(one.to, one.chip) for one in interop.crossings("910B")}
+    assert found == {(True, "nvidia-h20")}
+
+
 def test_a_path_on_record_either_way_is_found_from_both_ends() -> None:
     for pair in (("nvidia-h20", "cambricon-mlu590"), ("cambricon-mlu590", "nvidia-h20")):
         assert interop.kv_handover(*pair).via == "Mooncake RDMA on both sides"
@@ -169,6 +181,9 @@ def test_the_conditions_of_a_path_stand_before_the_rules_of_all() -> None:
         ("nvidia-h20", "nvidia-h20", "vLLM", "supported"),
         ("nvidia-h20", "nvidia-h20", "an engine of tomorrow", "unknown"),
         ("hygon-bw1000", "hygon-bw1000", "SGLang", "reported"),  # no further than the engine itself
+        ("910C", "910B", "xLLM", "supported"),
+        ("910C", "huawei-ascend-950pr", "xLLM", "unknown"),  # nor further than on either end
+        ("huawei-ascend-950pr", "910C", "xLLM", "unknown"),
         ("nvidia-h100-sxm", "intel-gaudi3", "vLLM", "experimental"),
         ("nvidia-h100-sxm", "intel-gaudi3", "SGLang", "unknown"),
     ],

@@ -58,3 +58,9 @@ def test_effect_and_region_are_compared() -> None:
 )
 def test_an_amount_is_low_to_high_in_its_own_currency(price: str, shown: str) -> None:
     assert amount(next(one for one in prices() if one.id == price)) == shown
+
+
+def test_a_price_of_two_years_is_listed_under_the_later() -> None:
+    years = {line.id: line.year for line in lines("price")}
+    assert (years["buy-06"], years["hr-03"], years["pw-eu-nonhousehold"]) == (2025, 2025, 2025)
+    assert "buy-06" in ids("kind = price and year = 2025", "price")

@@ -43,6 +43,12 @@ def test_a_price_not_found_is_said_and_a_pod_has_prices_too(
     assert "8,000,000-8,200,000 USD per 16 racks: supernode" in shown(capsys, "cm384")
 
 
+def test_many_chips_at_the_end_of_one_path_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    out = " ".join(shown(capsys, "intel-gaudi3").split())
+    assert "cache goes to nvidia-a100-80g-sxm, nvidia-a800-80g-sxm, nvidia-h100-sxm," in out
+    assert "nvidia-h800-sxm and 7 more: experimental, NIXL, joint-KV staging" in out
+
+
 def test_a_chip_of_no_stack_shows_none(capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, "microsoft-maia200")
     assert "software:" not in out
