@@ -264,3 +264,12 @@ def test_the_price_of_the_how_to_can_be_put_in_ones_own_folder(own: Path) -> Non
 def test_the_how_to_explains_every_state_in_their_order() -> None:
     rows = [line.split(" | ")[0].strip("| ") for line in HOW_TO.splitlines() if " | " in line]
     assert tuple(row for row in rows if row in STATES) == STATES
+
+
+def test_the_how_to_counts_what_there_is() -> None:
+    for count, of in (
+        (len(market.stacks()), "software stacks"),
+        (len(market.events()), "dated events"),
+        (len(market.prices()), "prices"),
+    ):
+        assert f"{count} {of}" in " ".join(HOW_TO.split())

@@ -1,6 +1,8 @@
 """What the catalog shows of stacks, events and prices."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -117,3 +119,17 @@ def test_events_are_found_in_lines_of_80_columns(capsys: pytest.CaptureFixture[s
     assert main(["catalog", "search", "kind = event and year = 2022"]) == 0
     assert "event  year 2022  BIS" in capsys.readouterr().out
     assert max(len(line) for line in out.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("verb", [["list"], ["show", "ub2"], ["show", "smollm2"]])
+def test_what_does_not_show_the_market_does_not_read_it(verb: list[str]) -> None:
+    """Referee: the interpreter's own audit of the files it opens."""
+    script = (
+        "import sys; opened = []\n"
+        "sys.addaudithook(lambda name, args: name == 'open' and opened.append(str(args[0])))\n"
+        "from polypod.cli.main import main\n"
+        f"main(['catalog', *{verb!r}])\n"
+        "assert any('catalog/data' in path for path in opened)\n"
+        "assert not any('data/market' in path for path in opened)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
