@@ -48,6 +48,8 @@ def test_engines_of_a_chip_come_best_first() -> None:
         ("nvidia-h20", "fp8", "supported"),
         ("nvidia-h20", "nvfp4", "no native support"),
         ("nvidia-b300", "nvfp4", "supported"),
+        ("amd-mi300x", "mxfp4", "no native support"),
+        ("amd-mi355x", "mxfp4", "supported"),
         ("huawei-ascend-910c", "fp8", "no native support"),
         ("huawei-ascend-950pr", "fp8", "supported"),
         ("metax-c600", "fp8", "reported"),
@@ -61,6 +63,12 @@ def test_a_format_is_served_by_chip_and_not_only_by_stack(
     chip: str, dtype: str, state: str
 ) -> None:
     assert interop.dtypes_on(chip)[dtype].state == state
+
+
+def test_what_is_said_of_a_whole_stack_is_not_passed_off_as_said_of_a_chip() -> None:
+    assert interop.dtypes_on("hygon-z100")["bf16"].reason == "said of DTK as a whole"
+    assert interop.dtypes_on("910C")["int8_w8a8"].reason.endswith("said of CANN as a whole")
+    assert "as a whole" not in interop.dtypes_on("metax-c600")["fp8"].reason
 
 
 def test_a_chip_of_no_stack_has_nothing_on_record() -> None:
@@ -111,6 +119,13 @@ def test_a_library_that_refuses_is_kept_apart_from_one_that_is_silent() -> None:
     ways = {way.library: way for way in interop.shared_collectives("nvidia-h20", "biren-br104")}
     assert ways["FlagCX"].state == "unknown"
     assert ways["Gloo"].through_host
+
+
+def test_a_library_of_both_memories_is_not_thereby_one_of_both_at_once() -> None:
+    """UCX moves CUDA's memory and ROCm's; that it joins the two is said and was not seen."""
+    ways = {way.library: way for way in interop.shared_collectives("nvidia-h20", "amd-mi300x")}
+    assert ways["Open MPI / UCX"].state == "reported"
+    assert interop.shared_collective("amd-mi300x", "nvidia-h20").state == "experimental"
 
 
 def test_what_a_library_lacks_is_said() -> None:

@@ -29,6 +29,7 @@ def test_a_chip_shows_its_engines_neighbours_events_and_prices(
     assert "native support: mxfp4, nvfp4" in out
     assert "collective          NCCL among its own" in out
     assert "FlagCX, supported: corex, dtk" in out
+    assert "FlagCX without gather, scatter, alltoallv, reported: xre" in out
     assert "Gloo through the hosts, supported: birensupa, cann" in out
     assert "cache comes from    huawei-ascend-910b2: experimental" in out
     assert "\nevents: 15\n2026-01-15  BIS final rule" in out

@@ -277,7 +277,9 @@ def _engine(support: EngineSupport, chip: str) -> EngineAnswer:
 
 def _cell(cell: Cell, chip: str, stack: Stack, sources: Sources) -> Answer:
     parts = [cell.what, cell.note, stack.chip_limits.get(chip)]
-    reason = "; ".join(part for part in parts if part) or f"on record of {stack.name}"
+    if chip not in cell.chips:
+        parts.append(f"said of {stack.name} as a whole")
+    reason = _joined(*parts) or f"said of {chip}"
     return Answer(state=cell.on(chip), reason=reason, sources=sources)
 
 
@@ -345,7 +347,7 @@ def _other_libraries(first: Stack, second: Stack) -> Iterator[CollectiveAnswer]:
             continue
         yield CollectiveAnswer(
             library=library.name,
-            state=library.state,
+            state=library.across or library.state,
             reason=_joined(library.measured, library.note, *library.vendors_shown),
             through_host=library.through_host,
             sources=library.sources,

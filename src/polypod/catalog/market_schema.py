@@ -147,7 +147,7 @@ class NativeCollective(Sourced, frozen=True, kw_only=True):
 
 
 class CrossVendor(Sourced, frozen=True, kw_only=True):
-    """A library that joins unlike accelerators. `pairs` are the stacks it was shown to join."""
+    """A library that joins unlike accelerators. `pairs` are the stacks it is said to join."""
 
     id: Identifier
     name: str
@@ -156,6 +156,7 @@ class CrossVendor(Sourced, frozen=True, kw_only=True):
     says: str | None = None
     version: str | None = None
     pairs: tuple[tuple[Identifier, Identifier], ...] = ()
+    across: State | None = None  # of joining unlike stacks, where the library itself is further
     any_stacks: bool = False
     through_host: bool = False
     collective: bool = True

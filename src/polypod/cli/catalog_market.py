@@ -146,7 +146,8 @@ def _neighbours(chip: str, sources: Sources) -> Iterator[str]:
     cited: dict[tuple[str, str], tuple[Cited, ...]] = {}
     for one in neighbours(chip):
         how = " through the hosts" if one.answer.through_host else ""
-        key = (f"{one.answer.library}{how}", one.answer.state)
+        lacks = f" without {', '.join(one.answer.lacks)}" if one.answer.lacks else ""
+        key = (f"{one.answer.library}{how}{lacks}", one.answer.state)
         groups.setdefault(key, []).append(one.stack.id)
         cited[key] = tuple(dict.fromkeys((*cited.get(key, ()), *one.answer.sources)))
     for (library, state), ids in groups.items():
