@@ -19,6 +19,8 @@ RATIOS_AND_COUNTS = {
     "value",  # of a Fact, a Claim, a Measure: the key or the name beside it has the unit
     "least",  # of a Range, which says its unit
     "most",
+    "usual",  # of a Price, as least and most
+    "kg_co2_per_kwh",  # its own unit
     "predicted",  # beside a published value, in its unit
     "fast",
     "slow",

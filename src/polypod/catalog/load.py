@@ -171,8 +171,15 @@ def own_folders(kind: EntryKind) -> list[Path]:
 
     The folders that `$POLYPOD_CATALOG` lists come after `own_folder`; entries lie in them as there, by kind.
     """
-    listed = [Path(name) for name in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if name]
-    return [own_folder(kind), *(folder / _FOLDERS[kind] for folder in listed)]
+    base = os.environ.get("XDG_CONFIG_HOME") or os.environ.get("HOME", "")
+    return list(_own_folders(kind, base, os.environ.get(FOLDERS_VARIABLE, "")))
+
+
+@cache
+def _own_folders(kind: EntryKind, base: str, folders: str) -> tuple[Path, ...]:
+    """Kept by what the environment says, since every lookup asks for them."""
+    listed = [Path(name) for name in folders.split(os.pathsep) if name]
+    return (own_folder(kind), *(folder / _FOLDERS[kind] for folder in listed))
 
 
 def use_folder(folder: Path) -> None:
@@ -233,6 +240,24 @@ def known_names() -> dict[str, EntryKind]:
 @cache
 def _names_of(own: tuple[str, ...]) -> dict[str, EntryKind]:
     return {name: listed.kind for name, listed in _index_with(own).items()}
+
+
+def entry_id(name: str) -> str:
+    """The id of what a name is of, in any case; a name that no entry has is taken for an id.
+
+    >>> entry_id("CM384")
+    'huawei-cm384'
+    """
+    listed = _index().get(name.casefold())
+    return name if listed is None else listed.id
+
+
+def names_by_id() -> dict[str, list[str]]:
+    """Every entry's names in lower case, by id."""
+    found: dict[str, list[str]] = {}
+    for name, listed in _index().items():
+        found.setdefault(listed.id, []).append(name)
+    return found
 
 
 def listing() -> list[Listed]:

@@ -1,7 +1,9 @@
 """Search the catalog by words, in English and Chinese, or by comparing figures.
 
     昇腾                                      words: every one must be there, as the beginning of a word; Chinese by its characters
+    2025 H20                                  events too, by the words of their dates, chips and text
     hbm > 100 GB and vendor != NVIDIA        figures: FIELD OPERATOR VALUE, joined by `and` and `or` (and binds tighter)
+    kind = event and effect = barred          what is no figure is compared as text
 
 The index is an SQLite FTS5 table in memory, made from all entries when it is asked for. Chinese is written without spaces, so every
 character is a word of its own there, and a run of them is looked for as a phrase. An entry without a figure satisfies no comparison of
@@ -17,6 +19,7 @@ from typing import Final
 from polypod import units
 from polypod.catalog.load import Listed, ModelEntry, listing, load_any
 from polypod.catalog.schema import Accelerator, Fact, Interconnect, Pod
+from polypod.catalog.search_market import market_rows
 from polypod.catalog.verdicts import digests, headlines
 from polypod.errors import InputError, QuantityError
 
@@ -41,13 +44,15 @@ FIELDS: Final[dict[str, tuple[str, units.Unit | None]]] = {
     "kind": ("kind", None),
     "status": ("status", None),
     "software": ("software", None),
+    "effect": ("effect", None),
+    "region": ("region", None),
 }  # fmt: skip
 _COLUMNS: Final = tuple(dict.fromkeys(column for column, _ in FIELDS.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """An entry or a claim that fits. `shown` are the values compared, in SI, by the field's name as typed."""
+    """An entry, a claim or a part of the market that fits. `shown` are the values compared, in SI, by the field's name as typed."""
 
     id: str
     kind: str
@@ -56,7 +61,7 @@ class Hit:
 
 
 def search(query: str) -> list[Hit]:
-    """Entries and claims that fit the query, best first for words, by id for figures.
+    """Entries, claims, events, stacks and prices that fit the query, best first for words, by id for figures.
 
     Raises `InputError` for an empty query, an unknown field, or a value without its unit.
     """
@@ -136,7 +141,7 @@ def _term(term: str) -> tuple[str, str, str, float | str]:
 
 def _index() -> sqlite3.Connection:
     index = sqlite3.connect(":memory:")
-    texts = {"id", "title", "vendor", "kind", "status", "software"}
+    texts = {"id", "title", "vendor", "kind", "status", "software", "effect", "region"}
     columns = dict.fromkeys(("id", "kind", "title", *_COLUMNS))
     typed = ", ".join(f"{c} {'text collate nocase' if c in texts else 'real'}" for c in columns)
     index.execute(f"create table entry ({typed})")
@@ -152,7 +157,7 @@ def _index() -> sqlite3.Connection:
 
 
 def _rows() -> Iterator[tuple[dict[str, float | str | None], str, str]]:
-    """Columns, names and other text of every entry; then the claims."""
+    """Columns, names and other text of every entry; then the claims, then the market."""
     for listed in listing():
         yield _row(listed)
     pods = [load_any(listed.id) for listed in listing() if listed.kind == "pod"]
@@ -160,6 +165,7 @@ def _rows() -> Iterator[tuple[dict[str, float | str | None], str, str]]:
     for claim in [*claims, *digests()]:
         row: dict[str, float | str | None] = {"id": claim.id, "kind": "claim", "title": claim.says}
         yield row, claim.says, f"{claim.system or ''} {claim.reason} {claim.ruling}"
+    yield from market_rows()
 
 
 def _row(listed: Listed) -> tuple[dict[str, float | str | None], str, str]:

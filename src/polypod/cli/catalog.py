@@ -3,9 +3,9 @@
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from textwrap import shorten, wrap
+from textwrap import shorten
 from typing import Any
 
 import msgspec
@@ -15,7 +15,6 @@ from polypod.catalog.add import Added, add
 from polypod.catalog.claims import sum_of_parts
 from polypod.catalog.load import (
     KINDS,
-    Listed,
     ModelEntry,
     accelerators_pod,
     known_names,
@@ -24,9 +23,20 @@ from polypod.catalog.load import (
     load_file,
     pods_accelerator,
 )
+from polypod.catalog.market import find_entry
 from polypod.catalog.schema import Accelerator, Claim, Fact, Interconnect, Pod, Published, Strict
 from polypod.catalog.search import FIELDS, Hit, search
-from polypod.cli.catalog_rows import add_formats, figure_rows, form_of, hit_rows, listed_rows
+from polypod.catalog.search_market import MARKET_KINDS, Line, lines
+from polypod.cli import catalog_market
+from polypod.cli.catalog_rows import (
+    add_formats,
+    field_rows,
+    figure_rows,
+    form_of,
+    hit_rows,
+    listed_rows,
+)
+from polypod.cli.cited import Sources, hanging
 from polypod.errors import InputError
 from polypod.report.tables import WIDTH, entry, table
 from polypod.workload.config import read_model
@@ -45,7 +55,7 @@ Entry = Accelerator | Pod | Interconnect | ModelEntry
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", required=True, metavar="list|show|search|add")
     listed = what.add_parser("list", help="every entry: id, year, one line")
-    listed.add_argument("--kind", choices=KINDS, help="only entries of this kind")
+    listed.add_argument("--kind", choices=[*KINDS, *MARKET_KINDS], help="only entries of this kind")
     add_formats(listed)
     added = what.add_parser("add", help="check your own chip, pod, link or model, and keep it")
     added.add_argument(
@@ -66,8 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.what == "list":
-        kinds = [args.kind] if args.kind else list(KINDS)
-        by_kind = {kind: [e for e in listing() if e.kind == kind] for kind in kinds}
+        by_kind = _listed(args.kind)
         if form := form_of(args):
             print(form(listed_rows([e for entries in by_kind.values() for e in entries])))
         else:
@@ -88,8 +97,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
+    form = form_of(args)
+    if catalog_market.is_market_name(args.name):
+        if form:
+            print(form(field_rows(find_entry(args.name))))
+        else:
+            print(catalog_market.show(args.name, as_json=args.json))
+        return 0
     found = load_any(args.name)
-    if form := form_of(args):
+    if form:
         print(form(figure_rows(*_figured(found))))
     elif args.json:
         print(json.dumps(_json(found), indent=2, ensure_ascii=False))
@@ -117,6 +133,15 @@ def _add(args: argparse.Namespace) -> Added:
     return add(path, replace=args.replace, name=args.name)
 
 
+def _listed(kind: str | None) -> dict[str, list[Line]]:
+    """Lines by kind: of one kind, or of all but the market's, which are many and change by the week."""
+    if kind in MARKET_KINDS:
+        return {kind: lines(kind)}
+    kinds = [kind] if kind else list(KINDS)
+    found = [Line(kind=e.kind, id=e.id, title=e.title, year=e.year) for e in listing()]
+    return {kind: [line for line in found if line.kind == kind] for kind in kinds}
+
+
 def _added_text(added: Added) -> str:
     lines = [entry("added", f"{added.kind} {added.id}, kept as {added.path}")]
     if added.hides_shipped:
@@ -138,7 +163,7 @@ def _hits_text(hits: list[Hit]) -> str:
     rows = []
     for hit in hits:
         values = ", ".join(
-            f"{name} {units.show(value, FIELDS[name][1] or 'tokens', 4)}"
+            f"{name} {_shown(name, value)}"
             for name, value in hit.shown.items()
             if not isinstance(value, str)
         )
@@ -152,7 +177,12 @@ def _hits_text(hits: list[Hit]) -> str:
     )
 
 
-def _list_json(by_kind: dict[str, list[Listed]]) -> str:
+def _shown(name: str, value: float) -> str:
+    """A figure in its field's unit; a year is no quantity and has no comma."""
+    return f"{value:.0f}" if name == "year" else units.show(value, FIELDS[name][1] or "tokens", 4)
+
+
+def _list_json(by_kind: dict[str, list[Line]]) -> str:
     raw: dict[str, Any] = {
         "counts": {kind: len(entries) for kind, entries in by_kind.items()},
         "entries": [
@@ -164,7 +194,7 @@ def _list_json(by_kind: dict[str, list[Listed]]) -> str:
     return json.dumps(raw, indent=2, ensure_ascii=False)
 
 
-def _list_text(by_kind: dict[str, list[Listed]]) -> Iterator[str]:
+def _list_text(by_kind: dict[str, list[Line]]) -> Iterator[str]:
     """One block per kind. A title is cut where the line would pass 80 columns."""
     for kind, entries in by_kind.items():
         width = max((len(e.id) for e in entries), default=0)
@@ -177,13 +207,16 @@ def _list_text(by_kind: dict[str, list[Listed]]) -> Iterator[str]:
 
 def _json(found: Entry) -> dict[str, Any]:
     if isinstance(found, Accelerator):
-        return {"kind": "accelerator", **msgspec.to_builtins(found)}
+        raw = {"kind": "accelerator", **msgspec.to_builtins(found)}
+        return raw | {"market": catalog_market.market_json(found.id)}
     if isinstance(found, Interconnect):
         return {"kind": "link", **msgspec.to_builtins(found)}
     if isinstance(found, Pod):
         chip = _chip(found)
         sums = [sum_of_parts(claim, found, chip) for claim in found.claims]
-        return {"kind": "pod", **msgspec.to_builtins(found), "claims_from_parts": sums}
+        market = catalog_market.dated_json(found.id)
+        raw = {"kind": "pod", **msgspec.to_builtins(found), "claims_from_parts": sums}
+        return raw | {"market": market}
     model = read_model(found.config, found.name, found.path)
     return {
         "kind": "model",
@@ -215,21 +248,6 @@ def _chip(pod: Pod) -> Accelerator | None:
     return None if pod.accelerator is None else pods_accelerator(pod)
 
 
-@dataclass(slots=True)
-class _Sources:
-    """Numbers sources in the order they are cited."""
-
-    cited: list[str] = field(default_factory=list)
-
-    def mark(self, source: str) -> str:
-        if source not in self.cited:
-            self.cited.append(source)
-        return f"[{self.cited.index(source) + 1}]"
-
-    def lines(self) -> list[str]:
-        return ["", *(_hanging(f"[{n}]", source) for n, source in enumerate(self.cited, start=1))]
-
-
 @dataclass(frozen=True, slots=True)
 class _Figure:
     label: str
@@ -244,13 +262,7 @@ class _Figure:
         return f"{value:g}" if self.unit is None else units.show(value, self.unit, 4)
 
 
-def _hanging(label: str, text: str) -> str:
-    """A labelled paragraph in which addresses stay whole, so that they can be copied."""
-    lines = wrap(text, WIDTH - 5, break_long_words=False, break_on_hyphens=False)
-    return f"{label:<5}" + "\n     ".join(lines)
-
-
-def _figures(figures: list[_Figure], sources: _Sources) -> Iterator[str]:
+def _figures(figures: list[_Figure], sources: Sources) -> Iterator[str]:
     rows = [[figure.label, figure.shown, *(_basis(figure.fact, sources))] for figure in figures]
     yield table(["", "value", "kind", "source"], rows, right=[1])
     for figure in figures:
@@ -258,17 +270,17 @@ def _figures(figures: list[_Figure], sources: _Sources) -> Iterator[str]:
             yield from _remarks(figure, figure.fact, sources)
 
 
-def _basis(fact: Fact | None, sources: _Sources) -> tuple[str, str]:
+def _basis(fact: Fact | None, sources: Sources) -> tuple[str, str]:
     return ("not known", "") if fact is None else (fact.kind, sources.mark(fact.source))
 
 
-def _remarks(figure: _Figure, fact: Fact, sources: _Sources) -> Iterator[str]:
+def _remarks(figure: _Figure, fact: Fact, sources: Sources) -> Iterator[str]:
     if fact.note:
-        yield _hanging("  -", f"{figure.label}: {fact.note}")
+        yield hanging("  -", f"{figure.label}: {fact.note}")
     if fact.odd_because:
-        yield _hanging("  -", f"{figure.label}: odd, and right: {fact.odd_because}")
+        yield hanging("  -", f"{figure.label}: odd, and right: {fact.odd_because}")
     for other in fact.conflicts:
-        yield _hanging(
+        yield hanging(
             "  -",
             f"{figure.label}: {figure.show(other.value)} {sources.mark(other.source)} not used: {other.why_not}",
         )
@@ -286,7 +298,7 @@ def _heading(found: Accelerator | Pod | Interconnect, about: list[str | None]) -
 
 
 def _accelerator(found: Accelerator) -> Iterator[str]:
-    sources = _Sources()
+    sources = Sources()
     ranks = f"accelerator of {found.ranks} ranks" if found.ranks > 1 else "accelerator"
     year = str(found.year) if found.year else None
     yield from _heading(found, [ranks, found.software, year, found.status])
@@ -307,6 +319,7 @@ def _accelerator(found: Accelerator) -> Iterator[str]:
     home = accelerators_pod(found.id) if found.id in known_names() else None
     if home is not None:
         yield f"\ncomes in {home.id}"
+    yield from catalog_market.sections(found.id, sources)
     yield from sources.lines()
 
 
@@ -327,7 +340,7 @@ def _about(found: Accelerator) -> Iterator[str]:
 
 
 def _link(found: Interconnect) -> Iterator[str]:
-    sources = _Sources()
+    sources = Sources()
     yield from _heading(found, [f"{found.purpose} link", found.openness])
     reach = f"{found.accelerators:,} accelerators" if found.accelerators else None
     told = {
@@ -350,7 +363,7 @@ def _link(found: Interconnect) -> Iterator[str]:
 
 
 def _pod(found: Pod) -> Iterator[str]:
-    sources = _Sources()
+    sources = Sources()
     chip = _chip(found)
     ranks = f", {found.accelerators * chip.ranks:,} ranks" if chip and chip.ranks > 1 else ""
     of = chip.id if chip else "accelerators of a make not disclosed"
@@ -373,10 +386,11 @@ def _pod(found: Pod) -> Iterator[str]:
     if found.published:
         yield "\npublished results"
         yield from (_published(result, sources) for result in found.published)
+    yield from catalog_market.dated(found.id, sources)
     yield from sources.lines()
 
 
-def _claim(claim: Claim, pod: Pod, chip: Accelerator | None, sources: _Sources) -> str:
+def _claim(claim: Claim, pod: Pod, chip: Accelerator | None, sources: Sources) -> str:
     unit: units.Unit = {
         "flops_per_s": "flops_per_s",
         "memory_bytes": "bytes",
@@ -386,14 +400,12 @@ def _claim(claim: Claim, pod: Pod, chip: Accelerator | None, sources: _Sources) 
     parts = units.show(sum_of_parts(claim, pod, chip), unit)
     note = f" ({claim.note})" if claim.note else ""
     dtype = f" {claim.dtype}" if claim.dtype else ""
-    return _hanging(
-        "  -", f"{claim.what} {sources.mark(claim.source)}; parts: {parts}{dtype}{note}"
-    )
+    return hanging("  -", f"{claim.what} {sources.mark(claim.source)}; parts: {parts}{dtype}{note}")
 
 
-def _published(result: Published, sources: _Sources) -> str:
+def _published(result: Published, sources: Sources) -> str:
     value = units.significant(result.value, 4)
-    return _hanging(
+    return hanging(
         "  -",
         f"{result.phase} of {result.paper_model}: {value} tokens/s per accelerator {sources.mark(result.source)}; "
         f"{result.conditions}; shape of {result.model}",
@@ -414,7 +426,7 @@ def _model(found: ModelEntry) -> Iterator[str]:
     yield entry("origin", f"{card.source} ({card.fidelity}, {card.licence})", indent=20)
     if card.note:
         yield entry("", card.note, indent=20)
-    sources = _Sources()
+    sources = Sources()
     yield "\non record"
     figures = [
         _Figure("parameters", card.parameters, "tokens"),

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from polypod.catalog.load import Listed
+from polypod.catalog.market_schema import Event, Price, Stack
 from polypod.catalog.schema import Fact, Strict
 from polypod.catalog.search import Hit
+from polypod.catalog.search_market import Line
 from polypod.report.export import Cell, csv_text, markdown_text
 
 FIGURE_HEADER = ("id", "figure", "value", "kind", "source", "note", "used")
@@ -39,7 +40,7 @@ def form_of(args: argparse.Namespace) -> Callable[[Rows], str] | None:
     return None
 
 
-def listed_rows(entries: Sequence[Listed]) -> Rows:
+def listed_rows(entries: Sequence[Line]) -> Rows:
     rows = [(e.kind, e.id, e.year, e.title) for e in entries]
     return Rows(header=("kind", "id", "year", "title"), rows=rows)
 
@@ -76,3 +77,22 @@ def _facts(place: str, value: object) -> Iterator[tuple[str, Fact]]:
     elif isinstance(value, tuple):
         for index, inner in enumerate(value):
             yield from _facts(f"{place}[{index}]", inner)
+
+
+def field_rows(found: Stack | Event | Price) -> Rows:
+    """Every field that is filled, with the path to it."""
+    return Rows(
+        header=("id", "field", "value"),
+        rows=[(found.id, *row) for row in _fields("", msgspec.to_builtins(found))],
+    )
+
+
+def _fields(place: str, value: object) -> Iterator[tuple[str, Cell]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _fields(f"{place}.{name}".lstrip("."), inner)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _fields(f"{place}[{index}]", inner)
+    elif isinstance(value, str | float | int):
+        yield place, value
