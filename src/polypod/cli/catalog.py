@@ -27,7 +27,7 @@ from polypod.catalog.market import find_entry
 from polypod.catalog.schema import Accelerator, Claim, Fact, Interconnect, Pod, Published, Strict
 from polypod.catalog.search import FIELDS, Hit, search
 from polypod.catalog.search_market import MARKET_KINDS, Line, lines
-from polypod.cli import catalog_market
+from polypod.cli import catalog_counts, catalog_market
 from polypod.cli.catalog_rows import (
     add_formats,
     field_rows,
@@ -53,7 +53,7 @@ Entry = Accelerator | Pod | Interconnect | ModelEntry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_subparsers(dest="what", required=True, metavar="list|show|search|add")
+    what = parser.add_subparsers(dest="what", required=True, metavar="list|show|search|add|count")
     listed = what.add_parser("list", help="every entry: id, year, one line")
     listed.add_argument("--kind", choices=[*KINDS, *MARKET_KINDS], help="only entries of this kind")
     add_formats(listed)
@@ -64,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     added.add_argument("--name", help="what a model is called: acme/one-7b")
     added.add_argument("--replace", action="store_true", help="take the place of one added before")
     added.add_argument("--json", action="store_true", help="print one JSON object")
+    counted = what.add_parser("count", help="how much is on record, and how far to trust it")
+    add_formats(counted)
     searched = what.add_parser("search", help="by words (昇腾, H20) or figures (hbm > 100 GB)")
     searched.add_argument(
         "query", nargs="+", help="words, or comparisons joined by and / or; quote < and >"
@@ -85,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "add":
         taken = _add(args)
         print(json.dumps(asdict(taken), indent=2, default=str) if args.json else _added_text(taken))
+        return 0
+    if args.what == "count":
+        print(catalog_counts.text(form_of(args), as_json=args.json))
         return 0
     if args.what == "search":
         hits = search(" ".join(args.query))
