@@ -28,6 +28,7 @@ def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
             key="model_type", accepted=f"one of the modelled families: {', '.join(FAMILIES)}"
         )
     family = FAMILIES[model_type]
+    keys = replace(keys, spelling=family.spelling)
     if not family.has_windows:
         _refuse_windows(keys)
     runs = family.layers(keys)
@@ -43,6 +44,7 @@ def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
         context_tokens=keys.optional("max_position_embeddings", most=LONGEST),
         weight_dtype=weight_dtype(keys),
         quantised=quantised(keys, sum(run.count for run in runs)),
+        others=family.others(keys),
         interleaved=len(runs) > len(layers),
     )
 
@@ -70,10 +72,11 @@ def _merged(runs: Layers) -> Layers:
 
 
 def _refuse_windows(keys: Keys) -> None:
-    window = keys.config.get("sliding_window")
-    context = keys.config.get("max_position_embeddings")
+    window = keys.get("sliding_window")
+    context = keys.optional("max_position_embeddings", most=LONGEST)
     in_use = keys.flag("use_sliding_window", default=True)
-    if window is not None and in_use and (context is None or window < context):
+    narrow = not isinstance(window, int) or context is None or window < context
+    if window is not None and in_use and narrow:
         raise keys.wrong(
             key="sliding_window",
             accepted="null (windows are not modelled for this family)",

@@ -3,12 +3,12 @@
 A family is listed only where its parameter count comes out as published.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from polypod.workload import hybrids
+from polypod.workload import gpts, hybrids, irregular
 from polypod.workload.hybrids import runs
 from polypod.workload.keys import Keys
 from polypod.workload.model import Dense, Gqa, LayerGroup, Mla, Moe
@@ -23,6 +23,10 @@ from polypod.workload.parts import (
 )
 
 
+def _none(_: Keys) -> int:
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """How a family's layers are read, first to last."""
@@ -30,6 +34,8 @@ class Family:
     layers: Callable[[Keys], Layers]
     tied: bool = False  # where the file does not say
     has_windows: bool = False  # the reader understands `sliding_window`
+    spelling: Mapping[str, str] = field(default_factory=dict)  # fields that it names otherwise
+    others: Callable[[Keys], int] = _none  # parameters outside layers, embeddings and the last norm
 
 
 def _dense_layers(
@@ -73,7 +79,7 @@ def _minimax_m2_layers(keys: Keys) -> Layers:
 
 
 def _qwen3_moe_layers(keys: Keys) -> Layers:
-    if keys.config.get("mlp_only_layers"):
+    if keys.get("mlp_only_layers"):
         raise keys.wrong(key="mlp_only_layers", accepted="an empty list (every layer has experts)")
     if keys.count("decoder_sparse_step", default=1) != 1:
         raise keys.wrong(key="decoder_sparse_step", accepted="1 (every layer has experts)")
@@ -169,11 +175,14 @@ def _ernie_layers(keys: Keys) -> Layers:
 
 
 def _hunyuan_layers(keys: Keys) -> Layers:
-    if keys.flag("use_cla"):
-        raise keys.wrong(key="use_cla", accepted="false (layers that share a cache are no part)")
+    """With `use_cla` every `cla_share_factor`th layer has keys and values, and the next ones read its cache."""
     count = keys.count("num_hidden_layers")
     experts = keys.count("num_experts")
-    columns = _same(keys, "moe_intermediate_size", count)
+    columns = _same(
+        keys,
+        "moe_intermediate_size" if keys.has("moe_intermediate_size") else "intermediate_size",
+        count,
+    )
     chosen = _same(keys, "moe_topk", count)
     if chosen > experts:
         raise keys.wrong(key="moe_topk", accepted=f"at most the {experts} experts there are")
@@ -184,12 +193,14 @@ def _hunyuan_layers(keys: Keys) -> Layers:
         shared_intermediate=columns * _same(keys, "num_shared_expert", count),
     )
     one = replace(gqa(keys, head_dim="attention_head_dim"), qk_norm=keys.flag("use_qk_norm"))
-    return _all_alike(keys, one, moe)
+    sharing = keys.count("cla_share_factor", default=1) if keys.flag("use_cla") else 1
+    reads = replace(one, own_kv=False)
+    return runs([(reads if layer % sharing else one, moe) for layer in range(count)])
 
 
 def _same(keys: Keys, key: str, count: int) -> int:
     """A whole number, or a list with one number for every layer, all alike."""
-    value = keys.config.get(key)
+    value = keys.get(key)
     if isinstance(value, list) and len(value) == count and len(set(value)) == 1:
         value = value[0]
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -260,6 +271,27 @@ FAMILIES: Final[dict[str, Family]] = {
     "bailing_moe": _BAILING,
     "dots1": Family(partial(_deepseek_layers, attention=_normed), has_windows=True),
     "solar_open": Family(partial(_deepseek_layers, attention=gqa)),
+    "deepseek_v4": Family(irregular.deepseek_v4, has_windows=True, others=irregular.v4_head),
+    "minimax_m3": Family(irregular.minimax_m3),
+    "longcat_flash": Family(irregular.longcat_flash, spelling=irregular.LONGCAT_SPELLING),
+    "step3_text": Family(irregular.step3),
+    "nemotron-nas": Family(irregular.nemotron_nas),
+    "gpt2": Family(
+        partial(gpts.layers, style=gpts.Style()),
+        tied=True,
+        spelling=gpts.GPT2_SPELLING,
+        others=gpts.learned_positions,
+    ),
+    "gpt_neox": Family(gpts.neox, others=gpts.last_norm_bias),
+    "bloom": Family(
+        partial(gpts.layers, style=gpts.Style()),
+        tied=True,
+        spelling=gpts.BLOOM_SPELLING,
+        others=gpts.bloom_others,
+    ),
+    "opt": Family(gpts.opt, tied=True, spelling=gpts.OPT_SPELLING, others=gpts.opt_others),
+    "mpt": Family(gpts.mpt, tied=True, spelling=gpts.MPT_SPELLING),
+    "starcoder2": Family(gpts.starcoder2, tied=True, has_windows=True, others=gpts.last_norm_bias),
     "mamba2": Family(hybrids.pure_mamba2),
     "granitemoehybrid": Family(hybrids.granite_hybrid, tied=True),
     "nemotron_h": Family(hybrids.nemotron_h),

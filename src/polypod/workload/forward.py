@@ -101,13 +101,14 @@ def _dense(step: Step, name: str, count: Reals, dense: Dense) -> Iterator[Op]:
 
 def _moe(step: Step, moe: Moe, count: Reals) -> Iterator[Op]:
     layout, hidden = step.layout, step.hidden
+    choices = moe.experts + moe.idle_experts
     yield Op(
         name="router",
         kind="gemm",
         count=count,
-        flops=2.0 * step.shape.tokens * hidden * moe.experts,
-        weight_bytes=element_bytes(KEPT) * hidden * moe.experts,
-        activation_bytes=ACTIVATION_BYTES * step.shape.tokens * (hidden + moe.experts),
+        flops=2.0 * step.shape.tokens * hidden * choices,
+        weight_bytes=element_bytes(KEPT) * hidden * choices,
+        activation_bytes=ACTIVATION_BYTES * step.shape.tokens * (hidden + choices),
     )
     if moe.latent:
         narrow = moe.latent / layout.tp

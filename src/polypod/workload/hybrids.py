@@ -36,7 +36,7 @@ def windows(keys: Keys, every: int | None = None) -> list[int | None]:
             raise keys.wrong(key="layer_types", accepted="full_attention and sliding_attention")
         full = [kind == "full_attention" for kind in kinds]
     else:
-        pattern = keys.config.get("sliding_window_pattern", every)
+        pattern = keys.get("sliding_window_pattern") or every
         full = [_is_full(keys, pattern, layer) for layer in range(count)]
     if all(full):
         return [None] * count
@@ -166,7 +166,7 @@ def qwen_hybrid(keys: Keys) -> Layers:
 
 
 def _qwen_experts(keys: Keys) -> Moe:
-    if keys.config.get("mlp_only_layers"):
+    if keys.get("mlp_only_layers"):
         raise keys.wrong(key="mlp_only_layers", accepted="an empty list (every layer has experts)")
     experts = keys.count("num_experts")
     return Moe(
