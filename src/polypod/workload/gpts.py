@@ -17,7 +17,11 @@ GPT2_SPELLING: Final = {
     "intermediate_size": "n_inner",
     "max_position_embeddings": "n_positions",
 }
-BLOOM_SPELLING: Final = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+BLOOM_SPELLING: Final = {
+    "hidden_size": "n_embed",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+}
 OPT_SPELLING: Final = {"intermediate_size": "ffn_dim"}
 MPT_SPELLING: Final = {
     "hidden_size": "d_model",
@@ -68,6 +72,18 @@ def starcoder2(keys: Keys) -> Layers:
     (group,) = layers(keys, Style(bias=keys.flag("use_bias", default=True)))
     assert isinstance(group.attention, Gqa)
     return (replace(group, attention=replace(group.attention, window_tokens=width)),)
+
+
+def phi(keys: Keys) -> Layers:
+    """Attention and feed-forward run side by side after one norm."""
+    if keys.flag("qk_layernorm"):
+        raise keys.wrong(key="qk_layernorm", accepted="false (no norms of queries and keys)")
+    return layers(keys, Style(norms=2))
+
+
+def phi_others(keys: Keys) -> int:
+    """Biases of the last norm and of the head."""
+    return keys.count("hidden_size") + keys.count("vocab_size")
 
 
 def mpt(keys: Keys) -> Layers:

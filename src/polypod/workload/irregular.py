@@ -1,4 +1,5 @@
-"""Families whose layers are built like no other's: DeepSeek V4, MiniMax M3, LongCat-Flash, Step-3, Nemotron NAS."""
+"""Families whose layers are built like no other's: DeepSeek V4, MiniMax M3, LongCat-Flash, Step-3,
+Nemotron NAS, Kimi Linear."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,7 +7,7 @@ from typing import Any, Final
 
 from polypod.workload.hybrids import Layer, runs
 from polypod.workload.keys import Keys
-from polypod.workload.model import Compressed, Dense, Gqa, Moe
+from polypod.workload.model import Compressed, Dense, Gqa, Moe, Recurrent
 from polypod.workload.parts import Layers, dense, experts_per_token, gqa, mla
 
 LONGCAT_SPELLING: Final = {
@@ -196,3 +197,66 @@ def _nas_columns(wide: Keys, hidden: int) -> int:
     if not isinstance(multiple, int | float) or not 0 < multiple < 1000:
         raise wide.wrong(key="ffn_mult", accepted="a number above 0")
     return -(-int(2 * multiple * hidden / 3) // 256) * 256
+
+
+def kimi_linear(keys: Keys) -> Layers:
+    """Kimi Delta Attention, whose gates and decays pass through narrow vectors, and MLA every few layers.
+
+    `layer_types` says which, or the lists of `linear_attn_config`, which number layers from 1.
+    """
+    for feature in ("mla_use_output_gate", "routed_expert_hidden_size", "attn_res_block_size"):
+        if keys.get(feature):
+            raise keys.wrong(key=feature, accepted="none (Kimi K3 is not described yet)")
+    count = keys.count("num_hidden_layers")
+    experts, columns = keys.count("num_experts"), keys.count("moe_intermediate_size")
+    moe = Moe(
+        experts=experts,
+        experts_per_token=experts_per_token(keys, experts, "num_experts_per_token"),
+        expert_intermediate=columns,
+        shared_intermediate=columns * keys.count("num_shared_experts", default=0, least=0),
+    )
+    full, linear = mla(keys), _delta(keys)
+    kinds = zip(_kimi_full(keys, count), _kimi_sparse(keys, count), strict=True)
+    return runs([(full if far else linear, moe if wide else dense(keys)) for far, wide in kinds])
+
+
+def _linear_settings(keys: Keys) -> tuple[int, int, int]:
+    """Heads, their width and the convolution's kernel, in either spelling."""
+    inner = keys.get("linear_attn_config")
+    if not isinstance(inner, Mapping):
+        own = ("linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim")
+        return keys.count(own[0]), keys.count(own[1]), keys.count(own[2])
+    one = replace(keys, config=inner, within=f"{keys.within}.linear_attn_config")
+    return one.count("num_heads"), one.count("head_dim"), one.count("short_conv_kernel_size")
+
+
+def _delta(keys: Keys) -> Recurrent:
+    heads, width, kernel = _linear_settings(keys)
+    inner = heads * width
+    return Recurrent(
+        heads=heads,
+        key_dim=width,
+        value_dim=width,
+        input_columns=3 * inner + heads + 2 * width,
+        conv_channels=3 * inner,
+        conv_kernel=kernel,
+        vectors=inner + heads + width,
+        inner_parameters=2 * width * inner,
+    )
+
+
+def _kimi_full(keys: Keys, count: int) -> list[bool]:
+    inner = keys.get("linear_attn_config")
+    if not isinstance(inner, Mapping):
+        return [kind == "full_attention" for kind in keys.texts("layer_types", count)]
+    listed = inner.get("full_attn_layers")
+    if not isinstance(listed, list) or not set(listed) <= set(range(1, count + 1)):
+        raise keys.wrong(key="linear_attn_config", accepted="full_attn_layers, numbered from 1")
+    return [layer in listed for layer in range(1, count + 1)]
+
+
+def _kimi_sparse(keys: Keys, count: int) -> list[bool]:
+    if keys.has("mlp_layer_types"):
+        return [kind == "sparse" for kind in keys.texts("mlp_layer_types", count)]
+    first = keys.count("first_k_dense_replace", default=0, least=0)
+    return [layer >= first for layer in range(count)]

@@ -22,13 +22,16 @@ class Keys:
 
     def wrong(self, *, key: str, accepted: str) -> FileError:
         """The error for one key: what it has, what is accepted."""
-        key = self.spelling.get(key, key)
+        key = self._named(key)
         has = f"is {self.config[key]!r}" if key in self.config else "is missing"
         return FileError(self.path, f"{key} {has}; accepted: {accepted} - at `{self.within}.{key}`")
 
     def get(self, key: str) -> object:
         """The value as it stands, by the name most families give the field; None where absent."""
-        return self.config.get(self.spelling.get(key, key))
+        return self.config.get(self._named(key))
+
+    def _named(self, key: str) -> str:
+        return key if key in self.config else self.spelling.get(key, key)
 
     def text(self, key: str) -> str:
         value = self.get(key)
