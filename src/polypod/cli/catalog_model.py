@@ -164,7 +164,8 @@ def costs(model: Model) -> dict[str, Any]:
     """What a model takes, in bytes and FLOPs, by number format and by context."""
     return {
         "weights_bytes": {dtype: _weights_bytes(model, dtype) for dtype in WEIGHTS},
-        "kept_in_bf16": _KEPT[model.quantised],
+        "kept_in_bf16": _kept_in_bf16(model),
+        "rest_dtype": model.rest_dtype,
         "kv_bytes_per_token": {
             dtype: kv_bytes_per_token(model, element_bytes(dtype)) for dtype in CACHES
         },
@@ -177,6 +178,10 @@ def costs(model: Model) -> dict[str, Any]:
             tokens: flops_per_generated_token(model, tokens) for tokens in CONTEXTS
         },
     }
+
+
+def _kept_in_bf16(model: Model) -> str:
+    return _KEPT[model.quantised if model.rest_dtype == KEPT else "matrices"]
 
 
 def _weights_bytes(model: Model, dtype: str) -> float:
@@ -198,7 +203,9 @@ def _costs(model: Model) -> Iterator[tuple[str, str]]:
         "weights",
         ", ".join(f"{units.show(size, 'bytes', 4)} in {dtype}" for dtype, size in sizes),
     )
-    yield "", f"in each, {found['kept_in_bf16']} stay in bf16"
+    rest = f", other matrices but routed experts in {model.rest_dtype} where that is wider"
+    beside = rest if model.rest_dtype != KEPT else ""
+    yield "", f"in each, {found['kept_in_bf16']} stay in bf16{beside}"
     caches = found["kv_bytes_per_token"].items()
     past = " past every window" if model.is_bounded else ""
     told = ", ".join(f"{size:,.0f} bytes in {dtype}" for dtype, size in caches)

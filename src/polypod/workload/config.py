@@ -12,7 +12,7 @@ from polypod.workload.families import FAMILIES
 from polypod.workload.keys import LONGEST, Keys
 from polypod.workload.model import LayerGroup, Model
 from polypod.workload.parts import Layers
-from polypod.workload.quantisation import quantised, weight_dtype
+from polypod.workload.quantisation import quantised, rest_dtype, weight_dtype
 
 
 def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
@@ -44,6 +44,7 @@ def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
         context_tokens=keys.optional("max_position_embeddings", most=LONGEST),
         weight_dtype=weight_dtype(keys),
         quantised=quantised(keys, sum(run.count for run in runs)),
+        rest_dtype=rest_dtype(keys),
         others=family.others(keys),
         interleaved=len(runs) > len(layers),
     )

@@ -28,7 +28,7 @@ from polypod.workload.model import (
     router_parameters,
     shared_parameters,
 )
-from polypod.workload.precision import KEPT, Precision, element_bytes
+from polypod.workload.precision import KEPT, Precision, element_bytes, of_the_rest
 from polypod.workload.reals import Reals, plain
 
 
@@ -38,8 +38,9 @@ def weight_bytes_per_rank(model: Model, layout: AnyLayout, precision: Precision)
     SmolLM2-135M's 134,515,008 parameters on one rank in bf16 are 269 MB; the published checkpoint is 269 MB.
     """
     expert_bytes, kept_bytes = element_bytes(precision.weights), element_bytes(KEPT)
-    mixer_bytes = expert_bytes if model.quantised == "matrices" else kept_bytes
-    dense_bytes = kept_bytes if model.quantised == "experts" else expert_bytes
+    rest_bytes = element_bytes(of_the_rest(model.rest_dtype, precision).weights)
+    mixer_bytes = expert_bytes if model.quantised == "matrices" else rest_bytes
+    dense_bytes = rest_bytes if model.quantised == "experts" else expert_bytes
     total: Reals = kept_bytes * (model.hidden + model.others)
     for group, count in stage_layers(model, layout):
         total = total + count * (

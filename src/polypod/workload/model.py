@@ -79,6 +79,8 @@ class Model:
     weight_dtype: str  # what the checkpoint stores its matrices in
     quantised: Literal["matrices", "feed-forward", "experts"] = "matrices"
     """Which of them: all, all but those of attention, routed experts alone. The rest stays in bf16."""
+    rest_dtype: str = "bf16"
+    """What matrices are stored in that are not quantised, where the others are in something narrower."""
     others: int = 0
     """Parameters outside layers, embeddings and the last norm, such as learned positions; kept in bf16, looked up."""
     interleaved: bool = (
