@@ -13,6 +13,7 @@ from polypod.workload.keys import LONGEST, Keys
 from polypod.workload.model import LayerGroup, Model
 from polypod.workload.parts import Layers
 from polypod.workload.quantisation import quantised, rest_dtype, weight_dtype
+from polypod.workload.undescribed import undescribed
 
 
 def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
@@ -24,9 +25,7 @@ def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
     keys = _language_model(Keys(config, path))
     model_type = keys.text("model_type")
     if model_type not in FAMILIES:
-        raise keys.wrong(
-            key="model_type", accepted=f"one of the modelled families: {', '.join(FAMILIES)}"
-        )
+        raise undescribed(keys, FAMILIES)
     family = FAMILIES[model_type]
     keys = replace(keys, spelling=family.spelling)
     if not family.has_windows:
