@@ -6,7 +6,9 @@ from polypod.catalog.load import load_accelerator, load_model
 from polypod.cost.calibration import for_chip
 from polypod.cost.holding import cuts, holdings, sequence_tokens
 from polypod.workload.config import read_model
-from polypod.workload.model import Model
+from polypod.workload.layout import Layout
+from polypod.workload.memory import weight_bytes_per_rank
+from polypod.workload.model import Model, cache_bytes_per_sequence
 from polypod.workload.precision import Precision
 
 
@@ -61,3 +63,15 @@ def test_what_tp_cannot_divide_is_said_with_both_sizes():
     assert held.cards is None
     assert held.why_not is not None
     assert "cut 64 ways" in held.why_not or "peak" in held.why_not
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma-3-27b", "codestral-mamba", "deepseek-v4-flash", "minimax-m3", "qwen3-next"]
+)
+def test_one_rank_keeps_the_weights_and_all_that_is_kept_of_a_sequence(name: str):
+    model, bf16 = model_of(name), Precision(weights="bf16", kv="bf16")
+    (cut, *_) = cuts(model, bf16)
+
+    kept = cache_bytes_per_sequence(model, 2, sequence_tokens(model))
+    assert kept > 0
+    assert cut.per_rank_bytes - weight_bytes_per_rank(model, Layout(), bf16) == pytest.approx(kept)

@@ -27,6 +27,7 @@ from polypod.workload.model import (
     parameters,
     state_bytes_per_sequence,
 )
+from polypod.workload.ops import Op
 from polypod.workload.precision import Precision
 
 BF16 = Precision(weights="bf16", kv="bf16")
@@ -77,6 +78,16 @@ COUNTED: list[tuple[dict[str, Any], int]] = [
     ({"model_type": "bloom", "n_embed": 512, "n_layer": 4, "num_attention_heads": 8, "vocab_size": 1000}, 13_123_584),
     (KIMI_LINEAR, 49_133_074_464),
 ]  # fmt: skip
+
+
+SHIPPED_KINDS = (
+    "deepseek-v4-flash",
+    "minimax-m3",
+    "longcat-flash",
+    "step3",
+    "hunyuan-large",
+    "nemotron-super-49b",
+)
 
 
 def model_of(config: dict[str, Any]) -> Model:
@@ -171,6 +182,8 @@ def test_experts_that_do_nothing_have_a_score_and_no_weights():
         ({"mla_use_output_gate": True}, r"mla_use_output_gate is True; accepted: none"),
         ({"linear_attn_config": {"full_attn_layers": [28], "num_heads": 1, "head_dim": 1, "short_conv_kernel_size": 1}},
          r"full_attn_layers, numbered from 1"),
+        ({"linear_attn_config": {"full_attn_layers": [[1]], "num_heads": 1, "head_dim": 1, "short_conv_kernel_size": 1}},
+         r"full_attn_layers, numbered from 1"),
     ],
 )  # fmt: skip
 def test_what_a_family_cannot_describe_is_named(change: dict[str, Any], said: str):
@@ -187,3 +200,79 @@ def test_a_field_is_called_what_the_file_calls_it():
 
 def test_every_family_of_this_table_is_listed_once():
     assert {config["model_type"] for config, _ in COUNTED} <= set(FAMILIES)
+
+
+def ops_of(name: str, shape: StepShape, ops_called: str) -> list[Op]:
+    entry = load_model(name)
+    model = read_model(entry.config, entry.name, entry.path)
+    return [op for op in step_ops(model, Layout(), BF16, shape) if op.name == ops_called]
+
+
+def test_a_decoding_sequence_reads_its_window_and_the_compressed_vectors():
+    """DeepSeek V4 Flash at 65,536 tokens: 2 sliding layers, 21 that choose 512 vectors, 20 that read all 65536 / 128."""
+    ops = ops_of(
+        "deepseek-v4-flash", StepShape(decode_sequences=1, kv_tokens=65536), "decode attention"
+    )
+
+    vectors = 2 * 128 + 21 * (128 + 512) + 20 * (128 + 512)
+    assert sum(op.count * op.flops for op in ops) == 4 * 64 * 512 * vectors
+    assert sum(op.count * op.kv_bytes for op in ops) == 2 * 512 * (vectors + 43)
+
+
+def test_a_short_sequence_reads_fewer_compressed_vectors_than_may_be_chosen():
+    ops = ops_of(
+        "deepseek-v4-flash", StepShape(decode_sequences=1, kv_tokens=1024), "decode attention"
+    )
+
+    vectors = 2 * 128 + 21 * (128 + 256) + 20 * (128 + 8)
+    assert sum(op.count * op.flops for op in ops) == 4 * 64 * 512 * vectors
+
+
+def test_an_indexer_of_compressed_keys_projects_its_own_compressor_and_head_weights():
+    (op,) = ops_of(
+        "deepseek-v4-flash", StepShape(decode_sequences=1, kv_tokens=1), "indexer key and weights"
+    )
+
+    assert op.count == 21
+    assert op.weight_bytes == 2 * 4096 * (2 * 2 * 128 + 64)
+
+
+def test_what_bounds_a_layer_is_told_in_tokens():
+    entry = load_model("deepseek-v4-flash")
+    model = read_model(entry.config, entry.name, entry.path)
+
+    assert {group.attention.attended_tokens for group in model.layers if group.attention} == {
+        128, 512 * 4 + 128, None,
+    }  # fmt: skip
+
+
+def test_an_indexers_keys_are_cached_beside_grouped_keys_and_values():
+    entry = load_model("minimax-m3")
+    model = read_model(entry.config, entry.name, entry.path)
+
+    each = 60 * 2 * 4 * 128 * 2 + 57 * 128 * 2
+    assert cache_bytes_per_sequence(model, 2, 1000) == 1000 * each
+
+
+def test_a_prompt_writes_only_the_caches_there_are():
+    ops = ops_of("hunyuan-large", StepShape(prompt_tokens=10, pairs=50), "prompt attention")
+
+    assert sum(op.count * op.kv_bytes for op in ops) == 10 * 32 * 2 * 8 * 80 * 2
+
+
+WRONG: list[object] = [None, -1, 0, 1, 2.5, True, "x", "", [], {}, ["x"], [1], {"a": 1}, 10**12]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [config for config, _ in COUNTED] + [load_model(name).config for name in SHIPPED_KINDS],
+    ids=lambda config: config["model_type"],
+)
+def test_a_field_that_is_wrong_is_refused_or_read_and_never_a_traceback(config: dict[str, Any]):
+    for key in config:
+        for value in WRONG:
+            try:
+                model = model_of(config | {key: value})
+            except FileError:
+                continue
+            assert parameters(model) > 0, (key, value)

@@ -57,6 +57,7 @@ def test_each_method_has_its_format(quantisation: dict[str, Any], dtype: str):
     ("quantisation", "said"),
     [
         ({"quant_method": "gptq", "bits": 3}, r"accepted: bits of 4 or 8"),
+        ({"quant_method": "gptq", "bits": [4]}, r"accepted: bits of 4 or 8"),
         ({"quant_method": "bitsandbytes"}, r"accepted: one of load_in_4bit and load_in_8bit"),
         ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "bfp16"}}}, r"weights in fp8_e4m3, int8"),
         ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}, "layer_quant_config": {"*q_proj": {}}},

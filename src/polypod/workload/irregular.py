@@ -250,9 +250,10 @@ def _kimi_full(keys: Keys, count: int) -> list[bool]:
     if not isinstance(inner, Mapping):
         return [kind == "full_attention" for kind in keys.texts("layer_types", count)]
     listed = inner.get("full_attn_layers")
-    if not isinstance(listed, list) or not set(listed) <= set(range(1, count + 1)):
+    numbered = range(1, count + 1)
+    if not isinstance(listed, list) or not all(one in numbered for one in listed):
         raise keys.wrong(key="linear_attn_config", accepted="full_attn_layers, numbered from 1")
-    return [layer in listed for layer in range(1, count + 1)]
+    return [layer in listed for layer in numbered]
 
 
 def _kimi_sparse(keys: Keys, count: int) -> list[bool]:

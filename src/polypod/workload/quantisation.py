@@ -131,7 +131,8 @@ def _quantised_dtype(keys: Keys, quantisation: Mapping[str, Any]) -> str:
 
 def _dtype_of_bits(quantisation: Mapping[str, Any]) -> str | None:
     """AWQ's own files say `w_bit`; a file that says neither is of 4 bits, as all were when that was usual."""
-    return _BITS.get(quantisation.get("bits", quantisation.get("w_bit", 4)))
+    bits = quantisation.get("bits", quantisation.get("w_bit", 4))
+    return _BITS.get(bits) if isinstance(bits, int) else None
 
 
 def _dtype_of_bitsandbytes(quantisation: Mapping[str, Any]) -> str | None:
