@@ -1,5 +1,7 @@
 """Cards that hold a model, against arithmetic by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from polypod.catalog.load import load_accelerator, load_model
@@ -75,3 +77,10 @@ def test_one_rank_keeps_the_weights_and_all_that_is_kept_of_a_sequence(name: str
     kept = cache_bytes_per_sequence(model, 2, sequence_tokens(model))
     assert kept > 0
     assert cut.per_rank_bytes - weight_bytes_per_rank(model, Layout(), bf16) == pytest.approx(kept)
+
+
+def test_a_context_shorter_than_a_window_keeps_no_more_than_itself():
+    model = replace(model_of("gemma-3-27b"), context_tokens=512)
+    (cut, *_) = cuts(model, Precision(weights="bf16", kv="bf16"))
+
+    assert cut.per_rank_bytes == pytest.approx(2 * 27_009_002_240 + 512 * 62 * 2 * 16 * 128 * 2)
