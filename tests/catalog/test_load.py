@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,38 @@ def test_a_model_answers_to_its_aliases(name: str, model: str):
     assert entry.name == model
     assert entry.card is not None
     assert entry.config["hidden_size"] > 0
+
+
+TYPED = {
+    "deepseek-r1": "deepseek-ai/DeepSeek-R1", "DeepSeek-V3": "deepseek-ai/DeepSeek-V3", "deepseek-v3.2": "deepseek-ai/DeepSeek-V3.2",
+    "qwen3-235b": "Qwen/Qwen3-235B-A22B", "Qwen3-30B-A3B": "Qwen/Qwen3-30B-A3B", "qwen2.5-72b-instruct": "Qwen/Qwen2.5-72B",
+    "qwen3-coder": "Qwen/Qwen3-Coder-480B-A35B-Instruct", "qwen3-next": "Qwen/Qwen3-Next-80B-A3B-Instruct",
+    "llama-3.1-70b": "meta-llama/Meta-Llama-3.1-70B", "llama3-70b": "meta-llama/Meta-Llama-3.1-70B",
+    "Llama-3.1-405B": "meta-llama/Meta-Llama-3.1-405B", "llama-4-scout": "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+    "kimi-k2": "moonshotai/Kimi-K2-Instruct", "glm-4.5": "zai-org/GLM-4.5", "GLM-5": "zai-org/GLM-5",
+    "gpt-oss-120b": "openai/gpt-oss-120b", "GPT-OSS-20B": "openai/gpt-oss-20b", "minimax-m2": "MiniMaxAI/MiniMax-M2",
+    "gemma-3-27b": "google/gemma-3-27b-it", "mixtral-8x7b": "mistralai/Mixtral-8x7B-v0.1", "phi-4": "microsoft/phi-4",
+    "nemotron-h-56b": "nvidia/Nemotron-H-56B-Base-8K", "nemotron-3-nano": "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+    "command-r": "CohereLabs/c4ai-command-r-v01", "ernie-4.5-300b": "baidu/ERNIE-4.5-300B-A47B-PT", "yi-34b": "01-ai/Yi-34B",
+    "exaone-4-32b": "LGAI-EXAONE/EXAONE-4.0-32B", "olmo-3-32b": "allenai/Olmo-3.1-32B-Instruct", "dots1": "rednote-hilab/dots.llm1.inst",
+    "mimo-v2-flash": "XiaomiMiMo/MiMo-V2-Flash", "internlm3-8b": "internlm/internlm3-8b-instruct", "ling-1t": "inclusionAI/Ling-1T",
+    "codellama-34b": "codellama/CodeLlama-34b-Instruct-hf", "phi-3.5-moe": "microsoft/Phi-3.5-MoE-instruct",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spelt", [str.lower, str.upper, str])
+def test_the_short_names_that_people_type_are_known_in_any_case(spelt: Callable[[str], str]):
+    assert {name: load.entry_id(spelt(name)) for name in TYPED} == TYPED
+
+
+def test_a_model_answers_to_its_id_without_the_maker():
+    lacking = [
+        listed.id
+        for listed in listing()
+        if listed.kind == "model" and load.entry_id(listed.id.split("/")[-1]) != listed.id
+    ]
+
+    assert lacking == []
 
 
 def test_an_id_opens_its_own_file_and_no_other(monkeypatch: pytest.MonkeyPatch):

@@ -122,7 +122,7 @@ def test_events_are_found_in_lines_of_80_columns(capsys: pytest.CaptureFixture[s
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("verb", [["list"], ["show", "ub2"], ["show", "smollm2"]])
+@pytest.mark.parametrize("verb", [["list"], ["show", "ub2"]])
 def test_what_does_not_show_the_market_does_not_read_it(verb: list[str]) -> None:
     """Referee: the interpreter's own audit of the files it opens."""
     script = (

@@ -13,6 +13,7 @@ from polypod.workload.forward import StepShape, step_ops
 from polypod.workload.layout import Layout
 from polypod.workload.memory import weight_bytes_per_rank
 from polypod.workload.model import (
+    Compressed,
     Gqa,
     Mla,
     Model,
@@ -36,9 +37,10 @@ COUNTED: dict[str, tuple[float, float, float | None, int]] = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": (0.1345, 0.13452, None, 23040),
     "HuggingFaceTB/SmolLM3-3B": (3.08, 3.0751, None, 73728),
     "LGAI-EXAONE/EXAONE-4.0-32B": (32.0, 32.003, None, 65536),
+    "MiniMaxAI/MiniMax-M2": (230, 228.69, 11.031, 253952),
     "MiniMaxAI/MiniMax-M2.5": (230, 228.69, 11.031, 253952),
     "MiniMaxAI/MiniMax-M2.7": (230, 228.69, 11.031, 253952),
-    "MiniMaxAI/MiniMax-M2": (230, 228.69, 11.031, 253952),
+    "MiniMaxAI/MiniMax-M3": (428, 426.17, 25.962, 122880),
     "Qwen/Qwen2.5-1.5B": (1.54, 1.5437, None, 28672),
     "Qwen/Qwen2.5-32B": (32.5, 32.764, None, 262144),
     "Qwen/Qwen2.5-72B": (72.7, 72.706, None, 327680),
@@ -67,17 +69,20 @@ COUNTED: dict[str, tuple[float, float, float | None, int]] = {
     "baidu/ERNIE-4.5-300B-A47B-PT": (300, 298.64, 47.079, 221184),
     "codellama/CodeLlama-34b-Instruct-hf": (33.7, 33.744, None, 196608),
     "deepseek-ai/DeepSeek-R1": (671, 671.03, 37.552, 70272),
-    "deepseek-ai/DeepSeek-V2-Lite": (15.7, 15.706, 2.6612, 31104),
     "deepseek-ai/DeepSeek-V2": (236, 235.74, 21.376, 69120),
+    "deepseek-ai/DeepSeek-V2-Lite": (15.7, 15.706, 2.6612, 31104),
+    "deepseek-ai/DeepSeek-V3": (671, 671.03, 37.552, 70272),
     "deepseek-ai/DeepSeek-V3.1": (671, 671.03, 37.552, 70272),
     "deepseek-ai/DeepSeek-V3.2": (671, 671.88, 38.404, 70272),
-    "deepseek-ai/DeepSeek-V3": (671, 671.03, 37.552, 70272),
+    "deepseek-ai/DeepSeek-V4-Flash": (284, 284.33, 13.8, 5536),
+    "deepseek-ai/DeepSeek-V4-Pro": (1600, 1573.0, 49.779, 7928),
     "google/gemma-2-27b": (27.227, 27.227, None, 376832),
     "google/gemma-3-27b-it": (27.43, 27.009, None, 81920),
     "google/gemma-4-26B-A4B": (25.2, 25.233, 3.8225, 20480),
     "huggyllama/llama-30b": (32.5, 32.529, None, 1597440),
     "inclusionAI/Ling-1T": (1000, 999.71, 51.054, 327680),
     "internlm/internlm3-8b-instruct": (8.8, 8.8042, None, 49152),
+    "meituan-longcat/LongCat-Flash-Chat": (560, 560.66, 27.955, 64512),
     "meta-llama/Llama-2-13b-hf": (13.016, 13.016, None, 819200),
     "meta-llama/Llama-2-70b-hf": (68.977, 68.977, None, 327680),
     "meta-llama/Llama-2-7b-hf": (6.738, 6.7384, None, 524288),
@@ -99,20 +104,26 @@ COUNTED: dict[str, tuple[float, float, float | None, int]] = {
     "mistralai/Mixtral-8x22B-v0.1": (141, 140.62, 39.152, 229376),
     "mistralai/Mixtral-8x7B-v0.1": (46.7, 46.703, 12.88, 131072),
     "moonshotai/Kimi-K2-Instruct": (1040, 1026.4, 32.861, 70272),
+    "mosaicml/mpt-7b": (6.7, 6.6493, None, 524288),
     "nvidia/Gemma-4-31B-IT-NVFP4": (30.7, 30.697, None, 81920),
+    "nvidia/Llama-3_3-Nemotron-Super-49B-v1": (49.9, 49.867, None, 200704),
     "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": (31.6, 31.578, 3.5801, 6144),
+    "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4": (120, 120.67, 12.77, 8192),
     "nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16": (550, 549.31, 56.059, 12288),
     "nvidia/Nemotron-H-56B-Base-8K": (56, 56.324, None, 40960),
     "openai/gpt-oss-120b": (116.83, 116.83, 5.712, 36864),
     "openai/gpt-oss-20b": (20.91, 20.915, 4.1874, 24576),
+    "openai/gpt3-175b": (175, 174.6, None, 4718592),
     "rednote-hilab/dots.llm1.inst": (142, 142.77, 14.017, 1015808),
+    "stepfun-ai/step3": (316, 316.29, 38.841, 62464),
+    "tencent/Tencent-Hunyuan-Large": (389, 388.7, 51.322, 81920),
     "tiiuae/falcon-40b": (41.3, 41.303, None, 122880),
     "upstage/Solar-Open-100B": (102.6, 102.65, 12.055, 196608),
     "zai-org/GLM-4.5": (355, 352.8, 33.632, 376832),
     "zai-org/GLM-4.7-Flash": (30, 29.943, 3.8968, 54144),
+    "zai-org/GLM-5": (744, 743.91, 41.785, 89856),
     "zai-org/GLM-5.1": (744, 743.91, 41.785, 89856),
     "zai-org/GLM-5.2": (753, 743.38, 41.251, 89856),
-    "zai-org/GLM-5": (744, 743.91, 41.785, 89856),
 }  # fmt: skip
 ALL_LAYERS = {
     "google/gemma-2-27b",
@@ -124,6 +135,7 @@ SEES = {  # the published total has a vision tower in it, or an MTP layer
     "google/gemma-3-27b-it", "Qwen/Qwen3-VL-32B-Instruct", "zai-org/GLM-5.2", "XiaomiMiMo/MiMo-7B-Base",
     "meta-llama/Llama-4-Scout-17B-16E-Instruct", "mistralai/Devstral-Small-2-24B-Instruct-2512",
     "moonshotai/Kimi-K2-Instruct",  # published rounded up; the card says so
+    "deepseek-ai/DeepSeek-V4-Pro",
 }  # fmt: skip
 NAMES = list(COUNTED)
 
@@ -175,7 +187,7 @@ def test_the_kinds_of_layers_sum_to_the_whole(name: str, models: dict[str, Model
         )
         for group in model.layers
     )
-    ends = model.embedding_parameters * (1 if model.tied else 2) + model.hidden
+    ends = model.embedding_parameters * (1 if model.tied else 2) + model.hidden + model.others
 
     assert mixers + rest + ends == parameters(model)
     assert weight_bytes_per_rank(model, Layout(), BF16) == pytest.approx(2 * parameters(model))
@@ -187,7 +199,7 @@ def test_a_prompt_costs_two_flops_a_matrix_parameter_and_its_attention(
 ):
     model, tokens = models[name], 6000
     shape = StepShape(prompt_tokens=tokens, pairs=tokens**2 / 2, finished_prompts=tokens)
-    looked_up = 0 if model.tied else model.embedding_parameters
+    looked_up = model.others + (0 if model.tied else model.embedding_parameters)
     vectors = sum(
         group.count * layer_vector_parameters(group, model.hidden)
         for group in model.layers
@@ -208,14 +220,24 @@ def _mixing(model: Model, tokens: int) -> float:
         if isinstance(mixer, Recurrent):
             total += group.count * 6 * mixer.heads * mixer.key_dim * mixer.value_dim * tokens
         elif mixer is not None:
-            width = mixer.attended_tokens or tokens
-            pairs = sum(min(seen, width) for seen in range(1, tokens + 1))
-            each = mixer.heads * (
-                mixer.head_dim + mixer.value_dim
-                if isinstance(mixer, Gqa)
-                else mixer.qk_head_dim + mixer.v_head_dim
-            )
+            pairs = sum(_seen(mixer, seen) for seen in range(1, tokens + 1))
+            each = mixer.heads * {
+                Gqa: lambda m: m.head_dim + m.value_dim,
+                Mla: lambda m: m.qk_head_dim + m.v_head_dim,
+                Compressed: lambda m: 2 * m.head_dim,
+            }[type(mixer)](mixer)
             total += group.count * 2 * each * pairs
-        if isinstance(mixer, Mla):
-            total += group.count * mixer.index_heads * mixer.index_head_dim * tokens**2
+            ratio = mixer.ratio if isinstance(mixer, Compressed) and mixer.index_heads else 1
+            scored = mixer.index_heads * mixer.index_head_dim * tokens**2
+            total += group.count * scored / ratio
     return total
+
+
+def _seen(mixer: Gqa | Mla | Compressed, tokens: int) -> float:
+    """Vectors that the last of so many tokens attends to."""
+    if not isinstance(mixer, Compressed):
+        return min(tokens, mixer.attended_tokens or tokens)
+    near = min(tokens, mixer.window_tokens)
+    if not mixer.ratio:
+        return near
+    return near + min(tokens / mixer.ratio, mixer.index_topk or tokens)

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -24,7 +24,7 @@ from polypod.catalog.load import (
     pods_accelerator,
 )
 from polypod.catalog.market import find_entry
-from polypod.catalog.schema import Accelerator, Claim, Fact, Interconnect, Pod, Published, Strict
+from polypod.catalog.schema import Accelerator, Claim, Interconnect, Pod, Published, Strict
 from polypod.catalog.search import FIELDS, Hit, search
 from polypod.catalog.search_market import MARKET_KINDS, Line, lines
 from polypod.cli import catalog_counts, catalog_market
@@ -37,17 +37,10 @@ from polypod.cli.catalog_rows import (
     listed_rows,
 )
 from polypod.cli.cited import Sources, hanging
+from polypod.cli.figures import Figure, figures
 from polypod.errors import InputError
 from polypod.report.tables import WIDTH, entry, table
 from polypod.workload.config import read_model
-from polypod.workload.model import (
-    Mla,
-    Model,
-    active_parameters,
-    kv_bytes_per_token,
-    mtp_parameters,
-    parameters,
-)
 
 Entry = Accelerator | Pod | Interconnect | ModelEntry
 
@@ -222,22 +215,19 @@ def _json(found: Entry) -> dict[str, Any]:
         market = catalog_market.dated_json(found.id)
         raw = {"kind": "pod", **msgspec.to_builtins(found), "claims_from_parts": sums}
         return raw | {"market": market}
-    model = read_model(found.config, found.name, found.path)
-    return {
-        "kind": "model",
-        "id": found.name,
-        "card": msgspec.to_builtins(found.card),
-        "computed": {
-            "parameters": parameters(model),
-            "active_parameters": active_parameters(model),
-            "mtp_parameters": mtp_parameters(model),
-            "kv_bytes_per_token_bf16": kv_bytes_per_token(model, 2),
-            "layers": model.num_layers,
-            "context_tokens": model.context_tokens,
-            "weight_dtype": model.weight_dtype,
-        },
-        "config": found.config,
-    }
+    return _model_json(found)
+
+
+def _model_json(found: ModelEntry) -> dict[str, Any]:
+    from polypod.cli import catalog_model  # computes with numpy, which a chip need not wait for
+
+    return catalog_model.as_json(found)
+
+
+def _model_text(found: ModelEntry) -> Iterator[str]:
+    from polypod.cli import catalog_model
+
+    return catalog_model.text(found)
 
 
 def _text(found: Entry) -> Iterator[str]:
@@ -245,50 +235,12 @@ def _text(found: Entry) -> Iterator[str]:
         return _accelerator(found)
     if isinstance(found, Interconnect):
         return _link(found)
-    return _pod(found) if isinstance(found, Pod) else _model(found)
+    return _pod(found) if isinstance(found, Pod) else _model_text(found)
 
 
 def _chip(pod: Pod) -> Accelerator | None:
     """What a pod is made of; None where its maker does not say."""
     return None if pod.accelerator is None else pods_accelerator(pod)
-
-
-@dataclass(frozen=True, slots=True)
-class _Figure:
-    label: str
-    fact: Fact | None
-    unit: units.Unit | None  # None: a ratio
-
-    @property
-    def shown(self) -> str:
-        return "?" if self.fact is None else self.show(self.fact.value)
-
-    def show(self, value: float) -> str:
-        return f"{value:g}" if self.unit is None else units.show(value, self.unit, 4)
-
-
-def _figures(figures: list[_Figure], sources: Sources) -> Iterator[str]:
-    rows = [[figure.label, figure.shown, *(_basis(figure.fact, sources))] for figure in figures]
-    yield table(["", "value", "kind", "source"], rows, right=[1])
-    for figure in figures:
-        if figure.fact is not None:
-            yield from _remarks(figure, figure.fact, sources)
-
-
-def _basis(fact: Fact | None, sources: Sources) -> tuple[str, str]:
-    return ("not known", "") if fact is None else (fact.kind, sources.mark(fact.source))
-
-
-def _remarks(figure: _Figure, fact: Fact, sources: Sources) -> Iterator[str]:
-    if fact.note:
-        yield hanging("  -", f"{figure.label}: {fact.note}")
-    if fact.odd_because:
-        yield hanging("  -", f"{figure.label}: odd, and right: {fact.odd_because}")
-    for other in fact.conflicts:
-        yield hanging(
-            "  -",
-            f"{figure.label}: {figure.show(other.value)} {sources.mark(other.source)} not used: {other.why_not}",
-        )
 
 
 def _heading(found: Accelerator | Pod | Interconnect, about: list[str | None]) -> Iterator[str]:
@@ -307,19 +259,19 @@ def _accelerator(found: Accelerator) -> Iterator[str]:
     ranks = f"accelerator of {found.ranks} ranks" if found.ranks > 1 else "accelerator"
     year = str(found.year) if found.year else None
     yield from _heading(found, [ranks, found.software, year, found.status])
-    figures = [
-        _Figure(f"{dtype} peak, dense", peak, "flops_per_s")
+    listed = [
+        Figure(f"{dtype} peak, dense", peak, "flops_per_s")
         for dtype, peak in found.peak_flops_per_s.items()
     ]
-    figures += [
-        _Figure("memory", found.memory_bytes, "bytes"),
-        _Figure("memory bandwidth", found.memory_bytes_per_s, "bytes_per_s"),
-        _Figure("power", found.power_w, "w"),
+    listed += [
+        Figure("memory", found.memory_bytes, "bytes"),
+        Figure("memory bandwidth", found.memory_bytes_per_s, "bytes_per_s"),
+        Figure("power", found.power_w, "w"),
     ]
     if found.scale_up is not None:
         label = f"{found.scale_up.name}, one way"
-        figures.append(_Figure(label, found.scale_up.bytes_per_s, "bytes_per_s"))
-    yield from _figures(figures, sources)
+        listed.append(Figure(label, found.scale_up.bytes_per_s, "bytes_per_s"))
+    yield from figures(listed, sources)
     yield from _about(found)
     home = accelerators_pod(found.id) if found.id in known_names() else None
     if home is not None:
@@ -354,16 +306,16 @@ def _link(found: Interconnect) -> Iterator[str]:
         "medium": found.medium,
     }
     yield from (entry(label, text, indent=20) for label, text in told.items() if text)
-    figures = [
-        _Figure(f"{name}, one way", speed, "bytes_per_s")
+    listed = [
+        Figure(f"{name}, one way", speed, "bytes_per_s")
         for name, speed in found.bytes_per_s.items()
     ]
-    figures += [_Figure(f"latency, {name}", it, "s") for name, it in found.latency_s.items()]
+    listed += [Figure(f"latency, {name}", it, "s") for name, it in found.latency_s.items()]
     yield ""
-    if not figures:
+    if not listed:
         yield "neither a speed nor a latency is on record"
         return
-    yield from _figures(figures, sources)
+    yield from figures(listed, sources)
     yield from sources.lines()
 
 
@@ -374,17 +326,17 @@ def _pod(found: Pod) -> Iterator[str]:
     of = chip.id if chip else "accelerators of a make not disclosed"
     year = str(found.year) if found.year else None
     yield from _heading(found, [f"pod of {found.accelerators:,} {of}{ranks}", year, found.status])
-    figures = []
+    listed = []
     for tier in found.tiers:
         joins = f"{tier.ranks:,} ranks" if tier.ranks else "any number of ranks"
         yield f"tier {tier.name!r} joins {joins}"
-        figures += [
-            _Figure(f"{tier.name}, one way", tier.bytes_per_s, "bytes_per_s"),
-            _Figure(f"{tier.name}, latency", tier.latency_s, "s"),
+        listed += [
+            Figure(f"{tier.name}, one way", tier.bytes_per_s, "bytes_per_s"),
+            Figure(f"{tier.name}, latency", tier.latency_s, "s"),
         ]
-    figures += [_Figure("IT power", found.power_w, "w"), _Figure("PUE", found.pue, None)]
+    listed += [Figure("IT power", found.power_w, "w"), Figure("PUE", found.pue, None)]
     yield ""
-    yield from _figures(figures, sources)
+    yield from figures(listed, sources)
     if found.claims:
         yield "\nclaimed, and the sum of the parts on record"
         yield from (_claim(claim, found, chip, sources) for claim in found.claims)
@@ -415,54 +367,3 @@ def _published(result: Published, sources: Sources) -> str:
         f"{result.phase} of {result.paper_model}: {value} tokens/s per accelerator {sources.mark(result.source)}; "
         f"{result.conditions}; shape of {result.model}",
     )
-
-
-def _model(found: ModelEntry) -> Iterator[str]:
-    model = read_model(found.config, found.name, found.path)
-    card = found.card
-    yield f"{model.name} ({model.model_type})"
-    if card and card.aliases:
-        yield entry("", f"also called {', '.join(card.aliases)}", indent=2)
-    yield ""
-    yield from (entry(label, text, indent=20) for label, text in _shape(model))
-    if card is None:
-        yield entry("origin", found.path, indent=20)
-        return
-    yield entry("origin", f"{card.source} ({card.fidelity}, {card.licence})", indent=20)
-    if card.note:
-        yield entry("", card.note, indent=20)
-    sources = Sources()
-    yield "\non record"
-    figures = [
-        _Figure("parameters", card.parameters, "tokens"),
-        _Figure("active parameters", card.active_parameters, "tokens"),
-        _Figure("cache per token, bf16", card.kv_bytes_per_token_bf16, "bytes"),
-    ]
-    yield from _figures([figure for figure in figures if figure.fact], sources)
-    yield from sources.lines()
-
-
-def _shape(model: Model) -> Iterator[tuple[str, str]]:
-    yield "parameters", f"{parameters(model):,}"
-    if model.is_moe:
-        yield "active", f"{active_parameters(model):,} per token"
-    if model.mtp_layers:
-        yield (
-            "MTP layers",
-            f"{model.mtp_layers}, of {mtp_parameters(model):,} parameters, not counted above",
-        )
-    attention = "MLA" if isinstance(model.layers[0].attention, Mla) else "GQA"
-    groups = " and ".join(
-        f"{group.count} {type(group.feed_forward).__name__.lower()}" for group in model.layers
-    )
-    yield "layers", f"{model.num_layers} with {attention}: {groups}"
-    yield (
-        "hidden, vocabulary",
-        f"{model.hidden:,}, {model.vocab:,}{' (tied)' if model.tied else ''}",
-    )
-    yield "cache per token", f"{kv_bytes_per_token(model, 2):,.0f} bytes in bf16"
-    yield (
-        "context",
-        f"{model.context_tokens:,} tokens" if model.context_tokens else "no limit stated",
-    )
-    yield "stored in", model.weight_dtype

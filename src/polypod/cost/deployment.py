@@ -4,7 +4,7 @@ With pipeline stages the batch is cut into as many micro-batches, and a round of
 `pp * stage(batch / pp)`: the pipeline is full, and bubbles at its ends are left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
@@ -248,12 +248,18 @@ class Deployment:
 
 
 def native_precision(model: Model, rank: Rank) -> Precision:
-    """The precision a model is served at on a chip: its own where the chip computes in it, else the nearest it can.
+    """The precision a model is served at on a rank; see `precision_in`."""
+    return precision_in(model, rank.chip, rank.peak_flops_per_s)
+
+
+def precision_in(model: Model, chip: str, have: Collection[str]) -> Precision:
+    """The precision a model is served at where a chip computes in the formats of `have`: its own, else the nearest it can.
 
     8-bit weights run as fp8 where there is an fp8 peak, as int8 where there is that one, else widened to bf16. 4-bit weights
     stay in 4 bits: floating ones compute in fp4 where there is an fp4 peak, and all others are widened in the kernel.
+
+    Raises `InputError` where nothing on record is wide enough.
     """
-    have = rank.peak_flops_per_s
     wide = next((dtype for dtype in ("bf16", "fp16", "fp32") if dtype in have), "")
     if model.weight_dtype in {"int4", "mxfp4", "nvfp4"}:
         floating = model.weight_dtype != "int4"
@@ -268,6 +274,6 @@ def native_precision(model: Model, rank: Rank) -> Precision:
         compute = wide
     if not compute:
         known = ", ".join(sorted(have)) or "none"
-        msg = f"{rank.chip} has no peak on record that {model.name} can compute in; it has {known}"
+        msg = f"{chip} has no peak on record that {model.name} can compute in; it has {known}"
         raise InputError(msg)
     return Precision(weights=compute, kv="bf16")

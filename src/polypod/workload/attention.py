@@ -17,8 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from polypod.workload.memory import kv_bytes_per_layer
-from polypod.workload.model import Gqa, Mixer, Mla, Recurrent
+from polypod.workload.model import Compressed, Gqa, Mixer, Mla, Recurrent
 from polypod.workload.ops import ACTIVATION_BYTES, Op, Step, StepShape, gemm
 from polypod.workload.precision import element_bytes
 from polypod.workload.reals import Reals, above, plain
@@ -30,6 +29,8 @@ def attention_ops(step: Step, mixer: Mixer | None, count: Reals) -> Iterator[Op]
         return iter(())
     if isinstance(mixer, Recurrent):
         return _recurrent(step, mixer, count)
+    if isinstance(mixer, Compressed):
+        return _compressed(step, mixer, count)
     return _mla(step, mixer, count) if isinstance(mixer, Mla) else _gqa(step, mixer, count)
 
 
@@ -67,19 +68,17 @@ def _gqa(step: Step, attention: Gqa, count: Reals) -> Iterator[Op]:
     tp, shape = step.layout.tp, step.shape
     width = attention.head_dim + attention.value_dim
     queries = attention.heads / tp
-    kv_bytes = kv_bytes_per_layer(attention, step.layout, step.precision)
-    pairs = attended_pairs(shape, attention.window_tokens)
-    kv_tokens = attended_kv(shape, attention.window_tokens)
-    projected = attention.projected_kv_dim * np.maximum(attention.kv_heads / tp, 1.0)
-    columns = plain(queries * attention.query_dim + projected)
-    yield gemm(step, "qkv", count, inner=step.hidden, columns=columns)
+    read = _elements_read(attention, tp) * element_bytes(step.precision.kv, "kv")
+    pairs = attended_pairs(shape, attention.attended_tokens)
+    kv_tokens = attended_kv(shape, attention.attended_tokens)
+    yield from _gqa_inputs(step, attention, count)
     yield Op(
         name="prompt attention",
         kind="attention_prefill",
         count=count * above(shape.prompt_tokens, 0),
         flops=2 * queries * width * pairs,
         activation_bytes=ACTIVATION_BYTES * shape.prompt_tokens * queries * width,
-        kv_bytes=kv_bytes * shape.prompt_tokens,
+        kv_bytes=read * shape.prompt_tokens if attention.own_kv else 0.0,
     )
     yield Op(
         name="decode attention",
@@ -87,7 +86,7 @@ def _gqa(step: Step, attention: Gqa, count: Reals) -> Iterator[Op]:
         count=count * above(shape.decode_sequences, 0),
         flops=2 * queries * width * kv_tokens * (1 + shape.drafts),
         activation_bytes=ACTIVATION_BYTES * shape.decode_tokens * queries * width,
-        kv_bytes=kv_bytes * (kv_tokens + shape.decode_tokens),
+        kv_bytes=read * (kv_tokens + (shape.decode_tokens if attention.own_kv else 0)),
     )
     yield gemm(
         step,
@@ -96,6 +95,26 @@ def _gqa(step: Step, attention: Gqa, count: Reals) -> Iterator[Op]:
         inner=queries * attention.value_dim,
         columns=step.hidden,
     )
+
+
+def _elements_read(attention: Gqa, tp: Reals) -> Reals:
+    """Elements of a cached token on one rank, its own layer's or the one before's."""
+    width = attention.head_dim + attention.value_dim
+    return plain(width * np.maximum(attention.kv_heads / np.asarray(tp), 1.0))
+
+
+def _gqa_inputs(step: Step, attention: Gqa, count: Reals) -> Iterator[Op]:
+    tp, hidden, rank = step.layout.tp, step.hidden, attention.q_lora_rank
+    queries = attention.heads / tp * attention.query_dim
+    projected = attention.projected_kv_dim * np.maximum(attention.kv_heads / tp, 1.0)
+    if rank:
+        yield gemm(step, "to the queries' latent", count, inner=hidden, columns=float(rank))
+        yield gemm(step, "queries", count, inner=rank, columns=plain(queries))
+        yield gemm(step, "keys and values", count, inner=hidden, columns=plain(projected))
+    else:
+        yield gemm(step, "qkv", count, inner=hidden, columns=plain(queries + projected))
+    if attention.index_heads:
+        yield from _indexer(step, attention, count)
 
 
 def _mla(step: Step, attention: Mla, count: Reals) -> Iterator[Op]:
@@ -145,19 +164,70 @@ def _mla(step: Step, attention: Mla, count: Reals) -> Iterator[Op]:
     )
 
 
-def _indexer(step: Step, attention: Mla, count: Reals) -> Iterator[Op]:
-    """Scores the whole context with a few narrow heads in 8 bits; every tensor-parallel rank does it whole."""
+def _compressed(step: Step, attention: Compressed, count: Reals) -> Iterator[Op]:
+    """One key-and-value vector for all heads: a window of them, and compressed ones."""
+    tp, shape, hidden = step.layout.tp, step.shape, step.hidden
+    heads = attention.heads / tp
+    element = element_bytes(step.precision.kv, "kv")
+    wide = heads * attention.head_dim
+    whole = attention.down_parameters(hidden) / hidden
+    yield gemm(step, "to latents and compressors", count, inner=hidden, columns=whole)
+    yield gemm(step, "queries", count, inner=attention.q_lora_rank, columns=wide)
+    if attention.index_heads:
+        yield from _indexer(step, attention, count)
+    pairs, kv_vectors = _compressed_context(shape, attention)
+    passed = 2 * ACTIVATION_BYTES * wide
+    yield Op(
+        name="prompt attention",
+        kind="attention_prefill",
+        count=count * above(shape.prompt_tokens, 0),
+        flops=4 * wide * pairs,
+        activation_bytes=passed * shape.prompt_tokens,
+        kv_bytes=element * attention.kv_elements * shape.prompt_tokens,
+    )
+    yield Op(
+        name="decode attention",
+        kind="attention_decode",
+        count=count * above(shape.decode_sequences, 0),
+        flops=4 * wide * kv_vectors * (1 + shape.drafts),
+        activation_bytes=passed * shape.decode_tokens,
+        kv_bytes=element * attention.head_dim * (kv_vectors + shape.decode_tokens),
+    )
+    yield gemm(step, "output latent", count, inner=wide, columns=float(attention.output_rank))
+    inner = attention.output_groups * attention.output_rank / tp
+    yield gemm(step, "attention output", count, inner=inner, columns=hidden)
+
+
+def _compressed_context(shape: StepShape, attention: Compressed) -> tuple[Reals, Reals]:
+    """Pairs of the prompt attention, and vectors that decoding sequences read: those of the window and compressed ones."""
+    window, ratio = attention.window_tokens, attention.ratio
+    pairs, kv_vectors = attended_pairs(shape, window), attended_kv(shape, window)
+    if not ratio:
+        return pairs, kv_vectors
+    best = attention.index_topk if attention.index_heads else None
+    far = attended_pairs(shape, best * ratio if best else None) / ratio
+    read = attended_kv(shape, best * ratio if best else None) / ratio
+    return plain(pairs + far), plain(kv_vectors + read)
+
+
+def _indexer(step: Step, attention: Gqa | Mla | Compressed, count: Reals) -> Iterator[Op]:
+    """Scores the whole context with a few narrow heads; every tensor-parallel rank does it whole.
+
+    A compressed context has one key for every `ratio` tokens, made by a compressor of its own.
+    """
     shape = step.shape
     wide = attention.index_heads * attention.index_head_dim
-    inner = attention.q_lora_rank or step.hidden
+    inner = step.hidden if isinstance(attention, Gqa) else attention.q_lora_rank or step.hidden
+    ratio = attention.ratio if isinstance(attention, Compressed) else 1
     yield gemm(step, "indexer queries", count, inner=inner, columns=wide)
-    keys = attention.index_head_dim + attention.index_heads
+    keys = attention.index_head_dim * (1 if ratio == 1 else 4)
+    keys += 0 if isinstance(attention, Gqa) else attention.index_heads
     yield gemm(step, "indexer key and weights", count, inner=step.hidden, columns=keys)
     yield Op(
         name="prompt scores",
         kind="attention_prefill",
         count=count * above(shape.prompt_tokens, 0),
-        flops=2 * wide * shape.pairs,
+        flops=2 * wide * shape.pairs / ratio,
         activation_bytes=shape.prompt_tokens * wide,
         kv_bytes=attention.index_bytes * shape.prompt_tokens,
     )
@@ -165,7 +235,7 @@ def _indexer(step: Step, attention: Mla, count: Reals) -> Iterator[Op]:
         name="decode scores",
         kind="attention_decode",
         count=count * above(shape.decode_sequences, 0),
-        flops=2 * wide * shape.kv_tokens * (1 + shape.drafts),
+        flops=2 * wide * shape.kv_tokens / ratio * (1 + shape.drafts),
         activation_bytes=shape.decode_tokens * wide,
         kv_bytes=attention.index_bytes * (shape.kv_tokens + shape.decode_tokens),
     )

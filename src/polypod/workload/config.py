@@ -12,7 +12,8 @@ from polypod.workload.families import FAMILIES
 from polypod.workload.keys import LONGEST, Keys
 from polypod.workload.model import LayerGroup, Model
 from polypod.workload.parts import Layers
-from polypod.workload.quantisation import quantised, weight_dtype
+from polypod.workload.quantisation import quantised, rest_dtype, weight_dtype
+from polypod.workload.undescribed import undescribed
 
 
 def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
@@ -24,10 +25,9 @@ def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
     keys = _language_model(Keys(config, path))
     model_type = keys.text("model_type")
     if model_type not in FAMILIES:
-        raise keys.wrong(
-            key="model_type", accepted=f"one of the modelled families: {', '.join(FAMILIES)}"
-        )
+        raise undescribed(keys, FAMILIES)
     family = FAMILIES[model_type]
+    keys = replace(keys, spelling=family.spelling)
     if not family.has_windows:
         _refuse_windows(keys)
     runs = family.layers(keys)
@@ -43,6 +43,8 @@ def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
         context_tokens=keys.optional("max_position_embeddings", most=LONGEST),
         weight_dtype=weight_dtype(keys),
         quantised=quantised(keys, sum(run.count for run in runs)),
+        rest_dtype=rest_dtype(keys),
+        others=family.others(keys),
         interleaved=len(runs) > len(layers),
     )
 
@@ -70,10 +72,11 @@ def _merged(runs: Layers) -> Layers:
 
 
 def _refuse_windows(keys: Keys) -> None:
-    window = keys.config.get("sliding_window")
-    context = keys.config.get("max_position_embeddings")
+    window = keys.get("sliding_window")
+    context = keys.optional("max_position_embeddings", most=LONGEST)
     in_use = keys.flag("use_sliding_window", default=True)
-    if window is not None and in_use and (context is None or window < context):
+    narrow = not isinstance(window, int) or context is None or window < context
+    if window is not None and in_use and narrow:
         raise keys.wrong(
             key="sliding_window",
             accepted="null (windows are not modelled for this family)",

@@ -3,12 +3,12 @@
 A family is listed only where its parameter count comes out as published.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
-from polypod.workload import hybrids
+from polypod.workload import gpts, hybrids, irregular
 from polypod.workload.hybrids import runs
 from polypod.workload.keys import Keys
 from polypod.workload.model import Dense, Gqa, LayerGroup, Mla, Moe
@@ -23,6 +23,10 @@ from polypod.workload.parts import (
 )
 
 
+def _none(_: Keys) -> int:
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """How a family's layers are read, first to last."""
@@ -30,13 +34,67 @@ class Family:
     layers: Callable[[Keys], Layers]
     tied: bool = False  # where the file does not say
     has_windows: bool = False  # the reader understands `sliding_window`
+    spelling: Mapping[str, str] = field(default_factory=dict)  # fields that it names otherwise
+    others: Callable[[Keys], int] = _none  # parameters outside layers, embeddings and the last norm
 
 
 def _dense_layers(
-    keys: Keys, *, norms: int = 2, windows: bool = False, qk_norm: bool = False
+    keys: Keys, *, norms: int = 2, windows: bool = False, qk_norm: bool = False, gated: bool = True
 ) -> Layers:
-    one = replace(gqa(keys), qk_norm=qk_norm)
-    return _all_alike(keys, everywhere(keys, one) if windows else one, dense(keys), norms)
+    one, wide = replace(gqa(keys), qk_norm=qk_norm), replace(dense(keys), gated=gated)
+    return _all_alike(keys, everywhere(keys, one) if windows else one, wide, norms)
+
+
+def _cohere_layers(keys: Keys) -> Layers:
+    one = replace(gqa(keys), wide_qk_norm=keys.flag("use_qk_norm"))
+    return _all_alike(keys, one, dense(keys), norms=1)
+
+
+def _stablelm_layers(keys: Keys) -> Layers:
+    """Norms have biases; one norm serves both halves where they run side by side."""
+    if keys.flag("qk_layernorm"):
+        raise keys.wrong(key="qk_layernorm", accepted="false (no norms of queries and keys)")
+    one = replace(gqa(keys), qkv_bias=keys.flag("use_qkv_bias"))
+    norms = 2 if keys.flag("use_parallel_residual") else 4
+    return _all_alike(keys, one, dense(keys), norms)
+
+
+def _seed_layers(keys: Keys) -> Layers:
+    bias, out = keys.flag("attention_bias", default=True), keys.flag("attention_out_bias")
+    return _all_alike(keys, replace(gqa(keys), qkv_bias=bias, output_bias=out), dense(keys))
+
+
+def _glm_layers(keys: Keys, norms: int) -> Layers:
+    """Queries, keys and values may have biases, the output never."""
+    return _all_alike(keys, replace(gqa(keys), output_bias=False), dense(keys), norms)
+
+
+def _apertus_layers(keys: Keys) -> Layers:
+    """The activation has two parameters of its own."""
+    wide = Dense(intermediate=keys.count("intermediate_size"), gated=False)
+    (group,) = _all_alike(keys, replace(gqa(keys), qk_norm=True), wide)
+    return (replace(group, others=2),)
+
+
+def _granite_moe_layers(keys: Keys) -> Layers:
+    return _all_alike(keys, gqa(keys), _local_experts(keys))
+
+
+def _olmoe_layers(keys: Keys) -> Layers:
+    experts = keys.count("num_experts")
+    moe = Moe(
+        experts=experts,
+        experts_per_token=experts_per_token(keys, experts),
+        expert_intermediate=keys.count("intermediate_size"),
+    )
+    return _all_alike(keys, replace(gqa(keys), wide_qk_norm=True), moe)
+
+
+def _qwen2_moe_layers(keys: Keys) -> Layers:
+    if keys.count("decoder_sparse_step", default=1) != 1:
+        raise keys.wrong(key="decoder_sparse_step", accepted="1 (every layer has experts)")
+    bias = keys.flag("qkv_bias", default=True)
+    return _all_alike(keys, replace(gqa(keys), qkv_bias=bias), hybrids.qwen_experts(keys))
 
 
 def _all_alike(keys: Keys, one: Gqa | Mla, feed_forward: Dense | Moe, norms: int = 2) -> Layers:
@@ -73,7 +131,7 @@ def _minimax_m2_layers(keys: Keys) -> Layers:
 
 
 def _qwen3_moe_layers(keys: Keys) -> Layers:
-    if keys.config.get("mlp_only_layers"):
+    if keys.get("mlp_only_layers"):
         raise keys.wrong(key="mlp_only_layers", accepted="an empty list (every layer has experts)")
     if keys.count("decoder_sparse_step", default=1) != 1:
         raise keys.wrong(key="decoder_sparse_step", accepted="1 (every layer has experts)")
@@ -168,12 +226,15 @@ def _ernie_layers(keys: Keys) -> Layers:
     return runs([(one, moe if first <= n <= last else dense(keys)) for n in range(count)])
 
 
-def _hunyuan_layers(keys: Keys) -> Layers:
-    if keys.flag("use_cla"):
-        raise keys.wrong(key="use_cla", accepted="false (layers that share a cache are no part)")
+def _hunyuan_layers(keys: Keys, *, qk_norm: bool = False) -> Layers:
+    """With `use_cla` every `cla_share_factor`th layer has keys and values, and the next ones read its cache."""
     count = keys.count("num_hidden_layers")
     experts = keys.count("num_experts")
-    columns = _same(keys, "moe_intermediate_size", count)
+    columns = _same(
+        keys,
+        "moe_intermediate_size" if keys.has("moe_intermediate_size") else "intermediate_size",
+        count,
+    )
     chosen = _same(keys, "moe_topk", count)
     if chosen > experts:
         raise keys.wrong(key="moe_topk", accepted=f"at most the {experts} experts there are")
@@ -181,15 +242,22 @@ def _hunyuan_layers(keys: Keys) -> Layers:
         experts=experts,
         experts_per_token=chosen,
         expert_intermediate=columns,
-        shared_intermediate=columns * _same(keys, "num_shared_expert", count),
+        shared_intermediate=columns * _shared_experts(keys, count),
     )
-    one = replace(gqa(keys, head_dim="attention_head_dim"), qk_norm=keys.flag("use_qk_norm"))
-    return _all_alike(keys, one, moe)
+    head_dim = "attention_head_dim" if keys.has("attention_head_dim") else "head_dim"
+    one = replace(gqa(keys, head_dim=head_dim), qk_norm=keys.flag("use_qk_norm", default=qk_norm))
+    sharing = keys.count("cla_share_factor", default=1) if keys.flag("use_cla") else 1
+    reads = replace(one, own_kv=False)
+    return runs([(reads if layer % sharing else one, moe) for layer in range(count)])
+
+
+def _shared_experts(keys: Keys, count: int) -> int:
+    return _same(keys, "num_shared_expert", count) if keys.has("num_shared_expert") else 1
 
 
 def _same(keys: Keys, key: str, count: int) -> int:
     """A whole number, or a list with one number for every layer, all alike."""
-    value = keys.config.get(key)
+    value = keys.get(key)
     if isinstance(value, list) and len(value) == count and len(set(value)) == 1:
         value = value[0]
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -213,6 +281,7 @@ _DSA: Final = Family(_dsa_layers)
 _GEMMA3: Final = Family(
     partial(hybrids.gemma, every=6, qk_norm=True), tied=True, has_windows=True
 )  # fmt: skip
+_ERNIE_SPELLING: Final = {"attention_bias": "use_bias", "mlp_bias": "use_bias"}
 _ERNIE: Final = Family(_ernie_layers, tied=True)
 _BAILING: Final = Family(
     partial(_deepseek_layers, attention=_normed, experts_key="num_experts", shared_key="num_shared_experts")
@@ -252,7 +321,33 @@ FAMILIES: Final[dict[str, Family]] = {
     "internlm3": _LLAMA,
     "mimo": Family(_qwen2_layers),
     "mimo_v2_flash": Family(hybrids.mimo_v2, has_windows=True),
-    "cohere": Family(partial(_dense_layers, norms=1), tied=True),
+    "cohere": Family(_cohere_layers, tied=True),
+    "cohere2": Family(partial(hybrids.windowed, norms=1, every=4), tied=True, has_windows=True),
+    "stablelm": Family(_stablelm_layers, others=gpts.last_norm_bias),
+    "seed_oss": Family(_seed_layers),
+    "olmo2": Family(partial(hybrids.plain, wide_qk_norm=True)),
+    "olmoe": Family(_olmoe_layers),
+    "granite": _LLAMA,
+    "granitemoe": Family(_granite_moe_layers),
+    "helium": _LLAMA,
+    "baichuan": _LLAMA,
+    "arcee": Family(partial(_dense_layers, gated=False)),
+    "nemotron": Family(partial(_dense_layers, gated=False, norms=4), others=gpts.last_norm_bias),
+    "apertus": Family(_apertus_layers),
+    "gemma": Family(_dense_layers, tied=True),
+    "glm": Family(partial(_glm_layers, norms=2)),
+    "glm4": Family(partial(_glm_layers, norms=4)),
+    "ernie4_5": Family(_dense_layers, tied=True, spelling=_ERNIE_SPELLING),
+    "qwen2_moe": Family(_qwen2_moe_layers),
+    "hunyuan_v1_dense": _QWEN3,
+    "hunyuan_v1_moe": Family(partial(_hunyuan_layers, qk_norm=True)),
+    "phi": Family(gpts.phi, others=gpts.phi_others),
+    "lfm2": Family(hybrids.lfm2, tied=True),
+    "lfm2_moe": Family(hybrids.lfm2, tied=True),
+    "minimax": Family(hybrids.lightning),
+    "minimax_m1": Family(hybrids.lightning),
+    "falcon_h1": Family(hybrids.falcon_h1),
+    "kimi_linear": Family(irregular.kimi_linear),
     "falcon": Family(_falcon_layers, tied=True),
     "ernie4_5_moe": _ERNIE,
     "ernie_moe": _ERNIE,
@@ -260,6 +355,27 @@ FAMILIES: Final[dict[str, Family]] = {
     "bailing_moe": _BAILING,
     "dots1": Family(partial(_deepseek_layers, attention=_normed), has_windows=True),
     "solar_open": Family(partial(_deepseek_layers, attention=gqa)),
+    "deepseek_v4": Family(irregular.deepseek_v4, has_windows=True, others=irregular.v4_head),
+    "minimax_m3": Family(irregular.minimax_m3),
+    "longcat_flash": Family(irregular.longcat_flash, spelling=irregular.LONGCAT_SPELLING),
+    "step3_text": Family(irregular.step3),
+    "nemotron-nas": Family(irregular.nemotron_nas),
+    "gpt2": Family(
+        partial(gpts.layers, style=gpts.Style()),
+        tied=True,
+        spelling=gpts.GPT2_SPELLING,
+        others=gpts.learned_positions,
+    ),
+    "gpt_neox": Family(gpts.neox, others=gpts.last_norm_bias),
+    "bloom": Family(
+        partial(gpts.layers, style=gpts.Style()),
+        tied=True,
+        spelling=gpts.BLOOM_SPELLING,
+        others=gpts.bloom_others,
+    ),
+    "opt": Family(gpts.opt, tied=True, spelling=gpts.OPT_SPELLING, others=gpts.opt_others),
+    "mpt": Family(gpts.mpt, tied=True, spelling=gpts.MPT_SPELLING),
+    "starcoder2": Family(gpts.starcoder2, tied=True, has_windows=True, others=gpts.last_norm_bias),
     "mamba2": Family(hybrids.pure_mamba2),
     "granitemoehybrid": Family(hybrids.granite_hybrid, tied=True),
     "nemotron_h": Family(hybrids.nemotron_h),

@@ -26,7 +26,7 @@ from polypod.workload.layout import AnyLayout
 from polypod.workload.memory import expert_slices, experts_per_rank, stage_layers
 from polypod.workload.model import Dense, LayerGroup, Model, Moe, expert_parameters
 from polypod.workload.ops import ACTIVATION_BYTES, Op, Step, StepShape, collective, gemm
-from polypod.workload.precision import KEPT, Precision, element_bytes
+from polypod.workload.precision import KEPT, Precision, element_bytes, of_the_rest
 from polypod.workload.reals import Reals, above, plain
 
 __all__ = ["Op", "StepShape", "step_ops", "touched_experts"]
@@ -51,7 +51,7 @@ def step_ops(model: Model, layout: AnyLayout, precision: Precision, shape: StepS
     >>> qkv.count, qkv.flops, qkv.weight_bytes, qkv.activation_bytes
     (2.0, 96.0, 96.0, 32.0)
     """
-    kept = Precision(weights=KEPT, kv=precision.kv)
+    kept = of_the_rest(model.rest_dtype, precision)
     step = Step(
         hidden=model.hidden,
         layout=layout,
@@ -101,13 +101,14 @@ def _dense(step: Step, name: str, count: Reals, dense: Dense) -> Iterator[Op]:
 
 def _moe(step: Step, moe: Moe, count: Reals) -> Iterator[Op]:
     layout, hidden = step.layout, step.hidden
+    choices = moe.experts + moe.idle_experts
     yield Op(
         name="router",
         kind="gemm",
         count=count,
-        flops=2.0 * step.shape.tokens * hidden * moe.experts,
-        weight_bytes=element_bytes(KEPT) * hidden * moe.experts,
-        activation_bytes=ACTIVATION_BYTES * step.shape.tokens * (hidden + moe.experts),
+        flops=2.0 * step.shape.tokens * hidden * choices,
+        weight_bytes=element_bytes(KEPT) * hidden * choices,
+        activation_bytes=ACTIVATION_BYTES * step.shape.tokens * (hidden + choices),
     )
     if moe.latent:
         narrow = moe.latent / layout.tp

@@ -36,7 +36,7 @@ def windows(keys: Keys, every: int | None = None) -> list[int | None]:
             raise keys.wrong(key="layer_types", accepted="full_attention and sliding_attention")
         full = [kind == "full_attention" for kind in kinds]
     else:
-        pattern = keys.config.get("sliding_window_pattern", every)
+        pattern = keys.get("sliding_window_pattern") or every
         full = [_is_full(keys, pattern, layer) for layer in range(count)]
     if all(full):
         return [None] * count
@@ -90,10 +90,121 @@ def gemma4(keys: Keys) -> Layers:
     return runs(layers, norms=8 if isinstance(feed_forward, Moe) else 4)
 
 
-def windowed(keys: Keys, *, wide_qk_norm: bool = False, qk_norm: bool = False) -> Layers:
-    """Dense layers, some with a window: OLMo 3, EXAONE 4."""
+def windowed(
+    keys: Keys,
+    *,
+    wide_qk_norm: bool = False,
+    qk_norm: bool = False,
+    norms: int = 2,
+    every: int | None = None,
+) -> Layers:
+    """Dense layers, some with a window: OLMo 3, EXAONE 4, Command A."""
     one = replace(gqa(keys), wide_qk_norm=wide_qk_norm, qk_norm=qk_norm)
-    return runs([(replace(one, window_tokens=width), dense(keys)) for width in windows(keys)])
+    widths = windows(keys, every)
+    return runs([(replace(one, window_tokens=width), dense(keys)) for width in widths], norms)
+
+
+def plain(keys: Keys, *, wide_qk_norm: bool) -> Layers:
+    """Dense layers, all alike: OLMo 2."""
+    one = replace(gqa(keys), wide_qk_norm=wide_qk_norm)
+    return runs([(one, dense(keys))] * keys.count("num_hidden_layers"))
+
+
+def lfm2(keys: Keys) -> Layers:
+    """LFM2: gated short convolutions and attention as `layer_types` says; experts past the first dense layers, where it has any."""
+    count, hidden = keys.count("num_hidden_layers"), keys.count("hidden_size")
+    if keys.flag("conv_bias"):
+        raise keys.wrong(key="conv_bias", accepted="false")
+    kernel = keys.count("conv_L_cache")
+    short = Recurrent(
+        heads=hidden,
+        key_dim=0,  # no state but the convolution's last inputs
+        value_dim=1,
+        input_columns=3 * hidden,
+        conv_channels=hidden,
+        conv_kernel=kernel,
+    )
+    full, kinds = replace(gqa(keys), qk_norm=True), keys.texts("layer_types", count)
+    if unknown := set(kinds) - {"conv", "full_attention"}:
+        raise keys.wrong(key="layer_types", accepted=f"conv and full_attention, not {unknown}")
+    wide = Dense(intermediate=_lfm2_columns(keys))
+    moe, first = _lfm2_experts(keys, wide), keys.count("num_dense_layers", default=0, least=0)
+    return runs(
+        [
+            (short if kind == "conv" else full, wide if layer < first else moe)
+            for layer, kind in enumerate(kinds)
+        ]
+    )
+
+
+def _lfm2_columns(keys: Keys) -> int:
+    """Two thirds of the stated width, times a factor, rounded up, where `block_auto_adjust_ff_dim` is true."""
+    stated = keys.count("intermediate_size")
+    if keys.has("num_experts") or not keys.flag("block_auto_adjust_ff_dim", default=True):
+        return stated
+    multiple, factor = keys.count("block_multiple_of"), keys.get("block_ffn_dim_multiplier")
+    if not isinstance(factor, int | float) or not 0 < factor < 100:
+        raise keys.wrong(key="block_ffn_dim_multiplier", accepted="a number above 0")
+    return -(-int(factor * int(2 * stated / 3)) // multiple) * multiple
+
+
+def _lfm2_experts(keys: Keys, wide: Dense) -> Dense | Moe:
+    if not keys.has("num_experts"):
+        return wide
+    experts = keys.count("num_experts")
+    return Moe(
+        experts=experts,
+        experts_per_token=experts_per_token(keys, experts),
+        expert_intermediate=keys.count("moe_intermediate_size"),
+    )
+
+
+def lightning(keys: Keys) -> Layers:
+    """MiniMax-01 and M1: lightning attention with an output gate, every eighth layer full attention, experts in all.
+
+    `layer_types` says which, else `attn_type_list` with 1 for full attention.
+    """
+    count, full = keys.count("num_hidden_layers"), gqa(keys)
+    inner = full.heads * full.head_dim
+    linear = Recurrent(
+        heads=full.heads,
+        key_dim=full.head_dim,
+        value_dim=full.head_dim,
+        input_columns=4 * inner,  # queries, keys, values, gates
+        vectors=inner,
+    )
+    if keys.count("shared_intermediate_size", default=0, least=0):
+        raise keys.wrong(key="shared_intermediate_size", accepted="0 (no shared experts)")
+    experts = keys.count("num_local_experts")
+    moe = Moe(
+        experts=experts,
+        experts_per_token=experts_per_token(keys, experts),
+        expert_intermediate=keys.count("intermediate_size"),
+    )
+    if keys.has("layer_types"):
+        is_full = [kind == "full_attention" for kind in keys.texts("layer_types", count)]
+    else:
+        is_full = keys.flags("attn_type_list", count)
+    return runs([(full if one else linear, moe) for one in is_full])
+
+
+def falcon_h1(keys: Keys) -> Layers:
+    """Falcon-H1: Mamba 2 and attention side by side after one norm, then a feed-forward. Each of its layers is two here."""
+    if keys.flag("mamba_rms_norm"):
+        raise keys.wrong(key="mamba_rms_norm", accepted="false (no norm in the Mamba layers)")
+    heads, width = keys.count("mamba_n_heads"), keys.count("mamba_d_head")
+    with_norm = mamba2(
+        heads=heads,
+        head_dim=width,
+        groups=keys.count("mamba_n_groups"),
+        state=keys.count("mamba_d_state"),
+        kernel=keys.count("mamba_d_conv"),
+    )
+    mixer = replace(with_norm, vectors=with_norm.vectors - heads * width)
+    count = keys.count("num_hidden_layers")
+    beside = LayerGroup(count=1, attention=mixer, feed_forward=None, norms=0)
+    attends = LayerGroup(count=1, attention=gqa(keys), feed_forward=dense(keys))
+    return (beside, attends) * count
 
 
 def gpt_oss(keys: Keys) -> Layers:
@@ -155,7 +266,7 @@ def qwen_hybrid(keys: Keys) -> Layers:
     """Qwen3-Next and Qwen3.5: gated delta nets, and every nth layer full attention with an output gate."""
     count = keys.count("num_hidden_layers")
     full = replace(gqa(keys), qk_norm=True, gate=True)
-    feed_forward = _qwen_experts(keys) if keys.has("num_experts") else dense(keys)
+    feed_forward = qwen_experts(keys) if keys.has("num_experts") else dense(keys)
     if keys.has("layer_types"):
         is_full = [kind == "full_attention" for kind in keys.texts("layer_types", count)]
     else:
@@ -165,8 +276,8 @@ def qwen_hybrid(keys: Keys) -> Layers:
     return runs([(full if one else delta, feed_forward) for one in is_full])
 
 
-def _qwen_experts(keys: Keys) -> Moe:
-    if keys.config.get("mlp_only_layers"):
+def qwen_experts(keys: Keys) -> Moe:
+    if keys.get("mlp_only_layers"):
         raise keys.wrong(key="mlp_only_layers", accepted="an empty list (every layer has experts)")
     experts = keys.count("num_experts")
     return Moe(

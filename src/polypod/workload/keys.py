@@ -1,7 +1,7 @@
 """A config.json's fields, checked one by one as they are asked for, with an error that says what is accepted."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,14 +18,23 @@ class Keys:
     config: Mapping[str, Any]
     path: Path | str
     within: str = "$"  # where the fields lie in the file
+    spelling: Mapping[str, str] = field(default_factory=dict)  # what the file calls a field
 
     def wrong(self, *, key: str, accepted: str) -> FileError:
         """The error for one key: what it has, what is accepted."""
+        key = self._named(key)
         has = f"is {self.config[key]!r}" if key in self.config else "is missing"
         return FileError(self.path, f"{key} {has}; accepted: {accepted} - at `{self.within}.{key}`")
 
+    def get(self, key: str) -> object:
+        """The value as it stands, by the name most families give the field; None where absent."""
+        return self.config.get(self._named(key))
+
+    def _named(self, key: str) -> str:
+        return key if key in self.config else self.spelling.get(key, key)
+
     def text(self, key: str) -> str:
-        value = self.config.get(key)
+        value = self.get(key)
         if not isinstance(value, str):
             raise self.wrong(key=key, accepted="a text")
         return value
@@ -34,7 +43,7 @@ class Keys:
         self, key: str, *, default: int | None = None, least: int = 1, most: int = MOST
     ) -> int:
         """A whole number from `least` up; null and absent both mean the default, where there is one."""
-        value = self.config.get(key)
+        value = self.get(key)
         if value is None and default is not None:
             return default
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
@@ -42,10 +51,10 @@ class Keys:
         return value
 
     def optional(self, key: str, *, most: int = MOST) -> int | None:
-        return None if self.config.get(key) is None else self.count(key, most=most)
+        return None if self.get(key) is None else self.count(key, most=most)
 
     def flag(self, key: str, *, default: bool = False) -> bool:
-        value = self.config.get(key)
+        value = self.get(key)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -54,7 +63,7 @@ class Keys:
 
     def texts(self, key: str, length: int) -> list[str]:
         """A list of as many texts as there are layers."""
-        value = self.config.get(key)
+        value = self.get(key)
         if (
             not isinstance(value, list)
             or len(value) != length
@@ -65,7 +74,7 @@ class Keys:
 
     def flags(self, key: str, length: int) -> list[bool]:
         """A list of as many zeros and ones as there are layers."""
-        value = self.config.get(key)
+        value = self.get(key)
         if (
             not isinstance(value, list)
             or len(value) != length
@@ -77,4 +86,4 @@ class Keys:
         return [bool(one) for one in value]
 
     def has(self, key: str) -> bool:
-        return self.config.get(key) is not None
+        return self.get(key) is not None

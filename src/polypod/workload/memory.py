@@ -14,6 +14,7 @@ import numpy as np
 
 from polypod.workload.layout import AnyLayout
 from polypod.workload.model import (
+    Compressed,
     Dense,
     LayerGroup,
     Mixer,
@@ -27,7 +28,7 @@ from polypod.workload.model import (
     router_parameters,
     shared_parameters,
 )
-from polypod.workload.precision import KEPT, Precision, element_bytes
+from polypod.workload.precision import KEPT, Precision, element_bytes, of_the_rest
 from polypod.workload.reals import Reals, plain
 
 
@@ -37,9 +38,10 @@ def weight_bytes_per_rank(model: Model, layout: AnyLayout, precision: Precision)
     SmolLM2-135M's 134,515,008 parameters on one rank in bf16 are 269 MB; the published checkpoint is 269 MB.
     """
     expert_bytes, kept_bytes = element_bytes(precision.weights), element_bytes(KEPT)
-    mixer_bytes = expert_bytes if model.quantised == "matrices" else kept_bytes
-    dense_bytes = kept_bytes if model.quantised == "experts" else expert_bytes
-    total: Reals = kept_bytes * model.hidden
+    rest_bytes = element_bytes(of_the_rest(model.rest_dtype, precision).weights)
+    mixer_bytes = expert_bytes if model.quantised == "matrices" else rest_bytes
+    dense_bytes = rest_bytes if model.quantised == "experts" else expert_bytes
+    total: Reals = kept_bytes * (model.hidden + model.others)
     for group, count in stage_layers(model, layout):
         total = total + count * (
             _mixer_elements(group.attention, model.hidden, layout) * mixer_bytes
@@ -78,23 +80,27 @@ def window_bytes_per_token_per_rank(
 
 
 def state_bytes_per_sequence_per_rank(model: Model, layout: AnyLayout) -> Reals:
-    """What recurrent layers keep of one sequence on one rank of the fullest stage; heads are divided by tp."""
+    """What recurrent layers keep of one sequence on one rank of the fullest stage; heads are divided by tp, a window beside a
+    compressed cache is copied.
+    """
     total: Reals = 0.0
     for group, count in stage_layers(model, layout):
         if isinstance(group.attention, Recurrent):
             total = total + count * group.attention.state_bytes / layout.tp
+        elif isinstance(group.attention, Compressed):
+            total = total + count * group.attention.state_bytes
     return plain(total)
 
 
 def kv_bytes_per_layer(attention: Mixer, layout: AnyLayout, precision: Precision) -> Reals:
     """Cached bytes per token and layer on one rank."""
-    index = attention.index_bytes if isinstance(attention, Mla) else 0
+    index = 0 if isinstance(attention, Recurrent) else attention.index_bytes
     return kv_elements_per_rank(attention, layout) * element_bytes(precision.kv, "kv") + index
 
 
 def kv_elements_per_rank(attention: Mixer, layout: AnyLayout) -> Reals:
     """Cached elements per token and layer on one rank."""
-    if isinstance(attention, Mla | Recurrent):
+    if isinstance(attention, Mla | Compressed | Recurrent) or not attention.own_kv:
         return float(attention.kv_elements)
     width = attention.head_dim + attention.value_dim
     return plain(width * np.maximum(attention.kv_heads / layout.tp, 1.0))
@@ -141,12 +147,13 @@ def _mixer_elements(mixer: Mixer | None, hidden: int, layout: AnyLayout) -> Real
         return 0.0
     if isinstance(mixer, Recurrent):
         return mixer.matrix_parameters(hidden) / layout.tp
-    if isinstance(mixer, Mla):
+    if isinstance(mixer, Mla | Compressed):
         whole = mixer.down_parameters(hidden) + mixer.index_parameters(hidden)
         return whole + mixer.up_parameters(hidden) / layout.tp
-    queries = mixer.heads * (mixer.query_dim + mixer.value_dim) / layout.tp
+    queries = (mixer.q_lora_rank or hidden) * mixer.heads * mixer.query_dim / layout.tp
+    output = hidden * mixer.heads * mixer.value_dim / layout.tp
     keys_values = mixer.projected_kv_dim * np.maximum(mixer.kv_heads / layout.tp, 1.0)
-    return hidden * (queries + keys_values)
+    return mixer.down_parameters(hidden) + queries + output + hidden * keys_values
 
 
 def _expert_elements(group: LayerGroup, hidden: int, layout: AnyLayout) -> Reals:

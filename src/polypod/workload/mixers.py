@@ -29,6 +29,17 @@ class Gqa:
     shared_kv: bool = False  # values are the keys' projection, normed otherwise; both are cached
     sinks: bool = False  # a learned logit per head
     window_tokens: int | None = None
+    q_lora_rank: int | None = (
+        None  # queries pass through a narrower vector (multi-matrix factorisation)
+    )
+    own_kv: bool = (
+        True  # else the layer reads the cache of the one before it (cross-layer attention)
+    )
+    index_heads: int = (
+        0  # an indexer scores the context, and each token attends to the `index_topk` best
+    )
+    index_head_dim: int = 0
+    index_topk: int | None = None
 
     @property
     def value_dim(self) -> int:
@@ -42,16 +53,23 @@ class Gqa:
     @property
     def projected_kv_dim(self) -> int:
         """Columns one key-value head projects."""
+        if not self.own_kv:
+            return 0
         return self.head_dim + (0 if self.shared_kv else self.value_dim)
 
     @property
     def kv_elements(self) -> int:
         """Cached elements per token and layer."""
-        return self.kv_heads * (self.head_dim + self.value_dim)
+        return self.kv_heads * (self.head_dim + self.value_dim) if self.own_kv else 0
+
+    @property
+    def index_bytes(self) -> int:
+        """Cached bytes of the indexer's key per token and layer: bf16, as transformers 5.23 keeps it."""
+        return 2 * self.index_head_dim
 
     @property
     def attended_tokens(self) -> int | None:
-        return self.window_tokens
+        return self.window_tokens or self.index_topk
 
     @property
     def cached_tokens(self) -> int | None:
@@ -62,12 +80,20 @@ class Gqa:
         bias = self.heads * self.query_dim + self.kv_heads * self.projected_kv_dim
         norms = 2 * self.head_dim if self.qk_norm else 0
         wide = (self.heads + self.kv_heads) * self.head_dim if self.wide_qk_norm else 0
-        return (bias if self.qkv_bias else 0) + norms + wide + (self.heads if self.sinks else 0)
+        index = 2 * self.index_head_dim if self.index_heads else 0
+        more = index + (self.q_lora_rank or 0) + (self.heads if self.sinks else 0)
+        return (bias if self.qkv_bias else 0) + norms + wide + more
+
+    def down_parameters(self, hidden: int) -> int:
+        """The queries' narrower vector and the indexer; every tensor-parallel rank holds them whole."""
+        index = (self.index_heads + 1) * self.index_head_dim if self.index_heads else 0
+        return hidden * ((self.q_lora_rank or 0) + index)
 
     def matrix_parameters(self, hidden: int) -> int:
         """Query, key, value and output projections: 2 H D (A + G) where keys and values are as wide and nothing is gated."""
-        queries = self.heads * (self.query_dim + self.value_dim)
-        return hidden * (queries + self.kv_heads * self.projected_kv_dim)
+        queries = (self.q_lora_rank or hidden) * self.heads * self.query_dim
+        others = self.heads * self.value_dim + self.kv_heads * self.projected_kv_dim
+        return self.down_parameters(hidden) + queries + hidden * others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,4 +219,84 @@ class Recurrent:
         return hidden * (self.input_columns + self.inner) + self.inner_parameters
 
 
-Mixer = Gqa | Mla | Recurrent
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compressed:
+    """DeepSeek V4's attention: one vector of D elements is key and value for all heads, cached once for every `ratio` tokens.
+
+    Beside what is compressed each token attends to a window, whose vectors are kept as they are. With an indexer (ratio 4)
+    a token attends to the `index_topk` best compressed vectors, else (ratio 128) to all; with ratio 0 to the window alone.
+    Compressing at ratio 4 overlaps, so that it projects twice as wide. The output passes through `output_groups` narrower
+    vectors. As transformers 5.23 builds it.
+    """
+
+    heads: int
+    head_dim: int
+    q_lora_rank: int
+    output_groups: int
+    output_rank: int
+    window_tokens: int
+    ratio: int = 0
+    index_heads: int = 0
+    index_head_dim: int = 0
+    index_topk: int | None = None
+
+    @property
+    def kv_elements(self) -> int:
+        """Cached elements that each token adds: of the window alone, or of the compressed vectors."""
+        return self.head_dim // self.ratio if self.ratio else self.head_dim
+
+    @property
+    def state_bytes(self) -> float:
+        """The window of a layer that compresses: kept of every sequence, in bf16."""
+        return 2.0 * self.window_tokens * self.head_dim if self.ratio else 0.0
+
+    @property
+    def index_bytes(self) -> int:
+        """Cached bytes of the indexer's compressed key, in 8 bits, per token and layer."""
+        return self.index_head_dim // self.ratio if self.index_heads else 0
+
+    @property
+    def attended_tokens(self) -> int | None:
+        if not self.ratio:
+            return self.window_tokens
+        return self.index_topk and self.index_topk * self.ratio + self.window_tokens
+
+    @property
+    def cached_tokens(self) -> int | None:
+        return None if self.ratio else self.window_tokens
+
+    @property
+    def vector_parameters(self) -> int:
+        """Norms, sinks, and what the compressors add to each position."""
+        compressor = self.ratio * self._compressed_width + self.head_dim if self.ratio else 0
+        index = (2 * self.ratio + 1) * self.index_head_dim if self.index_heads else 0
+        return self.q_lora_rank + self.head_dim + self.heads + compressor + index
+
+    @property
+    def _compressed_width(self) -> int:
+        return self.head_dim * (2 if self.index_heads else 1) if self.ratio else 0
+
+    def down_parameters(self, hidden: int) -> int:
+        """To the latent, the shared vector and the compressors; every tensor-parallel rank holds them whole."""
+        return hidden * (self.q_lora_rank + self.head_dim + 2 * self._compressed_width)
+
+    def index_parameters(self, hidden: int) -> int:
+        """The indexer's queries, its own compressor and head weights; whole on every rank."""
+        if not self.index_heads:
+            return 0
+        queries = self.q_lora_rank * self.index_heads * self.index_head_dim
+        return queries + hidden * (4 * self.index_head_dim + self.index_heads)
+
+    def up_parameters(self, hidden: int) -> int:
+        """From the latent to the heads, and the output: sliced by heads."""
+        wide = self.heads * self.head_dim
+        return wide * (self.q_lora_rank + self.output_rank) + (
+            self.output_groups * self.output_rank * hidden
+        )
+
+    def matrix_parameters(self, hidden: int) -> int:
+        whole = self.down_parameters(hidden) + self.index_parameters(hidden)
+        return whole + self.up_parameters(hidden)
+
+
+Mixer = Gqa | Mla | Compressed | Recurrent

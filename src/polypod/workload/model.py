@@ -10,6 +10,7 @@ Parameters are those of the language model without its multi-token-prediction (M
 from dataclasses import dataclass
 from typing import Literal
 
+from polypod.workload.mixers import Compressed as Compressed
 from polypod.workload.mixers import Gqa as Gqa
 from polypod.workload.mixers import Mixer as Mixer
 from polypod.workload.mixers import Mla as Mla
@@ -42,6 +43,7 @@ class Moe:
     gated: bool = True
     bias: bool = False  # on every matrix of an expert
     shared_gate: bool = False  # one scalar gate for the shared experts
+    idle_experts: int = 0  # the router may choose them, and they do nothing
     latent: int | None = (
         None  # experts work on a narrower vector, projected down before them and up after
     )
@@ -59,6 +61,7 @@ class LayerGroup:
     attention: Mixer | None
     feed_forward: Dense | Moe | None
     norms: int = 2  # of the hidden size, in each layer
+    others: int = 0  # parameters of a layer beside these, such as mixing several residual streams; whole on every rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,10 @@ class Model:
     weight_dtype: str  # what the checkpoint stores its matrices in
     quantised: Literal["matrices", "feed-forward", "experts"] = "matrices"
     """Which of them: all, all but those of attention, routed experts alone. The rest stays in bf16."""
+    rest_dtype: str = "bf16"
+    """What matrices are stored in that are not quantised, where the others are in something narrower."""
+    others: int = 0
+    """Parameters outside layers, embeddings and the last norm, such as learned positions; kept in bf16, looked up."""
     interleaved: bool = (
         False  # kinds of layers alternate, so that every stage has its share of each
     )
@@ -102,7 +109,7 @@ def parameters(model: Model) -> int:
     """All parameters, without the MTP layers."""
     embeddings = model.embedding_parameters * (1 if model.tied else 2)
     layers = sum(group.count * layer_parameters(group, model.hidden) for group in model.layers)
-    return embeddings + layers + model.hidden
+    return embeddings + layers + model.hidden + model.others
 
 
 def active_parameters(model: Model) -> int:
@@ -152,7 +159,7 @@ def state_bytes_per_sequence(model: Model) -> float:
     return sum(
         group.count * group.attention.state_bytes
         for group in model.layers
-        if isinstance(group.attention, Recurrent)
+        if isinstance(group.attention, Recurrent | Compressed)
     )
 
 
@@ -170,7 +177,7 @@ def cache_bytes_per_sequence(
             continue
         kept = min(context_tokens, mixer.cached_tokens or context_tokens)
         total += group.count * mixer.kv_elements * kept * bytes_per_element
-        if isinstance(mixer, Mla):
+        if not isinstance(mixer, Recurrent):
             total += group.count * mixer.index_bytes * kept
     return total
 
@@ -188,7 +195,9 @@ def layer_parameters(group: LayerGroup, hidden: int) -> int:
 def layer_vector_parameters(group: LayerGroup, hidden: int) -> int:
     """Norms and biases of one layer; every rank holds them whole."""
     attention, feed_forward = group.attention, group.feed_forward
-    vectors = group.norms * hidden + (attention.vector_parameters if attention else 0)
+    vectors = (
+        group.others + group.norms * hidden + (attention.vector_parameters if attention else 0)
+    )
     if isinstance(attention, Gqa) and attention.output_bias:
         vectors += hidden
     if isinstance(feed_forward, Dense) and feed_forward.bias:
@@ -229,4 +238,4 @@ def shared_parameters(moe: Moe, hidden: int) -> int:
 
 def router_parameters(moe: Moe, hidden: int) -> int:
     """The scores of all experts: H E. A bias of E, where a family has one, is left out (under a millionth)."""
-    return hidden * moe.experts
+    return hidden * (moe.experts + moe.idle_experts)

@@ -54,6 +54,18 @@ class Precision(Strict, frozen=True, kw_only=True, omit_defaults=True):
         return self.compute or _COMPUTE.get(self.weights, self.weights)
 
 
+def of_the_rest(rest_dtype: str, precision: Precision) -> Precision:
+    """Of the matrices that a checkpoint quantises less than others: its own where that is wider than what was asked, else bf16.
+
+    They compute in bf16, whatever the chip has: where they are in fp8 and it computes in that, a little slow.
+
+    >>> of_the_rest("fp8", Precision(weights="mxfp4", kv="bf16")).weights
+    'fp8'
+    """
+    wide = element_bytes(rest_dtype) >= element_bytes(precision.weights)
+    return Precision(weights=rest_dtype if wide else KEPT, kv=precision.kv, compute=KEPT)
+
+
 def element_bytes(dtype: str, of: Literal["weights", "kv", "compute"] = "weights") -> float:
     """Bytes of one element. Raises `InputError` for a type this table does not have.
 

@@ -1,0 +1,100 @@
+"""What is said of a config.json whose family nobody has described: what was read of it, what was not, what to do."""
+
+from collections.abc import Collection
+from difflib import get_close_matches
+from typing import Final
+
+from polypod.errors import FileError
+from polypod.workload.keys import Keys
+
+_SHAPE: Final = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "tie_word_embeddings",
+    "max_position_embeddings",
+    "sliding_window",
+    "layer_types",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "n_shared_experts",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "quantization_config",
+)
+"""Fields that mean the same wherever they stand."""
+
+_NEUTRAL: Final = (
+    "architectures",
+    "attention_dropout",
+    "auto_map",
+    "dtype",
+    "hidden_act",
+    "id2label",
+    "initializer_range",
+    "is_encoder_decoder",
+    "label2id",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "pretraining_tp",
+    "problem_type",
+    "return_dict",
+    "text_config",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+_NEUTRAL_PARTS: Final = ("token", "rope", "dropout", "eps", "loss", "_name", "router_jitter")
+_MOST: Final = 12  # names in one list
+
+
+def undescribed(keys: Keys, families: Collection[str]) -> FileError:
+    """The error for a `model_type` that is not listed."""
+    accepted = [f"one of the modelled families: {', '.join(families)}"]
+    near = get_close_matches(keys.text("model_type"), families, n=3)
+    if near:
+        accepted.append(
+            f"the nearest by name are {', '.join(near)}: if it is built like one, say so in model_type of a copy"
+        )
+    accepted.append(f"read from the file: {_read(keys) or 'nothing'}")
+    accepted.append(f"not read, of no described family's meaning: {_not_read(keys) or 'nothing'}")
+    accepted.append(
+        "to add it: a row of FAMILIES in polypod/workload/families.py whose parameters come out as published; or the extra that "
+        'is to count any architecture by tracing it, pip install "polypod[trace]", once it is out'
+    )
+    return keys.wrong(key="model_type", accepted="; ".join(accepted))
+
+
+def _read(keys: Keys) -> str:
+    found = [f"{key} {_short(keys.get(key))}" for key in _SHAPE if keys.has(key)]
+    return _listed(found)
+
+
+def _not_read(keys: Keys) -> str:
+    known = {*_SHAPE, *_NEUTRAL}
+    found = [
+        key
+        for key in sorted(keys.config)
+        if key not in known and not any(part in key for part in _NEUTRAL_PARTS) and keys.has(key)
+    ]
+    return _listed(found)
+
+
+def _short(value: object) -> str:
+    return f"of {len(value)}" if isinstance(value, list | dict) else str(value)
+
+
+def _listed(found: list[str]) -> str:
+    more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
+    return ", ".join(found[:_MOST]) + more
