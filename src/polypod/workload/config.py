@@ -25,7 +25,9 @@ def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
     model_type = keys.text("model_type")
     if model_type not in FAMILIES:
         raise keys.wrong(
-            key="model_type", accepted=f"one of the modelled families: {', '.join(FAMILIES)}"
+            key="model_type",
+            accepted=f"one of the modelled families: {', '.join(FAMILIES)}. Of another, `polypod catalog show` prints "
+            "what a trace of it counts (extra `trace`); it cannot be planned yet",
         )
     family = FAMILIES[model_type]
     if not family.has_windows:
@@ -45,6 +47,11 @@ def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
         quantised=quantised(keys, sum(run.count for run in runs)),
         interleaved=len(runs) > len(layers),
     )
+
+
+def is_modelled(config: Mapping[str, Any]) -> bool:
+    """Whether the family is described here; the rest of the config may still be refused."""
+    return _language_model(Keys(config, "")).config.get("model_type") in FAMILIES
 
 
 def _language_model(keys: Keys) -> Keys:

@@ -26,6 +26,7 @@ _EXPERTS = re.compile(r"(^|\.)experts\.")
 _RECURRENT = re.compile(
     r"Mamba|SSM|Rwkv|RWKV|Delta|Recurren|Retention|LinearAtt|Lightning|LSTM|RgLru|Rglru"
 )
+_NEEDS_DATA = re.compile(r"meta|item\(\)|nonzero|data.dependent|unique|Cannot copy", re.IGNORECASE)
 _ROUTER = re.compile(r"Router|Gate$|Gating")
 _UNLIKE: Final = (
     "kv_lora_rank", "qk_rope_head_dim", "ssm_state_size", "mamba_d_state", "num_kv_shared_layers", "attn_layer_period",
@@ -62,10 +63,16 @@ def trace(config: Mapping[str, Any], lengths: tuple[int, int] = LENGTHS) -> Trac
                         model = _instance(torch, architecture, copy.deepcopy(loaded))
                         return _traced(torch, transformers, model, lengths, how)
                 except Exception as error:  # the family's own code, which can raise anything
-                    problem = f"{type(error).__name__}: {str(error)[:160]}"
-                    problems.append(f"{architecture.__name__} cannot be traced: {problem}")
+                    if how == "" and not _NEEDS_DATA.search(str(error)):
+                        problems.append(_problem(architecture, error))
+                        break
+                    problems.append(_problem(architecture, error))
     msg = f"{config.get('model_type')}: {problems[0] if problems else 'transformers has a config and no model of it alone'}"
     raise InputError(" ".join(msg.split()))
+
+
+def _problem(architecture: Any, error: Exception) -> str:
+    return f"{architecture.__name__} cannot be traced: {type(error).__name__}: {str(error)[:160]}"
 
 
 def _configured(transformers: Any, config: dict[str, Any]) -> Any:
@@ -142,26 +149,12 @@ def _traced(
     torch: Any, transformers: Any, model: Any, lengths: tuple[int, int], how: str
 ) -> Traced:
     weights = dict(model.named_parameters())  # tied ones come once
-    inputs = _working(torch, model, lengths[0])
+    inputs, first = _working(torch, model, lengths)
     if inputs.unit == "inputs":
         lengths = (1, 2)
-    prompts: list[Pass] = []
-    steps: list[Pass] = []
-    experts = 0
-    for n in lengths:
-        count = _Counter(torch, model)
-        arguments = inputs.make(n)
-        with count:
-            out = model(**arguments)
-        kept = inputs.kept(out)
-        prompts.append(count.result(n, cache_bytes=_tensor_bytes(torch, kept)))
-        experts = count.expert_parameters()
-        step = inputs.step(n, out)
-        if step is not None:
-            count = _Counter(torch, model)
-            with count:
-                model(**step)
-            steps.append(count.result(n))
+    second = _passes(torch, model, inputs, lengths[1])
+    prompts, steps = (first[0], second[0]), (first[1], second[1])
+    experts, used = second[2], second[3]
     total = sum(weight.numel() for weight in weights.values())
     notes = [
         how,
@@ -176,33 +169,50 @@ def _traced(
         torch=str(torch.__version__),
         unit=inputs.unit,
         parameters=total,
+        used_parameters=used,
         expert_parameters=experts,
         weight_bytes=2 * total,
-        prompt=(prompts[0], prompts[1]),
-        decode=tuple(steps),
+        prompt=prompts,
+        decode=tuple(step for step in steps if step is not None),
         experts=_first(model.config, _EXPERTS_KEYS) if experts else None,
         experts_per_token=_first(model.config, _CHOSEN_KEYS) if experts else None,
         formula_cache_bytes=_standard_cache(model.config)
-        if steps and prompts[0].cache_bytes
+        if all(steps) and prompts[0].cache_bytes
         else None,
         how=tuple(note for note in notes if note),
     )
 
 
-def _working(torch: Any, model: Any, n: int) -> Inputs:
-    """The first inputs that the model takes; raises what the first of them met."""
+_Passes = tuple[Pass, Pass | None, int, int]
+"""A prompt, the step after it, parameters of experts, parameters that were read."""
+
+
+def _working(torch: Any, model: Any, lengths: tuple[int, int]) -> tuple[Inputs, _Passes]:
+    """The first inputs that the model takes, and its passes over them; raises what the first of them met."""
     first: Exception | None = None
     for inputs in candidates(torch, model):
         try:
-            out = model(**inputs.make(n))
-            step = inputs.step(n, out)
-            if step is not None:
-                model(**step)
-        except Exception as error:
+            n = 1 if inputs.unit == "inputs" else lengths[0]
+            return inputs, _passes(torch, model, inputs, n)
+        except Exception as error:  # the family's own code again
             first = first or error
-            continue
-        return inputs
     raise first or InputError("no inputs are known for it")
+
+
+def _passes(torch: Any, model: Any, inputs: Inputs, n: int) -> _Passes:
+    arguments = inputs.make(n)
+    count = _Counter(torch, model)
+    with count:
+        out = model(**arguments)
+    prompt = count.result(n, cache_bytes=_tensor_bytes(torch, inputs.kept(out)))
+    arguments_of_step = inputs.step(n, out)
+    after = None
+    if arguments_of_step is not None:
+        again = _Counter(torch, model)
+        with again:
+            model(**arguments_of_step)
+        after = again.result(n)
+    return prompt, after, count.expert_parameters(), count.used_parameters()
 
 
 def _expands(model: Any) -> bool:
@@ -275,7 +285,8 @@ class _Counter:
         self._kinds = dict.fromkeys(Flops.__struct_fields__, 0)
         self._linear = 0
         self._weights = {_place(weight): name for name, weight in model.named_parameters()}
-        self._sizes = {_place(weight): weight.shape for weight in model.parameters()}
+        self._sizes = {_place(weight): weight.numel() for weight in model.parameters()}
+        self._read: set[int] = set()
         self._held: list[
             Any
         ] = []  # storages made of weights alone, so that none is given to another tensor
@@ -303,6 +314,10 @@ class _Counter:
         return Pass(
             n=n, flops=Flops(**kinds), linear_flops=int(self._linear), cache_bytes=cache_bytes
         )
+
+    def used_parameters(self) -> int:
+        """Weights that any operator read."""
+        return sum(size for place, size in self._sizes.items() if place in self._read)
 
     def expert_parameters(self) -> int:
         """Weights that experts' products used, and the biases that lie beside them."""
@@ -357,6 +372,7 @@ class _Counter:
             self._kinds[kind] += self._formulas[packet](*args, **kwargs, out_val=out)
         elif self._torch.Tag.pointwise in func.tags and isinstance(out, self._torch.Tensor):
             self._kinds["elementwise"] += out.numel()
+        self._read |= {_place(one) for one in _flat(self._torch, args, kwargs)}
         self._follow(tensors, args, out)
         return out
 
@@ -403,6 +419,13 @@ class _Counter:
         if _place(out) not in self._weights:
             self._weights[_place(out)] = names[0]
             self._held.append(out)
+
+
+def _flat(torch: Any, args: Any, kwargs: Any) -> Iterator[Any]:
+    """Tensors among an operator's arguments, and in lists among them."""
+    for one in (*args, *kwargs.values()):
+        many = one if isinstance(one, list | tuple) else (one,)
+        yield from (tensor for tensor in many if isinstance(tensor, torch.Tensor))
 
 
 def _place(tensor: Any) -> int:

@@ -64,6 +64,9 @@ class Traced(
     torch: str
     unit: Literal["tokens", "inputs"] = "tokens"
     parameters: int  # tied ones once
+    used_parameters: int = (
+        0  # those that the pass read: without an encoder of images beside a pass of text
+    )
     expert_parameters: int = 0  # of the routed experts
     weight_bytes: int  # in bf16, buffers left out
     prompt: tuple[Pass, Pass]  # of two lengths, the second twice the first
@@ -77,11 +80,12 @@ class Traced(
 
     @property
     def active_parameters(self) -> int:
-        """Those one token passes through: all but the routed experts that it does not choose. Of inputs: all."""
-        if not self.expert_parameters or self.unit == "inputs":
-            return self.parameters
+        """Those one token passes through: all that are used but the routed experts that it does not choose. Of inputs: all used."""
         first = self.prompt[0]
-        return self.parameters - self.expert_parameters + round(first.flops.experts / (2 * first.n))
+        if not self.expert_parameters or self.unit == "inputs":
+            return self.used_parameters
+        chosen = round(first.flops.experts / (2 * first.n))
+        return self.used_parameters - self.expert_parameters + chosen
 
     @property
     def cache_bytes_per_token(self) -> float:
