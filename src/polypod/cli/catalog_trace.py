@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -19,17 +20,22 @@ def show(found: ModelEntry, *, as_json: bool) -> str:
     """Text or one JSON object. Raises `InputError` where it cannot be traced, or what is needed for it is not installed."""
     traced = traced_model(found)
     if as_json:
-        shown = {
-            "kind": "traced model",
-            "id": found.name,
-            "traced": msgspec.to_builtins(traced),
-            "active_parameters": traced.active_parameters,
-            "cache_bytes_per_token": traced.cache_bytes_per_token,
-            "cache_bytes_per_sequence": traced.cache_bytes_per_sequence,
-            "checks": checks(traced),
-        }
-        return json.dumps(shown, indent=2, ensure_ascii=False)
-    return "\n".join(_text(found, traced))
+        return json.dumps(trace_json(found.name, traced), indent=2, ensure_ascii=False)
+    return "\n".join(trace_text(found.name, traced))
+
+
+def trace_json(name: str, traced: Traced) -> dict[str, Any]:
+    return {
+        "kind": "traced model",
+        "id": name,
+        "traced": msgspec.to_builtins(traced),
+        "active_parameters": traced.active_parameters,
+        "cache_bytes_per_token": traced.cache_bytes_per_token,
+        "cache_bytes_per_sequence": traced.cache_bytes_per_sequence,
+        "checks": checks(traced),
+        "is_checked": is_checked(traced),
+        "can_be_planned": False,
+    }
 
 
 def traced_model(found: ModelEntry) -> Traced:
@@ -50,8 +56,9 @@ def traced_model(found: ModelEntry) -> Traced:
     return made
 
 
-def _text(found: ModelEntry, traced: Traced) -> Iterator[str]:
-    yield f"{found.name} ({traced.model_type}), traced"
+def trace_text(name: str, traced: Traced) -> Iterator[str]:
+    """Lines: what it is, FLOPs by kind, the laws that hold."""
+    yield f"{name} ({traced.model_type}), traced"
     yield entry("", "not described by Polypod: counted by running its code without data", indent=2)
     yield ""
     yield from (entry(label, text, indent=20) for label, text in _about(traced))

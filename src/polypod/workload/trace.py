@@ -24,16 +24,17 @@ LENGTHS: Final = (32, 64)
 
 _EXPERTS = re.compile(r"(^|\.)experts\.")
 _RECURRENT = re.compile(
-    r"Mamba|SSM|Rwkv|RWKV|Delta|Recurren|Retention|LinearAtt|Lightning|LSTM|RgLru|Rglru"
+    r"[MmBb]amba|H1Mixer|SSM|Rwkv|RWKV|Delta|Recurren|Retention|LinearAtt|Lightning|LSTM|RgLru|Rglru"
 )
 _NEEDS_DATA = re.compile(r"meta|item\(\)|nonzero|data.dependent|unique|Cannot copy", re.IGNORECASE)
 _ROUTER = re.compile(r"Router|Gate$|Gating")
 _UNLIKE: Final = (
     "kv_lora_rank", "qk_rope_head_dim", "ssm_state_size", "mamba_d_state", "num_kv_shared_layers", "attn_layer_period",
-    "global_head_dim", "is_encoder_decoder",
+    "global_head_dim", "is_encoder_decoder", "multi_query", "v_head_dim", "swa_num_key_value_heads",
 )  # fmt: skip
 """Keys of layers whose caches are not all one key and one value of one width."""
 
+_VARIES: Final = "varies"
 _EXPERTS_KEYS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN_KEYS: Final = (
     "num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts",
@@ -83,10 +84,19 @@ def _configured(transformers: Any, config: dict[str, Any]) -> Any:
         msg = f"transformers {transformers.__version__} has no model_type {model_type!r}"
         raise InputError(msg)
     try:
-        return transformers.CONFIG_MAPPING[model_type](**config)
+        return transformers.CONFIG_MAPPING[model_type](**_plain(config))
     except Exception as error:  # as below
         msg = f"transformers cannot read this config of {model_type}: {type(error).__name__}: {str(error)[:200]}"
         raise InputError(" ".join(msg.split())) from error
+
+
+def _plain(value: Any) -> Any:
+    """Without the wrapping that configs have around numbers that JSON cannot say: {"__float__": "Infinity"}."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
 def _architectures(transformers: Any, config: Any) -> Iterator[Any]:
@@ -160,7 +170,7 @@ def _traced(
         how,
         inputs.how,
         ENCODER if inputs.has_encoder else "",
-        LATENT if _expands(model) else "",
+        LATENT if _expands(model.config) else "",
     ]
     return Traced(
         model_type=model.config.model_type,
@@ -215,35 +225,45 @@ def _passes(torch: Any, model: Any, inputs: Inputs, n: int) -> _Passes:
     return prompt, after, count.expert_parameters(), count.used_parameters()
 
 
-def _expands(model: Any) -> bool:
-    return bool(getattr(model.config.get_text_config(decoder=True), "kv_lora_rank", None))
+def _expands(config: Any) -> bool:
+    return bool(_stated(config.get_text_config(decoder=True), "kv_lora_rank"))
 
 
 def _first(config: Any, keys: tuple[str, ...]) -> int | None:
     config = config.get_text_config(decoder=True)
-    figures = (getattr(config, key, None) for key in keys)
+    figures = (_stated(config, key) for key in keys)
     return next((figure for figure in figures if isinstance(figure, int)), None)
+
+
+def _stated(config: Any, key: str) -> Any:
+    """A key's value, None where it is missing or differs from layer to layer, which some configs raise an error for."""
+    try:
+        return getattr(config, key)
+    except Exception as error:  # AttributeError, and transformers' own for a key of each layer
+        return _VARIES if "per-layer" in str(error) else None
 
 
 def _standard_cache(config: Any) -> int | None:
     """2 x layers x key-value heads x head dimension x 2 bytes, where the config names all of them and nothing else mixes tokens."""
     config = config.get_text_config(decoder=True)
-    kinds = set(getattr(config, "layer_types", None) or ())
+    kinds = set(_stated(config, "layer_types") or ())
     if kinds - {"full_attention", "sliding_attention"}:
         return None
-    if any(getattr(config, key, None) for key in _UNLIKE):
+    if any(_stated(config, key) for key in _UNLIKE):
         return None
-    layers, hidden, heads = (
-        getattr(config, key, None)
-        for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    )
-    if not (layers and hidden and heads):
+    layers, hidden, heads, groups, width = (
+        _stated(config, key)
+        for key in (
+            "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+        )
+    )  # fmt: skip
+    if not (isinstance(layers, int) and isinstance(hidden, int) and isinstance(heads, int)):
         return None
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or hidden // heads
-    if not all(isinstance(figure, int) for figure in (layers, groups, width)):
+    groups = groups or heads
+    width = width or hidden // heads
+    if not (isinstance(groups, int) and isinstance(width, int)):
         return None
-    return int(2 * layers * groups * width * 2)
+    return 2 * layers * groups * width * 2
 
 
 def _tensor_bytes(torch: Any, kept: Any) -> int:
@@ -329,11 +349,9 @@ class _Counter:
 
     def _hook(self, name: str, module: Any) -> None:
         kind = type(module).__name__
-        width = self._columns(module)
-        is_expert = bool(_EXPERTS.search(f"{name}."))
-        if width and not is_expert:
-            handle = module.register_forward_hook(self._linear_hook(width), always_call=False)
-            self._stack.callback(handle.remove)
+        count = self._linear_count(module)
+        if count and not _EXPERTS.search(f"{name}."):
+            self._stack.callback(module.register_forward_hook(count).remove)
         if _RECURRENT.search(kind):
             before = module.register_forward_pre_hook(lambda *_: self._inside.append(kind))
             after = module.register_forward_hook(lambda *_: self._leave(), always_call=True)
@@ -343,22 +361,24 @@ class _Counter:
     def _leave(self) -> None:
         self._inside.pop()
 
-    def _columns(self, module: Any) -> int:
-        """Output columns of a linear layer or of a router, 0 of any other module."""
-        if isinstance(module, self._torch.nn.Linear):
-            return int(module.out_features)
-        if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-            return int(module.nf)
+    def _linear_count(self, module: Any) -> Callable[[Any, Any, Any], None] | None:
+        """A hook that adds what a linear layer or a router does: 2 x inputs x outputs x rows; None for any other module."""
         weight = getattr(module, "weight", None)
-        if _ROUTER.search(type(module).__name__) and weight is not None and weight.ndim == 2:
-            return int(weight.shape[0])
-        return 0
+        is_linear = isinstance(module, self._torch.nn.Linear)
+        inner = int(module.in_features) if is_linear else 0
+        if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+            inner = int(module.weight.shape[0])
 
-    def _linear_hook(self, columns: int) -> Callable[[Any, Any, Any], None]:
-        def count(_module: Any, args: Any, out: Any) -> None:
-            self._linear += 2 * args[0].numel() * columns
+        def outputs(_module: Any, _args: Any, out: Any) -> None:
+            self._linear += 2 * inner * out.numel()
 
-        return count
+        def routes(_module: Any, args: Any, _out: Any) -> None:
+            self._linear += 2 * args[0].numel() * int(module.weight.shape[0])
+
+        if inner:
+            return outputs
+        is_router = bool(_ROUTER.search(type(module).__name__))
+        return routes if is_router and weight is not None and weight.ndim == 2 else None
 
     def _dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
