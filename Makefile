@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check test-fast format docs download-size bench clean
+.PHONY: help setup up test check test-fast format docs architectures download-size bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,14 @@ format: $(VENV)/.setup-dev ## format and fix what can be fixed
 docs: $(VENV)/.setup-dev ## run the README's commands again and show what they print
 	$(BIN)/python scripts/docs.py
 
+architectures: .venv-trace/.setup ## trace every architecture of transformers anew (half an hour; an environment of its own)
+	.venv-trace/bin/python scripts/architectures.py $(or $(ARGS),--fresh)
+
+.venv-trace/.setup: pyproject.toml
+	$(PYTHON) -m venv .venv-trace
+	.venv-trace/bin/python -m pip --disable-pip-version-check install --quiet --editable . torch==2.13.0 transformers==5.23.0 pillow
+	@touch $@
+
 bench: $(VENV)/.setup-dev ## speed of our own code, printed as ratios
 	@for one in bench/*.py; do echo "== $$one"; $(BIN)/python $$one || exit 1; done
 
@@ -58,4 +66,4 @@ download-size: $(VENV)/.setup ## what `make setup` downloads on a machine that h
 	@du -s --si --apparent-size $(VENV)/download | cut -f1; rm -rf $(VENV)/download
 
 clean: ## remove what setup and the tests made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-trace .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

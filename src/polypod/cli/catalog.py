@@ -27,7 +27,7 @@ from polypod.catalog.market import find_entry
 from polypod.catalog.schema import Accelerator, Claim, Interconnect, Pod, Published, Strict
 from polypod.catalog.search import FIELDS, Hit, search
 from polypod.catalog.search_market import MARKET_KINDS, Line, lines
-from polypod.cli import catalog_counts, catalog_market
+from polypod.cli import catalog_counts, catalog_market, catalog_trace
 from polypod.cli.catalog_rows import (
     add_formats,
     field_rows,
@@ -40,7 +40,7 @@ from polypod.cli.cited import Sources, hanging
 from polypod.cli.figures import Figure, figures
 from polypod.errors import InputError
 from polypod.report.tables import WIDTH, entry, table
-from polypod.workload.config import read_model
+from polypod.workload.config import is_modelled, read_model
 
 Entry = Accelerator | Pod | Interconnect | ModelEntry
 
@@ -103,6 +103,9 @@ def _show(args: argparse.Namespace) -> int:
             print(catalog_market.show(args.name, as_json=args.json))
         return 0
     found = load_any(args.name)
+    if isinstance(found, ModelEntry) and not form and not is_modelled(found.config):
+        print(catalog_trace.show(found, as_json=args.json))
+        return 0
     if form:
         print(form(figure_rows(*_figured(found))))
     elif args.json:

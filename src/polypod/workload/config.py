@@ -49,6 +49,11 @@ def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
     )
 
 
+def is_modelled(config: Mapping[str, Any]) -> bool:
+    """Whether the family is described here; the rest of the config may still be refused."""
+    return _language_model(Keys(config, "")).config.get("model_type") in FAMILIES
+
+
 def _language_model(keys: Keys) -> Keys:
     """The fields of the language model; what it does not state itself, such as the quantisation, is the whole file's."""
     text = keys.config.get("text_config")
