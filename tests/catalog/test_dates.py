@@ -34,7 +34,7 @@ def test_what_is_no_date_is_refused_with_the_forms_there_are(text: str) -> None:
         parse_date(text)
 
 
-@given(st.dates())
+@given(st.dates(max_value=date(9998, 12, 31)))  # the year after it has to be one
 def test_every_day_is_in_its_month_its_quarter_its_half_and_its_year(day) -> None:
     text = day.isoformat()
     for precision in ("day", "month", "quarter", "half", "year"):

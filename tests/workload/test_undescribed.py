@@ -35,7 +35,7 @@ def test_the_nearest_families_and_the_two_ways_out_are_named():
 
     assert "the nearest by name are qwen3_moe, " in said
     assert "a row of FAMILIES in polypod/workload/families.py" in said
-    assert 'pip install "polypod[trace]", once it is out' in said
+    assert 'pip install "polypod[trace]"' in said
     assert said.endswith("at `$.model_type`")
 
 

@@ -70,8 +70,8 @@ def undescribed(keys: Keys, families: Collection[str]) -> FileError:
     accepted.append(f"read from the file: {_read(keys) or 'nothing'}")
     accepted.append(f"not read, of no described family's meaning: {_not_read(keys) or 'nothing'}")
     accepted.append(
-        "to add it: a row of FAMILIES in polypod/workload/families.py whose parameters come out as published; or the extra that "
-        'is to count any architecture by tracing it, pip install "polypod[trace]", once it is out'
+        "to add it: a row of FAMILIES in polypod/workload/families.py whose parameters come out as published; or, with "
+        'pip install "polypod[trace]", `polypod catalog show` prints what a trace of its code counts (extra `trace`); it cannot be planned yet'
     )
     return keys.wrong(key="model_type", accepted="; ".join(accepted))
 
