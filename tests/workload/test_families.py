@@ -198,6 +198,13 @@ def test_a_field_is_called_what_the_file_calls_it():
         )
 
 
+@pytest.mark.parametrize("key", ["n_routed_experts", "num_experts", "num_local_experts"])
+def test_experts_that_a_family_does_not_have_are_not_left_out_in_silence(key: str):
+    """Referee: a published test fixture calls GLM-4.5, of 353 billion parameters, a `glm`, which has none."""
+    with pytest.raises(FileError, match=rf"{key} is 160; accepted: none \(model_type glm has no"):
+        model_of({"model_type": "glm", key: 160} | SHAPE)
+
+
 def test_every_family_of_this_table_is_listed_once():
     assert {config["model_type"] for config, _ in COUNTED} <= set(FAMILIES)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from polypod.workload.families import FAMILIES
 from polypod.workload.keys import LONGEST, Keys
-from polypod.workload.model import LayerGroup, Model
+from polypod.workload.model import LayerGroup, Model, Moe
 from polypod.workload.parts import Layers
 from polypod.workload.quantisation import quantised, rest_dtype, weight_dtype
 from polypod.workload.undescribed import undescribed
@@ -32,6 +32,7 @@ def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
         _refuse_windows(keys)
     runs = family.layers(keys)
     layers = _merged(runs)
+    _refuse_experts(keys, layers)
     return Model(
         name=name,
         model_type=model_type,
@@ -74,6 +75,17 @@ def _merged(runs: Layers) -> Layers:
         kind = replace(run, count=1)
         found[kind] = found.get(kind, 0) + run.count
     return tuple(replace(kind, count=count) for kind, count in found.items())
+
+
+def _refuse_experts(keys: Keys, layers: Layers) -> None:
+    """A file that states experts where its family has none would be read as a small part of itself."""
+    if any(isinstance(group.feed_forward, Moe) for group in layers):
+        return
+    for key in ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"):
+        experts = keys.get(key)
+        if isinstance(experts, int) and experts > 1:
+            family = keys.text("model_type")
+            raise keys.wrong(key=key, accepted=f"none (model_type {family} has no experts here)")
 
 
 def _refuse_windows(keys: Keys) -> None:
