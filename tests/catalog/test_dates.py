@@ -1,5 +1,7 @@
 """Dates as sources give them."""
 
+from datetime import date
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
