@@ -22,6 +22,23 @@ RATIOS_AND_COUNTS = {
     "usual",  # of a Price, as least and most
     "kg_co2_per_kwh",  # its own unit
     "predicted",  # beside a published value, in its unit
+    "concurrency",
+    "waves",  # requests that a client sends
+    "start",  # prompts that the first waits for
+    "stream_interval",  # tokens sent at once
+    "tokens_per_step",
+    "decoding",  # share of the time
+    "low",  # of a Band: measured over predicted
+    "high",
+    "batch",
+    "median_abs_error",
+    "mean_abs_error",
+    "bias",
+    "within_10",
+    "within_20",
+    "coverage",
+    "median_band_ratio",
+    "interval_score",
     "fast",
     "slow",
     "claimed",  # of a Verdict, which says its unit
@@ -42,7 +59,6 @@ RATIOS_AND_COUNTS = {
     "accelerators",
     "sequences_per_rank",
     "tokens_per_rank",
-    "tokens_per_step",
     "finished_prompts",
     "decode_sequences",
 }

@@ -21,6 +21,7 @@ VERBS = {
     "catalog": "facts about chips, pods and models, and where they come from",
     "estimate": "one explicit configuration: time, memory, what bounds it",
     "plan": "the best deployment of a model on a fleet, inside an SLO",
+    "validate": "predictions beside measurements: errors, bands, reasons",
     "claims": "what the field's systems claim, reproduced or contradicted",
     "simulate": "play a request trace through a plan on a virtual clock",
     "replay": "ask a run's record again, and compare every decision",

@@ -1,0 +1,194 @@
+"""polypod validate: predictions beside measurements, with errors, bands and reasons."""
+
+import argparse
+import csv
+import json
+import re
+from collections import Counter
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from polypod.errors import FileError, InputError, PolypodError
+from polypod.report.tables import entry, table
+from polypod.validate.bands import Metric
+from polypod.validate.predict import SYSTEMS, Prediction, predict, reason_of
+from polypod.validate.rows import Refused, Row, read_rows, unique
+from polypod.validate.scores import Group, Score, Scored, groups, score, worst
+
+METRICS: Final[tuple[Metric, ...]] = ("tpot", "ttft")
+
+ROW_HEADER: Final = (
+    "id", "predicted_ttft_ms", "predicted_tpot_ms", "ttft_low_ms", "ttft_high_ms", "tpot_low_ms", "tpot_high_ms", "evidence", "reason",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="*", metavar="FILE", help="CSV of serving rows; without one, the published set that ships")  # fmt: skip
+    parser.add_argument("--leave-out", action="append", default=[], metavar="SYSTEM", help="predict this system without its own measurements")  # fmt: skip
+    parser.add_argument("--rows", metavar="FILE", help="write every prediction to a CSV file")
+    parser.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the rows farthest off to show (5)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    rows, refused = _read(args.files)
+    without = frozenset(SYSTEMS.get(name, name) for name in args.leave_out)
+    _check_left_out(args.leave_out, rows)
+    scored = [_scored(row, without) for row in rows]
+    if args.rows:
+        _write(Path(args.rows), scored, refused)
+    once = _once(scored)
+    print(_json(once, refused) if args.json else _text(once, refused, args.worst))
+    return 0
+
+
+def _check_left_out(names: list[str], rows: list[Row]) -> None:
+    present = sorted({row.system for row in rows})
+    for name in names:
+        if name not in present:
+            msg = f"--leave-out {name}: no row is of that system; there are {', '.join(present)}"
+            raise InputError(msg)
+
+
+def _read(files: list[str]) -> tuple[list[Row], list[Refused]]:
+    if not files:
+        shipped = resources.files("polypod.validate").joinpath("data", "serving.csv")
+        with resources.as_file(shipped) as path:
+            return read_rows(path)
+    rows: list[Row] = []
+    refused: list[Refused] = []
+    for name in files:
+        read, not_read = read_rows(name)
+        rows += read
+        refused += not_read
+    return rows, refused
+
+
+def _scored(row: Row, without: frozenset[str]) -> Scored:
+    try:
+        return Scored(row=row, prediction=predict(row, without=without))
+    except PolypodError as error:
+        return Scored(row=row, prediction=None, reason=reason_of(error))
+
+
+def _once(scored: list[Scored]) -> list[Scored]:
+    """Each measurement once, as scores count them."""
+    by_line = {id(one.row): one for one in scored}
+    return [by_line[id(row)] for row in unique([one.row for one in scored])]
+
+
+def _write(path: Path, scored: list[Scored], refused: list[Refused]) -> None:
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(ROW_HEADER)
+            writer.writerows(_line(one) for one in scored)
+            writer.writerows((one.id, *[""] * 7, one.reason) for one in refused)
+    except OSError as error:
+        raise FileError(path, f"cannot be written: {error.strerror}") from error
+
+
+def _line(one: Scored) -> tuple[object, ...]:
+    found = one.prediction
+    if found is None:
+        return (one.row.id, *[""] * 7, one.reason)
+    ttft_ms, tpot_ms = found.ttft_s * 1e3, found.tpot_s * 1e3
+    values = (
+        ttft_ms, tpot_ms, ttft_ms * found.ttft_band.low, ttft_ms * found.ttft_band.high,
+        tpot_ms * found.tpot_band.low, tpot_ms * found.tpot_band.high,
+    )  # fmt: skip
+    return (one.row.id, *(f"{value:.6g}" for value in values), found.evidence, _why(found))
+
+
+def _why(found: Prediction) -> str:
+    return "; ".join(found.notes)
+
+
+def _json(scored: list[Scored], refused: list[Refused]) -> str:
+    overall: dict[str, Any] = {
+        "tpot": _dict(score(scored, "tpot")),
+        "ttft": _dict(score(scored, "ttft")),
+    }
+    reasons = _reasons(scored, refused)
+    raw = {
+        "groups": [asdict(group) for group in groups(scored)],
+        "overall": overall,
+        "not_predicted": [{"reason": why, "rows": n} for why, n in reasons.most_common()],
+    }
+    return json.dumps(raw, indent=2)
+
+
+def _reasons(scored: list[Scored], refused: list[Refused]) -> Counter[str]:
+    """Rows without a prediction by why, line numbers left out."""
+    why = [one.reason for one in scored if one.prediction is None] + [one.reason for one in refused]
+    return Counter(re.sub(r"^line \d+: ", "", reason) for reason in why)
+
+
+def _dict(found: Score | None) -> dict[str, float] | None:
+    return None if found is None else asdict(found)
+
+
+def _text(scored: list[Scored], refused: list[Refused], most: int) -> str:
+    blocks = [_overall(scored), _groups(groups(scored))]
+    if most > 0:
+        blocks.append(_worst(scored, most))
+    reasons = _reasons(scored, refused)
+    if reasons:
+        lines = ["not predicted"]
+        lines += [entry(f"{n:>5} rows", why, indent=12) for why, n in reasons.most_common(10)]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+_SCORES = ["n", "median", "mean", "bias", "<=10%", "<=20%", "inside", "band"]
+
+
+def _cells(found: Score | None) -> list[str]:
+    if found is None:
+        return ["0", *["-"] * 7]
+    shares = (found.median_abs_error, found.mean_abs_error)
+    return [
+        f"{found.n}", *(f"{share:.1%}" for share in shares), f"{found.bias:+.0%}",
+        f"{found.within_10:.0%}", f"{found.within_20:.0%}", f"{found.coverage:.0%}", f"{found.median_band_ratio:.2f}",
+    ]  # fmt: skip
+
+
+def _overall(scored: list[Scored]) -> str:
+    classes = [
+        ("co-located", "agg", False),
+        ("co-located +drafts", "agg", True),
+        ("P/D", "disagg", False),
+        ("P/D +drafts", "disagg", True),
+    ]
+    rows = []
+    for title, mode, speculative in classes:
+        of = [one for one in scored if one.row.mode == mode and one.row.speculative == speculative]
+        if of:
+            rows += [
+                [f"{metric.upper()} {title}", *_cells(score(of, metric))] for metric in METRICS
+            ]
+    return table(["unique rows", *_SCORES], rows, right=list(range(1, 9)))
+
+
+def _groups(found: list[Group]) -> str:
+    """TPOT and TTFT of each cell, in 80 columns."""
+    rows = []
+    for one in found:
+        name = f"{one.model.rpartition('/')[2][:20]}{' +drafts' if one.speculative else ''}"
+        tpot, ttft = _cells(one.tpot), _cells(one.ttft)
+        where = f"{one.system} {one.backend}{' P/D' if one.mode == 'disagg' else ''}"
+        rows.append([where, name, tpot[0], tpot[1], tpot[5], ttft[1], ttft[5]])
+    header = ["system, engine", "model", "n", "TPOT", "<=20%", "TTFT", "<=20%"]
+    return table(header, rows, right=[2, 3, 4, 5, 6])
+
+
+def _worst(scored: list[Scored], most: int) -> str:
+    lines = ["farthest off, predicted over measured"]
+    for metric in METRICS:
+        for one, ratio in worst(scored, metric, most):
+            row = one.row
+            what = f"{row.model.rpartition('/')[2]} on {row.system}, {row.backend}, concurrency {row.concurrency:g}, line {row.line}"
+            lines.append(entry(f"{metric.upper()} {ratio:.2g}", what, indent=12))
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Predictions set beside measurements: rows read, conditions recovered, errors scored."""

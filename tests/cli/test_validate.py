@@ -1,0 +1,46 @@
+"""`polypod validate` on the set that ships."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from polypod.cli.main import main
+from polypod.cli.validate import ROW_HEADER
+
+
+def test_the_shipped_set_is_scored_as_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    tpot, ttft = found["overall"]["tpot"], found["overall"]["ttft"]
+    assert {"n", "median_abs_error", "within_20", "coverage", "median_band_ratio"} <= set(tpot)
+    assert tpot["n"] == ttft["n"] == 1546
+    assert sum(one["tpot"]["n"] for one in found["groups"]) == 1546
+    assert sum(one["rows"] for one in found["not_predicted"]) == 7
+
+
+def test_every_row_is_written_with_its_band_or_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "--rows", str(tmp_path / "rows.csv")]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+    with (tmp_path / "rows.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == ROW_HEADER
+    assert len(rows) == 1553
+    predicted = [row for row in rows if row["predicted_tpot_ms"]]
+    assert all(float(row["tpot_low_ms"]) < float(row["predicted_tpot_ms"]) < float(row["tpot_high_ms"]) for row in predicted)  # fmt: skip
+    assert all(row["reason"] for row in rows if not row["predicted_tpot_ms"])
+
+
+def test_a_file_that_is_not_there_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "absent.csv"]) == 2
+    assert "absent.csv: cannot be read" in capsys.readouterr().err
+
+
+def test_leaving_out_what_no_row_is_of_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "--leave-out", "h900"]) == 2
+    assert "--leave-out h900: no row is of that system; there are b200_sxm, h100_sxm" in capsys.readouterr().err  # fmt: skip
