@@ -1,0 +1,384 @@
+"""Fit the kernel and collective curves that come with the package, from tables of measured kernels.
+
+    python -m venv venv && venv/bin/pip install numpy scipy pyarrow pandas msgspec pyyaml
+    PYTHONPATH=src venv/bin/python scripts/fit_kernels.py TABLES               prints how well the curves fit
+    PYTHONPATH=src venv/bin/python scripts/fit_kernels.py TABLES --write       and rewrites src/polypod/cost/data/chip-nvidia-*.toml
+
+TABLES holds `kernels/aiconfigurator` (the folder systems/data of aiconfigurator-core 0.12), `kernels/infersim/bench_data`
+(alibaba/InferSim) and `collectives` (NCCL and DeepEP tables of aiconfigurator-core as CSV), all Apache-2.0.
+
+Of each (chip, backend, family, type), five numbers by robust least squares (soft L1) on the logarithm of the error:
+
+    kernel      t0 + [(bytes / (BW eb)) ^ p + (flops (1 + r0 / rows) / (F ef)) ^ p] ^ (1/p)
+    collective  a + [(B / (link w)) ^ p + (g sqrt(B / 64 KiB)) ^ p] ^ (1/p)
+
+`rows` is what shares one matrix or one context: tokens of an expert, tokens of a prompt. FLOPs and bytes are counted as
+`polypod.workload` counts them. Two thirds of the shapes are fitted; the errors printed, the spread shipped (10 % and 90 % of
+measured over fitted) and the samples kept for the tests are those of the third held out. `default` pools the backends,
+each with the same weight. Where a backend has several versions, the one with most rows is taken; of the kernels behind one
+GEMM type, the most frequent.
+"""
+
+import argparse
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import least_squares
+
+from polypod.catalog.load import load_accelerator
+from polypod.catalog.topology import loose_tiers
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "src" / "polypod" / "cost" / "data"
+SAMPLES = ROOT / "tests" / "cost" / "data"
+
+CHIPS = {"a100_sxm": "nvidia-a100-80g-sxm", "h100_sxm": "nvidia-h100-sxm", "b200_sxm": "nvidia-b200-hgx", "l40s": "nvidia-l40s"}  # fmt: skip
+BACKENDS = ("trtllm", "vllm", "sglang")
+L40S = {"bf16": 362.05e12, "fp8": 733e12, "int8": 733e12, "hbm": 864e9}
+"""Dense peaks and bandwidth, NVIDIA L40S datasheet, https://www.nvidia.com/en-us/data-center/l40s/ (the catalog has no L40S)."""
+
+TYPES = {
+    "bfloat16": ("bf16", "bf16", 2.0),
+    "fp8": ("fp8", "fp8", 1.0),
+    "fp8_block": ("fp8-block", "fp8", 1.0),
+    "nvfp4": ("fp4", "fp4", 9 / 16),
+    "sq": ("int8", "int8", 1.0),
+    "int8_wo": ("int8-bf16", "bf16", 1.0),
+    "int4_wo": ("int4-bf16", "bf16", 0.5),
+    "w4a16_mxfp4": ("mxfp4-bf16", "bf16", 17 / 32),
+    "w4a8_mxfp4_mxfp8": ("mxfp4-fp8", "fp8", 17 / 32),
+}
+"""Of the tables' types: ours, the peak they compute at, bytes of a weight."""
+
+FUSED_S = 2e-6
+"""Quantised GEMMs are timed with a quantising kernel of their own, which engines fuse: at most this above bf16's fixed time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One fit, and how well it does on what was held out."""
+
+    chip: str
+    backend: str
+    family: str
+    key: str
+    values: dict[str, float]
+    count: int
+    median: float
+    within: float
+    spread: tuple[float, float]
+    held: pd.DataFrame
+
+
+# --- tables -------------------------------------------------------------------------------------------------------------
+
+
+def peaks(chip: str) -> dict[str, float]:
+    """FLOP/s by type, and `hbm` bytes/s, of one package."""
+    if chip == "nvidia-l40s":
+        return L40S
+    accelerator = load_accelerator(chip)
+    assert accelerator.memory_bytes_per_s is not None
+    found = {str(key): fact.value for key, fact in accelerator.peak_flops_per_s.items()}
+    return found | {"hbm": accelerator.memory_bytes_per_s.value}
+
+
+def table(folder: Path, backend: str, name: str) -> pd.DataFrame | None:
+    """The version with most rows."""
+    files = [pd.read_parquet(path) for path in sorted((folder).glob(f"*/{backend}/*/{name}.parquet"))]  # fmt: skip
+    return max(files, key=len) if files else None
+
+
+def kernels(tables: Path) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """(chip, backend, family, rows) with columns key, peak, flops, hbm_bytes, rows, measured_s, shape."""
+    for folder, chip in CHIPS.items():
+        for backend in BACKENDS:
+            for family, (name, work) in FAMILIES.items():
+                frame = table(tables / "kernels" / "aiconfigurator" / folder, backend, name)
+                if frame is not None and len(made := work(frame)):
+                    yield chip, backend, family, made
+    yield from infersim(tables / "kernels" / "infersim" / "bench_data")
+
+
+def gemm(frame: pd.DataFrame) -> pd.DataFrame:
+    kept = frame[(frame.n >= 128) & (frame.k >= 128) & frame.gemm_dtype.isin(TYPES)]
+    often = kept.groupby("gemm_dtype").kernel_source.agg(lambda names: names.value_counts().index[0])  # fmt: skip
+    kept = kept[kept.kernel_source == kept.gemm_dtype.map(often)]
+    return work_of_gemm(kept, kept.gemm_dtype, kept.latency / 1e3)
+
+
+def work_of_gemm(frame: pd.DataFrame, dtype: pd.Series, seconds: pd.Series) -> pd.DataFrame:
+    m, n, k = (frame[one].astype(float) for one in "mnk")
+    wide = dtype.map(lambda one: TYPES[one][2])
+    return made(
+        frame, dtype, "m n k",
+        flops=2 * m * n * k, hbm_bytes=wide * n * k + 2.0 * m * (n + k), rows=m, measured_s=seconds,
+    )  # fmt: skip
+
+
+def made(frame: pd.DataFrame, dtype: pd.Series, shape: str, **columns: pd.Series) -> pd.DataFrame:
+    named = [frame[name].astype(str) for name in shape.split()]
+    text = named[0].str.cat(named[1:], sep="x")
+    return pd.DataFrame(
+        {"key": dtype.map(lambda one: TYPES[one][0]), "peak": dtype.map(lambda one: TYPES[one][1])}
+        | columns
+        | {"shape": text}
+    )
+
+
+def moe(frame: pd.DataFrame) -> pd.DataFrame:
+    """Two GEMMs of each expert touched, with router's permutation and the sum; gated ones, lightly unequal load."""
+    kept = frame[
+        (frame.distribution == "power_law_1.01")
+        & ~frame.kernel_source.str.contains("nongated")
+        & frame.moe_dtype.isin(TYPES)
+    ]
+    tokens, hidden, inner = (kept[one].astype(float) for one in ("num_tokens", "hidden_size", "inter_size"))  # fmt: skip
+    ep, tp, experts = kept.moe_ep_size, kept.moe_tp_size, kept.num_experts
+    rows = tokens * kept.topk / ep
+    touched = experts / ep * (1 - np.exp(-tokens * kept.topk / experts))
+    parameters = 3 * hidden * inner / tp
+    wide = kept.moe_dtype.map(lambda one: TYPES[one][2])
+    return made(
+        kept, kept.moe_dtype, "num_tokens hidden_size inter_size topk num_experts moe_tp_size moe_ep_size",
+        flops=2 * rows * parameters,
+        hbm_bytes=touched * parameters * wide + 2 * rows * (2 * hidden + 3 * inner / tp),
+        rows=rows / touched,
+        measured_s=kept.latency / 1e3,
+    )  # fmt: skip
+
+
+def head_key(width: int) -> str:
+    """Kernels are built for heads of 64, 128 and 256."""
+    return f"gqa-{64 if width <= 64 else 128 if width <= 128 else 256}"
+
+
+def attention_frame(frame: pd.DataFrame, key: pd.Series, **columns: pd.Series) -> pd.DataFrame:
+    key = key + np.where(frame.kv_cache_dtype == "fp8", "-fp8", "")
+    names = [one for one in ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim") if one in frame]  # fmt: skip
+    named = [frame[name].astype(str) for name in names]
+    shape = named[0].str.cat(named[1:], sep="x")
+    return pd.DataFrame({"key": key, "peak": "bf16"} | columns | {"shape": shape})
+
+
+def full(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[(frame.window_size == 0)] if "window_size" in frame else frame
+
+
+def decode_gqa(frame: pd.DataFrame) -> pd.DataFrame:
+    kept = full(frame)
+    kept = kept[kept.head_dim <= 256]
+    batch, heads, width = (kept[one].astype(float) for one in ("batch_size", "num_heads", "head_dim"))  # fmt: skip
+    cached = batch * (kept.step + 1)
+    wide = np.where(kept.kv_cache_dtype == "fp8", 1.0, 2.0)
+    return attention_frame(
+        kept, kept.head_dim.map(head_key),
+        flops=2 * heads * 2 * width * cached,
+        hbm_bytes=2 * batch * heads * 2 * width + 2 * kept.num_key_value_heads * width * wide * (cached + batch),
+        rows=cached / batch,
+        measured_s=kept.latency / 1e3,
+    )  # fmt: skip
+
+
+def decode_mla(frame: pd.DataFrame) -> pd.DataFrame:
+    batch, heads = frame.batch_size.astype(float), frame.num_heads.astype(float)
+    cached = batch * (frame.step + 1)
+    wide = np.where(frame.kv_cache_dtype == "fp8", 1.0, 2.0)
+    return attention_frame(
+        frame, pd.Series("mla", index=frame.index),
+        flops=2 * heads * 1088 * cached,
+        hbm_bytes=2 * batch * heads * 1088 + 576 * wide * (cached + batch),
+        rows=cached / batch,
+        measured_s=frame.latency / 1e3,
+    )  # fmt: skip
+
+
+def prefill_gqa(frame: pd.DataFrame) -> pd.DataFrame:
+    kept = full(frame)
+    kept = kept[(kept.head_dim <= 256) & (kept.isl >= 16) & (kept.step == 0)]
+    batch, tokens, heads, width = (kept[one].astype(float) for one in ("batch_size", "isl", "num_heads", "head_dim"))  # fmt: skip
+    wide = np.where(kept.kv_cache_dtype == "fp8", 1.0, 2.0)
+    return attention_frame(
+        kept, kept.head_dim.map(head_key),
+        flops=2 * heads * 2 * width * batch * tokens**2 / 2,
+        hbm_bytes=batch * tokens * (2 * heads * 2 * width + 2 * kept.num_key_value_heads * width * wide),
+        rows=tokens,
+        measured_s=kept.latency / 1e3,
+    )  # fmt: skip
+
+
+def prefill_mla(frame: pd.DataFrame) -> pd.DataFrame:
+    kept = frame[(frame.isl >= 16) & (frame.step == 0)]
+    batch, tokens, heads = (kept[one].astype(float) for one in ("batch_size", "isl", "num_heads"))
+    wide = np.where(kept.kv_cache_dtype == "fp8", 1.0, 2.0)
+    return attention_frame(
+        kept, pd.Series("mla", index=kept.index),
+        flops=2 * heads * 320 * batch * tokens**2 / 2,
+        hbm_bytes=batch * tokens * (4 * heads * 320 + 576 * wide),
+        rows=tokens,
+        measured_s=kept.latency / 1e3,
+    )  # fmt: skip
+
+
+FAMILIES = {
+    "gemm": ("gemm_perf", gemm),
+    "moe": ("moe_perf", moe),
+    "attention_decode": ("generation_attention_perf", decode_gqa),
+    "attention_decode ": ("generation_mla_perf", decode_mla),
+    "attention_prefill": ("context_attention_perf", prefill_gqa),
+    "attention_prefill ": ("context_mla_perf", prefill_mla),
+}
+"""Table and work of each family; a second table of one is told by a blank."""
+
+
+def infersim(folder: Path) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """H20 and H800 on SGLang's kernels: fp8 block GEMMs, and attention in bf16."""
+    for short, chip in (("h20", "nvidia-h20"), ("h800", "nvidia-h800-sxm")):
+        frame = pd.read_csv(folder / "gemm" / short / "data.csv")
+        frame.columns = [name.strip() for name in frame.columns]
+        dtype = pd.Series("fp8_block", index=frame.index)
+        yield chip, "sglang", "gemm", work_of_gemm(frame, dtype, frame.latency_us / 1e6)
+        yield from _infersim_attention(folder, short, chip)
+
+
+def _infersim_attention(
+    folder: Path, short: str, chip: str
+) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    plain = {"dtype": "attn", "kv_dtype": "kv_cache_dtype", "kv_len": "step", "seq_len": "isl"}
+    for mode, works in (("decode", (decode_gqa, decode_mla)), ("prefill", (prefill_gqa, prefill_mla))):  # fmt: skip
+        for kind, work in zip(("mha", "mla"), works, strict=True):
+            frames = []
+            for path in sorted((folder / kind / mode / short).glob("*.csv")):
+                names = ["dtype", "kv_dtype", "batch_size", "kv_len", "latency_us", "mfu"] if mode == "decode" else ["dtype", "seq_len", "latency_us", "mfu"]  # fmt: skip
+                frame = pd.read_csv(path, names=names, skiprows=int("dtype" in path.open().readline()))  # fmt: skip
+                heads, kv_heads, width = (int(one) for one in path.stem.split("-"))
+                given = {"num_heads": heads, "num_key_value_heads": kv_heads, "head_dim": width}
+                frames.append(frame.rename(columns=plain).assign(**given))
+            if not frames:
+                continue
+            rows = pd.concat(frames, ignore_index=True)
+            rows["latency"] = rows.latency_us / 1e3
+            for name, value in (("batch_size", 1), ("isl", 1), ("step", 0), ("kv_cache_dtype", "bf16")):  # fmt: skip
+                if name not in rows:
+                    rows[name] = value
+            yield chip, "sglang", f"attention_{mode}", work(rows[rows.kv_cache_dtype != "fp8"])
+
+
+# --- fits ---------------------------------------------------------------------------------------------------------------
+
+RAMPED = ("moe", "attention_prefill")
+LEAST, MOST = 40, 4000
+NAMES = ("fixed_s", "bytes_fraction", "flops_fraction", "overlap", "half_rows")
+LOW = np.log([2e-7, 0.01, 0.005, 1.0, 1e-2])
+HIGH = np.log([4e-4, 1.0, 1.0, 12.0, 2e4])
+START = np.log([8e-6, 0.7, 0.6, 2.0, 16.0])
+
+
+def seconds_of(values: dict[str, float], frame: pd.DataFrame, peak: dict[str, float]) -> np.ndarray:
+    """The curve, in numpy."""
+    memory = frame.hbm_bytes.to_numpy() / (peak["hbm"] * values["bytes_fraction"])
+    flops = frame.flops.to_numpy() * (1 + values.get("half_rows", 0.0) / frame.rows.to_numpy())
+    compute = flops / (frame.peak.map(peak).to_numpy() * values["flops_fraction"])
+    return values["fixed_s"] + power_sum(memory, compute, values["overlap"])
+
+
+def power_sum(first: np.ndarray, second: np.ndarray, exponent: float) -> np.ndarray:
+    larger = np.maximum(first, second)
+    return larger * (1 + (np.minimum(first, second) / larger) ** exponent) ** (1 / exponent)
+
+
+def held_out(shapes: pd.Series) -> np.ndarray:
+    """A third, by the shape's text, so that no shape is in both."""
+    return np.array([zlib.crc32(text.encode()) % 3 == 0 for text in shapes])
+
+
+def thin(frame: pd.DataFrame, most: int) -> pd.DataFrame:
+    return frame.sample(most, random_state=1) if len(frame) > most else frame
+
+
+def fit_kernel(
+    chip: str, backend: str, family: str, frame: pd.DataFrame, peak: dict[str, float]
+) -> Curve:
+    held = held_out(frame["shape"])
+    rows = thin(frame[~held], MOST)
+    measured = np.log(rows.measured_s.to_numpy())
+    num = 5 if family in RAMPED else 4
+
+    def values_of(x: np.ndarray) -> dict[str, float]:
+        return dict(zip(NAMES, (float(one) for one in np.exp(x)), strict=False))
+
+    def errors(x: np.ndarray) -> np.ndarray:
+        return np.log(seconds_of(values_of(x), rows, peak)) - measured
+
+    found = least_squares(errors, START[:num], bounds=(LOW[:num], HIGH[:num]), loss="soft_l1", f_scale=0.1)  # fmt: skip
+    values = values_of(found.x)
+    rest = thin(frame[held], MOST) if held.sum() >= LEAST // 3 else frame
+    return scored(
+        (chip, backend, family, str(frame.key.iloc[0])),
+        values,
+        rest,
+        seconds_of(values, rest, peak),
+    )
+
+
+def scored(
+    names: tuple[str, str, str, str],
+    values: dict[str, float],
+    held: pd.DataFrame,
+    fitted: np.ndarray,
+) -> Curve:
+    ratio = held.measured_s.to_numpy() / fitted
+    error = np.abs(1 / ratio - 1)
+    low, high = np.quantile(ratio, [0.1, 0.9])
+    chip, backend, family, key = names
+    return Curve(
+        chip=chip, backend=backend, family=family, key=key, values=values, count=len(held),
+        median=float(np.median(error)), within=float((error <= 0.2).mean()),
+        spread=(min(float(low), 1.0), max(float(high), 1.0)), held=held,
+    )  # fmt: skip
+
+
+def fit_all(tables: Path) -> list[Curve]:
+    """Every family of every backend and their blend."""
+    pools: dict[tuple[str, str, str], list[pd.DataFrame]] = {}
+    curves = []
+    for chip, backend, family, frame in kernels(tables):
+        peak, name = peaks(chip), family.strip()
+        usable = frame[frame.peak.isin(peak) & (frame.measured_s > 0)]
+        for key, rows in usable.groupby("key"):
+            if len(rows) < LEAST:
+                continue
+            curves.append(fit_kernel(chip, backend, name, rows, peak))
+            pools.setdefault((chip, name, str(key)), []).append(thin(rows, MOST))
+    for (chip, name, _), frames in pools.items():
+        least = min(len(frame) for frame in frames)
+        pooled = pd.concat([thin(frame, max(least, 500)) for frame in frames], ignore_index=True)
+        curves.append(fit_kernel(chip, "default", name, pooled, peaks(chip)))
+    return curves
+
+
+def report(curves: list[Curve]) -> None:
+    print(f"{'chip':20} {'backend':8} {'family':18} {'type':12} {'n':>5} {'median':>7} {'in 20 %':>7}  t0 us    eb    ef    p   r0")  # fmt: skip
+    for one in curves:
+        v = one.values
+        print(
+            f"{one.chip:20} {one.backend:8} {one.family:18} {one.key:12} {one.count:5d} {100 * one.median:6.1f}% {100 * one.within:6.0f}%"
+            f"  {1e6 * v['fixed_s']:5.1f} {v.get('bytes_fraction', 0):5.2f} {v.get('flops_fraction', 0):5.2f} {v['overlap']:4.1f} {v.get('half_rows', 0):6.1f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("tables", type=Path)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    curves = fit_all(arguments.tables)
+    report(curves)
+
+
+if __name__ == "__main__":
+    main()
