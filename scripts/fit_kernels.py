@@ -13,7 +13,7 @@ Of each (chip, backend, family, type), five numbers by robust least squares (sof
     collective  a + [(B (n - 1) / n / (link w)) ^ p + (g sqrt(B / 64 KiB)) ^ p] ^ (1/p)
 
 `rows` is what shares one matrix or one context: tokens of an expert, tokens of a prompt, queries of a key head. r0 and c are
-fitted where they matter (attention and experts; experts alone), else 0 and 1. Experts: evenly loaded, gated, at most 64 ranks. FLOPs and bytes are counted as
+fitted where they matter (attention and experts; experts alone), else 0 and 1. Experts: evenly loaded, gated, at most 8 ranks (past them the tables still hand every rank all tokens). FLOPs and bytes are counted as
 `polypod.workload` counts them. Two thirds of the shapes are fitted; the errors printed, the spread shipped (10 % and 90 % of
 measured over fitted) and the samples kept for the tests are those of the third held out. `default` pools the backends,
 each with the same weight. Where a backend has several versions, the one with most rows is taken; of the kernels behind one
@@ -144,7 +144,7 @@ def moe(frame: pd.DataFrame) -> pd.DataFrame:
         & ~frame.kernel_source.str.contains("nongated")
         & (frame.topk < 22)  # that model's experts are not gated
         & frame.moe_dtype.isin(TYPES)
-        & (frame.moe_ep_size <= 64)
+        & (frame.moe_ep_size <= 8)
         & (frame.inter_size / frame.moe_tp_size >= 128)
     ]
     kept = most_frequent(kept, "moe_dtype")
@@ -511,7 +511,7 @@ SOURCES = {
     "nvidia-h800-sxm": "alibaba/InferSim bench_data, H800, https://github.com/alibaba/InferSim, Apache-2.0",
 }
 TABLES = "aiconfigurator-core 0.12.0 systems/data/{}, https://github.com/ai-dynamo/aiconfigurator, Apache-2.0"
-FEW = 100
+FEW = 190
 """Samples kept of a family."""
 
 

@@ -155,7 +155,7 @@ def _op(row: Row, step: Step) -> Op:
     sizes = [int(size) for size in row["shape"].split("x")]
     if row["family"] == "gemm":
         tokens, columns, inner = sizes
-        shaped = msgspec_replace(step, StepShape(prompt_tokens=float(tokens)))
+        shaped = with_shape(step, StepShape(prompt_tokens=float(tokens)))
         return gemm(shaped, "sample", 1, inner=inner, columns=columns)
     if row["family"] == "moe":
         return _experts(sizes)
@@ -165,11 +165,11 @@ def _op(row: Row, step: Step) -> Op:
         shape = StepShape(prompt_tokens=float(batch * tokens), pairs=batch * tokens**2 / 2)
     else:
         shape = StepShape(decode_sequences=float(batch), kv_tokens=float(batch * (cached + 1)))
-    ops = attention_ops(msgspec_replace(step, shape), mixer, 1)
+    ops = attention_ops(with_shape(step, shape), mixer, 1)
     return next(op for op in ops if op.kind == row["family"] and np.any(op.count))
 
 
-def msgspec_replace(step: Step, shape: StepShape) -> Step:
+def with_shape(step: Step, shape: StepShape) -> Step:
     return Step(
         hidden=step.hidden,
         layout=step.layout,
@@ -250,9 +250,7 @@ def test_the_input_of_a_quantised_gemm_is_not_quantised_twice() -> None:
 
 
 def test_every_donor_has_been_measured() -> None:
-    generations = {
-        chip: found for one in measured() for chip in [one] if (found := generation_of(one))
-    }
+    generations = {chip: found for chip in measured() if (found := generation_of(chip))}
     assert set(generations) == set(measured())
     for generation in generations.values():
         assert isinstance(generation, Generation)
