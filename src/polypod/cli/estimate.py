@@ -152,7 +152,6 @@ def _phase(deployment: Deployment, **shape: float) -> Phase:
 
 def _does_not_fit(deployment: Deployment, memory: Memory, cache_bytes: float) -> str:
     rank = deployment.rank
-    served = deployment.served.calibration
     return (
         f"{deployment.model.name} as {describe(deployment.layout)} needs "
         f"{units.show(memory.weight_bytes + memory.activation_bytes + cache_bytes, 'bytes')} per rank "
