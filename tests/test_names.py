@@ -55,6 +55,9 @@ RATIOS_AND_COUNTS = {
     "percentile",
     "overlap",  # an exponent
     "factor",
+    "half_rows",  # of a curve: rows that keep half the arithmetic busy
+    "activation_factor",
+    "rows",
     "watts",
     "accelerators",
     "sequences_per_rank",

@@ -1,10 +1,18 @@
 """Collectives: laws, and published numbers."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polypod.cost.collective import Link, Pattern, collective_time, members_per_tier
+from polypod.cost.collective import (
+    Link,
+    MeasuredLink,
+    Pattern,
+    collective_time,
+    measured_time,
+    members_per_tier,
+)
 
 BOARD = Link(ranks=8, bytes_per_s=450e9, latency_s=1e-6)
 FABRIC = Link(ranks=None, bytes_per_s=50e9, latency_s=5e-6)
@@ -83,3 +91,62 @@ def test_a_send_takes_the_nearest_tier_that_joins_both() -> None:
     far = collective_time("send", 450e6, ranks=2, links=LINKS, stride=8)
     assert near.transfer_s == pytest.approx(1e-3)
     assert far.transfer_s == pytest.approx(9e-3)
+
+
+NCCL = MeasuredLink(launch_s=15e-6, bytes_per_s=240e9, ramp_s=2e-6, overlap=1.5)
+OWN = MeasuredLink(launch_s=4e-6, bytes_per_s=150e9, ramp_s=1e-6, overlap=2.0, limit_bytes=2.0**20)
+
+
+@given(
+    st.floats(0, 1e10),
+    st.floats(1, 10),
+    st.sampled_from([2, 4, 8, 72]),
+    st.sampled_from([[NCCL], [OWN, NCCL]]),
+)
+def test_measured_collectives_never_get_faster_by_being_larger(
+    size_bytes: float, times: float, ranks: int, curves: list[MeasuredLink]
+) -> None:
+    small, large = (
+        float(measured_time("all_reduce", one, ranks=ranks, curves=curves).total_s)
+        for one in (size_bytes, size_bytes * times)
+    )
+    assert small <= large * (1 + 1e-12)
+
+
+def test_an_engines_own_all_reduce_wins_small_messages_and_leaves_large_ones_to_nccl() -> None:
+    sizes = np.array([1024.0, 2.0**20, 2.0**28])
+    both = measured_time("all_reduce", sizes, ranks=8, curves=[OWN, NCCL]).total_s
+    nccl = measured_time("all_reduce", sizes, ranks=8, curves=[NCCL]).total_s
+    own = measured_time("all_reduce", sizes[:2], ranks=8, curves=[OWN]).total_s
+    assert both[:2] == pytest.approx(own)
+    assert np.all(own < nccl[:2])
+    assert both[2] == pytest.approx(nccl[2])
+
+
+def test_a_measured_collective_of_one_rank_takes_nothing() -> None:
+    assert measured_time("all_reduce", 1e6, ranks=1, curves=[NCCL]).total_s == 0
+
+
+def test_a_measured_collective_follows_its_formula() -> None:
+    # 1 GiB: 7/8 of it at 240 GB/s is 3.915 ms, the ramp 2 us * 128 is 0.256 ms; their 1.5-norm is 3.958 ms
+    time = measured_time("all_gather", 2.0**30, ranks=8, curves=[NCCL])
+    assert time.latency_s == 15e-6
+    assert float(time.transfer_s) == pytest.approx(
+        (3.9147e-3**1.5 + 0.256e-3**1.5) ** (1 / 1.5), rel=1e-3
+    )
+
+
+def test_a_message_past_the_limit_takes_no_less_than_one_at_it() -> None:
+    slow = MeasuredLink(
+        launch_s=1e-6, bytes_per_s=1e9, ramp_s=0.0, overlap=1.0, limit_bytes=65536.0
+    )
+    fast = MeasuredLink(launch_s=70e-6, bytes_per_s=1e12, ramp_s=0.0, overlap=1.0)
+    at, past = (
+        float(measured_time("all_reduce", size, ranks=2, curves=[slow, fast]).total_s)
+        for size in (65536.0, 65537.0)
+    )
+    assert at == pytest.approx(33.8e-6, rel=0.01)
+    assert past == pytest.approx(70e-6, rel=0.01)
+    faster = MeasuredLink(launch_s=2e-6, bytes_per_s=2e9, ramp_s=0.0, overlap=1.0)
+    lone = measured_time("all_reduce", 65537.0, ranks=2, curves=[slow, faster]).total_s
+    assert float(lone) == pytest.approx(33.8e-6, rel=0.01)

@@ -1,12 +1,14 @@
 """Step costs of real models on real chips: physics, and what must never happen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polypod.catalog.load import load_model
-from polypod.cost.calibration import CASES, named
+from polypod.cost.calibration import CASES, named, of
 from polypod.cost.chip import Rank
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.errors import InputError
@@ -146,3 +148,64 @@ def test_a_tier_whose_latency_nobody_published_is_named_as_an_assumption() -> No
     assert any(
         "'die pair' tier is not published; 1.9 us assumed" in note for note in ASCEND.assumptions
     )
+
+
+H100 = rank("nvidia-hgx-h100")
+
+
+def test_an_engines_own_kernels_change_the_step_and_an_unknown_engine_is_refused() -> None:
+    shape = {"sequences": 16.0, "kv_tokens": 16.0 * 2000}
+    blend = deploy(LLAMA, H100, tp=4)
+    times = {
+        backend: float(replace(blend, backend=backend).step_s(**shape))
+        for backend in (None, "trtllm", "vllm", "sglang")
+    }
+    assert len(set(times.values())) == 4
+    assert max(times.values()) < 1.3 * min(times.values())
+    assert times[None] == float(blend.step_s(**shape))
+    with pytest.raises(InputError, match=r"no kernels of backend 'x' are known"):
+        replace(blend, backend="x").step_s(**shape)
+
+
+def test_a_small_all_reduce_within_a_node_takes_the_engines_own_kernel() -> None:
+    place = deploy(LLAMA, H100, tp=8)
+    cost = place.cost(place.ops(sequences=1.0, kv_tokens=1000.0))
+    reduce = next(part for part in cost.parts if part.kind == "all_reduce")
+    # vLLM's takes 4.7 us for 256 bytes to 2 KB on eight H100 (aiconfigurator-core 0.12.0), NCCL 15
+    assert float(reduce.time.total_s) == pytest.approx(4.9e-6, rel=0.2)
+
+
+def test_a_group_past_the_node_is_timed_by_tiers() -> None:
+    place = deploy(DEEPSEEK, H200, tp=16)
+    cost = place.cost(place.ops(sequences=8.0, kv_tokens=8000.0))
+    reduce = next(part for part in cost.parts if part.kind == "all_reduce")
+    launch_s = of(H200.calibration.reduction.launch_s, "likely")
+    hops_s = 2 * 2 * of(H200.calibration.unknown_latency_s, "likely")
+    assert float(reduce.time.latency_s) == pytest.approx(launch_s + hops_s)
+
+
+def test_a_longer_prompt_keeps_more_of_the_arithmetic_busy() -> None:
+    """TensorRT-LLM's prefill attention on B200 takes prompts of 1,500 tokens for half its rate."""
+    place = replace(deploy(LLAMA, rank("nvidia-gb200-nvl72"), tp=1), backend="trtllm")
+
+    def rate(tokens: float) -> float:
+        ops = place.ops(prompt_tokens=tokens, pairs=tokens**2 / 2)
+        cost = place.cost([op for op in ops if op.kind == "attention_prefill"])
+        part = cost.parts[0]
+        return float(ops[1].flops) / float(part.time.compute_s)  # type: ignore[union-attr]
+
+    assert rate(1024.0) < 0.55 * rate(16384.0)
+
+
+@given(st.integers(1, 512), st.integers(1, 20000), st.sampled_from([None, "trtllm", "vllm", "sglang"]))  # fmt: skip
+@settings(max_examples=30, deadline=None)
+def test_more_sequences_and_longer_contexts_never_make_a_step_shorter(
+    sequences: int, context: int, backend: str | None
+) -> None:
+    place = replace(deploy(DEEPSEEK, H200, dp=8, ep=8), backend=backend)
+    step_s = place.step_s(
+        sequences=np.array([1.0, 2.0, 1.0]) * sequences,
+        kv_tokens=np.array([1.0, 2.0, 2.0]) * sequences * context,
+    )
+    assert step_s[0] < step_s[1]
+    assert step_s[0] < step_s[2]

@@ -11,6 +11,7 @@ from polypod import units
 from polypod.cli.asking import model_of, tokens
 from polypod.cost.calibration import CASES, Case, named
 from polypod.cost.deployment import Deployment, Memory, native_precision
+from polypod.cost.measured import BACKENDS
 from polypod.cost.step import StepCost
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.compose import describe
@@ -53,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kv", default="bf16", metavar="TYPE", help="of the cache (default: bf16)")
     parser.add_argument(
-        "--backend", metavar="NAME", help="a calibration to use instead of the chip's own"
+        "--backend",
+        metavar="NAME",
+        help="the engine whose kernels to use (trtllm, vllm, sglang; default: a blend), or a calibration instead of the chip's own",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -109,7 +112,8 @@ def _deployment(args: argparse.Namespace) -> tuple[Deployment, Island]:
         msg = f"{describe(layout)} takes {layout.world} ranks, {args.on} has {where.ranks}; use fewer, or more accelerators"
         raise InputError(msg)
     rank = where.rank
-    if args.backend:
+    engine = args.backend if args.backend in BACKENDS else None
+    if args.backend and engine is None:
         rank = type(rank)(
             **{f: getattr(rank, f) for f in rank.__dataclass_fields__}
             | {"calibration": named(args.backend)}
@@ -119,7 +123,10 @@ def _deployment(args: argparse.Namespace) -> tuple[Deployment, Island]:
         precision = Precision(weights=args.precision, kv=args.kv)
     else:
         precision = Precision(weights=precision.weights, kv=args.kv, compute=precision.compute)
-    return Deployment(model=model, layout=layout, precision=precision, rank=rank), where
+    deployment = Deployment(
+        model=model, layout=layout, precision=precision, rank=rank, backend=engine
+    )
+    return deployment, where
 
 
 def _is_pod(name: str) -> bool:
@@ -161,7 +168,7 @@ def _json(
         "on": {
             "chip": where.rank.chip,
             "pod": where.pod.id if where.pod else None,
-            "evidence": deployment.rank.calibration.evidence,
+            "evidence": deployment.served.calibration.evidence,
         },
         "layout": {
             axis: getattr(deployment.layout, axis) for axis in ("tp", "pp", "dp", "ep", "cp")
@@ -194,6 +201,7 @@ def _text(
     deployment: Deployment, where: Island, memory: Memory, prefill: Phase, decode: Phase, batch: int
 ) -> str:
     rank = deployment.rank
+    served = deployment.served.calibration
     each = batch / decode.seconds["likely"] / deployment.accelerators
     rows = [
         [
@@ -219,7 +227,7 @@ def _text(
         ),
         entry("prefill waits", "for " + prefill.cost.bound),
         entry("decode waits", "for " + decode.cost.bound),
-        entry("evidence", f"{rank.calibration.evidence} ({rank.calibration.id})"),
+        entry("evidence", f"{served.evidence} ({served.id})"),
         *[entry("assumed", text) for text in rank.assumptions],
     ]
     return "\n".join(lines)

@@ -1,16 +1,31 @@
 """Efficiencies, kept as data with the evidence they came from.
 
 A catalog says what a chip is; a calibration says how much of it kernels and engines get. Every number is a triple
-`[fast, likely, slow]`: the ends make the band, the middle the answer. A chip without its own calibration borrows
-`specification-only`, whose band is wide, and the answer says so.
+`[fast, likely, slow]`: the ends make the band, the middle the answer. What was measured on the chip or on a relative
+(`cost.measured`) lies over a written calibration that fills in the rest; a chip with neither borrows `specification-only`,
+whose band is wide, and the answer says so.
 """
 
 from functools import cache
-from typing import Annotated, Literal
+from typing import Final, Literal
 
 import msgspec
 
 from polypod.catalog.schema import Strict
+from polypod.cost.measured import (
+    BACKENDS,
+    DEFAULT,
+    Exchanges,
+    KernelFit,
+    Kernels,
+    Measured,
+    Reference,
+    Triple,
+    check_fractions,
+    generation_of,
+    measured,
+    widened,
+)
 from polypod.cost.shipped import shipped
 from polypod.errors import InputError
 
@@ -19,19 +34,10 @@ Evidence = Literal[
 ]
 Case = Literal["fast", "likely", "slow"]
 CASES: tuple[Case, ...] = ("fast", "likely", "slow")
+OTHER: Final = "other"
 
-Triple = tuple[float, float, float]
-Reference = Annotated[str, msgspec.Meta(min_length=8)]
-
-
-class KernelFit(Strict, frozen=True, kw_only=True):
-    """Fractions of peak one family of kernels reaches, and what a kernel takes with nothing to do."""
-
-    flops_fraction: Triple
-    bytes_fraction: Triple
-    fixed_s: Triple
-    overlap: float = 2.0
-    source: Reference
+_STANDS_FOR: Final = {"fp8": ("fp8-block", "fp8"), "fp4": ("fp4", "fp8-block", "fp8")}
+"""Checkpoints in fp8 are nearly all scaled by blocks, so that curve comes first; fp4 without a curve does as well as fp8."""
 
 
 class LinkFit(Strict, frozen=True, kw_only=True):
@@ -40,6 +46,9 @@ class LinkFit(Strict, frozen=True, kw_only=True):
     bytes_fraction: Triple
     launch_s: Triple
     source: Reference
+
+    def __post_init__(self) -> None:
+        check_fractions(bytes_fraction=self.bytes_fraction)
 
 
 class EngineFit(Strict, frozen=True, kw_only=True):
@@ -58,23 +67,41 @@ class Calibration(Strict, frozen=True, kw_only=True):
     evidence: Evidence
     chips: tuple[str, ...] = ()
     note: str | None = None
-    gemm: dict[str, KernelFit]  # by compute type; "other" is the rest
-    moe: KernelFit
-    attention_prefill: KernelFit
-    attention_decode: KernelFit
+    backend: str | None = None  # the engine its kernels are of; None: a blend
+    gemm: dict[
+        str, KernelFit
+    ]  # by compute type, the weights' before it where they are narrower; "other" is the rest
+    moe: dict[str, KernelFit]
+    attention_prefill: dict[
+        str, KernelFit
+    ]  # by kind of attention and width of a head; a cache in 8 bits apart
+    attention_decode: dict[str, KernelFit]
     elementwise: KernelFit
     reduction: LinkFit  # all-reduce, all-gather, reduce-scatter, send
     all_to_all: LinkFit
     unknown_latency_s: Triple
     engine: EngineFit
 
+    exchanges: Exchanges = msgspec.field(default_factory=dict)  # measured within one tier
+
     def __post_init__(self) -> None:
-        if "other" not in self.gemm:
-            msg = f"calibration {self.id!r} needs gemm.other for the types it does not list"
-            raise ValueError(msg)
+        for family in ("gemm", "moe", "attention_prefill", "attention_decode"):
+            if OTHER not in getattr(self, family):
+                msg = (
+                    f"calibration {self.id!r} needs {family}.{OTHER} for the types it does not list"
+                )
+                raise ValueError(msg)
 
     def gemm_of(self, dtype: str) -> KernelFit:
-        return self.gemm.get(dtype, self.gemm["other"])
+        return self.fit("gemm", dtype)
+
+    def fit(self, family: str, *keys: str) -> KernelFit:
+        """The first of these types that has a curve, else the family's for the rest."""
+        fits: dict[str, KernelFit] = getattr(self, family)
+        return next(
+            (fits[one] for key in keys for one in _STANDS_FOR.get(key, (key,)) if one in fits),
+            fits[OTHER],
+        )
 
 
 def of(values: Triple, case: Case) -> float:
@@ -86,13 +113,55 @@ def of(values: Triple, case: Case) -> float:
     return values[CASES.index(case)]
 
 
-def for_chip(chip: str) -> Calibration:
-    """The calibration that names this accelerator, else the one for bare specifications."""
-    everything = _shipped()
-    for calibration in everything.values():
-        if chip in calibration.chips:
+@cache
+def for_chip(
+    chip: str, backend: str | None = None, without: frozenset[str] = frozenset()
+) -> Calibration:
+    """The calibration of this accelerator under one engine's kernels, or a blend of all.
+
+    Its own kernels come first, then its generation's, then the nearest other chip's (`data/borrowing.toml`), always under
+    its own peaks; else a calibration that names it, else the one for bare specifications. `without` hides the measurements
+    of some chips, to see how well the others stand in for them. Raises `InputError` for an unknown engine.
+    """
+    if backend is not None and backend not in BACKENDS:
+        msg = f"no kernels of backend {backend!r} are known; there are {', '.join(BACKENDS)}"
+        raise InputError(msg)
+    generation = generation_of(chip)
+    if generation is not None and (donors := generation.donors(chip, without)):
+        evidence: Evidence = "own kernels"
+        if donors[0] != chip:
+            evidence = "same family" if donors[0] in generation.measured else "transferred"
+        return _overlaid(named(generation.base), donors, evidence, backend)
+    for calibration in _shipped().values():
+        if chip in calibration.chips and chip not in without:
             return calibration
-    return everything["specification-only"]
+    return _shipped()["specification-only"]
+
+
+def _overlaid(
+    base: Calibration, donors: tuple[str, ...], evidence: Evidence, backend: str | None
+) -> Calibration:
+    """A written calibration under the curves of several chips, the first of them uppermost."""
+    kernels: Kernels = {}
+    exchanges: Exchanges = {}
+    for donor in reversed(donors):
+        one: Measured = measured()[donor]
+        for family, fits in one.kernels(backend).items():
+            kernels[family] = kernels.get(family, {}) | fits
+        exchanges |= one.collectives(backend)
+    if evidence == "transferred":
+        kernels = {
+            family: {key: widened(fit) for key, fit in fits.items()}
+            for family, fits in kernels.items()
+        }
+    return msgspec.structs.replace(
+        base,
+        id=f"{donors[0]} {backend or DEFAULT}",
+        evidence=evidence,
+        backend=backend,
+        exchanges=exchanges,
+        **{family: getattr(base, family) | fits for family, fits in kernels.items()},
+    )
 
 
 def named(name: str) -> Calibration:

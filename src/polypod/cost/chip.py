@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polypod.catalog.schema import Accelerator, Fact, Tier
-from polypod.cost.calibration import Calibration, Case, KernelFit, LinkFit, of
-from polypod.cost.collective import Link
+from polypod.cost.calibration import Calibration, Case, LinkFit, of
+from polypod.cost.collective import Link, MeasuredLink
+from polypod.cost.measured import KernelFit
 from polypod.cost.roofline import Roof
 from polypod.errors import InputError
 from polypod.units import Unit, show
+
+CUSTOM_LIMIT_BYTES = 2.0**20
+"""Engines' own all-reduce kernels were fitted up to here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,24 @@ class Rank:
                 )
             )
         return tuple(links)
+
+    def measured(self, name: str, ranks: int, case: Case) -> MeasuredLink | None:
+        """A collective's kernel as measured among as many ranks of the nearest tier, or the next number measured.
+
+        None where it was not measured.
+        """
+        fits = self.calibration.exchanges.get(name)
+        tier = self.tiers[0] if self.tiers else None
+        if not fits or tier is None or tier.bytes_per_s is None:
+            return None
+        fit = fits[min((one for one in fits if one >= ranks), default=max(fits))]
+        return MeasuredLink(
+            launch_s=of(fit.launch_s, case),
+            bytes_per_s=tier.bytes_per_s.value * of(fit.bytes_fraction, case),
+            ramp_s=of(fit.ramp_s, case),
+            overlap=fit.overlap,
+            limit_bytes=CUSTOM_LIMIT_BYTES if name == "custom_all_reduce" else None,
+        )
 
     @property
     def assumptions(self) -> list[str]:

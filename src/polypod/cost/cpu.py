@@ -17,7 +17,8 @@ from functools import cache
 from typing import Literal
 
 from polypod.catalog.schema import Strict
-from polypod.cost.calibration import Case, Triple, of
+from polypod.cost.calibration import Case, of
+from polypod.cost.measured import Triple
 from polypod.cost.shipped import shipped
 from polypod.cost.steptime import StepTime
 from polypod.errors import InputError

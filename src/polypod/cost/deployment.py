@@ -5,13 +5,13 @@ With pipeline stages the batch is cut into as many micro-batches, and a round of
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
 import numpy as np
 
-from polypod.cost.calibration import Case, of
+from polypod.cost.calibration import Case, for_chip, of
 from polypod.cost.chip import Rank
 from polypod.cost.roofline import Number
 from polypod.cost.step import StepCost, floor_s, step_cost
@@ -108,6 +108,7 @@ class Deployment:
     layout: Layout
     precision: Precision
     rank: Rank
+    backend: str | None = None  # whose kernels; None: the rank's own calibration
 
     def __post_init__(self) -> None:
         reach = self.rank.reach
@@ -117,6 +118,13 @@ class Deployment:
                 f"use at most {reach} together"
             )
             raise LayoutError(msg)
+
+    @cached_property
+    def served(self) -> Rank:
+        """The rank under the engine's kernels. Raises `InputError` for an unknown engine."""
+        if self.backend is None:
+            return self.rank
+        return replace(self.rank, calibration=for_chip(self.rank.chip, self.backend))
 
     @classmethod
     def make(cls, model: Model, layout: Layout, precision: Precision, rank: Rank) -> Self:
@@ -144,7 +152,7 @@ class Deployment:
 
     def cost(self, ops: list[Op], case: Case = "likely") -> StepCost:
         """The step with its reasons."""
-        return step_cost(ops, self.rank, self.layout, case)
+        return step_cost(ops, self.served, self.layout, case)
 
     def step_s(
         self,
@@ -164,19 +172,19 @@ class Deployment:
             pairs=pairs,
             drafts=drafts,
         )
-        sampling_s = of(self.rank.calibration.engine.sequence_s, case) * sequences
+        sampling_s = of(self.served.calibration.engine.sequence_s, case) * sequences
         return self.cost(ops, case).total_s + sampling_s
 
     def floor_s(self, ops: list[Op]) -> Number:
         """What no kernel and no engine can beat on this chip's specification."""
-        return floor_s(ops, self.rank, self.layout)
+        return floor_s(ops, self.served, self.layout)
 
     def memory(self, step_tokens: int = 8192) -> Memory:
         """What fills a rank, with activations for `step_tokens` tokens at once."""
         return Memory(
             weight_bytes=float(weight_bytes_per_rank(self.model, self.layout, self.precision)),
             activation_bytes=4.0 * 2 * self.model.hidden * min(step_tokens, 16384),
-            usable_bytes=self.rank.memory_bytes * self.rank.calibration.engine.memory_fraction,
+            usable_bytes=self.rank.memory_bytes * self.served.calibration.engine.memory_fraction,
             kv_bytes_per_token=float(
                 kv_bytes_per_token_per_rank(self.model, self.layout, self.precision)
             ),

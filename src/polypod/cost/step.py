@@ -10,15 +10,29 @@ arithmetic at peak, all bytes at full bandwidth, all exchanges at port speed, th
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-from polypod.cost.calibration import Calibration, Case, KernelFit, of
+from polypod.cost.calibration import Calibration, Case, of
 from polypod.cost.chip import Rank
-from polypod.cost.collective import CollectiveTime, collective_time
+from polypod.cost.collective import (
+    CollectiveTime,
+    collective_time,
+    measured_time,
+    members_per_tier,
+)
+from polypod.cost.measured import KernelFit
 from polypod.cost.roofline import Number, OpTime, op_time
 from polypod.workload.forward import Op
 from polypod.workload.layout import Layout
+
+_LIBRARIES: Final = {
+    "all_reduce": ("custom_all_reduce",),
+    "dispatch": ("dispatch.ll", "dispatch.normal"),
+    "combine": ("combine.ll", "combine.normal"),
+}
+"""Kernels beside NCCL's, by an operator's name or pattern; engines take the fastest for the size at hand."""
 
 PEAK = KernelFit(
     flops_fraction=(1.0, 1.0, 1.0),
@@ -108,7 +122,9 @@ def floor_s(ops: Sequence[Op], rank: Rank, layout: Layout) -> Number:
             time = collective_time(
                 op.pattern, op.buffer_bytes, ranks=ranks, links=full, stride=stride
             )
-            transfer_s = transfer_s + op.count * time.transfer_s
+            # a switch that reduces brings an all-reduce down to one pass
+            passes = 0.5 if op.pattern == "all_reduce" else 1.0
+            transfer_s = transfer_s + passes * op.count * time.transfer_s
             continue
         roof = rank.roof(PEAK, op.dtype, "likely")
         least = op_time(flops=op.flops, hbm_bytes=op.hbm_bytes, roof=roof)
@@ -135,31 +151,51 @@ def group_of(op: Op, layout: Layout) -> tuple[int, int]:
 def _part(op: Op, rank: Rank, layout: Layout, case: Case) -> Part:
     if op.pattern is None:
         fit = fit_of(op, rank.calibration)
-        roof = rank.roof(fit, op.dtype, case)
-        time = op_time(flops=op.flops, hbm_bytes=op.hbm_bytes, roof=roof)
-        return Part(name=op.name, kind=op.kind, count=op.count, time=time)
+        return Part(
+            name=op.name, kind=op.kind, count=op.count, time=kernel_time(op, fit, rank, case)
+        )
+    return Part(
+        name=op.name, kind=op.pattern, count=op.count, time=_exchange(op, rank, layout, case)
+    )
+
+
+def kernel_time(op: Op, fit: KernelFit, rank: Rank, case: Case) -> OpTime:
+    """One operator under its curve: arithmetic that few rows cannot fill, activations as often as they really cross."""
+    flops = op.flops
+    if fit.half_rows and np.any(op.rows):
+        flops = flops * (1 + fit.half_rows / np.maximum(op.rows, 1.0))
+    hbm_bytes = op.hbm_bytes + (fit.activation_factor - 1) * op.activation_bytes
+    return op_time(flops=flops, hbm_bytes=hbm_bytes, roof=rank.roof(fit, op.dtype, case))
+
+
+def _exchange(op: Op, rank: Rank, layout: Layout, case: Case) -> CollectiveTime:
+    """By the kernels measured within the nearest tier where they hold the group, else by tiers."""
+    assert op.pattern is not None
     fits = rank.calibration
     link_fit = fits.all_to_all if op.pattern == "all_to_all" else fits.reduction
     ranks, stride = group_of(op, layout)
-    exchange = collective_time(
+    links = rank.links(link_fit, case)
+    if ranks > 1 and links and members_per_tier(ranks, links, stride)[0] == ranks:
+        names = (*_LIBRARIES.get(op.name, ()), *_LIBRARIES.get(op.pattern, ()), op.pattern)
+        curves = [curve for name in names if (curve := rank.measured(name, ranks, case))]
+        if curves:
+            return measured_time(op.pattern, op.buffer_bytes, ranks=ranks, curves=curves)
+    return collective_time(
         op.pattern,
         op.buffer_bytes,
         ranks=ranks,
-        links=rank.links(link_fit, case),
+        links=links,
         stride=stride,
         launch_s=of(link_fit.launch_s, case),
     )
-    return Part(name=op.name, kind=op.pattern, count=op.count, time=exchange)
 
 
 def fit_of(op: Op, calibration: Calibration) -> KernelFit:
     """Which curve an operator lies under."""
-    if op.kind == "gemm":
-        return calibration.gemm_of(op.dtype)
-    return {
-        "moe": calibration.moe,
-        "attention_prefill": calibration.attention_prefill,
-        "attention_decode": calibration.attention_decode,
-        "elementwise": calibration.elementwise,
-        "embedding": calibration.elementwise,
-    }[op.kind]
+    if op.kind in ("elementwise", "embedding"):
+        return calibration.elementwise
+    if op.kind in ("gemm", "moe"):
+        return calibration.fit(op.kind, f"{op.variant}-{op.dtype}", op.dtype)
+    wide = op.variant.removesuffix("-fp8")
+    nearest = ("gqa-128",) if wide.startswith("gqa") else ()
+    return calibration.fit(op.kind, op.variant, wide, *nearest)

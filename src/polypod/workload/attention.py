@@ -64,6 +64,21 @@ def attended_pairs(shape: StepShape, width: int | None) -> Reals:
     return plain(np.minimum(np.asarray(shape.pairs), bounded * tokens))
 
 
+def _variant(kind: str, kv: str) -> str:
+    """Which kernels do it: those over a cache of one byte an element are others."""
+    return f"{kind}-fp8" if element_bytes(kv, "kv") == 1 else kind
+
+
+def _head_kind(width: int) -> str:
+    """Kernels are built for heads of 64, 128 and 256."""
+    return f"gqa-{next((built for built in (64, 128) if width <= built), 256)}"
+
+
+def _prompt_rows(shape: StepShape, pairs: Reals) -> Reals:
+    """Tokens of a prompt that starts at its beginning: twice what each attends to."""
+    return 2 * pairs / np.maximum(shape.prompt_tokens, 1e-9)
+
+
 def _gqa(step: Step, attention: Gqa, count: Reals) -> Iterator[Op]:
     tp, shape = step.layout.tp, step.shape
     width = attention.head_dim + attention.value_dim
@@ -71,11 +86,14 @@ def _gqa(step: Step, attention: Gqa, count: Reals) -> Iterator[Op]:
     read = _elements_read(attention, tp) * element_bytes(step.precision.kv, "kv")
     pairs = attended_pairs(shape, attention.attended_tokens)
     kv_tokens = attended_kv(shape, attention.attended_tokens)
+    variant = _variant(_head_kind(attention.head_dim), step.precision.kv)
     yield from _gqa_inputs(step, attention, count)
     yield Op(
         name="prompt attention",
         kind="attention_prefill",
         count=count * above(shape.prompt_tokens, 0),
+        variant=variant,
+        rows=_prompt_rows(shape, pairs),
         flops=2 * queries * width * pairs,
         activation_bytes=ACTIVATION_BYTES * shape.prompt_tokens * queries * width,
         kv_bytes=read * shape.prompt_tokens if attention.own_kv else 0.0,
@@ -84,6 +102,8 @@ def _gqa(step: Step, attention: Gqa, count: Reals) -> Iterator[Op]:
         name="decode attention",
         kind="attention_decode",
         count=count * above(shape.decode_sequences, 0),
+        variant=variant,
+        rows=queries / np.maximum(attention.kv_heads / tp, 1.0) * (1 + shape.drafts),
         flops=2 * queries * width * kv_tokens * (1 + shape.drafts),
         activation_bytes=ACTIVATION_BYTES * shape.decode_tokens * queries * width,
         kv_bytes=read * (kv_tokens + (shape.decode_tokens if attention.own_kv else 0)),
@@ -122,6 +142,7 @@ def _mla(step: Step, attention: Mla, count: Reals) -> Iterator[Op]:
     heads = attention.heads / step.layout.tp
     wide = attention.qk_nope_head_dim + attention.v_head_dim
     kv_bytes = attention.kv_elements * element_bytes(step.precision.kv, "kv")
+    variant = _variant("mla", step.precision.kv)
     latents = attention.kv_elements + (attention.q_lora_rank or 0)
     pairs = attended_pairs(shape, attention.index_topk)
     kv_tokens = attended_kv(shape, attention.index_topk)
@@ -140,6 +161,8 @@ def _mla(step: Step, attention: Mla, count: Reals) -> Iterator[Op]:
         name="prompt attention",
         kind="attention_prefill",
         count=count * above(shape.prompt_tokens, 0),
+        variant=variant,
+        rows=_prompt_rows(shape, pairs),
         flops=2 * heads * (attention.qk_head_dim + attention.v_head_dim) * pairs,
         activation_bytes=2
         * ACTIVATION_BYTES
@@ -152,6 +175,8 @@ def _mla(step: Step, attention: Mla, count: Reals) -> Iterator[Op]:
         name="decode attention",
         kind="attention_decode",
         count=count * above(shape.decode_sequences, 0),
+        variant=variant,
+        rows=heads * (1 + shape.drafts),
         flops=2 * heads * (attention.kv_elements + rank) * kv_tokens * (1 + shape.drafts),
         activation_bytes=ACTIVATION_BYTES
         * shape.decode_tokens

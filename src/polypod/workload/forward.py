@@ -124,6 +124,8 @@ def _moe(step: Step, moe: Moe, count: Reals) -> Iterator[Op]:
         kind="moe",
         count=count,
         dtype=step.experts.compute_dtype,
+        variant=step.experts.weights,
+        rows=rows / np.maximum(touched, 1e-9),
         flops=2 * rows * expert_parameters(moe, hidden) / slices,
         weight_bytes=touched
         * expert_parameters(moe, hidden)

@@ -56,6 +56,8 @@ class Op:
     kind: Kind
     count: Reals
     dtype: str = KEPT
+    variant: str = ""  # of its kernels: the type of stored weights, or the kind of attention
+    rows: Reals = 0.0  # that share one matrix or one context; 0: not told
     flops: Reals = 0.0
     weight_bytes: Reals = 0.0
     activation_bytes: Reals = 0.0
@@ -63,6 +65,8 @@ class Op:
     pattern: Pattern | None = None
     group: Group | None = None
     buffer_bytes: Reals = 0.0
+
+    """`rows` are the tokens of an expert, the tokens of a prompt, or the queries that read one cached key."""
 
     @property
     def hbm_bytes(self) -> Reals:
@@ -87,6 +91,7 @@ def gemm(step: Step, name: str, count: Reals, *, inner: Reals, columns: Reals) -
         kind="gemm",
         count=count,
         dtype=step.precision.compute_dtype,
+        variant=step.precision.weights,
         flops=2.0 * rows * inner * columns,
         weight_bytes=element_bytes(step.precision.weights) * inner * columns,
         activation_bytes=ACTIVATION_BYTES * rows * (inner + columns),
