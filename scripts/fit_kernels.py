@@ -17,7 +17,7 @@ fitted where they matter (attention and experts; experts alone), else 0 and 1. E
 `polypod.workload` counts them. Two thirds of the shapes are fitted; the errors printed, the spread shipped (10 % and 90 % of
 measured over fitted) and the samples kept for the tests are those of the third held out. `default` pools the backends,
 each with the same weight. Where a backend has several versions, the one with most rows is taken; of the kernels behind one
-type of GEMM or experts, the most frequent.
+type of GEMM the most frequent, of experts the fastest for each shape.
 """
 
 import argparse
@@ -122,6 +122,11 @@ def most_frequent(frame: pd.DataFrame, key: str) -> pd.DataFrame:
     return frame[frame.kernel_source == frame[key].map(often)]
 
 
+def fastest(frame: pd.DataFrame, shape: str) -> pd.DataFrame:
+    """Of each shape the kernel that is fastest: engines choose between theirs by the size of the batch."""
+    return frame.loc[frame.groupby(shape.split()).latency.idxmin()]
+
+
 def work_of_gemm(frame: pd.DataFrame, dtype: pd.Series, seconds: pd.Series) -> pd.DataFrame:
     m, n, k = (frame[one].astype(float) for one in "mnk")
     wide = dtype.map(lambda one: TYPES[one][2])
@@ -152,7 +157,7 @@ def moe(frame: pd.DataFrame) -> pd.DataFrame:
         & (frame.moe_ep_size <= 8)
         & (frame.inter_size / frame.moe_tp_size >= 128)
     ]
-    kept = most_frequent(kept, "moe_dtype")
+    kept = fastest(kept, "moe_dtype num_tokens hidden_size inter_size topk num_experts moe_tp_size moe_ep_size")  # fmt: skip
     tokens, hidden, inner = (kept[one].astype(float) for one in ("num_tokens", "hidden_size", "inter_size"))  # fmt: skip
     ep, tp, experts = kept.moe_ep_size, kept.moe_tp_size, kept.num_experts
     rows = tokens * kept.topk / ep

@@ -5,6 +5,7 @@ import csv
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Final
 from polypod.errors import FileError, InputError, PolypodError
 from polypod.report.tables import entry, table
 from polypod.validate.bands import Metric
+from polypod.validate.page import kinds, page
 from polypod.validate.predict import SYSTEMS, Prediction, predict, reason_of
 from polypod.validate.rows import Refused, Row, read_rows, unique
 from polypod.validate.scores import Group, Score, Scored, groups, score, worst
@@ -42,6 +44,23 @@ def run(args: argparse.Namespace) -> int:
     once = _once(scored)
     print(_json(once, refused) if args.json else _text(once, refused, args.worst))
     return 0
+
+
+def shipped_scored(without: frozenset[str] = frozenset()) -> list[Scored]:
+    """The set that ships, each measurement once."""
+    rows, _ = _read([])
+    return _once([_scored(row, without) for row in rows])
+
+
+def shipped_page() -> str:
+    """What `docs/accuracy.md` should say."""
+    _, refused = _read([])
+    left_out: dict[str, Sequence[Scored]] = {}
+    for system in ("b200_sxm", "h100_sxm"):
+        rows = shipped_scored(frozenset({SYSTEMS[system]}))
+        mine = [one for one in rows if one.row.system == system]
+        left_out |= {f"{system}, {name}": found for name, found in kinds(mine).items()}
+    return page(shipped_scored(), refused, left_out)
 
 
 def _check_left_out(names: list[str], rows: list[Row]) -> None:

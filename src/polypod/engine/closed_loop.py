@@ -7,7 +7,7 @@ the others are computed in between, and every decoding sequence waits for them:
     T_decode = step(n, n * context)                 n = concurrency * f,  context = input + output / 2
     dT       = what one prompt adds to the steps it shares (mixed batches), or the time of a step of its own (exclusive prefill)
     TPOT     = T_decode + (concurrency - 1) * f * dT / output
-    TTFT     = fixed + interval * TPOT + own * (start + (concurrency - 1) / (2 * waves))
+    TTFT     = fixed + (interval / 2 + poll / 2 + wait) * T_decode + own * (start + (concurrency - 1) / (2 * waves))
     f        = output * TPOT / (output * TPOT + TTFT)
 
 solved for `f` by iteration. `own` is the prompt's own time, never under what launching its kernels takes. The last term of TTFT is the
@@ -38,12 +38,15 @@ class Load:
 class Behaviour:
     """How an engine schedules: settings that a benchmark's columns do not tell, with what the engine does by default.
 
-    `tokens_per_step` is above 1 where tokens are drafted and accepted; `launch_s` is the least that a prompt's kernels take to launch.
+    Prompts wait for the scheduler to look for new ones, which it does every `poll_steps` steps, and to fill a batch, `wait_steps` steps; their
+    first tokens wait in the server until `stream_interval` have come, half of that in the mean. `tokens_per_step` is above 1 where tokens are drafted and accepted; `launch_s` is the least that a prompt's kernels take to launch.
     """
 
     exclusive_prefill: bool = False
     step_tokens: float = 8192.0
-    stream_interval: float = 1.0
+    stream_interval: float = 0.0
+    poll_steps: float = 0.0
+    wait_steps: float = 0.0
     fixed_s: float = 0.0
     launch_s: float = 0.0
     tokens_per_step: float = 1.0
@@ -64,8 +67,8 @@ def closed_loop(step: StepTime, load: Load, behaviour: Behaviour) -> Times:
     >>> step = StepTime(tokens=(1, 8192), seconds=(0.010, 0.500), kv_token_s=0.0, pair_s=0.0)
     >>> one = Load(input_tokens=1000, output_tokens=100, concurrency=1, start=1.0)
     >>> times = closed_loop(step, one, Behaviour())
-    >>> round(times.tpot_s, 4), round(times.ttft_s, 3)  # alone: a decode step, and its own prompt after the step interval
-    (0.01, 0.08)
+    >>> round(times.tpot_s, 4), round(times.ttft_s, 3)  # alone: a decode step, and its own prompt
+    (0.01, 0.07)
     """
     own_s = max(prompt_s(step, load.input_tokens, behaviour), behaviour.launch_s)
     decoding = 1.0
@@ -77,10 +80,16 @@ def closed_loop(step: StepTime, load: Load, behaviour: Behaviour) -> Times:
         waiting_s = (load.concurrency - 1) * decoding * each_s / load.output_tokens
         tpot_s = decode_s / behaviour.tokens_per_step + waiting_s
         queue = load.start + (load.concurrency - 1) / (2 * load.waves)
-        ttft_s = behaviour.fixed_s + behaviour.stream_interval * tpot_s + own_s * queue
+        held_s = held_steps(behaviour) * decode_s
+        ttft_s = behaviour.fixed_s + held_s + own_s * queue
         answer_s = load.output_tokens * tpot_s
         decoding = 0.5 * decoding + 0.5 * answer_s / (answer_s + ttft_s)
     return Times(ttft_s=ttft_s, tpot_s=tpot_s, decoding=decoding)
+
+
+def held_steps(behaviour: Behaviour) -> float:
+    """Decode steps that a prompt, and then its first token, waits for nothing but the engine's settings."""
+    return (behaviour.stream_interval + behaviour.poll_steps) / 2 + behaviour.wait_steps
 
 
 def prompt_s(step: StepTime, tokens: float, behaviour: Behaviour) -> float:

@@ -1,5 +1,6 @@
 """From a row's conditions to predicted TTFT and TPOT, with the band of what is known of its chip."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
@@ -9,11 +10,12 @@ from polypod.catalog.topology import loose_tiers
 from polypod.cost.calibration import Calibration, Evidence, for_chip
 from polypod.cost.chip import Rank, rank_of
 from polypod.cost.deployment import Deployment
+from polypod.cost.measured import BACKENDS
 from polypod.cost.steptime import StepTime
-from polypod.engine.closed_loop import Behaviour, Load, Times, closed_loop, prompt_s
+from polypod.engine.closed_loop import Behaviour, Load, Times, closed_loop, held_steps, prompt_s
 from polypod.errors import InputError, PolypodError
 from polypod.validate.bands import Band, band_of
-from polypod.validate.rows import Row, Workers
+from polypod.validate.rows import DRAWN_LENGTHS, Row, Workers
 from polypod.workload.config import read_model
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.model import Mla, Model
@@ -42,8 +44,17 @@ _QUANTISED: Final = {
     "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16",
 }  # fmt: skip
 
-SPECULATIVE_GAIN: Final = 1.41
-"""Tokens a step where drafts are on and nothing says how many are accepted: TPOT without over TPOT with, median of 104 runs."""
+
+def speculative_gain(concurrency: float) -> float:
+    """Tokens a step where drafts are on and nothing says how many are accepted.
+
+    The more sequences, the less a step gains, because verifying drafts is no longer free: TPOT without over TPOT with drafts was 1.4 to 1.8
+    up to 8 clients and 1.0 to 1.6 above 32 in public runs of DeepSeek-R1. A straight line in the logarithm through the middles.
+
+    >>> [round(speculative_gain(clients), 2) for clients in (1, 8, 64, 512)]
+    [1.6, 1.6, 1.3, 1.0]
+    """
+    return min(max(1.6 - 0.1 * math.log2(max(concurrency, 1.0) / 8), 1.0), 1.6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +112,7 @@ def _disaggregated(
         step_s = decode.step_s(tokens=per_rank, kv_tokens=per_rank * context, sequences=per_rank)
         tpot_s = step_s / behaviour.tokens_per_step
         waiting = (row.concurrency - 1) * (1 - decoding) / servers
-        ttft_s = (
-            behaviour.fixed_s + own_s * (1.0 + waiting / 2) + behaviour.stream_interval * tpot_s
-        )
+        ttft_s = behaviour.fixed_s + own_s * (1.0 + waiting / 2) + held_steps(behaviour) * step_s
         # Clients that all prefill at once cannot be served faster than the workers compute.
         cycle_s = max(ttft_s + row.output_tokens * tpot_s, row.concurrency * own_s / servers)
         ttft_s = max(ttft_s, cycle_s - row.output_tokens * tpot_s)
@@ -144,9 +153,12 @@ def _step(key: _Key) -> tuple[StepTime, Calibration]:
     rank = _rank(key.chip, key.backend, key.without)
     have = rank.peak_flops_per_s
     wide = "bf16" if "bf16" in have else "fp16"
-    compute = {"nvfp4": "fp4" if "fp4" in have else wide, "mxfp4": wide, "int4": wide}.get(
-        key.weights
-    )
+    blackwell = "fp4" in have
+    compute = {
+        "nvfp4": "fp4" if blackwell else wide,
+        "mxfp4": "fp8" if blackwell else wide,
+        "int4": wide,
+    }.get(key.weights)
     precision = Precision(weights=key.weights, kv=key.kv, compute=compute)
     deployment = Deployment.make(model, key.layout, precision, rank)
     return deployment.step_time(), rank.calibration
@@ -162,10 +174,7 @@ def _rank(chip: str, backend: str, without: frozenset[str]) -> Rank:
 
 def calibration_of(chip: str, backend: str, without: frozenset[str]) -> Calibration:
     """The calibration that a row's engine and chip are predicted with."""
-    if without:
-        msg = f"leaving {', '.join(sorted(without))} out needs calibrations by chip"
-        raise InputError(msg)
-    return for_chip(chip)
+    return for_chip(chip, backend if backend in BACKENDS else None, without)
 
 
 @lru_cache(maxsize=256)
@@ -214,35 +223,53 @@ def _load(row: Row) -> Load:
     )
 
 
+_FIXED_S: Final = 0.020
+"""HTTP, tokenising and queueing of a prompt, whatever the engine: fitted to the shipped rows, the one constant that is."""
+
 _BEHAVIOURS: Final = {
-    "sglang": Behaviour(exclusive_prefill=True),
-    "trtllm": Behaviour(),
-    "vllm": Behaviour(),
+    "sglang": Behaviour(exclusive_prefill=True, fixed_s=_FIXED_S),
+    "trtllm": Behaviour(fixed_s=_FIXED_S),
+    "vllm": Behaviour(fixed_s=_FIXED_S),
 }
 _LAUNCH_S: Final = {"sglang": 45e-6, "trtllm": 27e-6, "vllm": 25e-6}
 """Seconds a kernel takes to launch in a prompt computed eagerly, by engine."""
 
 
 def _behaviour(row: Row, name: str) -> Behaviour:
-    """How the row's engine schedules; what its benchmark's script set is in `_INTERVALS`."""
+    """How the row's engine schedules; what its benchmark's script set is in `_script`."""
     model = _model(name)
     mla = any(isinstance(group.attention, Mla) for group in model.layers)
     kernels_per_layer = 32 if mla else 17 if model.is_moe else 10
-    return replace(
-        _BEHAVIOURS.get(row.backend, Behaviour()),
+    plain = replace(
+        _BEHAVIOURS.get(row.backend, Behaviour(fixed_s=_FIXED_S)),
         launch_s=_LAUNCH_S.get(row.backend, 27e-6) * kernels_per_layer * model.num_layers,
-        stream_interval=_interval(row, name),
-        tokens_per_step=SPECULATIVE_GAIN if row.speculative else 1.0,
+        tokens_per_step=speculative_gain(row.concurrency) if row.speculative else 1.0,
     )
+    return plain if row.sweep else _script(row, name.casefold(), plain)
 
 
-def _interval(row: Row, name: str) -> float:
-    """Tokens that an engine's server sends at once, as the benchmark's public scripts set it."""
-    if row.sweep:
-        return 1.0
+def _script(row: Row, name: str, plain: Behaviour) -> Behaviour:
+    """What InferenceX's public launch scripts set for this engine and model (github.com/SemiAnalysisAI/InferenceX, benchmarks/)."""
+    if row.backend == "sglang":
+        fp4 = _QUANTISED.get(row.precision) == "nvfp4"
+        return replace(
+            plain,
+            stream_interval=10.0 if fp4 else 30.0,
+            poll_steps=30.0 if row.concurrency >= 16 else 10.0,
+            step_tokens=16384.0 if fp4 else 32768.0,
+        )
     if row.backend == "trtllm":
-        return 20.0 if "gpt-oss" in name.casefold() else 10.0
-    return 30.0 if row.backend == "sglang" and row.precision.startswith("fp8") else 1.0
+        nominal = (
+            round(row.input_tokens / DRAWN_LENGTHS),
+            round(row.output_tokens / DRAWN_LENGTHS),
+        )
+        waits = "llama" in name and row.workers.layout.tp < 8 and nominal == (1024, 1024)
+        return replace(
+            plain,
+            stream_interval=20.0 if "gpt-oss" in name else 10.0,
+            wait_steps=20.0 if waits else 0.0,
+        )
+    return plain
 
 
 def reason_of(error: PolypodError) -> str:

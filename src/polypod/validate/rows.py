@@ -36,6 +36,7 @@ DRAWN_LENGTHS: Final = 0.9
 SPECULATIVE: Final = (
     ("trtllm", re.compile(r"tensorrt-llm/release:1\.2\.0rc6\.post3"), "2026-01"),
     ("trtllm", re.compile(r"tensorrt-llm/release:1\.1\.0rc2\.post2"), "2026-01"),
+    ("sglang", re.compile(r"lmsysorg/sglang:v0\.5\.9-cu130"), "2026-03"),
 )
 """Backend, image and the month from which DeepSeek runs of it drafted tokens: read off InferenceX's public benchmark scripts."""
 

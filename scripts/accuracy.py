@@ -1,0 +1,36 @@
+"""Write docs/accuracy.md from the rows that ship; with --bands, print what data/bands.toml should hold.
+
+python scripts/accuracy.py
+python scripts/accuracy.py --bands
+"""
+
+import sys
+from pathlib import Path
+
+from polypod.cli.validate import shipped_page, shipped_scored
+from polypod.validate.page import kinds
+from polypod.validate.scores import residual_band
+
+PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
+
+
+def main() -> int:
+    if "--bands" in sys.argv:
+        for name, rows in kinds(shipped_scored()).items():
+            for metric in ("tpot", "ttft"):
+                low, high = residual_band(rows, metric)
+                print(f"{name:40} {metric} = [{low:.3f}, {high:.3f}]")
+        for system in ("b200_sxm", "h100_sxm"):
+            chip = {"b200_sxm": "nvidia-b200-hgx", "h100_sxm": "nvidia-h100-sxm"}[system]
+            rows = [one for one in shipped_scored(frozenset({chip})) if one.row.system == system]
+            for name, found in kinds(rows).items():
+                for metric in ("tpot", "ttft"):
+                    low, high = residual_band(found, metric)
+                    print(f"without {system}, {name:20} {metric} = [{low:.3f}, {high:.3f}]")
+        return 0
+    PAGE.write_text(shipped_page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
