@@ -119,8 +119,8 @@ def measured_time(
 
         transfer_s = [(buffer_bytes (n - 1) / n / bytes_per_s)^p + (ramp_s sqrt(buffer_bytes / 64 KiB))^p]^(1/p)
 
-    An engine's own all-reduce is for small messages: past its limit a message takes what the others take, and no less
-    than one at the limit. Eight ranks reduce 16 KB in little more than the launch:
+    An engine's own all-reduce is for small messages and left out past its limit; at least one curve must have none.
+    Eight ranks reduce 16 KB in little more than the launch:
 
     >>> nccl = MeasuredLink(launch_s=15e-6, bytes_per_s=240e9, ramp_s=1e-6, overlap=1.0)
     >>> own = MeasuredLink(launch_s=4e-6, bytes_per_s=200e9, ramp_s=1e-6, overlap=1.0, limit_bytes=2**20)
@@ -130,17 +130,13 @@ def measured_time(
     if ranks == 1:
         return CollectiveTime(latency_s=0.0, transfer_s=0.0 * buffer_bytes)
     best_s: Number = np.inf
-    least_s: Number = 0.0
     for curve in curves:
         seconds = curve.seconds(buffer_bytes, ranks)
         if curve.limit_bytes is not None:
-            past = np.asarray(buffer_bytes) > curve.limit_bytes
-            seconds = np.where(past, np.inf, seconds)
-            least_s = np.where(past, curve.seconds(curve.limit_bytes, ranks), least_s)
+            seconds = np.where(np.asarray(buffer_bytes) > curve.limit_bytes, np.inf, seconds)
         best_s = np.minimum(best_s, seconds)
-    whole_s = np.maximum(best_s, least_s)
     launch_s = min(curve.launch_s for curve in curves)
-    return CollectiveTime(latency_s=launch_s, transfer_s=plain(np.asarray(whole_s - launch_s)))
+    return CollectiveTime(latency_s=launch_s, transfer_s=plain(np.asarray(best_s - launch_s)))
 
 
 def members_per_tier(ranks: int, links: Sequence[Link], stride: int = 1) -> list[int]:

@@ -18,6 +18,7 @@ from polypod.cost.calibration import Calibration, Case, of
 from polypod.cost.chip import Rank
 from polypod.cost.collective import (
     CollectiveTime,
+    MeasuredLink,
     collective_time,
     measured_time,
     members_per_tier,
@@ -32,7 +33,8 @@ _LIBRARIES: Final = {
     "dispatch": ("dispatch.ll", "dispatch.normal"),
     "combine": ("combine.ll", "combine.normal"),
 }
-"""Kernels beside NCCL's, by an operator's name or pattern; engines take the fastest for the size at hand."""
+"""Kernels beside NCCL's, by an operator's pattern, or in their place, by its name: sorting tokens by their experts is part of
+the work there. Engines take the fastest for the size at hand."""
 
 PEAK = KernelFit(
     flops_fraction=(1.0, 1.0, 1.0),
@@ -176,8 +178,9 @@ def _exchange(op: Op, rank: Rank, layout: Layout, case: Case) -> CollectiveTime:
     ranks, stride = group_of(op, layout)
     links = rank.links(link_fit, case)
     if ranks > 1 and links and members_per_tier(ranks, links, stride)[0] == ranks:
-        names = (*_LIBRARIES.get(op.name, ()), *_LIBRARIES.get(op.pattern, ()), op.pattern)
-        curves = [curve for name in names if (curve := rank.measured(name, ranks, case))]
+        own = _measured(_LIBRARIES.get(op.name, ()), ranks, rank, case)
+        several = (*_LIBRARIES.get(op.pattern, ()), op.pattern)
+        curves = own or _measured(several, ranks, rank, case)
         if curves:
             return measured_time(op.pattern, op.buffer_bytes, ranks=ranks, curves=curves)
     return collective_time(
@@ -188,6 +191,10 @@ def _exchange(op: Op, rank: Rank, layout: Layout, case: Case) -> CollectiveTime:
         stride=stride,
         launch_s=of(link_fit.launch_s, case),
     )
+
+
+def _measured(names: Sequence[str], ranks: int, rank: Rank, case: Case) -> list[MeasuredLink]:
+    return [curve for name in names if (curve := rank.measured(name, ranks, case))]
 
 
 def fit_of(op: Op, calibration: Calibration) -> KernelFit:
