@@ -160,6 +160,15 @@ def test_bad_input_is_a_message_and_an_exit_code(
     assert "Traceback" not in err
 
 
+def test_an_estimate_says_whose_kernels_it_used(cli: Cli) -> None:
+    arguments = ("estimate", "llama-3.1-8b", "--on", "nvidia-h100-sxm", "--backend", "vllm")
+    code, out, _ = cli(*arguments)
+    assert code == 0
+    assert "own kernels (nvidia-h100-sxm vllm)" in out
+    _, out, _ = cli(*arguments, "--json")
+    assert '"evidence": "own kernels"' in out.replace('":"', '": "')
+
+
 def test_a_broken_line_of_a_trace_is_named_and_nothing_is_played(cli: Cli, tmp_path: Path) -> None:
     file, trace = tmp_path / "plan.yaml", tmp_path / "trace.csv"
     cli("plan", "llama-3.1-8b", "--on", "nvidia-h200-sxm:1", "-o", str(file))
