@@ -26,6 +26,8 @@ RATIOS_AND_COUNTS = {
     "waves",  # requests that a client sends
     "start",  # prompts that the first waits for
     "stream_interval",  # tokens sent at once
+    "poll_steps",  # steps
+    "wait_steps",
     "tokens_per_step",
     "decoding",  # share of the time
     "low",  # of a Band: measured over predicted

@@ -86,8 +86,8 @@ InferenceX dumps and NVIDIA sweeps on H100 and B200, collected by ai-dynamo/aico
 same, and takes rows of your own.
 
 What was fitted to what: kernel and collective curves to tables of kernels, none of them to a serving row. Of the constants of the serving model,
-these were set while looking at these rows, so that the errors below are in sample for them: 20 ms of every TTFT, the engine's share of a step and of a
-kernel's launch by engine (`src/polypod/cost/data/engines.toml`), the gain of drafts, and the bands. What a benchmark's scripts set (tokens streamed at once,
+these were set while looking at these rows, so that the errors below are in sample for them: 20 ms of every TTFT, the gain of drafts by the number of
+clients, which images drafted, and the bands. What a benchmark's scripts set (tokens streamed at once,
 how often a scheduler looks for prompts, waits for a batch) is taken from the scripts."""
 
 _BANDS = """\
