@@ -157,7 +157,7 @@ def test_as_many_architectures_are_checked_as_the_documents_say(kept: Kept):
         and "linear" in found
         and False not in found.values()
     }
-    assert len(good) == distinct_checked(kept.rows) >= 250
+    assert len(good) == distinct_checked(kept.rows) >= 375
 
 
 def test_llama_is_what_its_shape_says(by_name: dict[str, Row]):

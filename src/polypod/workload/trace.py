@@ -370,7 +370,10 @@ class _Counter:
             inner = int(module.weight.shape[0])
 
         def outputs(_module: Any, _args: Any, out: Any) -> None:
-            self._linear += 2 * inner * out.numel()
+            first = (
+                out[0] if isinstance(out, tuple) else out
+            )  # a router that chooses gives its scores too
+            self._linear += 2 * inner * first.numel()
 
         def routes(_module: Any, args: Any, _out: Any) -> None:
             self._linear += 2 * args[0].numel() * int(module.weight.shape[0])

@@ -80,7 +80,7 @@ def compared(traced: Traced, model: Model) -> Native:
     prompt = native_flops(model, StepShape(prompt_tokens=n, pairs=n * n, finished_prompts=n))
     step = native_flops(model, StepShape(decode_sequences=1, kv_tokens=n + 1))
     pairs = {
-        "parameters": (traced.used_parameters, parameters(model)),
+        "parameters": (_described_parameters(traced, parameters(model)), parameters(model)),
         "active": (traced.active_parameters, active_parameters(model)),
         "prompt": (_products(traced, 0), prompt),
     }
@@ -100,6 +100,11 @@ def compared(traced: Traced, model: Model) -> Native:
             name: _why(name, traced, *pairs[name]) for name, same in agrees.items() if not same
         },
     )
+
+
+def _described_parameters(traced: Traced, described: int) -> int:
+    """Weights that operators read; all of them where those are the description's, as so short a prompt leaves some unread."""
+    return described if traced.parameters == described else traced.used_parameters
 
 
 def _products(traced: Traced, which: int) -> int:
