@@ -258,3 +258,12 @@ def test_a_model_of_ones_own_is_added_by_name_if_its_architecture_is_understood(
     file.write_text(json.dumps(CONFIG | {"model_type": "unheard-of"}))
     assert main(["catalog", "add", str(file), "--name", "acme/other"]) == 2
     assert not (own_catalog / "models" / "acme--other.json").exists()
+
+
+def test_the_list_does_not_let_a_rebuilt_config_pass_for_a_published_one(
+    capsys: pytest.CaptureFixture[str],
+):
+    main(["catalog", "list", "--kind", "model", "--csv"])
+    rows = {row["id"]: row["title"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert rows["ai21labs/Jamba-v0.1"] == "Jamba-v0.1 (class-defaults: not a published file)"
+    assert rows["deepseek-ai/DeepSeek-V3"] == "DeepSeek-V3"

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from polypod.catalog.load import listing, load_accelerator, load_model
-from polypod.cli.catalog_model import flops_per_generated_token
+from polypod.cli.catalog_model import flops_per_generated_token, flops_per_prompt_token
 from polypod.cli.main import main
 from polypod.workload.config import read_model
 from polypod.workload.model import active_parameters
@@ -103,3 +103,14 @@ def test_layers_are_told_by_kind(name: str, kind: str, capsys: pytest.CaptureFix
     layers = shown(name, capsys)["layers"]
 
     assert any(layer["kind"].startswith(kind) for layer in layers)
+
+
+def test_a_prompts_token_costs_what_a_generated_one_does_less_half_the_context_and_the_head():
+    entry = load_model("llama-3.1-8b")
+    model = read_model(entry.config, entry.name, entry.path)
+    attention = flops_per_generated_token(model, 8192) - flops_per_generated_token(model, 0)
+    head = 2 * model.hidden * model.vocab
+
+    whole = flops_per_generated_token(model, 0) - head
+    expected = whole + attention / 2
+    assert flops_per_prompt_token(model, 8192) == pytest.approx(expected, rel=1e-3)

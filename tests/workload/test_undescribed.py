@@ -51,3 +51,10 @@ def test_every_described_family_is_offered():
     said = said_of(UNHEARD)
 
     assert all(family in said for family in FAMILIES)
+
+
+def test_what_its_fields_are_signs_of_is_said_and_not_acted_on():
+    said = said_of(UNHEARD | {"kv_lora_rank": 512, "mamba_d_state": 16, "num_experts_per_tok": 2})
+
+    assert "it seems to have latent attention (MLA), state-space layers, routed experts; nothing is taken from that" in said  # fmt: skip
+    assert "it seems to have" not in said_of({"model_type": "zzz"})

@@ -400,4 +400,8 @@ def _index_with(_: tuple[str, ...]) -> dict[str, Listed]:
 
 def _title(head: dict[str, Any]) -> str:
     owner = head.get("vendor") or head.get("owner")
-    return f"{owner} {head['name']}" if owner else str(head["id"]).partition("/")[2]
+    if owner:
+        return f"{owner} {head['name']}"
+    title = str(head["id"]).rpartition("/")[2]
+    fidelity = head.get("fidelity", "verbatim")
+    return title if fidelity == "verbatim" else f"{title} ({fidelity}: not a published file)"

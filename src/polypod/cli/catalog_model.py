@@ -14,6 +14,7 @@ from polypod.catalog.market_schema import STATES
 from polypod.cli.cited import Sources
 from polypod.cli.figures import Figure, figures
 from polypod.cost.holding import Holding, holdings, sequence_tokens
+from polypod.cost.steptime import causal_pairs
 from polypod.report.tables import entry
 from polypod.workload.config import read_model
 from polypod.workload.forward import StepShape, step_ops
@@ -177,6 +178,9 @@ def costs(model: Model) -> dict[str, Any]:
         "flops_per_generated_token": {
             tokens: flops_per_generated_token(model, tokens) for tokens in CONTEXTS
         },
+        "flops_per_prompt_token": {
+            tokens: flops_per_prompt_token(model, tokens) for tokens in CONTEXTS
+        },
     }
 
 
@@ -193,6 +197,14 @@ def flops_per_generated_token(model: Model, context_tokens: int) -> float:
     shape = StepShape(decode_sequences=1, kv_tokens=context_tokens)
     ops = step_ops(model, Layout(), Precision(weights=KEPT, kv=KEPT), shape)
     return float(sum(op.count * op.flops for op in ops))
+
+
+def flops_per_prompt_token(model: Model, prompt_tokens: int) -> float:
+    """The mean over a prompt of so many tokens computed at once: each attends to those before it, the last goes through the head."""
+    pairs = causal_pairs(prompt_tokens)
+    shape = StepShape(prompt_tokens=prompt_tokens, pairs=pairs, finished_prompts=1)
+    ops = step_ops(model, Layout(), Precision(weights=KEPT, kv=KEPT), shape)
+    return float(sum(op.count * op.flops for op in ops)) / prompt_tokens
 
 
 def _costs(model: Model) -> Iterator[tuple[str, str]]:
@@ -217,11 +229,16 @@ def _costs(model: Model) -> Iterator[tuple[str, str]]:
         "cache of a sequence",
         ", ".join(f"{units.show(size, 'bytes')} at {tokens:,}" for tokens, size in kept),
     )
-    flops = found["flops_per_generated_token"].items()
+    yield "a generated token", f"{_flops(found['flops_per_generated_token'])} tokens of context"
     yield (
-        "a generated token",
-        ", ".join(f"{units.significant(each / 1e9)} GFLOP at {tokens:,}" for tokens, each in flops)
-        + " tokens of context",
+        "a prompt's token",
+        f"{_flops(found['flops_per_prompt_token'])} tokens of prompt, the mean",
+    )
+
+
+def _flops(by_tokens: dict[int, float]) -> str:
+    return ", ".join(
+        f"{units.significant(each / 1e9)} GFLOP at {tokens:,}" for tokens, each in by_tokens.items()
     )
 
 

@@ -68,12 +68,35 @@ def undescribed(keys: Keys, families: Collection[str]) -> FileError:
             f"the nearest by name are {', '.join(near)}: if it is built like one, say so in model_type of a copy"
         )
     accepted.append(f"read from the file: {_read(keys) or 'nothing'}")
+    if kinds := _kinds(keys):
+        accepted.append(f"by its fields it seems to have {kinds}; nothing is taken from that")
     accepted.append(f"not read, of no described family's meaning: {_not_read(keys) or 'nothing'}")
     accepted.append(
         "to add it: a row of FAMILIES in polypod/workload/families.py whose parameters come out as published; or, with "
         'pip install "polypod[trace]", `polypod catalog show` prints what a trace of its code counts (extra `trace`); it cannot be planned yet'
     )
     return keys.wrong(key="model_type", accepted="; ".join(accepted))
+
+
+_SIGNS: Final = (
+    ("kv_lora_rank", "latent attention (MLA)"),
+    ("index_topk", "sparse attention by an index"),
+    ("sliding_window", "attention windows"),
+    ("linear_num_value_heads", "gated delta nets"),
+    ("mamba_", "state-space layers"),
+    ("ssm_", "state-space layers"),
+    ("num_experts_per_tok", "routed experts"),
+)
+"""What a field, or one that begins so, is a sign of."""
+
+
+def _kinds(keys: Keys) -> str:
+    found = [
+        kind
+        for sign, kind in _SIGNS
+        if any(key.startswith(sign) and keys.has(key) for key in keys.config)
+    ]
+    return ", ".join(dict.fromkeys(found))
 
 
 def _read(keys: Keys) -> str:
