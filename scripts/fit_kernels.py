@@ -105,9 +105,18 @@ def kernels(tables: Path) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
         for backend in BACKENDS:
             for family, (name, work) in FAMILIES.items():
                 frame = table(tables / "kernels" / "aiconfigurator" / folder, backend, name)
-                if frame is not None and len(made := work(frame)):
+                if (
+                    (backend, name) not in NOT_RUN
+                    and frame is not None
+                    and len(made := work(frame))
+                ):
                     yield chip, backend, family, made
     yield from infersim(tables / "kernels" / "infersim" / "bench_data")
+
+
+NOT_RUN = {("sglang", "context_mla_perf")}
+"""Tables of kernels that the engine does not run: SGLang's attend over latents and take longer than its own whole module of attention does
+(wideep_context_mla_perf), because prompts are computed with keys and values made of the latents."""
 
 
 def gemm(frame: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from polypod.errors import FileError, InputError, PolypodError
 from polypod.report.tables import entry, table
 from polypod.validate.bands import Metric
 from polypod.validate.page import kinds, page
+from polypod.validate.points import PredictedPoint, has_points, predict_point, read_points
 from polypod.validate.predict import SYSTEMS, Prediction, predict, reason_of
 from polypod.validate.rows import Refused, Row, read_rows, unique
 from polypod.validate.scores import Group, Score, Scored, groups, score, worst
@@ -27,7 +28,7 @@ ROW_HEADER: Final = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="*", metavar="FILE", help="CSV of serving rows; without one, the published set that ships")  # fmt: skip
+    parser.add_argument("files", nargs="*", metavar="FILE", help="CSV of serving rows, or of single points; without one, the published set that ships")  # fmt: skip
     parser.add_argument("--leave-out", action="append", default=[], metavar="SYSTEM", help="predict this system without its own measurements")  # fmt: skip
     parser.add_argument("--rows", metavar="FILE", help="write every prediction to a CSV file")
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the rows farthest off to show (5)")  # fmt: skip
@@ -35,8 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    rows, refused = _read(args.files)
     without = frozenset(SYSTEMS.get(name, name) for name in args.leave_out)
+    if args.files and all(has_points(Path(name)) for name in args.files):
+        points = [point for name in args.files for point in read_points(Path(name))]
+        found = [predict_point(point, without=without) for point in points]
+        print(_points_json(found) if args.json else _points_text(found))
+        return 0
+    rows, refused = _read(args.files)
     _check_left_out(args.leave_out, rows)
     scored = [_scored(row, without) for row in rows]
     if args.rows:
@@ -60,7 +66,14 @@ def shipped_page() -> str:
         rows = shipped_scored(frozenset({SYSTEMS[system]}))
         mine = [one for one in rows if one.row.system == system]
         left_out |= {f"{system}, {name}": found for name, found in kinds(mine).items()}
-    return page(shipped_scored(), refused, left_out)
+    return page(shipped_scored(), refused, left_out, shipped_points())
+
+
+def shipped_points() -> list[PredictedPoint]:
+    """The single published figures that ship, each predicted."""
+    shipped = resources.files("polypod.validate").joinpath("data", "points.csv")
+    with resources.as_file(shipped) as path:
+        return [predict_point(point) for point in read_points(path)]
 
 
 def _check_left_out(names: list[str], rows: list[Row]) -> None:
@@ -96,6 +109,30 @@ def _once(scored: list[Scored]) -> list[Scored]:
     """Each measurement once, as scores count them."""
     by_line = {id(one.row): one for one in scored}
     return [by_line[id(row)] for row in unique([one.row for one in scored])]
+
+
+def _points_json(found: list[PredictedPoint]) -> str:
+    raw = [
+        {
+            "id": one.point.id, "metric": one.point.metric, "measured": one.point.value, "predicted": one.predicted,
+            "low": one.low, "high": one.high, "error": one.error, "inside": one.is_inside, "evidence": one.evidence, "reason": one.reason,
+        }
+        for one in found
+    ]  # fmt: skip
+    return json.dumps({"points": raw}, indent=2)
+
+
+def _points_text(found: list[PredictedPoint]) -> str:
+    rows = [
+        [
+            one.point.id[:34], one.point.metric, f"{one.point.value:.4g}", f"{one.predicted:.4g}" if one.predicted else "-",
+            f"{one.error:+.0%}" if one.error is not None else "-", "in" if one.is_inside else "out" if one.predicted else "",
+        ]
+        for one in found
+    ]  # fmt: skip
+    lines = [table(["point", "metric", "measured", "predicted", "", "band"], rows, right=[2, 3, 4])]
+    lines += [entry(one.point.id, one.reason, indent=4) for one in found if one.reason]
+    return "\n".join(lines)
 
 
 def _write(path: Path, scored: list[Scored], refused: list[Refused]) -> None:

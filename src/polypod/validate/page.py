@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from polypod.report.export import markdown_text
 from polypod.validate.bands import Metric
+from polypod.validate.points import PredictedPoint
 from polypod.validate.rows import Refused
 from polypod.validate.scores import Scored, groups, score
 
@@ -13,14 +14,32 @@ _SCORES = ("n", "median", "mean", "bias", "within 10 %", "within 20 %", "inside 
 
 
 def page(
-    scored: Sequence[Scored], refused: Sequence[Refused], left_out: dict[str, Sequence[Scored]]
+    scored: Sequence[Scored],
+    refused: Sequence[Refused],
+    left_out: dict[str, Sequence[Scored]],
+    points: Sequence[PredictedPoint],
 ) -> str:
     """All tables. `left_out` are rows of one system, predicted without that system's own kernels."""
     parts = [_HEAD, "## In all", _overall(scored), _BANDS]
     parts += ["## With a system left out", _LEFT_OUT]
     parts.append(_table("left out", {name: list(rows) for name, rows in left_out.items()}))
+    parts += ["## Single published figures", _POINTS, _points(points)]
     parts += ["## By system, engine and model", _cells(scored), _not_predicted(scored, refused)]
     return "\n\n".join(parts) + "\n"
+
+
+def _points(points: Sequence[PredictedPoint]) -> str:
+    rows = []
+    for one in points:
+        point = one.point
+        about = f"{point.model.rpartition('/')[2]} on {point.chip}: {point.conditions}"
+        if one.predicted is None or one.error is None:
+            rows.append((point.id, point.metric, f"{point.value:.5g}", "", "", "", one.reason, point.source))  # fmt: skip
+            continue
+        band = f"{one.low:.4g} to {one.high:.4g}{'' if one.is_inside else ', outside'}"
+        rows.append((point.id, point.metric, f"{point.value:.5g}", f"{one.predicted:.5g}", f"{one.error:+.0%}", band, f"{about}; {one.evidence}", point.source))  # fmt: skip
+    header = ("point", "metric", "measured", "predicted", "error", "band", "what", "source")
+    return markdown_text(header, rows)
 
 
 def kinds(scored: Sequence[Scored]) -> dict[str, list[Scored]]:
@@ -93,6 +112,13 @@ how often a scheduler looks for prompts, waits for a batch) is taken from the sc
 _BANDS = """\
 A band is the range that should hold four of five measurements; its ends are the 10th and 90th percentile of measured over predicted of each kind of row
 (`src/polypod/validate/data/bands.toml`), so its coverage here is in sample too."""
+
+_POINTS = """\
+From papers, blogs and documentation, each under the conditions that its source states; the band is that of the fast and the slow calibration. None was
+fitted to, but the operators of the 910C, which are the CloudMatrix paper's. What lies outside, and why, as far as is known: prefill of experts on Hopper comes
+out slow, because the kernel tables hold the engines' general expert kernels and not the grouped ones of large deployments, because exchanges
+between nodes are timed as if nothing overlapped them and as if a token went to each expert and not to each node once; decode under vLLM-Ascend is
+bound by launching kernels from the host, which no calibration of the 910C knows."""
 
 _LEFT_OUT = """\
 The system's own kernels are hidden and its rows predicted from another chip's curves under its own peaks, with the wider band of that evidence:

@@ -75,7 +75,7 @@ def predict(row: Row, *, without: frozenset[str] = frozenset()) -> Prediction:
     Raises `InputError` (or one of its kinds) where the catalog lacks the system or the model, or the layout cannot be.
     """
     chip = load_accelerator(SYSTEMS.get(row.system, row.system))
-    name = _model_name(row.model)
+    name = model_name(row.model)
     if row.mode == "agg":
         step, calibration = _step(_key(row, row.workers, chip.id, name, without))
         times = closed_loop(step, _load(row), _behaviour(row, name))
@@ -148,9 +148,9 @@ def _key(row: Row, workers: Workers, chip: str, name: str, without: frozenset[st
 
 @lru_cache(maxsize=4096)
 def _step(key: _Key) -> tuple[StepTime, Calibration]:
-    model = _model(key.model)
+    model = model_of(key.model)
     check_layout(model, key.layout)
-    rank = _rank(key.chip, key.backend, key.without)
+    rank = rank_for(key.chip, key.backend, key.without)
     have = rank.peak_flops_per_s
     wide = "bf16" if "bf16" in have else "fp16"
     blackwell = "fp4" in have
@@ -165,7 +165,7 @@ def _step(key: _Key) -> tuple[StepTime, Calibration]:
 
 
 @lru_cache(maxsize=256)
-def _rank(chip: str, backend: str, without: frozenset[str]) -> Rank:
+def rank_for(chip: str, backend: str, without: frozenset[str]) -> Rank:
     accelerator = load_accelerator(chip)
     pod = accelerators_pod(chip)
     tiers = pod.tiers if pod is not None else loose_tiers(chip)
@@ -178,7 +178,7 @@ def calibration_of(chip: str, backend: str, without: frozenset[str]) -> Calibrat
 
 
 @lru_cache(maxsize=256)
-def _model(name: str) -> Model:
+def model_of(name: str) -> Model:
     entry = load_model(name)
     return read_model(entry.config, entry.name, entry.path)
 
@@ -186,7 +186,7 @@ def _model(name: str) -> Model:
 _SUFFIXES: Final = ("-NVFP4", "-FP8", "-FP4", "-BF16", "-Instruct", "-hf", "-0528", "-v2")
 
 
-def _model_name(path: str) -> str:
+def model_name(path: str) -> str:
     """The catalog's model of the same shape: quantised and instruction-tuned copies have the shape of what they were made from.
 
     Raises `InputError` where there is none.
@@ -237,7 +237,7 @@ _LAUNCH_S: Final = {"sglang": 45e-6, "trtllm": 27e-6, "vllm": 25e-6}
 
 def _behaviour(row: Row, name: str) -> Behaviour:
     """How the row's engine schedules; what its benchmark's script set is in `_script`."""
-    model = _model(name)
+    model = model_of(name)
     mla = any(isinstance(group.attention, Mla) for group in model.layers)
     kernels_per_layer = 32 if mla else 17 if model.is_moe else 10
     plain = replace(
