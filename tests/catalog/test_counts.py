@@ -2,12 +2,14 @@
 
 from polypod.catalog.counts import confidence_counts, entry_counts, fact_counts, facts, state_counts
 from polypod.catalog.load import listing, load_any
-from polypod.catalog.market import events, prices, stacks
+from polypod.catalog.market import events, prices, stacks, unreliable
+from polypod.catalog.site import site_entries
 
 
 def test_entries_are_counted_once() -> None:
     counts = entry_counts()
-    assert counts.total() == len(listing()) + len(stacks()) + len(events()) + len(prices())
+    market = len(stacks()) + len(events()) + len(prices()) + len(site_entries()) + len(unreliable())
+    assert counts.total() == len(listing()) + market
     assert (counts["accelerator"], counts["event"], counts["stack"]) == (67, 106, 17)
 
 

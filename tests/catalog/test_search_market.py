@@ -30,7 +30,9 @@ def test_an_engine_finds_the_stacks_that_have_it() -> None:
     assert set(ids("lmdeploy", "stack")) == expected == {"cuda", "cann", "maca", "neuware"}
 
 
-@pytest.mark.parametrize(("kind", "count"), [("event", 106), ("stack", 17), ("price", 56)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("event", 106), ("stack", 17), ("price", 56), ("site", 48)]
+)
 def test_a_kind_is_compared_like_any_other(kind: str, count: int) -> None:
     assert len(ids(f"kind = {kind}", kind)) == len(search(f"kind = {kind}")) == count
     assert len(lines(kind)) == count

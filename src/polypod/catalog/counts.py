@@ -8,12 +8,13 @@ import msgspec
 from polypod.catalog import market
 from polypod.catalog.load import ModelEntry, listing, load_any
 from polypod.catalog.schema import Fact
+from polypod.catalog.site import site_entries
 
 
 def entry_counts() -> Counter[str]:
     """Entries of each kind, the market's among them."""
     counts = Counter(listed.kind for listed in listing())
-    own = Counter(stack=len(market.stacks()), event=len(market.events()), price=len(market.prices()))  # fmt: skip
+    own = Counter(stack=len(market.stacks()), event=len(market.events()), price=len(market.prices()), site=len(site_entries()), unreliable=len(market.unreliable()))  # fmt: skip
     return Counter(counts) + own
 
 
@@ -50,6 +51,7 @@ def confidence_counts() -> dict[str, Counter[str]]:
         ),
         "event": Counter(str(one.confidence) for one in market.events()),
         "price": Counter(str(one.confidence) for one in market.prices()),
+        "site": Counter(str(one.confidence) for one in site_entries().values()),
     }
 
 

@@ -1,4 +1,4 @@
-"""Stacks, events and prices as lines of a list and as rows of the search."""
+"""Stacks, events, prices and what running a site takes, as lines of a list and as rows of the search."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ from polypod.catalog.dates import parse_date, shown
 from polypod.catalog.load import names_by_id
 from polypod.catalog.market import events, price_kind, prices, stacks
 from polypod.catalog.market_schema import Event, Price, Stack
+from polypod.catalog.site import site_entries, site_title, unreliable_lines
 
-MarketKind = Literal["stack", "event", "price"]
+MarketKind = Literal["stack", "event", "price", "site", "unreliable"]
 MARKET_KINDS: Final[tuple[MarketKind, ...]] = get_args(MarketKind)
 
 Row = tuple[dict[str, float | str | None], str, str]
@@ -26,7 +27,14 @@ class Line:
 
 
 def lines(kind: str) -> list[Line]:
-    """One line per entry: stacks by id, events by date, prices by kind."""
+    """One line per entry: stacks by id, events by date, prices by kind, sites by what they are of; data sets not to use."""
+    if kind == "site":
+        return [
+            Line(kind=kind, id=one.id, title=site_title(one)) for one in site_entries().values()
+        ]
+    if kind == "unreliable":
+        found = enumerate(unreliable_lines(), start=1)
+        return [Line(kind=kind, id=f"not-{n}", title=f"{what}: {why}") for n, (what, why) in found]
     if kind == "stack":
         return [Line(kind=kind, id=one.id, title=f"{one.vendor} {one.name}") for one in stacks()]
     if kind == "event":
@@ -72,7 +80,7 @@ def event_date(event: Event) -> str:
 
 
 def market_rows() -> Iterator[Row]:
-    """Columns, names and other text of every stack, event and price."""
+    """Columns, names and other text of every stack, event and price, and of what running a site takes."""
     names = names_by_id()
     for stack in stacks():
         yield _stack_row(stack)
@@ -80,6 +88,10 @@ def market_rows() -> Iterator[Row]:
         yield _event_row(event, names)
     for price in prices():
         yield _price_row(price, names)
+    for site in site_entries().values():
+        title = site_title(site)
+        row: dict[str, float | str | None] = {"id": site.id, "kind": "site", "title": title}
+        yield row, "", f"{title} {site.basis} {site.note or ''}"
 
 
 def _ends(price: Price) -> tuple[float, float]:

@@ -23,7 +23,6 @@ from polypod.catalog.load import (
     load_file,
     pods_accelerator,
 )
-from polypod.catalog.market import find_entry
 from polypod.catalog.schema import Accelerator, Claim, Interconnect, Pod, Published, Strict
 from polypod.catalog.search import FIELDS, Hit, search
 from polypod.catalog.search_market import MARKET_KINDS, Line, lines
@@ -98,7 +97,7 @@ def _show(args: argparse.Namespace) -> int:
     form = form_of(args)
     if catalog_market.is_market_name(args.name):
         if form:
-            print(form(field_rows(find_entry(args.name))))
+            print(form(field_rows(catalog_market.market_entry(args.name))))
         else:
             print(catalog_market.show(args.name, as_json=args.json))
         return 0
@@ -198,12 +197,17 @@ def _list_json(by_kind: dict[str, list[Line]]) -> str:
 def _list_text(by_kind: dict[str, list[Line]]) -> Iterator[str]:
     """One block per kind. A title is cut where the line would pass 80 columns."""
     for kind, entries in by_kind.items():
-        width = max((len(e.id) for e in entries), default=0)
+        head = (
+            f"{kind}s: {len(entries)}"
+            if kind != "unreliable"
+            else f"not to be used: {len(entries)}"
+        )
+        width = max([len(head), *(len(e.id) for e in entries)])
         room = WIDTH - width - len("  2026  ")
         rows = [
             [e.id, str(e.year or ""), shorten(e.title, room, placeholder=" ..")] for e in entries
         ]
-        yield table([f"{kind}s: {len(entries)}".ljust(width), "", ""], rows)
+        yield table([head.ljust(width), "", ""], rows)
 
 
 def _json(found: Entry) -> dict[str, Any]:

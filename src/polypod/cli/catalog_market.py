@@ -24,6 +24,7 @@ from polypod.catalog.load import known_names
 from polypod.catalog.market import find_entry, price_kind, stack_of
 from polypod.catalog.market_schema import STATES, Cell, Cited, Event, Price, Stack
 from polypod.catalog.search_market import amount, event_date
+from polypod.catalog.site import SiteEntry, find_site, site_entries, site_title
 from polypod.cli.cited import Sources
 from polypod.errors import UnknownNameError
 from polypod.report.tables import entry, table
@@ -36,6 +37,8 @@ def is_market_name(name: str) -> bool:
     """Whether a name is of a stack, an event or a price, and of no entry: an entry's names come first."""
     if name.casefold() in known_names() or name.endswith((".toml", ".json")) or "/" in name:
         return False
+    if name.casefold() in site_entries():
+        return True
     try:
         find_entry(name)
     except UnknownNameError:
@@ -43,9 +46,14 @@ def is_market_name(name: str) -> bool:
     return True
 
 
+def market_entry(name: str) -> Stack | Event | Price | SiteEntry:
+    """What the market has of this name. Raises `UnknownNameError`."""
+    return find_site(name) if name.casefold() in site_entries() else find_entry(name)
+
+
 def show(name: str, *, as_json: bool) -> str:
-    """A stack, an event or a price, with its sources. Raises `UnknownNameError`."""
-    found = find_entry(name)
+    """A stack, an event, a price or what is known of a site, with its sources. Raises `UnknownNameError`."""
+    found = market_entry(name)
     if as_json:
         kind = type(found).__name__.lower()
         raw = {"kind": kind} | _renamed(msgspec.to_builtins(found))
@@ -53,9 +61,29 @@ def show(name: str, *, as_json: bool) -> str:
     sources = Sources()
     if isinstance(found, Stack):
         body = _stack(found, sources)
+    elif isinstance(found, Event):
+        body = _event(found, sources)
+    elif isinstance(found, Price):
+        body = _price(found, sources)
     else:
-        body = _event(found, sources) if isinstance(found, Event) else _price(found, sources)
+        body = _site(found, sources)
     return "\n".join([*body, *sources.lines()])
+
+
+def _site(found: SiteEntry, sources: Sources) -> Iterator[str]:
+    """Every figure of it, as it was said."""
+    yield f"{site_title(found)} ({found.id})"
+    yield ""
+    raw: dict[str, Any] = msgspec.to_builtins(found)
+    shown = {name: value for name, value in raw.items() if name not in {"id", "what", "sources"} and value}  # fmt: skip
+    for name, value in shown.items():
+        if isinstance(value, dict):
+            told = "; ".join(f"{key.replace('_', ' ')} {one}" for key, one in value.items())
+        else:
+            told = ", ".join(value) if isinstance(value, list | tuple) else str(value)
+        yield entry(name.replace("_", " "), told, indent=25)
+    yield ""
+    yield f"said by {_marks(found.sources, sources)}"
 
 
 def sections(chip: str, sources: Sources) -> Iterator[str]:

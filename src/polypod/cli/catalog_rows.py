@@ -10,6 +10,7 @@ from polypod.catalog.market_schema import Event, Price, Stack
 from polypod.catalog.schema import Fact, Strict
 from polypod.catalog.search import Hit
 from polypod.catalog.search_market import Line
+from polypod.catalog.site import SiteEntry
 from polypod.report.export import Cell, csv_text, markdown_text
 
 FIGURE_HEADER = ("id", "figure", "value", "kind", "source", "note", "used")
@@ -79,7 +80,7 @@ def _facts(place: str, value: object) -> Iterator[tuple[str, Fact]]:
             yield from _facts(f"{place}[{index}]", inner)
 
 
-def field_rows(found: Stack | Event | Price) -> Rows:
+def field_rows(found: Stack | Event | Price | SiteEntry) -> Rows:
     """Every field that is filled, with the path to it."""
     return Rows(
         header=("id", "field", "value"),
