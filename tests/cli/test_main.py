@@ -142,7 +142,7 @@ def test_faults_are_played_and_cost_no_request_that_had_not_begun(cli: Cli, tmp_
         (("estimate", "llama-3.1-8b", "--on", "nvidia-h200-sxm", "--tp", "3"), 2, "tp=3 does not divide"),
         (("estimate", "llama-3.1-8b", "--on", "nvidia-h200-sxm", "--tp", "0"), 2, "--tp 0"),
         (("estimate", "deepseek-v3", "--on", "nvidia-h200-sxm"), 1, "raise tp, pp or ep"),
-        (("estimate", "llama-3.1-8b", "--on", "nvidia-h200-sxm", "--backend", "x"), 2, "no calibration is called 'x'"),
+        (("estimate", "llama-3.1-8b", "--on", "nvidia-h200-sxm", "--backend", "x"), 2, "no calibration are called 'x'"),
         (("estimate", "llama-3.1-8b", "--on", "nvidia-h200-sxm", "--precision", "fp3"), 2, "fp3"),
         (("simulate", "/no/plan.yaml"), 2, "cannot be read"),
         (("replay", "/no/record.jsonl"), 2, "cannot be read"),

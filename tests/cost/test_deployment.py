@@ -139,7 +139,8 @@ def test_a_type_without_a_peak_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="huawei-ascend-910c has no fp8 peak on record"):
         ASCEND.peak("fp8")
     with pytest.raises(
-        InputError, match="no calibration is called 'x'; there are huawei-ascend-910c"
+        InputError,
+        match="no calibration are called 'x'; there are trtllm, vllm, sglang, huawei-ascend-910c",
     ):
         named("x")
 

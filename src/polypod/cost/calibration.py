@@ -168,7 +168,7 @@ def named(name: str) -> Calibration:
     """One shipped calibration by its id. Raises `InputError` naming those there are."""
     everything = _shipped()
     if name not in everything:
-        msg = f"no calibration is called {name!r}; there are {', '.join(sorted(everything))}"
+        msg = f"no engine's kernels and no calibration are called {name!r}; there are {', '.join((*BACKENDS, *sorted(everything)))}"
         raise InputError(msg)
     return everything[name]
 

@@ -20,6 +20,7 @@ from polypod.engine.closed_loop import Behaviour, Load, closed_loop
 from polypod.errors import FileError, InputError, PolypodError
 from polypod.plan.search import mean_pairs
 from polypod.validate.predict import model_name, model_of, rank_for
+from polypod.validate.rows import without_columns
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.precision import Precision
 
@@ -89,7 +90,7 @@ def read_points(path: Path) -> list[Point]:
     reader = csv.DictReader(_lines(path))
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
-        raise FileError(path, f"has no column {', '.join(missing)}; points have {', '.join(COLUMNS)}")  # fmt: skip
+        raise FileError(path, without_columns(missing, COLUMNS))
     return [_point(path, line, raw) for line, raw in enumerate(reader, start=2)]
 
 

@@ -85,6 +85,15 @@ class Refused:
     reason: str
 
 
+def without_columns(missing: list[str], expected: tuple[str, ...]) -> str:
+    """What is said of a file that lacks columns: the first of them, and what a header looks like."""
+    more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
+    return (
+        f"has no column {', '.join(missing[:6])}{more}; a header begins {','.join(expected[:5])},... "
+        f"and has {len(expected)} columns (docs/how-to/validate.md lists those of both kinds of file)"
+    )
+
+
 def read_rows(path: Path | str) -> tuple[list[Row], list[Refused]]:
     """Read a CSV of serving rows; those that are no complete measurement come apart, each with its line and reason.
 
@@ -98,9 +107,7 @@ def read_rows(path: Path | str) -> tuple[list[Row], list[Refused]]:
     reader = csv.DictReader(text.splitlines())
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
-        raise FileError(
-            path, f"has no column {', '.join(missing)}; serving rows have {', '.join(COLUMNS)}"
-        )
+        raise FileError(path, without_columns(missing, COLUMNS))
     rows: list[Row] = []
     refused: list[Refused] = []
     for line, raw in enumerate(reader, start=2):
