@@ -12,6 +12,7 @@ from polypod.cost.collective import (
     collective_time,
     measured_time,
     members_per_tier,
+    sent_once,
 )
 
 BOARD = Link(ranks=8, bytes_per_s=450e9, latency_s=1e-6)
@@ -145,3 +146,32 @@ def test_a_message_past_the_limit_is_left_to_kernels_without_one() -> None:
     )
     assert at_s == pytest.approx(33.8e-6, rel=0.01)
     assert past_s == pytest.approx(52.8e-6, rel=0.01)
+
+
+def test_a_token_for_several_ranks_of_a_node_crosses_once():
+    """DeepEP's normal kernels: eight experts on four nodes of eight ranks reach 3.6 nodes, and 8 x 3/4 messages become 2.7."""
+    node = Link(ranks=8, bytes_per_s=450e9, latency_s=0.0)
+    fabric = Link(ranks=None, bytes_per_s=50e9, latency_s=0.0)
+    each, once = (
+        collective_time("all_to_all", 1e9, ranks=32, links=[node, fabric], copies=copies).transfer_s
+        for copies in (1.0, 8.0)
+    )
+    assert each == pytest.approx(1e9 * 24 / 32 / 50e9)
+    assert once / each == pytest.approx(4 * (1 - 0.75**8) / 8)
+
+
+def test_within_a_node_every_copy_is_sent():
+    node = Link(ranks=8, bytes_per_s=450e9, latency_s=0.0)
+    each, once = (
+        collective_time("all_to_all", 1e9, ranks=8, links=[node], copies=copies).transfer_s
+        for copies in (1.0, 8.0)
+    )
+    assert each == once
+
+
+@pytest.mark.parametrize("nodes", [2, 4, 16, 64])
+def test_more_copies_share_a_crossing_the_more(nodes: int):
+    shares = [float(sent_once(copies, nodes)) for copies in (1, 2, 4, 8)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == pytest.approx(1.0)
+    assert all(share * copies <= nodes for share, copies in zip(shares, (1, 2, 4, 8), strict=True))

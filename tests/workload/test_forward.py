@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polypod.catalog.load import load_model
+from polypod.workload.config import read_model
 from polypod.workload.forward import Op, StepShape, step_ops, touched_experts
 from polypod.workload.layout import Layout, LayoutGrid
 from polypod.workload.model import (
@@ -439,3 +441,15 @@ def test_the_largest_layers_of_two_kinds_come_first(tiny: Tiny):
     ops = step_ops(two_kinds, Layout(pp=2), BF16, StepShape(prompt_tokens=1))
 
     assert named(ops, "feed-forward up").weight_bytes == 2 * 4 * 32
+
+
+def test_prompts_send_a_token_to_several_experts_together_and_decode_one_by_one() -> None:
+    entry = load_model("deepseek-ai/DeepSeek-V3")
+    model = read_model(entry.config, entry.name, entry.path)
+    precision, layout = Precision(weights="fp8", kv="bf16"), Layout(dp=32, ep=32)
+    for shape, copies in (
+        (StepShape(prompt_tokens=4096, pairs=4096**2 / 2), 8),
+        (StepShape(decode_sequences=64, kv_tokens=64 * 4096), 1),
+    ):
+        found = [op for op in step_ops(model, layout, precision, shape) if op.name == "dispatch"]
+        assert [float(op.copies) for op in found] == [copies]

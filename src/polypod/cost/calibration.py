@@ -46,6 +46,9 @@ class LinkFit(Strict, frozen=True, kw_only=True):
     bytes_fraction: Triple
     launch_s: Triple
     source: Reference
+    once_per_node: bool = (
+        False  # a token goes once to each node, and is handed on to its ranks there
+    )
 
     def __post_init__(self) -> None:
         check_fractions(bytes_fraction=self.bytes_fraction)

@@ -122,7 +122,12 @@ def floor_s(ops: Sequence[Op], rank: Rank, layout: Layout) -> Number:
                 if tier.bytes_per_s is not None
             ]
             time = collective_time(
-                op.pattern, op.buffer_bytes, ranks=ranks, links=full, stride=stride
+                op.pattern,
+                op.buffer_bytes,
+                ranks=ranks,
+                links=full,
+                stride=stride,
+                copies=op.copies,
             )
             # a switch that reduces brings an all-reduce down to one pass
             passes = 0.5 if op.pattern == "all_reduce" else 1.0
@@ -190,6 +195,7 @@ def _exchange(op: Op, rank: Rank, layout: Layout, case: Case) -> CollectiveTime:
         links=links,
         stride=stride,
         launch_s=of(link_fit.launch_s, case),
+        copies=op.copies if link_fit.once_per_node else 1.0,
     )
 
 

@@ -117,7 +117,7 @@ _POINTS = """\
 From papers, blogs and documentation, each under the conditions that its source states; the band is that of the fast and the slow calibration. None was
 fitted to, but the operators of the 910C, which are the CloudMatrix paper's. What lies outside, and why, as far as is known: prefill of experts on Hopper comes
 out slow, because the kernel tables hold the engines' general expert kernels and not the grouped ones of large deployments, because exchanges
-between nodes are timed as if nothing overlapped them and as if a token went to each expert and not to each node once; decode under vLLM-Ascend is
+between nodes are timed as if nothing overlapped them, and because H20 is given H100's shares of a peak that is seven times as high; decode under vLLM-Ascend is
 bound by launching kernels from the host, which no calibration of the 910C knows."""
 
 _LEFT_OUT = """\

@@ -153,6 +153,11 @@ def touched_experts(moe: Moe, layout: AnyLayout, tokens: Reals) -> Reals:
     return plain(held * (1 - np.exp(-tokens * moe.experts_per_token / slots)))
 
 
+LOW_LATENCY_TOKENS = 256
+"""Up to so many tokens a rank, engines send every copy by itself, for the sake of latency (DeepEP's low-latency kernels, made for decode); beyond,
+one copy to a node is handed on there (its normal kernels): https://github.com/deepseek-ai/DeepEP."""
+
+
 def _exchange(step: Step, moe: Moe, count: Reals) -> Iterator[Op]:
     """Tokens to their experts and back; without data-parallel ranks every rank has all tokens already."""
     layout, shape = step.layout, step.shape
@@ -161,9 +166,12 @@ def _exchange(step: Step, moe: Moe, count: Reals) -> Iterator[Op]:
     if np.any(spread):
         copies = np.minimum(moe.experts_per_token, layout.ep)  # at most one to each rank
         elements = shape.tokens * layout.dp / layout.ep * copies * (moe.latent or step.hidden)
+        together = np.where(np.asarray(shape.tokens) > LOW_LATENCY_TOKENS, copies, 1.0)
         narrow = min(element_bytes(step.experts.compute_dtype, "compute"), ACTIVATION_BYTES)
         for name, width in (("dispatch", narrow), ("combine", ACTIVATION_BYTES)):
-            yield collective(name, count * spread, "all_to_all", "ep", elements * width)
+            yield collective(
+                name, count * spread, "all_to_all", "ep", elements * width, copies=together
+            )
     if np.any(sliced):
         buffer_bytes = ACTIVATION_BYTES * shape.tokens * layout.dp * step.hidden
         yield collective("gather tokens", count * sliced, "all_gather", "dp", buffer_bytes)

@@ -65,6 +65,7 @@ class Op:
     pattern: Pattern | None = None
     group: Group | None = None
     buffer_bytes: Reals = 0.0
+    copies: Reals = 1.0  # ranks that a token is sent to, of an exchange that sends many at once
 
     """`rows` are the tokens of an expert, the tokens of a prompt, or the queries that read one cached key."""
 
@@ -98,7 +99,15 @@ def gemm(step: Step, name: str, count: Reals, *, inner: Reals, columns: Reals) -
     )
 
 
-def collective(name: str, count: Reals, pattern: Pattern, group: Group, buffer_bytes: Reals) -> Op:
+def collective(
+    name: str,
+    count: Reals,
+    pattern: Pattern,
+    group: Group,
+    buffer_bytes: Reals,
+    *,
+    copies: Reals = 1.0,
+) -> Op:
     return Op(
         name=name,
         kind="collective",
@@ -106,4 +115,5 @@ def collective(name: str, count: Reals, pattern: Pattern, group: Group, buffer_b
         pattern=pattern,
         group=group,
         buffer_bytes=buffer_bytes,
+        copies=copies,
     )
