@@ -7,9 +7,9 @@ python scripts/accuracy.py --bands
 import sys
 from pathlib import Path
 
-from polypod.cli.validate import shipped_page, shipped_scored
 from polypod.validate.page import kinds
 from polypod.validate.scores import residual_band
+from polypod.validate.shipped import shipped_page, shipped_scored
 
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
 

@@ -1,6 +1,12 @@
 """Counts add up to what they count."""
 
-from polypod.catalog.counts import confidence_counts, entry_counts, fact_counts, facts, state_counts
+from polypod.catalog.counts import (
+    confidence_counts,
+    entry_counts,
+    fact_counts,
+    facts_of,
+    state_counts,
+)
 from polypod.catalog.load import listing, load_any
 from polypod.catalog.market import events, prices, stacks, unreliable
 from polypod.catalog.site import site_entries
@@ -14,7 +20,7 @@ def test_entries_are_counted_once() -> None:
 
 
 def test_every_figure_is_of_one_kind() -> None:
-    found = sum(1 for listed in listing() for _ in facts(load_any(listed.id)))
+    found = sum(1 for listed in listing() for _ in facts_of(load_any(listed.id)))
     counted = sum(
         count
         for counts in fact_counts().values()
@@ -27,7 +33,7 @@ def test_every_figure_is_of_one_kind() -> None:
 def test_a_figure_with_a_conflict_is_counted_as_contradicted() -> None:
     pods = [load_any(listed.id) for listed in listing() if listed.kind == "link"]
     assert fact_counts()["link"]["contradicted"] == sum(
-        1 for pod in pods for fact in facts(pod) if fact.conflicts
+        1 for pod in pods for fact in facts_of(pod) if fact.conflicts
     )
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from polypod.cli.validate import shipped_page, shipped_scored
 from polypod.validate.page import kinds
 from polypod.validate.scores import Score, residual_band, score
+from polypod.validate.shipped import shipped_page, shipped_scored
 
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from polypod.cli.validate import shipped_points
 from polypod.errors import FileError
 from polypod.validate.points import COLUMNS, has_points, predict_point, read_points
+from polypod.validate.shipped import shipped_points
 
 GIVEN = {
     "id": "one", "chip": "nvidia-h200-sxm", "model": "meta-llama/Llama-3.1-8B", "weights": "bf16", "tp": "1", "metric": "decode_tokens_per_s",

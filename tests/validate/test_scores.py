@@ -13,7 +13,7 @@ from polypod.workload.layout import Layout
 
 def scored(measured_s: float, predicted_s: float, model: str = "m") -> Scored:
     row = Row(
-        id=f"{measured_s}", line=2, system="s", model=model, backend="b", version="", precision="fp8", moe_precision="",
+        id=f"{measured_s}", line=2, system="s", model=model, backend="b", version="", precision="fp8",
         mode="agg", input_tokens=1.0, output_tokens=1.0, concurrency=1.0, workers=Workers(layout=Layout()), tpot_s=measured_s,
     )  # fmt: skip
     band = Band(0.8, 1.25)

@@ -20,6 +20,7 @@ from polypod.catalog.load import (
     load_file,
     own_folder,
 )
+from polypod.catalog.parsed import write_whole
 from polypod.catalog.plausible import Doubt, doubts_beside, doubts_of_speed
 from polypod.catalog.schema import Accelerator, Interconnect, Pod
 from polypod.errors import FileError, InputError, UnknownNameError
@@ -84,13 +85,9 @@ def _keep(source: Path, target: Path, *, replace: bool) -> None:
     """Copy a file whole or not at all."""
     if target.exists() and not replace:
         raise FileError(target, f"is there already; add {source} with --replace to take its place")
-    part = target.with_name(f".{target.name}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(source.read_bytes())
-        part.replace(target)
+        write_whole(target, source.read_bytes())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise FileError(target, f"cannot be written: {error.strerror}") from error
     forget_own()
 

@@ -1,14 +1,13 @@
 """How much is on record, by kind, and how far it can be trusted."""
 
 from collections import Counter
-from collections.abc import Iterator
-
-import msgspec
 
 from polypod.catalog import market
 from polypod.catalog.load import ModelEntry, listing, load_any
-from polypod.catalog.schema import Fact
+from polypod.catalog.schema import Accelerator, Fact, Interconnect, Pod, facts
 from polypod.catalog.site import site_entries
+
+Entry = Accelerator | Pod | Interconnect | ModelEntry
 
 
 def entry_counts() -> Counter[str]:
@@ -23,24 +22,16 @@ def fact_counts() -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = {}
     for listed in listing():
         counts = found.setdefault(listed.kind, Counter())
-        for fact in facts(load_any(listed.id)):
+        for fact in facts_of(load_any(listed.id)):
             counts[fact.kind] += 1
             counts["contradicted"] += bool(fact.conflicts)
     return found
 
 
-def facts(value: object) -> Iterator[Fact]:
+def facts_of(entry: Entry) -> list[Fact]:
     """Every figure with a source in an entry; of a model, those of its card."""
-    if isinstance(value, Fact):
-        yield value
-    elif isinstance(value, ModelEntry):
-        yield from facts(value.card)
-    elif isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
-            yield from facts(getattr(value, name))
-    elif isinstance(value, dict | tuple):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from facts(inner)
+    sourced = entry.card if isinstance(entry, ModelEntry) else entry
+    return [fact for _, fact in facts(sourced)]
 
 
 def confidence_counts() -> dict[str, Counter[str]]:

@@ -51,14 +51,8 @@ class ParsedTexts:
         """Keep what was parsed for the next process; another that saves at the same time wins or loses whole."""
         if not self.parsed or self._texts is None:
             return
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(msgspec.msgpack.encode(_Kept(format=FORMAT, texts=self._texts)))
-            part.replace(self.path)
-        except OSError:
-            with suppress(OSError):
-                part.unlink()
+        with suppress(OSError):
+            write_whole(self.path, msgspec.msgpack.encode(_Kept(format=FORMAT, texts=self._texts)))
         self.parsed = 0
 
     def _load(self) -> dict[str, msgspec.Raw]:
@@ -75,6 +69,19 @@ def _read(path: Path) -> dict[str, msgspec.Raw]:
     if kept.format != FORMAT or len(kept.texts) > _MOST_ENTRIES:
         return {}
     return kept.texts
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, its folder made where it is missing. Raises `OSError`, and leaves no part behind."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+        raise
 
 
 def cache_folder() -> Path:

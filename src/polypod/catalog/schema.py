@@ -5,6 +5,7 @@ card or package); a *rank* is what an engine addresses, and an accelerator has `
 An unknown number is left out, never zero.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
@@ -174,3 +175,18 @@ class ModelCard(Strict, frozen=True, kw_only=True):
     active_parameters: Fact | None = None
     kv_bytes_per_token_bf16: Fact | None = None
     note: str | None = None
+
+
+def facts(value: object, place: str = "") -> Iterator[tuple[str, Fact]]:
+    """Every figure with a source in an entry, wherever it is, with the path to it."""
+    if isinstance(value, Fact):
+        yield place, value
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield from facts(getattr(value, name), f"{place}.{name}".lstrip("."))
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from facts(inner, f"{place}.{name}".lstrip("."))
+    elif isinstance(value, tuple):
+        for index, inner in enumerate(value):
+            yield from facts(inner, f"{place}[{index}]")

@@ -5,7 +5,6 @@ A trace depends on the config and on the versions of torch and transformers and 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
@@ -13,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from polypod.catalog.parsed import cache_folder
+from polypod.catalog.parsed import cache_folder, write_whole
 
 FORMAT: Final = "polypod-trace-1"
 MADE_WITH: Final = ("torch", "transformers")
@@ -48,11 +47,5 @@ def read_trace(path: Path) -> bytes | None:
 
 def keep_trace(path: Path, text: bytes) -> None:
     """Keep it whole or not at all; a folder that cannot be written costs the time of tracing again."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(text)
-        part.replace(path)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
+    with suppress(OSError):
+        write_whole(path, text)

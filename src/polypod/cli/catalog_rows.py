@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from polypod.catalog.market_schema import Event, Price, Stack
-from polypod.catalog.schema import Fact, Strict
+from polypod.catalog.schema import Strict, facts
 from polypod.catalog.search import Hit
 from polypod.catalog.search_market import Line
 from polypod.catalog.site import SiteEntry
@@ -59,25 +59,10 @@ def figure_rows(entry_id: str, entry: Strict) -> Rows:
 
 
 def _figures(entry_id: str, entry: Strict) -> Iterator[tuple[Cell, ...]]:
-    for place, fact in _facts("", entry):
+    for place, fact in facts(entry):
         yield entry_id, place, fact.value, fact.kind, fact.source, fact.note, "yes"
         for other in fact.conflicts:
             yield entry_id, place, other.value, None, other.source, other.why_not, "no"
-
-
-def _facts(place: str, value: object) -> Iterator[tuple[str, Fact]]:
-    """Facts wherever they are in an entry, with the path to each."""
-    if isinstance(value, Fact):
-        yield place, value
-    elif isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
-            yield from _facts(f"{place}.{name}".lstrip("."), getattr(value, name))
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _facts(f"{place}.{name}".lstrip("."), inner)
-    elif isinstance(value, tuple):
-        for index, inner in enumerate(value):
-            yield from _facts(f"{place}[{index}]", inner)
 
 
 def field_rows(found: Stack | Event | Price | SiteEntry) -> Rows:

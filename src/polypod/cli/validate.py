@@ -5,22 +5,18 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from polypod.errors import FileError, InputError, PolypodError
+from polypod.errors import FileError, InputError
 from polypod.report.tables import entry, table
-from polypod.validate.bands import Metric
-from polypod.validate.page import kinds, page
+from polypod.validate.bands import METRICS
 from polypod.validate.points import PredictedPoint, has_points, predict_point, read_points
-from polypod.validate.predict import SYSTEMS, Prediction, predict, reason_of
+from polypod.validate.predict import SYSTEMS
 from polypod.validate.rows import Refused, Row, read_rows, unique
-from polypod.validate.scores import Group, Score, Scored, groups, score, worst
-
-METRICS: Final[tuple[Metric, ...]] = ("tpot", "ttft")
+from polypod.validate.scores import Group, Kind, Score, Scored, by_kind, groups, score, worst
+from polypod.validate.shipped import scored, shipped_rows
 
 ROW_HEADER: Final = (
     "id", "predicted_ttft_ms", "predicted_tpot_ms", "ttft_low_ms", "ttft_high_ms", "tpot_low_ms", "tpot_high_ms", "evidence", "reason",
@@ -44,36 +40,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows, refused = _read(args.files)
     _check_left_out(args.leave_out, rows)
-    scored = [_scored(row, without) for row in rows]
+    every = [scored(row, without) for row in rows]
     if args.rows:
-        _write(Path(args.rows), scored, refused)
-    once = _once(scored)
+        _write(Path(args.rows), every, refused)
+    once = _once(every)
     print(_json(once, refused) if args.json else _text(once, refused, args.worst))
     return 0
-
-
-def shipped_scored(without: frozenset[str] = frozenset()) -> list[Scored]:
-    """The set that ships, each measurement once."""
-    rows, _ = _read([])
-    return _once([_scored(row, without) for row in rows])
-
-
-def shipped_page() -> str:
-    """What `docs/accuracy.md` should say."""
-    _, refused = _read([])
-    left_out: dict[str, Sequence[Scored]] = {}
-    for system in ("b200_sxm", "h100_sxm"):
-        rows = shipped_scored(frozenset({SYSTEMS[system]}))
-        mine = [one for one in rows if one.row.system == system]
-        left_out |= {f"{system}, {name}": found for name, found in kinds(mine).items()}
-    return page(shipped_scored(), refused, left_out, shipped_points())
-
-
-def shipped_points() -> list[PredictedPoint]:
-    """The single published figures that ship, each predicted."""
-    shipped = resources.files("polypod.validate").joinpath("data", "points.csv")
-    with resources.as_file(shipped) as path:
-        return [predict_point(point) for point in read_points(path)]
 
 
 def _check_left_out(names: list[str], rows: list[Row]) -> None:
@@ -86,9 +58,7 @@ def _check_left_out(names: list[str], rows: list[Row]) -> None:
 
 def _read(files: list[str]) -> tuple[list[Row], list[Refused]]:
     if not files:
-        shipped = resources.files("polypod.validate").joinpath("data", "serving.csv")
-        with resources.as_file(shipped) as path:
-            return read_rows(path)
+        return shipped_rows()
     rows: list[Row] = []
     refused: list[Refused] = []
     for name in files:
@@ -98,17 +68,10 @@ def _read(files: list[str]) -> tuple[list[Row], list[Refused]]:
     return rows, refused
 
 
-def _scored(row: Row, without: frozenset[str]) -> Scored:
-    try:
-        return Scored(row=row, prediction=predict(row, without=without))
-    except PolypodError as error:
-        return Scored(row=row, prediction=None, reason=reason_of(error))
-
-
-def _once(scored: list[Scored]) -> list[Scored]:
+def _once(found: list[Scored]) -> list[Scored]:
     """Each measurement once, as scores count them."""
-    by_line = {id(one.row): one for one in scored}
-    return [by_line[id(row)] for row in unique([one.row for one in scored])]
+    by_row = {id(one.row): one for one in found}
+    return [by_row[id(row)] for row in unique([one.row for one in found])]
 
 
 def _points_json(found: list[PredictedPoint]) -> str:
@@ -135,12 +98,12 @@ def _points_text(found: list[PredictedPoint]) -> str:
     return "\n".join(lines)
 
 
-def _write(path: Path, scored: list[Scored], refused: list[Refused]) -> None:
+def _write(path: Path, found: list[Scored], refused: list[Refused]) -> None:
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(ROW_HEADER)
-            writer.writerows(_line(one) for one in scored)
+            writer.writerows(_line(one) for one in found)
             writer.writerows((one.id, *[""] * 7, one.reason) for one in refused)
     except OSError as error:
         raise FileError(path, f"cannot be written: {error.strerror}") from error
@@ -155,30 +118,27 @@ def _line(one: Scored) -> tuple[object, ...]:
         ttft_ms, tpot_ms, ttft_ms * found.ttft_band.low, ttft_ms * found.ttft_band.high,
         tpot_ms * found.tpot_band.low, tpot_ms * found.tpot_band.high,
     )  # fmt: skip
-    return (one.row.id, *(f"{value:.6g}" for value in values), found.evidence, _why(found))
+    why = "; ".join(found.notes)
+    return (one.row.id, *(f"{value:.6g}" for value in values), found.evidence, why)
 
 
-def _why(found: Prediction) -> str:
-    return "; ".join(found.notes)
-
-
-def _json(scored: list[Scored], refused: list[Refused]) -> str:
+def _json(found: list[Scored], refused: list[Refused]) -> str:
     overall: dict[str, Any] = {
-        "tpot": _dict(score(scored, "tpot")),
-        "ttft": _dict(score(scored, "ttft")),
+        "tpot": _dict(score(found, "tpot")),
+        "ttft": _dict(score(found, "ttft")),
     }
-    reasons = _reasons(scored, refused)
+    reasons = _reasons(found, refused)
     raw = {
-        "groups": [asdict(group) for group in groups(scored)],
+        "groups": [asdict(group) for group in groups(found)],
         "overall": overall,
         "not_predicted": [{"reason": why, "rows": n} for why, n in reasons.most_common()],
     }
     return json.dumps(raw, indent=2)
 
 
-def _reasons(scored: list[Scored], refused: list[Refused]) -> Counter[str]:
+def _reasons(found: list[Scored], refused: list[Refused]) -> Counter[str]:
     """Rows without a prediction by why, line numbers left out."""
-    why = [one.reason for one in scored if one.prediction is None] + [one.reason for one in refused]
+    why = [one.reason for one in found if one.prediction is None] + [one.reason for one in refused]
     return Counter(re.sub(r"^line \d+: ", "", reason) for reason in why)
 
 
@@ -186,11 +146,11 @@ def _dict(found: Score | None) -> dict[str, float] | None:
     return None if found is None else asdict(found)
 
 
-def _text(scored: list[Scored], refused: list[Refused], most: int) -> str:
-    blocks = [_overall(scored), _groups(groups(scored))]
+def _text(found: list[Scored], refused: list[Refused], most: int) -> str:
+    blocks = [_overall(found), _groups(groups(found))]
     if most > 0:
-        blocks.append(_worst(scored, most))
-    reasons = _reasons(scored, refused)
+        blocks.append(_worst(found, most))
+    reasons = _reasons(found, refused)
     if reasons:
         lines = ["not predicted"]
         lines += [entry(f"{n:>5} rows", why, indent=12) for why, n in reasons.most_common(10)]
@@ -211,20 +171,20 @@ def _cells(found: Score | None) -> list[str]:
     ]  # fmt: skip
 
 
-def _overall(scored: list[Scored]) -> str:
-    classes = [
-        ("co-located", "agg", False),
-        ("co-located +drafts", "agg", True),
-        ("P/D", "disagg", False),
-        ("P/D +drafts", "disagg", True),
+_TITLES: Final[dict[Kind, str]] = {
+    ("agg", False): "co-located",
+    ("agg", True): "co-located +drafts",
+    ("disagg", False): "P/D",
+    ("disagg", True): "P/D +drafts",
+}
+
+
+def _overall(found: list[Scored]) -> str:
+    rows = [
+        [f"{metric.upper()} {_TITLES[kind]}", *_cells(score(of, metric))]
+        for kind, of in by_kind(found).items()
+        for metric in METRICS
     ]
-    rows = []
-    for title, mode, speculative in classes:
-        of = [one for one in scored if one.row.mode == mode and one.row.speculative == speculative]
-        if of:
-            rows += [
-                [f"{metric.upper()} {title}", *_cells(score(of, metric))] for metric in METRICS
-            ]
     return table(["unique rows", *_SCORES], rows, right=list(range(1, 9)))
 
 
@@ -240,10 +200,10 @@ def _groups(found: list[Group]) -> str:
     return table(header, rows, right=[2, 3, 4, 5, 6])
 
 
-def _worst(scored: list[Scored], most: int) -> str:
+def _worst(found: list[Scored], most: int) -> str:
     lines = ["farthest off, predicted over measured"]
     for metric in METRICS:
-        for one, ratio in worst(scored, metric, most):
+        for one, ratio in worst(found, metric, most):
             row = one.row
             what = f"{row.model.rpartition('/')[2]} on {row.system}, {row.backend}, concurrency {row.concurrency:g}, line {row.line}"
             lines.append(entry(f"{metric.upper()} {ratio:.2g}", what, indent=12))

@@ -31,7 +31,6 @@ class Load:
     concurrency: float
     waves: float = 10.0
     start: float = 1.2
-    warmed_up: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,12 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from polypod.errors import InputError
 
-Metric = Literal["ttft", "tpot"]
+Metric = Literal["tpot", "ttft"]
+METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,13 @@
 """The accuracy page: what is measured, what is predicted, and how far apart, as Markdown."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from polypod.report.export import markdown_text
-from polypod.validate.bands import Metric
+from polypod.validate.bands import METRICS
 from polypod.validate.points import PredictedPoint
 from polypod.validate.rows import Refused
-from polypod.validate.scores import Scored, groups, score
-
-METRICS: tuple[Metric, ...] = ("tpot", "ttft")
+from polypod.validate.scores import Kind, Scored, by_kind, groups, score
 
 _SCORES = ("n", "median", "mean", "bias", "within 10 %", "within 20 %", "inside the band", "band, high over low", "interval score")  # fmt: skip
 
@@ -42,19 +41,17 @@ def _points(points: Sequence[PredictedPoint]) -> str:
     return markdown_text(header, rows)
 
 
+_KINDS: Final[dict[Kind, str]] = {
+    ("agg", False): "co-located",
+    ("agg", True): "co-located, drafting",
+    ("disagg", False): "prefill and decode apart",
+    ("disagg", True): "prefill and decode apart, drafting",
+}
+
+
 def kinds(scored: Sequence[Scored]) -> dict[str, list[Scored]]:
-    """Rows by how they were served; empty kinds left out."""
-    names = {
-        ("agg", False): "co-located",
-        ("agg", True): "co-located, drafting",
-        ("disagg", False): "prefill and decode apart",
-        ("disagg", True): "prefill and decode apart, drafting",
-    }
-    found = {
-        name: [one for one in scored if (one.row.mode, one.row.speculative) == key]
-        for key, name in names.items()
-    }
-    return {name: rows for name, rows in found.items() if rows}
+    """Rows by how they were served, in the page's words."""
+    return {_KINDS[kind]: found for kind, found in by_kind(scored).items()}
 
 
 def _overall(scored: Sequence[Scored]) -> str:

@@ -19,7 +19,7 @@ from polypod.cost.deployment import Deployment, native_precision
 from polypod.engine.closed_loop import Behaviour, Load, closed_loop
 from polypod.errors import FileError, InputError, PolypodError
 from polypod.plan.search import mean_pairs
-from polypod.validate.predict import model_name, model_of, rank_for
+from polypod.validate.predict import model_name, model_of, rank_for, reason_of
 from polypod.validate.rows import without_columns
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.precision import Precision
@@ -142,7 +142,7 @@ def predict_point(point: Point, *, without: frozenset[str] = frozenset()) -> Pre
         deployment = _deployment(point, without)
         ways = {case: _value(point, deployment, case) for case in CASES}
     except PolypodError as error:
-        return PredictedPoint(point=point, reason=str(error).splitlines()[0])
+        return PredictedPoint(point=point, reason=reason_of(error))
     return PredictedPoint(
         point=point,
         predicted=ways["likely"],

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from polypod.catalog.load import accelerators_pod, known_names, load_accelerator, load_model
+from polypod.catalog.load import known_names, load_accelerator, load_model
 from polypod.catalog.topology import loose_tiers
 from polypod.cost.calibration import Calibration, Evidence, for_chip
 from polypod.cost.chip import Rank, rank_of
@@ -166,15 +166,9 @@ def _step(key: _Key) -> tuple[StepTime, Calibration]:
 
 @lru_cache(maxsize=256)
 def rank_for(chip: str, backend: str, without: frozenset[str]) -> Rank:
-    accelerator = load_accelerator(chip)
-    pod = accelerators_pod(chip)
-    tiers = pod.tiers if pod is not None else loose_tiers(chip)
-    return rank_of(accelerator, tiers, calibration_of(chip, backend, without))
-
-
-def calibration_of(chip: str, backend: str, without: frozenset[str]) -> Calibration:
-    """The calibration that a row's engine and chip are predicted with."""
-    return for_chip(chip, backend if backend in BACKENDS else None, without)
+    """One rank of a chip in its usual pod, timed by the engine's kernels where there are any of it."""
+    calibration = for_chip(chip, backend if backend in BACKENDS else None, without)
+    return rank_of(load_accelerator(chip), loose_tiers(chip), calibration)
 
 
 @lru_cache(maxsize=256)

@@ -47,7 +47,6 @@ class Workers:
 
     layout: Layout
     count: int = 1
-    batch: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,6 @@ class Row:
     backend: str
     version: str
     precision: str
-    moe_precision: str
     mode: Mode
     input_tokens: float
     output_tokens: float
@@ -186,7 +184,6 @@ def _row(fields: _Fields) -> Row:
         backend=fields.text("backend"),
         version=fields.text("backend_version"),
         precision=fields.text("gemm_quant_mode") or fields.text("precision") or "bf16",
-        moe_precision=fields.text("moe_quant_mode"),
         mode="agg" if mode == "agg" else "disagg",
         input_tokens=fields.number("isl") * mean,
         output_tokens=fields.number("osl") * mean,
@@ -249,7 +246,7 @@ def _workers(
         layout = Layout(tp=tp, pp=pp, dp=dp, ep=min(ep, tp * dp))
     except LayoutError as error:
         raise FileError(fields.path, f"line {fields.line}: {error}") from error
-    return Workers(layout=layout, count=count, batch=batch), repaired
+    return Workers(layout=layout, count=count), repaired
 
 
 def unique(rows: list[Row]) -> Iterator[Row]:

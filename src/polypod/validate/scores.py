@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from polypod.validate.bands import Band, Metric
 from polypod.validate.predict import Prediction
-from polypod.validate.rows import Row
+from polypod.validate.rows import Mode, Row
 
 _LEVEL = 0.8
 
@@ -101,6 +101,18 @@ def _outside(ratio_R: Floats, low_R: Floats, high_R: Floats) -> Floats:
     below_R = np.log(low_R) - np.log(ratio_R)
     above_R = np.log(ratio_R) - np.log(high_R)
     return np.asarray(np.maximum(np.maximum(below_R, above_R), 0.0))
+
+
+Kind = tuple[Mode, bool]
+"""How a row was served, and whether it drafted tokens."""
+
+
+def by_kind(rows: Iterable[Scored]) -> dict[Kind, list[Scored]]:
+    """Rows by how they were served: co-located first, drafting after plain; kinds without a row are left out."""
+    cells: dict[Kind, list[Scored]] = defaultdict(list)
+    for one in rows:
+        cells[one.row.mode, one.row.speculative].append(one)
+    return dict(sorted(cells.items()))
 
 
 def groups(rows: Sequence[Scored]) -> list[Group]:
