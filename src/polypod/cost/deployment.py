@@ -227,6 +227,7 @@ class Deployment:
             pair_s=max(pair_s, 0.0),
             sequence_s=max((head_s - attend_s) / 256, 0.0) + window_s,
             data_ranks=self.layout.dp,
+            stages=self.layout.pp,
         )
 
     def _bounded(self, base: float, case: Case) -> tuple[float, float, float]:

@@ -10,6 +10,9 @@ router, the simulator and the plan's predictions all read the same one, and the 
     kv_tokens  cached tokens its decoding sequences read, on that rank
     sequences  decoding sequences, on that rank
 
+A round of `stages` pipeline stages takes what is timed here when it is full, a `stages`-th of the batch in each. A prompt that is computed
+alone has one stage after another to itself (`prompt_s`).
+
 `curve` is piecewise linear through knots and goes on with its last slope, so it can hold what a formula in one line could
 not: the turn from memory-bound to compute-bound, experts being touched one after another, collectives. Between the
 knots the error is that of linear interpolation (under 2 % with the knots `cost.step` sets).
@@ -36,6 +39,7 @@ class StepTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     pair_s: float
     sequence_s: float = 0.0
     data_ranks: int = 1
+    stages: int = 1
 
     def __post_init__(self) -> None:
         pairs = zip(self.tokens, self.tokens[1:], strict=False)
@@ -71,18 +75,18 @@ class StepTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         )
 
     def prompt_s(self, tokens: float, cached: float = 0.0) -> float:
-        """Seconds of a prompt computed alone in one step, after `cached` tokens of context."""
-        return self.step_s(tokens=tokens, pairs=causal_pairs(tokens, cached))
+        """Seconds of a prompt computed alone in one step, through every stage in turn, after `cached` tokens of context."""
+        pairs = self.stages * causal_pairs(tokens, cached)
+        return self.step_s(tokens=self.stages * tokens, pairs=pairs)
 
     def scaled(self, factor: float) -> "StepTime":
         """Every term times `factor`; 2 is half as fast."""
-        return StepTime(
-            tokens=self.tokens,
+        return msgspec.structs.replace(
+            self,
             seconds=tuple(factor * value for value in self.seconds),
             kv_token_s=factor * self.kv_token_s,
             pair_s=factor * self.pair_s,
             sequence_s=factor * self.sequence_s,
-            data_ranks=self.data_ranks,
         )
 
 

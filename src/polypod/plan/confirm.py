@@ -11,6 +11,7 @@ the same load per rank.
 import math
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,14 +101,7 @@ def emulate(
         max_step_tokens=candidate.max_step_tokens,
         kv_capacity_tokens=int(candidate.deployment.memory().tokens_of(context)) * ranks,
     )
-    shrunk = StepTime(
-        tokens=step_time.tokens,
-        seconds=step_time.seconds,
-        kv_token_s=step_time.kv_token_s,
-        pair_s=step_time.pair_s,
-        sequence_s=step_time.sequence_s,
-        data_ranks=ranks,
-    )
+    shrunk = msgspec.structs.replace(step_time, data_ranks=ranks)
     residence_s = candidate.ttft_s + question.output_tokens * candidate.tpot_s
     rate = rate_per_s * part
     warm = math.ceil(2 * residence_s * rate)
