@@ -104,10 +104,7 @@ def closed_loop(step: StepTime, load: Load, behaviour: Behaviour) -> Times:
         tpot_s = decode_s / behaviour.tokens_per_step + waiting_s
         held_s = held_steps(behaviour) * decode_s
         ttft_s = (
-            behaviour.fixed_s
-            + load.cold_s / load.waves
-            + held_s
-            + own_s * load.queued(behaviour)
+            behaviour.fixed_s + load.cold_s / load.waves + held_s + own_s * load.queued(behaviour)
         )
         answer_s = load.output_tokens * tpot_s
         decoding = 0.5 * decoding + 0.5 * answer_s / (answer_s + ttft_s)

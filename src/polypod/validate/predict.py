@@ -1,6 +1,5 @@
 """From a row's conditions to predicted TTFT and TPOT, with the band of what is known of its chip."""
 
-import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
@@ -12,13 +11,15 @@ from polypod.cost.chip import Rank, rank_of
 from polypod.cost.deployment import Deployment
 from polypod.cost.measured import BACKENDS
 from polypod.cost.steptime import StepTime
-from polypod.engine.closed_loop import Behaviour, Load, Times, closed_loop, held_steps, prompt_s
+from polypod.engine.apart import Role, apart
+from polypod.engine.closed_loop import Load, Times, closed_loop
+from polypod.engine.settings import EngineArgs, Move, behaviour_of, load_of, moves
 from polypod.errors import InputError, PolypodError
 from polypod.validate.bands import Band, band_of
 from polypod.validate.rows import DRAWN_LENGTHS, Row, Workers
 from polypod.workload.config import read_model
 from polypod.workload.layout import Layout, check_layout
-from polypod.workload.model import Mla, Model
+from polypod.workload.model import Model
 from polypod.workload.precision import Precision
 
 SYSTEMS: Final = {
@@ -45,16 +46,7 @@ _QUANTISED: Final = {
 }  # fmt: skip
 
 
-def speculative_gain(concurrency: float) -> float:
-    """Tokens a step where drafts are on and nothing says how many are accepted.
-
-    The more sequences, the less a step gains, because verifying drafts is no longer free: TPOT without over TPOT with drafts was 1.4 to 1.8
-    up to 8 clients and 1.0 to 1.6 above 32 in public runs of DeepSeek-R1. A straight line in the logarithm through the middles.
-
-    >>> [round(speculative_gain(clients), 2) for clients in (1, 8, 64, 512)]
-    [1.6, 1.6, 1.3, 1.0]
-    """
-    return min(max(1.6 - 0.1 * math.log2(max(concurrency, 1.0) / 8), 1.0), 1.6)
+NOTHING: Final = EngineArgs()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,19 +61,18 @@ class Prediction:
     notes: tuple[str, ...] = ()
 
 
-def predict(row: Row, *, without: frozenset[str] = frozenset()) -> Prediction:
-    """Predict one row; `without` are accelerators whose own measurements are not used.
+def predict(
+    row: Row, *, without: frozenset[str] = frozenset(), said: EngineArgs = NOTHING
+) -> Prediction:
+    """Predict one row; `without` are accelerators whose own measurements are not used, `said` overrules what the row's script set.
 
     Raises `InputError` (or one of its kinds) where the catalog lacks the system or the model, or the layout cannot be.
     """
     chip = load_accelerator(SYSTEMS.get(row.system, row.system))
     name = model_name(row.model)
-    if row.mode == "agg":
-        step, calibration = _step(_key(row, row.workers, chip.id, name, without))
-        times = closed_loop(step, _load(row), _behaviour(row, name))
-    else:
-        times, calibration = _disaggregated(row, chip.id, name, without)
-    evidence = calibration.evidence
+    made = _made_of(row, chip.id, name, without)
+    times = _times(row, name, made, said.over(conditions(row, name)))
+    evidence = made[-1].calibration.evidence
     kind = f"{row.mode}{'-speculative' if row.speculative else ''}"
     return Prediction(
         ttft_s=times.ttft_s,
@@ -93,31 +84,59 @@ def predict(row: Row, *, without: frozenset[str] = frozenset()) -> Prediction:
     )
 
 
-def _disaggregated(
-    row: Row, chip: str, name: str, without: frozenset[str]
-) -> tuple[Times, Calibration]:
-    """Prefill workers that queue, decode workers that no prompt interrupts; the cache's way between them is not counted."""
+def unsaid(
+    row: Row, *, without: frozenset[str] = frozenset(), said: EngineArgs = NOTHING
+) -> list[Move]:
+    """What settings that neither the row nor `said` tells would change, the largest first."""
+    chip = load_accelerator(SYSTEMS.get(row.system, row.system))
+    name = model_name(row.model)
+    made = _made_of(row, chip.id, name, without)
+    known = said.over(conditions(row, name))
+
+    def answer(args: EngineArgs) -> Times:
+        return _times(row, name, made, args)
+
+    return moves(known, answer(known), answer)
+
+
+def _made_of(row: Row, chip: str, name: str, without: frozenset[str]) -> tuple["_Made", ...]:
+    """The workers that serve a row: one kind, or prefill and decode."""
+    if row.mode == "agg":
+        return (_made(_key(row, row.workers, chip, name, without)),)
     if row.prefill is None or row.decode is None:
         msg = f"row {row.id} is disaggregated and says nothing of its workers"
         raise InputError(msg)
-    prefill, _ = _step(_key(row, row.prefill, chip, name, without))
-    decode, calibration = _step(_key(row, row.decode, chip, name, without))
-    behaviour = _behaviour(row, name)
-    context = row.input_tokens + row.output_tokens / 2
-    own_s = max(prompt_s(prefill, row.input_tokens, behaviour), behaviour.launch_s)
-    decoding, tpot_s, ttft_s = 1.0, 0.0, 0.0
-    servers = row.prefill.count * min(prefill.data_ranks, 8)
-    for _ in range(30):
-        per_rank = max(row.concurrency * decoding / row.decode.count / decode.data_ranks, 1.0)
-        step_s = decode.step_s(tokens=per_rank, kv_tokens=per_rank * context, sequences=per_rank)
-        tpot_s = step_s / behaviour.tokens_per_step
-        waiting = (row.concurrency - 1) * (1 - decoding) / servers
-        ttft_s = behaviour.fixed_s + own_s * (1.0 + waiting / 2) + held_steps(behaviour) * step_s
-        # Clients that all prefill at once cannot be served faster than the workers compute.
-        cycle_s = max(ttft_s + row.output_tokens * tpot_s, row.concurrency * own_s / servers)
-        ttft_s = max(ttft_s, cycle_s - row.output_tokens * tpot_s)
-        decoding = 0.5 * decoding + 0.5 * row.output_tokens * tpot_s / cycle_s
-    return Times(ttft_s=ttft_s, tpot_s=tpot_s, decoding=decoding), calibration
+    return tuple(
+        _made(_key(row, workers, chip, name, without)) for workers in (row.prefill, row.decode)
+    )
+
+
+def _times(row: Row, name: str, made: tuple["_Made", ...], args: EngineArgs) -> Times:
+    behaviour = behaviour_of(args, model_of(name), row.backend, row.concurrency)
+    load = _load(row, args)
+    if row.prefill is None or row.decode is None:
+        return closed_loop(made[0].step, load, behaviour)
+    prefill, decode = (
+        Role(step=one.step, count=workers.count)
+        for one, workers in zip(made, (row.prefill, row.decode), strict=True)
+    )
+    return apart(prefill, decode, load, behaviour, made[0].transfer_s(row.input_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A worker: its step time, and how fast a prompt's cache leaves it."""
+
+    step: StepTime
+    calibration: Calibration
+    kv_bytes_per_token: float
+    out_bytes_per_s: float | None
+
+    def transfer_s(self, tokens: float) -> float:
+        """Every rank sends its share at once; 0 where no link is known."""
+        if self.out_bytes_per_s is None:
+            return 0.0
+        return tokens * self.kv_bytes_per_token / self.out_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +166,7 @@ def _key(row: Row, workers: Workers, chip: str, name: str, without: frozenset[st
 
 
 @lru_cache(maxsize=4096)
-def _step(key: _Key) -> tuple[StepTime, Calibration]:
+def _made(key: _Key) -> _Made:
     model = model_of(key.model)
     check_layout(model, key.layout)
     rank = rank_for(key.chip, key.backend, key.without)
@@ -161,7 +180,13 @@ def _step(key: _Key) -> tuple[StepTime, Calibration]:
     }.get(key.weights)
     precision = Precision(weights=key.weights, kv=key.kv, compute=compute)
     deployment = Deployment.make(model, key.layout, precision, rank)
-    return deployment.step_time(), rank.calibration
+    links = rank.links(rank.calibration.reduction, "likely")
+    return _Made(
+        deployment.step_time(),
+        rank.calibration,
+        deployment.memory().kv_bytes_per_token,
+        links[-1].bytes_per_s if links else None,
+    )
 
 
 @lru_cache(maxsize=256)
@@ -199,58 +224,38 @@ def model_name(path: str) -> str:
         tried = tried.removesuffix(ending)
 
 
-def _load(row: Row) -> Load:
-    """Benchmark dumps send ten requests a client; sweeps eight, all of one length, so that SGLang's stay in one wave."""
-    if not row.sweep:
-        return Load(
-            input_tokens=row.input_tokens,
-            output_tokens=row.output_tokens,
-            concurrency=row.concurrency,
-        )
-    waves = 1.0 if row.backend == "sglang" else 8.5
-    return Load(
+def _load(row: Row, args: EngineArgs) -> Load:
+    load = load_of(
+        args,
+        row.backend,
         input_tokens=row.input_tokens,
         output_tokens=row.output_tokens,
         concurrency=row.concurrency,
-        waves=waves,
-        start=2.7,
+    )
+    return replace(load, start=2.7) if row.sweep else load
+
+
+def conditions(row: Row, name: str) -> EngineArgs:
+    """What is known of a row's settings: its drafts, its sweep's load, or what its benchmark's script set.
+
+    Sweeps send eight requests a client, all of one length. The rest is InferenceX's public launch scripts
+    (github.com/SemiAnalysisAI/InferenceX, benchmarks/).
+    """
+    drafts = EngineArgs(num_speculative_tokens=1 if row.speculative else None)
+    if row.sweep:
+        return EngineArgs(requests_per_client=8.5, length_spread=0).over(drafts)
+    return _script(row, name.casefold()).over(
+        EngineArgs(requests_per_client=10, length_spread=1 / 9).over(drafts)
     )
 
 
-_FIXED_S: Final = 0.020
-"""HTTP, tokenising and queueing of a prompt, whatever the engine: fitted to the shipped rows, the one constant that is."""
-
-_BEHAVIOURS: Final = {
-    "sglang": Behaviour(exclusive_prefill=True, fixed_s=_FIXED_S),
-    "trtllm": Behaviour(fixed_s=_FIXED_S),
-    "vllm": Behaviour(fixed_s=_FIXED_S),
-}
-_LAUNCH_S: Final = {"sglang": 45e-6, "trtllm": 27e-6, "vllm": 25e-6}
-"""Seconds a kernel takes to launch in a prompt computed eagerly, by engine."""
-
-
-def _behaviour(row: Row, name: str) -> Behaviour:
-    """How the row's engine schedules; what its benchmark's script set is in `_script`."""
-    model = model_of(name)
-    mla = any(isinstance(group.attention, Mla) for group in model.layers)
-    kernels_per_layer = 32 if mla else 17 if model.is_moe else 10
-    plain = replace(
-        _BEHAVIOURS.get(row.backend, Behaviour(fixed_s=_FIXED_S)),
-        launch_s=_LAUNCH_S.get(row.backend, 27e-6) * kernels_per_layer * model.num_layers,
-        tokens_per_step=speculative_gain(row.concurrency) if row.speculative else 1.0,
-    )
-    return plain if row.sweep else _script(row, name.casefold(), plain)
-
-
-def _script(row: Row, name: str, plain: Behaviour) -> Behaviour:
-    """What InferenceX's public launch scripts set for this engine and model (github.com/SemiAnalysisAI/InferenceX, benchmarks/)."""
+def _script(row: Row, name: str) -> EngineArgs:
     if row.backend == "sglang":
         fp4 = _QUANTISED.get(row.precision) == "nvfp4"
-        return replace(
-            plain,
-            stream_interval=10.0 if fp4 else 30.0,
-            poll_steps=30.0 if row.concurrency >= 16 else 10.0,
-            step_tokens=16384.0 if fp4 else 32768.0,
+        return EngineArgs(
+            stream_interval=10 if fp4 else 30,
+            scheduler_recv_interval=30 if row.concurrency >= 16 else 10,
+            max_num_batched_tokens=16384 if fp4 else 32768,
         )
     if row.backend == "trtllm":
         nominal = (
@@ -258,12 +263,11 @@ def _script(row: Row, name: str, plain: Behaviour) -> Behaviour:
             round(row.output_tokens / DRAWN_LENGTHS),
         )
         waits = "llama" in name and row.workers.layout.tp < 8 and nominal == (1024, 1024)
-        return replace(
-            plain,
-            stream_interval=20.0 if "gpt-oss" in name else 10.0,
-            wait_steps=20.0 if waits else 0.0,
+        return EngineArgs(
+            stream_interval=20 if "gpt-oss" in name else 10,
+            batch_wait_timeout_iters=20 if waits else None,
         )
-    return plain
+    return EngineArgs()
 
 
 def reason_of(error: PolypodError) -> str:
