@@ -170,7 +170,9 @@ def moe(frame: pd.DataFrame) -> pd.DataFrame:
     tokens, hidden, inner = (kept[one].astype(float) for one in ("num_tokens", "hidden_size", "inter_size"))  # fmt: skip
     ep, tp, experts = kept.moe_ep_size, kept.moe_tp_size, kept.num_experts
     rows = tokens * kept.topk / ep
-    touched = experts / ep * (1 - np.exp(-tokens * kept.topk / experts))
+    touched = (
+        np.minimum(experts, tokens * kept.topk) / ep
+    )  # evenly loaded: no expert twice before all once
     parameters = 3 * hidden * inner / tp
     wide = kept.moe_dtype.map(lambda one: TYPES[one][2])
     activation_bytes = 2 * rows * (2 * hidden + 3 * inner / tp)

@@ -7,7 +7,7 @@ the others are computed in between, and every decoding sequence waits for them:
     T_decode = step(n, n * context)                 n = concurrency * f,  context = input + output / 2
     dT       = what one prompt adds to the steps it shares (mixed batches), or the time of a step of its own (exclusive prefill)
     TPOT     = T_decode + (concurrency - 1) * f * dT / output
-    TTFT     = fixed + (interval / 2 + poll / 2 + wait) * T_decode + own * (start + (concurrency - 1) / (2 * waves))
+    TTFT     = fixed + (poll / 2 + wait) * T_decode + own * (start + (concurrency - 1) / (2 * waves))
     f        = output * TPOT / (output * TPOT + TTFT)
 
 solved for `f` by iteration. With drafted tokens a step verifies `1 + drafts` of each sequence and gives `tokens_per_step`; a share of each prompt may
@@ -56,8 +56,9 @@ class Load:
 class Behaviour:
     """How an engine schedules: settings that a benchmark's columns do not tell, with what the engine does by default.
 
-    Prompts wait for the scheduler to look for new ones, which it does every `poll_steps` steps, and to fill a batch, `wait_steps` steps; their
-    first tokens wait in the server until `stream_interval` have come, half of that in the mean. `tokens_per_step` is above 1 where tokens are
+    Prompts wait for the scheduler to look for new ones, which it does every `poll_steps` steps, and to fill a batch, `wait_steps` steps. Tokens are
+    sent to the client `stream_interval` at a time, the first alone and at once: SGLang's `stream_output` sends where the count is 1 modulo the
+    interval, TensorRT-LLM's `_handle_responses` where it is 1 or a multiple. Decode workers apart get it with the prompt and send it with the others. `tokens_per_step` is above 1 where tokens are
     drafted and accepted; `drafts` are verified in each step, each after `draft_share` of a step that made it: both 0 where `tokens_per_step` is
     already net of what drafting costs. `launch_s` is the least that a prompt's kernels take to launch.
     """
@@ -112,8 +113,8 @@ def closed_loop(step: StepTime, load: Load, behaviour: Behaviour) -> Times:
 
 
 def held_steps(behaviour: Behaviour) -> float:
-    """Decode steps that a prompt, and then its first token, waits for nothing but the engine's settings."""
-    return (behaviour.stream_interval + behaviour.poll_steps) / 2 + behaviour.wait_steps
+    """Decode steps that a prompt waits for nothing but the engine's settings."""
+    return behaviour.poll_steps / 2 + behaviour.wait_steps
 
 
 def own_prompt_s(step: StepTime, load: Load, behaviour: Behaviour) -> float:
