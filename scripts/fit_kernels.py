@@ -63,6 +63,10 @@ TYPES = {
 FUSED_S = 2e-6
 """Quantised GEMMs are timed with a quantising kernel of their own, which engines fuse: at most this above bf16's fixed time."""
 
+UNFUSED = {("vllm", "fp4")}
+"""Backend and type of GEMMs that keep it: vLLM fuses the quantising of fp8 into the norm before, and of fp4 does not
+(https://docs.vllm.ai/en/latest/design/fusions/, RMSNorm + quant)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -565,7 +569,8 @@ def kernel_lines(curves: list[Curve]) -> Iterator[str]:
             section = title
             yield section
         fused_s = 0.0
-        if one.family == "gemm" and one.backend in bf16_s:
+        fuses = (one.backend, one.key) not in UNFUSED
+        if one.family == "gemm" and one.backend in bf16_s and fuses:
             fused_s = max(one.values["fixed_s"] - bf16_s[one.backend] - FUSED_S, 0.0)
         yield f"{one.key} = {{{kernel_text(one, fused_s)}}}"
 

@@ -24,6 +24,13 @@ RATIOS_AND_COUNTS = {
     "predicted",  # beside a published value, in its unit
     "concurrency",
     "waves",  # requests that a client sends
+    "requests_per_client",
+    "length_spread",  # over the mean
+    "draft_share",  # of a step
+    "prefix_hits",  # of a prompt
+    "acceptance",  # of drafts
+    "scheduler_recv_interval",  # steps
+    "batch_wait_timeout_iters",  # steps
     "start",  # prompts that the first waits for
     "stream_interval",  # tokens sent at once
     "poll_steps",  # steps

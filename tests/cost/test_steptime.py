@@ -62,3 +62,10 @@ def test_a_curve_that_is_none_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=problem):
         StepTime(tokens=tokens, seconds=seconds, kv_token_s=0, pair_s=0)
+
+
+def test_a_prompt_alone_passes_one_stage_after_another() -> None:
+    # two stages of half the layers each: the whole prompt goes through both, as through one of all layers
+    whole = StepTime(tokens=(1, 1000), seconds=(0.001, 1.0), kv_token_s=0.0, pair_s=2e-6)
+    half = StepTime(tokens=(1, 2000), seconds=(0.001, 1.0), kv_token_s=0.0, pair_s=1e-6, stages=2)
+    assert half.prompt_s(500) == pytest.approx(whole.prompt_s(500), rel=0.01)

@@ -23,15 +23,16 @@ def scored(kind: str, metric: str) -> Score:
 
 def test_tpot_of_co_located_rows_with_nothing_fitted_to_them() -> None:
     found = scored("co-located", "tpot")
-    assert found.median_abs_error <= 0.095
-    assert found.within_20 >= 0.80
+    assert found.median_abs_error <= 0.08
+    assert found.within_20 >= 0.87
     assert 0.76 <= found.coverage <= 0.86
     assert found.median_band_ratio <= 1.6
 
 
 def test_ttft_of_co_located_rows() -> None:
     found = scored("co-located", "ttft")
-    assert found.median_abs_error <= 0.23
+    assert found.median_abs_error <= 0.22
+    assert found.within_20 >= 0.50
     assert 0.76 <= found.coverage <= 0.86
     assert found.median_band_ratio <= 3
 
@@ -59,5 +60,5 @@ def test_the_bands_of_own_kernels_are_those_of_the_residuals(metric: str) -> Non
     low, high = residual_band(rows, metric)  # type: ignore[arg-type]
     band = next(one.prediction for one in rows if one.prediction)
     kept = band.tpot_band if metric == "tpot" else band.ttft_band
-    assert kept.low == pytest.approx(low, abs=0.02)
-    assert kept.high == pytest.approx(high, rel=0.02)
+    assert kept.low == pytest.approx(low, abs=0.04)
+    assert kept.high == pytest.approx(high, rel=0.04)

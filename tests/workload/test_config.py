@@ -100,7 +100,13 @@ def test_deepseek_is_three_dense_layers_and_fifty_eight_of_experts(shapes: dict[
     assert (dense.count, dense.feed_forward) == (3, Dense(intermediate=18432))
     assert (sparse.count, sparse.feed_forward) == (
         58,
-        Moe(experts=256, experts_per_token=8, expert_intermediate=2048, shared_intermediate=2048),
+        Moe(
+            experts=256,
+            experts_per_token=8,
+            expert_intermediate=2048,
+            shared_intermediate=2048,
+            balanced=True,
+        ),
     )
     assert isinstance(sparse.attention, Mla)
     assert (model.mtp_layers, model.context_tokens, model.weight_dtype) == (1, 163840, "fp8")

@@ -185,9 +185,22 @@ def test_touched_experts_are_what_a_draw_at_random_touches():
     # 64 tokens choosing 8 of 256: a draw with replacement, averaged over seeds
     rng = np.random.default_rng(0)
     drawn = np.mean([len(np.unique(rng.integers(0, 256, 64 * 8))) for _ in range(300)])
-    moe = Moe(experts=256, experts_per_token=8, expert_intermediate=1)
+    moe = Moe(experts=256, experts_per_token=8, expert_intermediate=1, balanced=True)
 
     assert touched_experts(moe, Layout(), 64) == pytest.approx(drawn, rel=0.01)
+
+
+@pytest.mark.parametrize("tokens", [4, 16, 64, 512])
+def test_uneven_experts_are_touched_as_a_draw_by_popularity_touches_them(tokens: int):
+    # popularity evenly on a log scale over a factor of 20, drawn with replacement, averaged over seeds
+    rng = np.random.default_rng(0)
+    weight = 20.0 ** ((np.arange(128) + 0.5) / 128)
+    chosen = rng.choice(128, size=(400, tokens * 8), p=weight / weight.sum())
+    drawn = np.mean([len(np.unique(row)) for row in chosen])
+    moe = Moe(experts=128, experts_per_token=8, expert_intermediate=1)
+
+    assert touched_experts(moe, Layout(), tokens) == pytest.approx(drawn, rel=0.015)
+    assert drawn < 128 * (1 - np.exp(-tokens * 8 / 128))
 
 
 def test_the_published_decode_exchanges_eight_copies_of_each_token(shapes: dict[str, Model]):
@@ -347,7 +360,9 @@ def test_a_layer_by_hand(tiny: Tiny):
 
 def test_an_expert_layer_by_hand(tiny: Tiny):
     # 4 experts of 2 columns, 2 per token, 6 shared columns; two ranks of 5 tokens, two experts each
-    moe = Moe(experts=4, experts_per_token=2, expert_intermediate=2, shared_intermediate=6)
+    moe = Moe(
+        experts=4, experts_per_token=2, expert_intermediate=2, shared_intermediate=6, balanced=True
+    )
     ops = step_ops(
         tiny(Gqa(heads=1, kv_heads=1, head_dim=4), moe),
         Layout(dp=2, ep=2),

@@ -102,7 +102,8 @@ InferenceX dumps and NVIDIA sweeps on H100 and B200, collected by ai-dynamo/aico
 same, and takes rows of your own.
 
 What was fitted to what: kernel and collective curves to tables of kernels, none of them to a serving row. Of the constants of the serving model,
-these were set while looking at these rows, so that the errors below are in sample for them: 20 ms of every TTFT, the gain of drafts by the number of
+these were set while looking at these rows, so that the errors below are in sample for them: 20 ms of every TTFT, what launching a kernel takes in each engine and
+how many a layer launches, how unevenly experts are chosen where training did not even them, the gain of drafts by the number of
 clients, which images drafted, and the bands. What a benchmark's scripts set (tokens streamed at once,
 how often a scheduler looks for prompts, waits for a batch) is taken from the scripts."""
 

@@ -3,7 +3,7 @@
 Of a model that sees as well as reads, the language model under `text_config` is described.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def read_model(config: Mapping[str, Any], name: str, path: Path | str) -> Model:
     if not family.has_windows:
         _refuse_windows(keys)
     runs = family.layers(keys)
-    layers = _merged(runs)
+    layers = _merged(_even(run, keys) for run in runs)
     _refuse_experts(keys, layers)
     return Model(
         name=name,
@@ -68,7 +68,15 @@ def _mtp_key(keys: Keys) -> str:
     return own if keys.has(own) else "num_nextn_predict_layers"
 
 
-def _merged(runs: Layers) -> Layers:
+def _even(run: LayerGroup, keys: Keys) -> LayerGroup:
+    """Mark experts whose loads a bias evened in training (DeepSeek-V3, section 2.1.2, https://arxiv.org/abs/2412.19437)."""
+    biased = any(keys.get(key) is True for key in ("use_routing_bias", "moe_router_enable_expert_bias"))  # fmt: skip
+    if isinstance(run.feed_forward, Moe) and (biased or keys.get("topk_method") == "noaux_tc"):
+        return replace(run, feed_forward=replace(run.feed_forward, balanced=True))
+    return run
+
+
+def _merged(runs: Iterable[LayerGroup]) -> Layers:
     """Groups of like layers, wherever they stand, in the order they first appear."""
     found: dict[LayerGroup, int] = {}
     for run in runs:

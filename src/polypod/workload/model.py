@@ -42,6 +42,9 @@ class Moe:
     )
     gated: bool = True
     bias: bool = False  # on every matrix of an expert
+    balanced: bool = (
+        False  # the router was trained with a bias for each expert that evens their loads
+    )
     shared_gate: bool = False  # one scalar gate for the shared experts
     idle_experts: int = 0  # the router may choose them, and they do nothing
     latent: int | None = (
