@@ -11,9 +11,11 @@ sequence lengthens by one cached token), m steps take
 
     m * a + g * m * (m - 1) / 2
 
-so the cost of an emulation grows with batch changes, not with tokens.
+so the cost of an emulation grows with batch changes, not with tokens. `Behaviour` says how the engine schedules: exclusive prefill has steps of
+prompts alone, in which decode stands still; drafted tokens make steps longer, give `tokens_per_step` in the mean and finish a sequence in as many
+fewer; a share of each prompt is cached already.
 
-Left out: speculative tokens, prefix hits, exclusive prefill, block rounding (under 16 tokens a sequence). With several
+Left out: the front end, polling intervals, batch waits, stream intervals, block rounding (under 16 tokens a sequence), and that a shared prefix is stored once. With several
 ranks the step is timed at the largest load of each kind over the ranks: exact for one rank, from above for more.
 """
 
@@ -27,8 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypod.cost.steptime import StepTime, causal_pairs
+from polypod.engine.closed_loop import Behaviour
 
 Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+PLAIN = Behaviour()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,7 @@ class EngineLimits:
     max_sequences: int
     max_step_tokens: int
     kv_capacity_tokens: int
+    behaviour: Behaviour = PLAIN  # its own step budget is not used here
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class _Segment:
     first_step_s: float
     growth_s: float
     chunks: list[tuple[_Sequence, int]]
+    decodes: bool = True
 
     def after_s(self, steps: int) -> float:
         return self.start_s + steps * self.first_step_s + self.growth_s * steps * (steps - 1) / 2
@@ -112,6 +119,10 @@ class ReplicaEmulation:
         self.busy_s = 0.0
         self.computed_tokens = 0
         self.preemptions = 0
+        self._behaviour = limits.behaviour
+        self._given = limits.behaviour.tokens_per_step  # tokens a sequence gets from a step
+        self._checked = 1 + limits.behaviour.drafts  # tokens of it that the step computes
+        self._drafting = limits.behaviour.drafts * limits.behaviour.draft_share
         self._ranks = step_time.data_ranks
         self._rank_kv_capacity = limits.kv_capacity_tokens // self._ranks
         self._rank_max_sequences = max(limits.max_sequences // self._ranks, 1)
@@ -119,10 +130,10 @@ class ReplicaEmulation:
         self._prefilling: dict[int, list[_Sequence]] = {}  # of the ranks that have any
         self._decoding: list[dict[int, _Sequence]] = [{} for _ in range(self._ranks)]
         # Per rank (R): decoding sequences, prompts in prefill, and cached tokens of each. A decoding rank's cache grows by
-        # one token per sequence and step, so it is kept as what it would have been at step 0.
+        # the tokens a step gives each sequence, so it is kept as what it would have been at step 0.
         self._sequences_R = np.zeros(self._ranks, dtype=np.int64)
         self._prompts_R = np.zeros(self._ranks, dtype=np.int64)
-        self._decode_kv_at_0_R = np.zeros(self._ranks, dtype=np.int64)
+        self._decode_kv_at_0_R = np.zeros(self._ranks)
         self._prompt_kv_R = np.zeros(self._ranks, dtype=np.int64)
         self._decoders = 0
         self._finishes: list[tuple[int, int, _Sequence]] = []
@@ -185,7 +196,8 @@ class ReplicaEmulation:
             segment = self._segment
             end_s = segment.end_s
             self.busy_s += end_s - segment.start_s
-            self._end_steps(segment.steps)
+            if segment.decodes:
+                self._end_steps(segment.steps)
             self._finish_decodes(end_s, progress)
             self._end_chunks(segment, end_s, progress)
             self._drop_cancelled()
@@ -194,13 +206,13 @@ class ReplicaEmulation:
 
     # ---- a segment ends
 
-    def _decode_kv_R(self) -> Integers:
+    def _decode_kv_R(self) -> Floats:
         """Cached tokens of each rank's decoding sequences, at this step."""
-        return self._decode_kv_at_0_R + self._sequences_R * self._step
+        return self._decode_kv_at_0_R + self._sequences_R * (self._given * self._step)
 
     def _end_steps(self, steps: int) -> None:
         self._step += steps
-        self.computed_tokens += steps * self._decoders
+        self.computed_tokens += round(steps * self._given * self._decoders)
 
     def _finish_decodes(self, at_s: float, progress: list[Progress]) -> None:
         while self._finishes and self._finishes[0][0] <= self._step:
@@ -231,13 +243,13 @@ class ReplicaEmulation:
             if not gone:
                 progress.append(Progress(at_s, sequence.request, "finished"))
             return
-        sequence.finish_step = self._step + sequence.output_tokens
+        sequence.finish_step = self._step + math.ceil(sequence.output_tokens / self._given)
         self._order += 1
         heapq.heappush(self._finishes, (sequence.finish_step, self._order, sequence))
         self._decoding[sequence.rank][sequence.request] = sequence
         self._decoders += 1
         self._sequences_R[sequence.rank] += 1
-        self._decode_kv_at_0_R[sequence.rank] += sequence.prompt_tokens - self._step
+        self._decode_kv_at_0_R[sequence.rank] += sequence.prompt_tokens - self._given * self._step
 
     def _drop_cancelled(self) -> None:
         for request in self._cancelled:
@@ -262,10 +274,12 @@ class ReplicaEmulation:
 
     def _leave_decoding(self, sequence: _Sequence) -> None:
         del self._decoding[sequence.rank][sequence.request]
-        generated = sequence.output_tokens - (sequence.finish_step - self._step)
+        steps = math.ceil(sequence.output_tokens / self._given) - (sequence.finish_step - self._step)  # fmt: skip
+        generated = min(round(steps * self._given), sequence.output_tokens)
         self._decoders -= 1
         self._sequences_R[sequence.rank] -= 1
-        self._decode_kv_at_0_R[sequence.rank] -= sequence.prompt_tokens + generated - self._step
+        kept = sequence.prompt_tokens + (steps - self._step) * self._given
+        self._decode_kv_at_0_R[sequence.rank] -= kept
         sequence.output_tokens -= generated
         sequence.prompt_tokens += generated
 
@@ -279,32 +293,50 @@ class ReplicaEmulation:
         if not chunks and not sequences:
             self._segment = None
             return
+        decodes = not (chunks and self._behaviour.exclusive_prefill)
         self._segment = _Segment(
             start_s=at_s,
             steps=1 if chunks else self._steps_ahead(),
-            first_step_s=self.step_time.step_s(
-                tokens=tokens, pairs=pairs, kv_tokens=decode_kv, sequences=sequences
-            ),
-            growth_s=self.step_time.kv_token_s * sequences,
+            first_step_s=self._step_s(tokens, pairs, decode_kv, sequences if decodes else 0),
+            growth_s=self.step_time.kv_token_s * sequences * self._given * (1 + self._drafting),
             chunks=chunks,
+            decodes=decodes,
         )
 
-    def _preempt(self) -> int:
+    def _step_s(self, tokens: float, pairs: float, decode_kv: float, sequences: int) -> float:
+        """One step of the busiest rank; drafts are made in a part of a decode step each."""
+        if not sequences:
+            return self.step_time.step_s(tokens=tokens, pairs=pairs)
+        step_s = self.step_time.step_s(
+            tokens=tokens, pairs=pairs, kv_tokens=decode_kv, sequences=sequences
+        )
+        if not self._drafting:
+            return step_s
+        verified = sequences * self._checked
+        return step_s + self._drafting * self.step_time.step_s(
+            tokens=verified, kv_tokens=decode_kv, sequences=sequences
+        )
+
+    def _preempt(self) -> float:
         """Make room for the next token of every decoding sequence, the last admitted going first.
 
         Return the largest cache that a rank's decoding sequences read.
         """
         decode_kv_R = self._decode_kv_R()
-        full_R = decode_kv_R + self._sequences_R + self._prompt_kv_R > self._rank_kv_capacity
+        wanted_R = decode_kv_R + self._given * self._sequences_R + self._prompt_kv_R
+        full_R = wanted_R > self._rank_kv_capacity
         if not full_R.any():
-            return int(decode_kv_R.max())
+            return float(decode_kv_R.max())
         for rank in np.flatnonzero(full_R).tolist():
             self._preempt_rank(rank)
-        return int(self._decode_kv_R().max())
+        return float(self._decode_kv_R().max())
 
     def _preempt_rank(self, rank: int) -> None:
         decoding = self._decoding[rank]
-        while decoding and self._rank_kv(rank) + len(decoding) > self._rank_kv_capacity:
+        while (
+            decoding
+            and self._rank_kv(rank) + self._given * len(decoding) > self._rank_kv_capacity
+        ):
             if len(decoding) == 1 and rank not in self._prefilling:
                 return  # alone it fits: submit saw to that
             sequence = decoding[next(reversed(decoding))]
@@ -315,9 +347,10 @@ class ReplicaEmulation:
             self._waiting.appendleft(sequence)
             self.preemptions += 1
 
-    def _rank_kv(self, rank: int) -> int:
-        decode_kv = self._decode_kv_at_0_R[rank] + self._sequences_R[rank] * self._step
-        return int(decode_kv + self._prompt_kv_R[rank])
+    def _rank_kv(self, rank: int) -> float:
+        steps = self._given * self._step
+        decode_kv = self._decode_kv_at_0_R[rank] + self._sequences_R[rank] * steps
+        return float(decode_kv + self._prompt_kv_R[rank])
 
     def _admit(self) -> None:
         while self._waiting:
@@ -334,6 +367,8 @@ class ReplicaEmulation:
                 return
             self._waiting.popleft()
             head.rank = rank
+            head.computed = int(self._behaviour.prefix_hits * head.prompt_tokens)
+            self._prompt_kv_R[rank] += head.computed
             self._prefilling.setdefault(rank, []).append(head)
             self._prompts_R[rank] += 1
 
@@ -345,14 +380,15 @@ class ReplicaEmulation:
         least_R = np.flatnonzero(counts_R == counts_R.min())
         return int(least_R[np.argmin((self._decode_kv_R() + self._prompt_kv_R)[least_R])])
 
-    def _chunks(self) -> tuple[list[tuple[_Sequence, int]], int, float]:
+    def _chunks(self) -> tuple[list[tuple[_Sequence, int]], float, float]:
         """Prompt chunks of the next step, and the busiest rank's tokens and pairs."""
         chunks: list[tuple[_Sequence, int]] = []
-        most_tokens, most_pairs = int(self._sequences_R.max()), 0.0
+        shared = 0.0 if self._behaviour.exclusive_prefill and self._prefilling else self._checked
+        most_tokens, most_pairs = shared * int(self._sequences_R.max()), 0.0
         for rank, prefilling in self._prefilling.items():
-            tokens, pairs = len(self._decoding[rank]), 0.0
+            tokens, pairs = shared * len(self._decoding[rank]), 0.0
             for sequence in prefilling:
-                room = self.limits.max_step_tokens - tokens
+                room = int(self.limits.max_step_tokens - tokens)
                 if room <= 0:
                     break
                 chunk = min(room, sequence.prompt_tokens - sequence.computed)
@@ -368,9 +404,9 @@ class ReplicaEmulation:
             heapq.heappop(self._finishes)  # preempted or cancelled since
         steps = self._finishes[0][0] - self._step
         room_R = self._rank_kv_capacity - self._decode_kv_R() - self._prompt_kv_R
-        if int(room_R.min()) >= steps * int(self._sequences_R.max()):
+        if room_R.min() >= steps * self._given * int(self._sequences_R.max()):
             return steps
-        full_R = room_R // np.maximum(self._sequences_R, 1)
+        full_R = room_R // (self._given * np.maximum(self._sequences_R, 1))
         return max(min(steps, int(full_R[self._sequences_R > 0].min())), 1)
 
     def _cut(self, at_s: float) -> None:
