@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from polypod.validate.bands import Band
+from polypod.cost.bands import Band
 from polypod.validate.predict import Prediction
 from polypod.validate.rows import Row, Workers
 from polypod.validate.scores import Scored, groups, residual_band, score, worst

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from polypod.cost.bands import METRICS
 from polypod.errors import FileError, InputError
 from polypod.report.tables import entry, table
-from polypod.validate.bands import METRICS
 from polypod.validate.points import PredictedPoint, has_points, predict_point, read_points
 from polypod.validate.predict import SYSTEMS
 from polypod.validate.rows import Refused, Row, read_rows, unique

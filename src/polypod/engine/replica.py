@@ -334,8 +334,7 @@ class ReplicaEmulation:
     def _preempt_rank(self, rank: int) -> None:
         decoding = self._decoding[rank]
         while (
-            decoding
-            and self._rank_kv(rank) + self._given * len(decoding) > self._rank_kv_capacity
+            decoding and self._rank_kv(rank) + self._given * len(decoding) > self._rank_kv_capacity
         ):
             if len(decoding) == 1 and rank not in self._prefilling:
                 return  # alone it fits: submit saw to that

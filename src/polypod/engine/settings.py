@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
+import numpy as np
 
 from polypod.catalog.schema import Strict
+from polypod.cost.roofline import Number
 from polypod.engine.closed_loop import Behaviour, Load, Times
 from polypod.errors import InputError
 from polypod.workload.model import Mla, Model
+from polypod.workload.reals import plain
 
 Steps = Annotated[float, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -51,7 +54,12 @@ class EngineArgs(Strict, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(other, **said)
 
 
+NOTHING: Final = EngineArgs()
+
 NAMES: Final = EngineArgs.__struct_fields__
+
+PLAYED: Final = ("prefill", "num_speculative_tokens", "acceptance", "prefix_hits")
+"""What the emulation of single requests plays; the others are of the load, of the front end, or the plan's own."""
 
 ALIASES: Final = {
     "max_num_tokens": "max_num_batched_tokens",
@@ -165,16 +173,17 @@ def launched_s(model: Model, backend: str | None) -> float:
     return _LAUNCH_S.get(backend or "", 27e-6) * per_layer * model.num_layers
 
 
-def speculative_gain(concurrency: float) -> float:
+def speculative_gain(concurrency: Number) -> Number:
     """Tokens a step where drafts are on and nothing says how many are accepted, net of what drafting costs.
 
     The more sequences, the less a step gains, because verifying drafts is no longer free: TPOT without over TPOT with drafts was 1.4 to 1.8
     up to 8 clients and 1.0 to 1.6 above 32 in public runs of DeepSeek-R1. A straight line in the logarithm through the middles.
 
-    >>> [round(speculative_gain(clients), 2) for clients in (1, 8, 64, 512)]
+    >>> [round(float(speculative_gain(clients)), 2) for clients in (1, 8, 64, 512)]
     [1.6, 1.6, 1.3, 1.0]
     """
-    return min(max(1.6 - 0.1 * math.log2(max(concurrency, 1.0) / 8), 1.0), 1.6)
+    gain = 1.6 - 0.1 * np.log2(np.maximum(concurrency, 1.0) / 8)
+    return plain(np.asarray(np.clip(gain, 1.0, 1.6)))
 
 
 def accepted_tokens(drafts: int, acceptance: float) -> float:
@@ -188,14 +197,22 @@ def accepted_tokens(drafts: int, acceptance: float) -> float:
     return sum(acceptance**n for n in range(drafts + 1))
 
 
+def tokens_per_step(args: EngineArgs, concurrency: Number) -> Number:
+    """Tokens that a step gives each sequence, with so many on the replica; net of drafting where acceptance is not known."""
+    if not args.num_speculative_tokens:
+        return 1.0
+    if args.acceptance is None:
+        return speculative_gain(concurrency)
+    return accepted_tokens(args.num_speculative_tokens, args.acceptance)
+
+
 def behaviour_of(
     args: EngineArgs, model: Model, backend: str | None, concurrency: float
 ) -> Behaviour:
     """The engine's scheduling under these settings, defaults where none is said."""
     full = args.over(default_args(backend))
-    drafts, kept = full.num_speculative_tokens or 0, full.acceptance
-    modelled = drafts > 0 and kept is not None
-    tokens = accepted_tokens(drafts, kept) if modelled and kept is not None else speculative_gain(concurrency) if drafts else 1.0  # fmt: skip
+    drafts = full.num_speculative_tokens or 0
+    modelled = full.acceptance is not None  # else what is known of drafting is its gain, net
     return Behaviour(
         exclusive_prefill=full.prefill == "exclusive",
         step_tokens=full.max_num_batched_tokens or 0.0,
@@ -204,11 +221,26 @@ def behaviour_of(
         wait_steps=full.batch_wait_timeout_iters or 0.0,
         fixed_s=_FIXED_S,
         launch_s=launched_s(model, backend),
-        tokens_per_step=tokens,
+        tokens_per_step=float(tokens_per_step(full, concurrency)),
         drafts=float(drafts) if modelled else 0.0,
         draft_share=1 / model.num_layers if modelled else 0.0,
         prefix_hits=full.prefix_hits or 0.0,
     )
+
+
+def played(
+    args: EngineArgs, model: Model, backend: str | None, concurrency: float
+) -> Behaviour | None:
+    """The part of it that the emulation of single requests plays; None where that is nothing but chunked prefill."""
+    full = behaviour_of(args, model, backend, concurrency)
+    kept = Behaviour(
+        exclusive_prefill=full.exclusive_prefill,
+        tokens_per_step=full.tokens_per_step,
+        drafts=full.drafts,
+        draft_share=full.draft_share,
+        prefix_hits=full.prefix_hits,
+    )
+    return None if kept == Behaviour() else kept
 
 
 def _waited(interval: float | None) -> float:

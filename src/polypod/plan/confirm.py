@@ -100,6 +100,7 @@ def emulate(
         max_sequences=candidate.sequences_per_rank * ranks,
         max_step_tokens=candidate.max_step_tokens,
         kv_capacity_tokens=int(candidate.deployment.memory().tokens_of(context)) * ranks,
+        behaviour=question.behaviour(candidate.sequences),
     )
     shrunk = msgspec.structs.replace(step_time, data_ranks=ranks)
     residence_s = candidate.ttft_s + question.output_tokens * candidate.tpot_s

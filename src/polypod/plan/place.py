@@ -81,13 +81,13 @@ def _source(name: str, count: str | None) -> Source:
     return Source(accelerator=load_accelerator(name).id, count=number)
 
 
-def islands(fleet: Mapping[str, Source]) -> list[Island]:
+def islands(fleet: Mapping[str, Source], backend: str | None = None) -> list[Island]:
     """The fleet's catalog parts as islands, in the order given; hosts are planned by their engines' calibrations."""
-    return [island(name, source) for name, source in fleet.items() if source.host is None]
+    return [island(name, source, backend) for name, source in fleet.items() if source.host is None]
 
 
-def island(name: str, source: Source) -> Island:
-    """Read one part of a fleet.
+def island(name: str, source: Source, backend: str | None = None) -> Island:
+    """Read one part of a fleet, timed by one engine's kernels where it has any on the chip (None: a blend of all).
 
     Loose accelerators take the tiers of the pod that the catalog knows them in; one alone needs none.
     Raises `InputError` where more is asked of a pod than it has, or loose accelerators have no known fabric.
@@ -101,7 +101,7 @@ def island(name: str, source: Source) -> Island:
         chip = pods_accelerator(pod)
         return Island(
             name=name,
-            rank=rank_of(chip, pod.tiers, for_chip(chip.id)),
+            rank=rank_of(chip, pod.tiers, for_chip(chip.id, backend)),
             accelerators=accelerators,
             topology=topology(pod),
             pod=pod,
@@ -112,7 +112,7 @@ def island(name: str, source: Source) -> Island:
     chip = load_accelerator(source.accelerator)
     return Island(
         name=name,
-        rank=rank_of(chip, loose_tiers(chip.id), for_chip(chip.id)),
+        rank=rank_of(chip, loose_tiers(chip.id), for_chip(chip.id, backend)),
         accelerators=source.count,
         topology=loose_topology(chip.id, source.count),
         pod=accelerators_pod(chip.id),

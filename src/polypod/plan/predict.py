@@ -6,7 +6,10 @@ from pathlib import Path
 from polypod.catalog.load import load_model
 from polypod.cost.cpu import HostRates
 from polypod.cost.deployment import Deployment
+from polypod.cost.measured import BACKENDS
 from polypod.cost.steptime import StepTime
+from polypod.engine.closed_loop import Behaviour
+from polypod.engine.settings import played
 from polypod.errors import InputError
 from polypod.plan.host import engine_model, step_times
 from polypod.plan.place import island
@@ -72,6 +75,7 @@ class _Timed:
 
     step_time: StepTime
     kv_capacity_tokens: int
+    engine: Behaviour | None = None
 
 
 def _replicas(
@@ -96,13 +100,15 @@ def _replicas(
             kv_capacity_tokens=timed.kv_capacity_tokens,
             max_sequences=pool.max_sequences,
             max_step_tokens=pool.max_step_tokens,
+            engine=timed.engine,
         )
         for index in range(pool.replicas)
     ]
 
 
 def _on_island(model: Model, pool: Pool, source: Source) -> _Timed:
-    where = island(pool.on, source)
+    backend = pool.engine if pool.engine in BACKENDS else None
+    where = island(pool.on, source, backend)
     check_layout(model, pool.layout)
     needed = pool.layout.world * pool.replicas
     if needed > where.ranks:
@@ -115,7 +121,11 @@ def _on_island(model: Model, pool: Pool, source: Source) -> _Timed:
     if tokens < 2:
         msg = f"the weights leave no room for a cache on {where.rank.chip}; raise tp, pp or ep, or lower the precision"
         raise InputError(msg)
-    return _Timed(step_time=deployment.step_time(), kv_capacity_tokens=tokens * pool.layout.dp)
+    return _Timed(
+        step_time=deployment.step_time(),
+        kv_capacity_tokens=tokens * pool.layout.dp,
+        engine=played(pool.engine_args, model, pool.engine, pool.max_sequences),
+    )
 
 
 def _on_host(model: Model, pool: Pool, rates: HostRates, context: int) -> _Timed:

@@ -6,18 +6,22 @@ For one layout, a batch of `b` sequences per data-parallel rank and prompt chunk
     mixed_s     = the same step with a prompt chunk of k tokens in it
     chunks      = ceil(input / k) steps carry a prompt's chunks; over dp ranks, x = dp * b / output prompts start per step
     share       = 1 - exp(-x * chunks)        of the steps carry some rank's chunk, and all ranks wait for it
-    TPOT        = decode_s + share * (mixed_s - decode_s)
-    TTFT        = TPOT / 2 + chunks * mixed_s                  without queueing, which `plan.confirm` emulates
-    tokens/s    = dp * b / TPOT
+    step        = decode_s + share * (mixed_s - decode_s)
+    TPOT        = step / g,  tokens/s = dp * b / TPOT          g tokens a step: 1 without drafts
+    TTFT        = step / 2 + chunks * mixed_s                  without queueing, which `plan.confirm` emulates
+
+An engine that computes prompts alone adds max(b g chunks / output, share) steps of a chunk to each decode step instead; of a prompt whose prefix
+is cached the rest is computed.
 
 A rank can keep up while its own prompts fit: (b / output) * chunks < 1. Data-parallel attention pays for this in co-located
-service: the more ranks, the rarer a step without a prompt. Left out: prefix hits, speculative tokens, length spread.
+service: the more ranks, the rarer a step without a prompt. Left out: length spread.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +29,8 @@ from numpy.typing import NDArray
 from polypod.cost.calibration import Case
 from polypod.cost.deployment import Deployment
 from polypod.cost.roofline import Number
+from polypod.engine.closed_loop import Behaviour
+from polypod.engine.settings import NOTHING, EngineArgs, behaviour_of, tokens_per_step
 from polypod.errors import LayoutError
 from polypod.plan.place import Island
 from polypod.workload.layout import Layout, check_layout
@@ -51,6 +57,12 @@ class Question:
     tpot_s: float | None = None
     percentile: float = 99.0
     rate_per_s: float | None = None
+    backend: str | None = None  # whose kernels and defaults; None: a blend, chunked prefill
+    engine_args: EngineArgs = NOTHING
+
+    def behaviour(self, concurrency: float) -> Behaviour:
+        """How the engine schedules with so many requests on a replica."""
+        return behaviour_of(self.engine_args, self.model, self.backend, concurrency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,9 +180,9 @@ def _judge(question: Question, island: Island, deployment: Deployment, found: Se
         return
     half = question.input_tokens + question.output_tokens / 2
     batch = batches(int(memory.tokens_of(half) // half))
-    chunks = np.array(CHUNKS, dtype=float)
-    load = steady(question, deployment, batch[None, :], chunks[:, None])
-    stable = load.prompt_share < UTILISATION_LIMIT
+    chunks = _chunks(question, batch)
+    load = steady(question, deployment, batch[None, :], chunks)
+    stable = (load.prompt_share < UTILISATION_LIMIT) & (chunks > 0)
     if not stable.any():
         found.pruned["prompts alone take more than the time there is"] += 1
         return
@@ -189,12 +201,20 @@ def _judge(question: Question, island: Island, deployment: Deployment, found: Se
             deployment=deployment,
             replicas=replicas,
             sequences_per_rank=int(batch[column]),
-            max_step_tokens=int(chunks[row] + batch[column]),
+            max_step_tokens=int(chunks[row, column] + batch[column]),
             ttft_s=float(load.ttft_s[row, column]),
             tpot_s=float(load.tpot_s[row, column]),
             tokens_per_s=replicas * float(load.tokens_per_s[row, column]),
         )
     )
+
+
+def _chunks(question: Question, batch: Floats) -> Floats:
+    """Prompt tokens worth asking beside each batch: all of `CHUNKS`, or what a budget that was said leaves."""
+    budget = question.engine_args.max_num_batched_tokens
+    if budget is None:
+        return np.array(CHUNKS, dtype=float)[:, None] + 0 * batch
+    return np.asarray(budget - batch)[None, :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,22 +233,35 @@ def steady(
     """A replica at a constant batch: the formulas above, broadcast."""
     length, output = float(question.input_tokens), float(question.output_tokens)
     dp = deployment.layout.dp
+    engine = question.behaviour(1.0)
+    given = tokens_per_step(question.engine_args, dp * batch)
+    cached = engine.prefix_hits * length
+    chunk = np.clip(chunk, 1.0, length - cached)
+    chunks = np.ceil((length - cached) / chunk)
+    step_s = partial(deployment.step_s, case=case)
+    pairs = chunk * cached + mean_pairs(chunk, length - cached)
     kv_tokens = batch * (length + output / 2)
-    chunk = np.minimum(chunk, length)
-    chunks = np.ceil(length / chunk)
-    decode_s = deployment.step_s(sequences=batch, kv_tokens=kv_tokens, case=case)
-    pairs = mean_pairs(chunk, length)
-    mixed_s = deployment.step_s(
-        sequences=batch, kv_tokens=kv_tokens, prompt_tokens=chunk, pairs=pairs, case=case
-    )
-    starts = dp * batch / output
-    share = 1 - np.exp(-starts * chunks)
-    tpot_s = decode_s + share * (mixed_s - decode_s)
+    decode = partial(step_s, sequences=batch, kv_tokens=kv_tokens, drafts=engine.drafts)
+    # of models with a layer for drafts the step counts making them
+    making = 0.0 if question.model.mtp_layers else engine.drafts * engine.draft_share
+    verify_s = decode()
+    decode_s = verify_s * (1 + making)
+    each = batch * given / output * chunks  # of a rank's prompt steps, per decode step
+    share = 1 - np.exp(-dp * each)
+    if engine.exclusive_prefill:
+        prompt_s = step_s(prompt_tokens=chunk, pairs=pairs)
+        waits_s = np.maximum(each, share) * prompt_s
+        busy = waits_s / (decode_s + waits_s)
+    else:
+        prompt_s = decode_s - verify_s + decode(prompt_tokens=chunk, pairs=pairs)
+        waits_s = share * (prompt_s - decode_s)
+        busy = each
+    mean_s = decode_s + waits_s
     return Steady(
-        tpot_s=tpot_s,
-        ttft_s=tpot_s / 2 + chunks * mixed_s,
-        tokens_per_s=dp * batch / tpot_s,
-        prompt_share=batch / output * chunks + 0 * tpot_s,
+        tpot_s=mean_s / given,
+        ttft_s=mean_s / 2 + chunks * prompt_s,
+        tokens_per_s=dp * batch * given / mean_s,
+        prompt_share=busy + 0 * mean_s,
     )
 
 

@@ -14,6 +14,7 @@ import yaml
 from polypod import units
 from polypod.catalog.schema import Count, Strict
 from polypod.cost.cpu import HostRates
+from polypod.engine.settings import NAMES, NOTHING, PLAYED, EngineArgs
 from polypod.errors import FileError, InputError
 from polypod.workload.layout import Layout
 from polypod.workload.precision import Precision
@@ -118,6 +119,7 @@ class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
     engine: str | None = None
     max_sequences: Count = 256
     max_step_tokens: Count = 8192
+    engine_args: EngineArgs = NOTHING
     predicted: PoolPrediction | None = None
 
 
@@ -248,6 +250,11 @@ def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
     if pool.on not in plan.fleet:
         msg = f"{pool.on!r} is not in the fleet ({', '.join(plan.fleet)}) - at `{path}.on`"
         raise InputError(msg)
+    for name in NAMES:
+        if name not in PLAYED and getattr(pool.engine_args, name) is not None:
+            instead = "; say max_step_tokens beside it" if name == "max_num_batched_tokens" else ""
+            msg = f"{name} is not played by the emulation, which knows {', '.join(PLAYED)}{instead} - at `{path}.engine_args.{name}`"
+            raise InputError(msg)
     layout = pool.layout
     if layout.world % layout.ep:
         msg = (

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from polypod.cost.steptime import StepTime
+from polypod.engine.closed_loop import Behaviour
 
 Role = Literal["prefill", "decode", "both"]
 FailureKind = Literal[
@@ -108,6 +109,9 @@ class ReplicaUp(_OfReplica, frozen=True, kw_only=True):
     kv_capacity_tokens: int  # over all sequences
     max_sequences: int  # running at once; more wait inside the engine
     max_step_tokens: int  # the token budget of one step (chunked prefill)
+    engine: Behaviour | None = (
+        None  # how it schedules, where it differs from chunked prefill without drafts
+    )
 
 
 class ReplicaDown(_OfReplica, frozen=True, kw_only=True):

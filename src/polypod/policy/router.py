@@ -268,14 +268,15 @@ class ReplicaTable:
 
     def refresh(self, row: int) -> None:
         """Bring the row's decode times up to what is there now: evenly on all ranks, and one sequence more on its own."""
-        step = self.at(row).step_time
-        factor = float(self.decode_factor_R[row])
+        step, engine = self.at(row).step_time, self.at(row).engine
+        given, checked = (engine.tokens_per_step, 1 + engine.drafts) if engine else (1.0, 1.0)
+        factor = float(self.decode_factor_R[row]) / given
         there = int(self.in_flight_R[row] + self.others_running_R[row]) / step.data_ranks
         kv_tokens = float(self.kv_tokens_R[row]) / step.data_ranks
         self.kv_read_s_R[row] = factor * step.kv_token_s
         self.attend_s_R[row] = factor * step.step_s(tokens=0, kv_tokens=kv_tokens, sequences=there)
         self.decode_s_R[row] = factor * step.step_s(
-            tokens=there + 1, kv_tokens=kv_tokens, sequences=there + 1
+            tokens=checked * (there + 1), kv_tokens=kv_tokens, sequences=there + 1
         )
 
     def _columns(self) -> list[npt.NDArray[np.generic]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from polypod.engine import EngineLimits, Progress, ReplicaEmulation
+from polypod.engine.replica import PLAIN
 from polypod.policy.actions import Dispatch
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.simulate.trace import Arrival
@@ -55,6 +56,7 @@ class Engines:
                 max_sequences=event.max_sequences,
                 max_step_tokens=event.max_step_tokens,
                 kv_capacity_tokens=event.kv_capacity_tokens,
+                behaviour=event.engine or PLAIN,
             )
             slowdown = self._slowdowns.get(event.replica, 1.0)
             emulation = ReplicaEmulation(event.step_time.scaled(slowdown), limits)

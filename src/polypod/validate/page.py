@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
+from polypod.cost.bands import METRICS
 from polypod.report.export import markdown_text
-from polypod.validate.bands import METRICS
 from polypod.validate.points import PredictedPoint
 from polypod.validate.rows import Refused
 from polypod.validate.scores import Kind, Scored, by_kind, groups, score
@@ -109,7 +109,7 @@ how often a scheduler looks for prompts, waits for a batch) is taken from the sc
 
 _BANDS = """\
 A band is the range that should hold four of five measurements; its ends are the 10th and 90th percentile of measured over predicted of each kind of row
-(`src/polypod/validate/data/bands.toml`), so its coverage here is in sample too."""
+(`src/polypod/cost/data/bands.toml`), so its coverage here is in sample too."""
 
 _POINTS = """\
 From papers, blogs and documentation, each under the conditions that its source states; the band is that of the fast and the slow calibration. None was

@@ -6,6 +6,7 @@ from typing import Final
 
 from polypod.catalog.load import known_names, load_accelerator, load_model
 from polypod.catalog.topology import loose_tiers
+from polypod.cost.bands import Band, band_of
 from polypod.cost.calibration import Calibration, Evidence, for_chip
 from polypod.cost.chip import Rank, rank_of
 from polypod.cost.deployment import Deployment
@@ -13,9 +14,8 @@ from polypod.cost.measured import BACKENDS
 from polypod.cost.steptime import StepTime
 from polypod.engine.apart import Role, apart
 from polypod.engine.closed_loop import Load, Times, closed_loop
-from polypod.engine.settings import EngineArgs, Move, behaviour_of, load_of, moves
+from polypod.engine.settings import NOTHING, EngineArgs, Move, behaviour_of, load_of, moves
 from polypod.errors import InputError, PolypodError
-from polypod.validate.bands import Band, band_of
 from polypod.validate.rows import DRAWN_LENGTHS, Row, Workers
 from polypod.workload.config import read_model
 from polypod.workload.layout import Layout, check_layout
@@ -44,9 +44,6 @@ _QUANTISED: Final = {
     "int8": "int8", "int8_wo": "int8", "int4": "int4", "int4_wo": "int4", "mxfp4": "mxfp4", "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4",
     "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16",
 }  # fmt: skip
-
-
-NOTHING: Final = EngineArgs()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from polypod.validate.bands import Band, Metric
+from polypod.cost.bands import Band, Metric
 from polypod.validate.predict import Prediction
 from polypod.validate.rows import Mode, Row
 

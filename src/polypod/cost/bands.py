@@ -46,7 +46,7 @@ def band_of(evidence: str, kind: str, metric: Metric) -> Band:
 
 @cache
 def _bands() -> dict[str, dict[str, tuple[float, float]]]:
-    text = resources.files("polypod.validate").joinpath("data", "bands.toml").read_text("utf-8")
+    text = resources.files("polypod.cost").joinpath("data", "bands.toml").read_text("utf-8")
     raw = tomllib.loads(text)
     return {
         name: {metric: (pair[0], pair[1]) for metric, pair in found.items() if metric != "source"}
