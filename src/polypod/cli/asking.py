@@ -1,16 +1,24 @@
 """What several verbs ask in the same words."""
 
+import argparse
 import sys
 
 from polypod import units
 from polypod.catalog.load import load_model
 from polypod.cost.deployment import Deployment, native_precision
+from polypod.cost.measured import BACKENDS
 from polypod.errors import QuantityError
 from polypod.plan.compose import BesidePublished, beside_published
 from polypod.plan.place import Island
 from polypod.workload.config import read_model
 from polypod.workload.layout import Layout
 from polypod.workload.model import Model
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Which engine, and how it is set."""
+    parser.add_argument("--backend", metavar="NAME", choices=BACKENDS, help=f"the engine whose kernels and defaults to use ({', '.join(BACKENDS)}; default: a blend)")  # fmt: skip
+    parser.add_argument("--engine-args", default="", metavar="ARGS", help="its settings, as 'prefill=exclusive prefix_hits=0.3' or in its own flags; polypod validate --help lists them")  # fmt: skip
 
 
 def model_of(name: str) -> Model:

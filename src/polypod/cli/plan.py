@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from polypod import units
-from polypod.cli.asking import model_of, published_beside, tokens
+from polypod.cli.asking import add_engine, model_of, published_beside, tokens
+from polypod.engine.settings import NAMES, PLAYED, EngineArgs, read_engine_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
 from polypod.plan.place import parse_fleet
@@ -40,8 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RATE",
         help="requests to carry, as '20 /s' (default: as many as the fleet can)",
     )
+    add_engine(parser)
     parser.add_argument("-o", dest="file", metavar="FILE", help="write the plan file here")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _engine_args(text: str) -> EngineArgs:
+    """Settings of the engine; what is of a benchmark's load or of the front end moves no plan."""
+    said = read_engine_args(text)
+    known = (*PLAYED, "max_num_batched_tokens")
+    for name in NAMES:
+        if name not in known and getattr(said, name) is not None:
+            msg = f"--engine-args: {name} moves no plan, which knows {', '.join(known)}; polypod estimate --concurrency takes it"
+            raise InputError(msg)
+    return said
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         tpot_s=slo.tpot_s,
         percentile=slo.percentile,
         rate_per_s=None if args.rate is None else units.parse(args.rate, "per_s"),
+        backend=args.backend,
+        engine_args=_engine_args(args.engine_args),
     )
     answer = plan_model(question, parse_fleet(args.on), slo)
     beside = published_beside(question.model, [choice.island for choice in answer.choices])

@@ -250,6 +250,16 @@ class Deployment:
         )
         return kv_token_s, window_s, max(paired - bare, 0.0) / pairs
 
+    def transfer_s(self, tokens: float) -> float:
+        """Seconds that the cache of so many tokens takes out of the replica: every rank sends its share over the outermost link of known bandwidth.
+
+        0 where no link is known: one accelerator alone hands its cache to nobody.
+        """
+        links = self.served.links(self.served.calibration.reduction, "likely")
+        if not links:
+            return 0.0
+        return tokens * self.memory().kv_bytes_per_token / links[-1].bytes_per_s
+
     @cached_property
     def accelerators(self) -> float:
         """Packages one replica takes; a fraction where a package holds several replicas."""

@@ -10,8 +10,9 @@ router, the simulator and the plan's predictions all read the same one, and the 
     kv_tokens  cached tokens its decoding sequences read, on that rank
     sequences  decoding sequences, on that rank
 
-A round of `stages` pipeline stages takes what is timed here when it is full, a `stages`-th of the batch in each. A prompt that is computed
-alone has one stage after another to itself (`prompt_s`).
+A round of `stages` pipeline stages takes what is timed here when it is full, a `stages`-th of the batch in each. A prompt's tokens are all in one
+micro-batch, behind which the others queue at every stage, so that a step takes as long as if each carried as many: whoever asks counts them `stages`
+times. That is the pipeline's bubble; as many prompts at once as there are stages leave none.
 
 `curve` is piecewise linear through knots and goes on with its last slope, so it can hold what a formula in one line could
 not: the turn from memory-bound to compute-bound, experts being touched one after another, collectives. Between the
@@ -76,8 +77,9 @@ class StepTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     def prompt_s(self, tokens: float, cached: float = 0.0) -> float:
         """Seconds of a prompt computed alone in one step, through every stage in turn, after `cached` tokens of context."""
-        pairs = self.stages * causal_pairs(tokens, cached)
-        return self.step_s(tokens=self.stages * tokens, pairs=pairs)
+        return self.step_s(
+            tokens=self.stages * tokens, pairs=self.stages * causal_pairs(tokens, cached)
+        )
 
     def scaled(self, factor: float) -> "StepTime":
         """Every term times `factor`; 2 is half as fast."""

@@ -154,10 +154,10 @@ def _verify_s(
     per_rank = max(sequences / min(step.data_ranks, sequences), 1.0 * step.stages)
     tokens, pairs = prompt
     return step.step_s(
-        tokens=per_rank * (1 + behaviour.drafts) + tokens,
+        tokens=per_rank * (1 + behaviour.drafts) + step.stages * tokens,
         kv_tokens=per_rank * load.context_tokens,
         sequences=per_rank,
-        pairs=pairs,
+        pairs=step.stages * pairs,
     )
 
 

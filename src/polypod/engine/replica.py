@@ -380,12 +380,12 @@ class ReplicaEmulation:
         return int(least_R[np.argmin((self._decode_kv_R() + self._prompt_kv_R)[least_R])])
 
     def _chunks(self) -> tuple[list[tuple[_Sequence, int]], float, float]:
-        """Prompt chunks of the next step, and the busiest rank's tokens and pairs."""
+        """Prompt chunks of the next step, and the busiest rank's tokens and pairs, those that a pipeline's other stages wait for with them."""
         chunks: list[tuple[_Sequence, int]] = []
         shared = 0.0 if self._behaviour.exclusive_prefill and self._prefilling else self._checked
         most_tokens, most_pairs = shared * int(self._sequences_R.max()), 0.0
         for rank, prefilling in self._prefilling.items():
-            tokens, pairs = shared * len(self._decoding[rank]), 0.0
+            tokens, pairs, before = shared * len(self._decoding[rank]), 0.0, len(chunks)
             for sequence in prefilling:
                 room = int(self.limits.max_step_tokens - tokens)
                 if room <= 0:
@@ -394,7 +394,10 @@ class ReplicaEmulation:
                 chunks.append((sequence, chunk))
                 pairs += causal_pairs(chunk, sequence.computed)
                 tokens += chunk
-            most_tokens, most_pairs = max(most_tokens, tokens), max(most_pairs, pairs)
+            decoded = shared * len(self._decoding[rank])
+            bubbles = self.step_time.stages / min(self.step_time.stages, max(len(chunks) - before, 1))  # fmt: skip
+            most_tokens = max(most_tokens, decoded + bubbles * (tokens - decoded))
+            most_pairs = max(most_pairs, bubbles * pairs)
         return chunks, most_tokens, most_pairs
 
     def _steps_ahead(self) -> int:

@@ -2,19 +2,20 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
-
-import numpy as np
 
 from polypod import units
 from polypod.catalog.schema import Published
+from polypod.cost.bands import Metric, band_of
 from polypod.cost.calibration import CASES, Case
 from polypod.cost.deployment import Deployment, native_precision
+from polypod.engine.settings import PLAYED, EngineArgs, Move
 from polypod.errors import InfeasibleError
 from polypod.plan.confirm import Confirmed, confirm
 from polypod.plan.place import Island, islands
-from polypod.plan.search import Candidate, Miss, Question, Search, mean_pairs, search, steady
+from polypod.plan.search import Candidate, Miss, Question, Search, mean_pairs, search
+from polypod.plan.served import Asked, Workers, served
 from polypod.plan.spec import (
     Plan,
     Pool,
@@ -41,6 +42,7 @@ class Choice:
     runner_up: Confirmed | None
     search: Search
     whole_island: bool  # chosen for most out of the island, rather than out of an accelerator
+    unsaid: tuple[Move, ...] = ()  # what engine settings nobody said would change
 
     @property
     def lost_fraction(self) -> float:
@@ -74,17 +76,17 @@ def plan_model(question: Question, fleet: dict[str, Source], slo: Slo | None = N
     Without a rate, the layout that gets most out of each whole island; with one, the layout that gets most out of an
     accelerator, in the fewest replicas that carry the rate, island by island in the order of the fleet. Raises `InfeasibleError` naming the nearest deployment where nothing keeps the SLO.
     """
+    places = islands(fleet, question.backend)
     searches = [
-        search(question, island, native_precision(question.model, island.rank))
-        for island in islands(fleet)
+        search(question, island, native_precision(question.model, island.rank)) for island in places
     ]
     choices = []
     wanted = question.rate_per_s
-    for island, found in zip(islands(fleet), searches, strict=True):
+    for island, found in zip(places, searches, strict=True):
         choice = _choose(question, island, found, wanted)
         if choice is None or (wanted is not None and wanted <= 0):
             continue
-        choices.append(choice)
+        choices.append(replace(choice, unsaid=_unsaid(question, choice)))
         if wanted is not None:
             wanted -= choice.replicas * choice.confirmed.outcome.rate_per_s
     if not choices:
@@ -156,8 +158,8 @@ def _plan(
         predicted=Predicted(
             goodput=f"{units.significant(goodput, 4)} /s".replace(",", ""),
             tokens_per_s=round(goodput * question.output_tokens, 1),
-            ttft=_spread(question, only, "ttft") if only else None,
-            tpot=_spread(question, only, "tpot") if only else None,
+            ttft=_spread(only, "ttft") if only else None,
+            tpot=_spread(only, "tpot") if only else None,
             watts=None if None in watts else round(sum(w for w in watts if w is not None)),
         ),
     )
@@ -176,6 +178,8 @@ def _pool(question: Question, choice: Choice) -> Pool:
         replicas=choice.replicas,
         precision=deployment.precision,
         state="modelled",
+        engine=question.backend,
+        engine_args=_played(question.engine_args),
         max_sequences=candidate.sequences,
         max_step_tokens=candidate.max_step_tokens,
         predicted=PoolPrediction(
@@ -184,8 +188,8 @@ def _pool(question: Question, choice: Choice) -> Pool:
                 choice.confirmed.tokens_per_s_per_accelerator(question.output_tokens), 1
             ),
             bound=bounds(question, candidate),
-            ttft=_spread(question, choice, "ttft"),
-            tpot=_spread(question, choice, "tpot"),
+            ttft=_spread(choice, "ttft"),
+            tpot=_spread(choice, "tpot"),
         ),
     )
 
@@ -214,28 +218,39 @@ def bounds(question: Question, candidate: Candidate) -> dict[Literal["prefill", 
     }
 
 
-def band_factors(question: Question, candidate: Candidate) -> dict[str, tuple[float, float]]:
-    """How far the fast and the slow case lie from the likely one, at the same batch, for TTFT and TPOT."""
-    batch = np.array([float(candidate.sequences_per_rank)])
-    chunk = np.array([float(candidate.chunk_tokens)])
-    at: dict[Case, tuple[float, float]] = {}
-    for case in CASES:
-        load = steady(question, candidate.deployment, batch, chunk, case)
-        at[case] = (float(load.ttft_s[0]), float(load.tpot_s[0]))
-    return {
-        what: (at["fast"][i] / at["likely"][i], at["slow"][i] / at["likely"][i])
-        for i, what in enumerate(("ttft", "tpot"))
-    }
+def _played(args: EngineArgs) -> EngineArgs:
+    """What a plan file keeps of the settings: the token budget is its own field, the rest is of the load."""
+    return EngineArgs(**{name: getattr(args, name) for name in PLAYED})
 
 
-def _spread(question: Question, choice: Choice, what: str) -> Spread:
+def _spread(choice: Choice, what: Metric) -> Spread:
     p50, p99 = choice.confirmed.outcome.percentiles_s(what, (50, 99))
-    fast, slow = band_factors(question, choice.confirmed.candidate)[what]
+    band = band_of(choice.island.rank.calibration.evidence, "agg", what)
     return Spread(
         p50=units.show(p50, "s"),
         p99=units.show(p99, "s"),
-        band=(units.show(p50 * fast, "s"), units.show(p50 * slow, "s")),
+        band=(units.show(p50 * band.low, "s"), units.show(p50 * band.high, "s")),
     )
+
+
+def _unsaid(question: Question, choice: Choice) -> tuple[Move, ...]:
+    """Settings of the engine that would move one full and warm replica's answer, and that nobody said."""
+    candidate = choice.confirmed.candidate
+    asked = Asked(
+        input_tokens=question.input_tokens,
+        output_tokens=question.output_tokens,
+        concurrency=candidate.sequences,
+        backend=question.backend,
+        engine_args=question.engine_args.over(
+            EngineArgs(
+                max_num_batched_tokens=candidate.max_step_tokens,
+                requests_per_client=1000,
+                length_spread=1 / 9,
+                cold_start_s=0,
+            )
+        ),
+    )
+    return served(asked, Workers(deployment=candidate.deployment)).moves
 
 
 def _assumptions(choice: Choice) -> list[str]:

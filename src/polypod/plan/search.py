@@ -247,13 +247,16 @@ def steady(
     verify_s = decode()
     decode_s = verify_s * (1 + making)
     each = batch * given / output * chunks  # of a rank's prompt steps, per decode step
+    stages = deployment.layout.pp
+    bubbles = stages / np.clip(each, 1.0, stages)  # see `cost.steptime`
+    prompt_tokens, pairs = bubbles * chunk, bubbles * pairs
     share = 1 - np.exp(-dp * each)
     if engine.exclusive_prefill:
-        prompt_s = step_s(prompt_tokens=chunk, pairs=pairs)
+        prompt_s = step_s(prompt_tokens=prompt_tokens, pairs=pairs)
         waits_s = np.maximum(each, share) * prompt_s
         busy = waits_s / (decode_s + waits_s)
     else:
-        prompt_s = decode_s - verify_s + decode(prompt_tokens=chunk, pairs=pairs)
+        prompt_s = decode_s - verify_s + decode(prompt_tokens=prompt_tokens, pairs=pairs)
         waits_s = share * (prompt_s - decode_s)
         busy = each
     mean_s = decode_s + waits_s

@@ -1,10 +1,13 @@
 """A plan as a person reads it, and as a program does. Computes nothing new."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from polypod import units
+from polypod.cost.bands import METRICS, Metric, band_of
+from polypod.engine.settings import Move
 from polypod.plan.compose import Answer, BesidePublished, Choice, cache_bytes, describe
 from polypod.plan.spec import Spread
 from polypod.report.tables import entry
@@ -86,6 +89,7 @@ def _choice(answer: Answer, choice: Choice) -> list[str]:
         entry("prefill waits", "for " + predicted.bound["prefill"]),
         entry("decode waits", "for " + predicted.bound["decode"]),
     ]
+    lines += unsaid_lines(choice.unsaid)
     if choice.runner_up is not None:
         layout = describe(choice.runner_up.candidate.deployment.layout)
         what = "requests/s in all" if choice.whole_island else "requests/s per accelerator"
@@ -93,6 +97,34 @@ def _choice(answer: Answer, choice: Choice) -> list[str]:
             entry("runner-up", f"{layout}, {100 * choice.lost_fraction:.1f} % fewer {what}")
         )
     return lines
+
+
+MOST_UNSAID = 3
+
+
+def unsaid_lines(moves: Sequence[Move]) -> list[str]:
+    """The settings that nobody said and that move the answer most, one to a line."""
+    return [
+        entry(
+            "unsaid" if number == 0 else "", f"{one.setting} = {one.value} would make {_moved(one)}"
+        )
+        for number, one in enumerate(moves[:MOST_UNSAID])
+    ]
+
+
+def _moved(move: Move) -> str:
+    moved = (("TTFT", move.ttft_ratio), ("TPOT", move.tpot_ratio))
+    return " and ".join(
+        f"{name} {ratio - 1:+.0%}" for name, ratio in moved if abs(ratio - 1) >= 0.005
+    )
+
+
+def unsaid_json(moves: Sequence[Move]) -> list[dict[str, Any]]:
+    """All of them."""
+    return [
+        {"setting": one.setting, "value": one.value, "ttft_ratio": one.ttft_ratio, "tpot_ratio": one.tpot_ratio}
+        for one in moves
+    ]  # fmt: skip
 
 
 def _throughput(answer: Answer, choice: Choice) -> str:
@@ -119,7 +151,9 @@ def _spread(spread: Spread | None) -> str:
     if spread is None:
         return "?"
     tail = f", {spread.p99} at the 99th percentile" if spread.p99 else ""
-    return f"{spread.p50} median{tail}; band of the median {spread.band[0]} to {spread.band[1]}"
+    return (
+        f"{spread.p50} median{tail}; 80 % band of the median {spread.band[0]} to {spread.band[1]}"
+    )
 
 
 def _beside(one: BesidePublished) -> list[str]:
@@ -161,6 +195,8 @@ def _choice_json(answer: Answer, choice: Choice) -> dict[str, Any]:
             question.output_tokens
         ),
         **percentiles,
+        "band": {what: _band_json(choice, what) for what in METRICS},
+        "unsaid": unsaid_json(choice.unsaid),
         "memory_per_rank_bytes": {
             "weights": memory.weight_bytes,
             "cache": cache_bytes(question, candidate),
@@ -168,6 +204,12 @@ def _choice_json(answer: Answer, choice: Choice) -> dict[str, Any]:
             "activations": memory.activation_bytes,
         },
     }
+
+
+def _band_json(choice: Choice, what: Metric) -> dict[str, float]:
+    """Ratios of measured to predicted that hold four of five measurements."""
+    band = band_of(choice.island.rank.calibration.evidence, "agg", what)
+    return {"low": band.low, "high": band.high}
 
 
 def _beside_json(one: BesidePublished) -> dict[str, Any]:

@@ -117,23 +117,16 @@ def _times(row: Row, name: str, made: tuple["_Made", ...], args: EngineArgs) -> 
         Role(step=one.step, count=workers.count)
         for one, workers in zip(made, (row.prefill, row.decode), strict=True)
     )
-    return apart(prefill, decode, load, behaviour, made[0].transfer_s(row.input_tokens))
+    return apart(prefill, decode, load, behaviour, row.input_tokens * made[0].token_transfer_s)
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A worker: its step time, and how fast a prompt's cache leaves it."""
+    """A worker: its step time, and what the cache of a token takes out of it."""
 
     step: StepTime
     calibration: Calibration
-    kv_bytes_per_token: float
-    out_bytes_per_s: float | None
-
-    def transfer_s(self, tokens: float) -> float:
-        """Every rank sends its share at once; 0 where no link is known."""
-        if self.out_bytes_per_s is None:
-            return 0.0
-        return tokens * self.kv_bytes_per_token / self.out_bytes_per_s
+    token_transfer_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +170,7 @@ def _made(key: _Key) -> _Made:
     }.get(key.weights)
     precision = Precision(weights=key.weights, kv=key.kv, compute=compute)
     deployment = Deployment.make(model, key.layout, precision, rank)
-    links = rank.links(rank.calibration.reduction, "likely")
-    return _Made(
-        deployment.step_time(),
-        rank.calibration,
-        deployment.memory().kv_bytes_per_token,
-        links[-1].bytes_per_s if links else None,
-    )
+    return _Made(deployment.step_time(), rank.calibration, deployment.transfer_s(1.0))
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,103 @@
+"""One configuration under a fixed number of requests in flight: TTFT, TPOT and tokens/s, their bands, and what nobody said.
+
+What `engine.closed_loop` and `engine.apart` answer for step times, with the 80 % band of what the chip's figures rest on, and the settings that would
+move the answer had they been said otherwise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from polypod.cost.bands import Band, band_of
+from polypod.cost.deployment import Deployment
+from polypod.engine.apart import Role, apart
+from polypod.engine.closed_loop import Behaviour, Load, Times, closed_loop
+from polypod.engine.settings import NOTHING, EngineArgs, Move, behaviour_of, load_of, moves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Requests of these mean lengths, so many in flight, and what was said of the engine."""
+
+    input_tokens: float
+    output_tokens: float
+    concurrency: float
+    backend: str | None = None
+    engine_args: EngineArgs = NOTHING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """Replicas of one layout and role."""
+
+    deployment: Deployment
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """The answer: `moves` are the unsaid settings, those that change it most first."""
+
+    times: Times
+    ttft_band: Band
+    tpot_band: Band
+    tokens_per_s: float
+    accelerators: float
+    moves: tuple[Move, ...]
+
+
+def served(asked: Asked, workers: Workers) -> Served:
+    """Replicas that prefill and decode, the requests shared out evenly."""
+    step, share = workers.deployment.step_time(), asked.concurrency / workers.count
+
+    def answer(args: EngineArgs) -> Times:
+        return closed_loop(step, *_conditions(asked, args, workers, share))
+
+    return _served(asked, answer, workers, (workers,), "agg")
+
+
+def served_apart(asked: Asked, prefill: Workers, decode: Workers) -> Served:
+    """Workers that prefill and hand their cache to workers that decode."""
+    roles = [Role(step=one.deployment.step_time(), count=one.count) for one in (prefill, decode)]
+    transfer_s = prefill.deployment.transfer_s(asked.input_tokens)
+
+    def answer(args: EngineArgs) -> Times:
+        conditions = _conditions(asked, args, decode, asked.concurrency)
+        return apart(roles[0], roles[1], *conditions, transfer_s)
+
+    return _served(asked, answer, decode, (prefill, decode), "disagg")
+
+
+def _conditions(
+    asked: Asked, args: EngineArgs, workers: Workers, concurrency: float
+) -> tuple[Load, Behaviour]:
+    load = load_of(
+        args,
+        asked.backend,
+        input_tokens=asked.input_tokens,
+        output_tokens=asked.output_tokens,
+        concurrency=concurrency,
+    )
+    model = workers.deployment.model
+    return load, behaviour_of(args, model, asked.backend, concurrency)
+
+
+def _served(
+    asked: Asked,
+    answer: Callable[[EngineArgs], Times],
+    decode: Workers,
+    workers: tuple[Workers, ...],
+    mode: str,
+) -> Served:
+    times = answer(asked.engine_args)
+    evidence = decode.deployment.served.calibration.evidence
+    drafts = asked.engine_args.num_speculative_tokens
+    kind = f"{mode}-speculative" if drafts and asked.engine_args.acceptance is None else mode
+    whole_s = times.ttft_s + asked.output_tokens * times.tpot_s
+    return Served(
+        times=times,
+        ttft_band=band_of(evidence, kind, "ttft"),
+        tpot_band=band_of(evidence, kind, "tpot"),
+        tokens_per_s=asked.concurrency * asked.output_tokens / whole_s,
+        accelerators=sum(one.count * one.deployment.accelerators for one in workers),
+        moves=tuple(moves(asked.engine_args, times, answer)),
+    )
