@@ -5,16 +5,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from polypod.catalog.load import known_names, load_accelerator, load_model
+from polypod.catalog.load import entry_id, known_names, load_accelerator, load_model
 from polypod.catalog.topology import loose_tiers
 from polypod.cost.calibration import Calibration, Evidence, for_chip
 from polypod.cost.chip import Rank, rank_of
 from polypod.cost.deployment import Deployment
 from polypod.cost.measured import BACKENDS
+from polypod.cost.own import Key, own_fits
 from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour, Load, Times, closed_loop, held_steps, prompt_s
 from polypod.errors import InputError, PolypodError
 from polypod.validate.bands import Band, band_of
+from polypod.validate.own import under
 from polypod.validate.rows import DRAWN_LENGTHS, Row, Workers
 from polypod.workload.config import read_model
 from polypod.workload.layout import Layout, check_layout
@@ -69,8 +71,8 @@ class Prediction:
     notes: tuple[str, ...] = ()
 
 
-def predict(row: Row, *, without: frozenset[str] = frozenset()) -> Prediction:
-    """Predict one row; `without` are accelerators whose own measurements are not used.
+def predict(row: Row, *, without: frozenset[str] = frozenset(), own: bool = True) -> Prediction:
+    """Predict one row; `without` are accelerators whose own measurements are not used, `own` lets a person's calibrations correct it.
 
     Raises `InputError` (or one of its kinds) where the catalog lacks the system or the model, or the layout cannot be.
     """
@@ -82,8 +84,8 @@ def predict(row: Row, *, without: frozenset[str] = frozenset()) -> Prediction:
     else:
         times, calibration = _disaggregated(row, chip.id, name, without)
     evidence = calibration.evidence
-    kind = f"{row.mode}{'-speculative' if row.speculative else ''}"
-    return Prediction(
+    kind = kind_of(row)
+    found = Prediction(
         ttft_s=times.ttft_s,
         tpot_s=times.tpot_s,
         ttft_band=band_of(evidence, kind, "ttft"),
@@ -91,6 +93,21 @@ def predict(row: Row, *, without: frozenset[str] = frozenset()) -> Prediction:
         evidence=evidence,
         notes=row.repaired,
     )
+    fits = own_fits() if own and chip.id not in without else {}
+    return under(fits.get(group_of(row)), found, row) if fits else found
+
+
+def kind_of(row: Row) -> str:
+    """How a row was served: agg or disagg, with -speculative after it where tokens were drafted."""
+    return f"{row.mode}{'-speculative' if row.speculative else ''}"
+
+
+def group_of(row: Row) -> Key:
+    """What one calibration holds for: chip and model by the catalog's ids, engine, weights and kind. Raises `InputError` as `predict` does."""
+    chip = load_accelerator(SYSTEMS.get(row.system, row.system)).id
+    name = model_name(row.model)
+    weights = _key(row, row.workers, chip, name, frozenset()).weights
+    return (chip, entry_id(name), row.backend, weights, kind_of(row))
 
 
 def _disaggregated(
