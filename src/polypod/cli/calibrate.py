@@ -3,12 +3,12 @@
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -19,6 +19,9 @@ from polypod.report.tables import WIDTH, entry, table
 from polypod.validate.calibrate import ENOUGH_ROWS, Calibrated, Fitted, Group, Ratio, calibrate
 from polypod.validate.predict import SYSTEMS
 from polypod.validate.rows import Refused, Row, read_rows
+
+_SHOWN: Final = 3
+_WORSE: Final = 0.02
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +83,7 @@ def _reasons(found: Calibrated, refused: list[Refused]) -> Counter[str]:
 def _text(
     found: Calibrated, refused: list[Refused], args: argparse.Namespace, path: Path | None
 ) -> str:
-    blocks = [_block(group, accept=args.accept) for group in found.groups if group.fitted]
+    blocks = [_block(group) for group in found.groups if group.fitted]
     reasons = _reasons(found, refused)
     if reasons:
         lines = [entry(f"{n:>5} rows", why, indent=12) for why, n in reasons.most_common(10)]
@@ -111,13 +114,11 @@ def _title(key: Key) -> str:
     return fill(f"{model} on {chip}, {engine} {precision}{plain}", WIDTH)
 
 
-def _block(group: Group, *, accept: bool) -> str:
+def _block(group: Group) -> str:
     header = ["", "rows", "factor", "error", "after", "band", "after"]
     lines = [_line(metric.upper(), one) for metric, one in group.fitted.items()]
     parts = [_title(group.key), table(header, lines, right=[1, 2, 3, 4])]
-    parts += [
-        entry(f"  {label}", text, indent=16) for label, text in _remarks(group, accept=accept)
-    ]
+    parts += [entry(f"  {label}", text, indent=16) for label, text in _remarks(group)]
     return "\n".join(parts)
 
 
@@ -129,27 +130,43 @@ def _line(name: str, one: Fitted) -> list[str]:
     ]  # fmt: skip
 
 
-def _remarks(group: Group, *, accept: bool) -> Iterable[tuple[str, str]]:
+def _remarks(group: Group) -> Iterator[tuple[str, str]]:
     """What is to be said of a group beside its figures: the loudest first."""
     for metric, one in group.fitted.items():
-        name = metric.upper()
-        if one.doubt is not None:
-            yield (f"{name} {'accepted' if one.is_kept else 'NOT KEPT'}", one.doubt if not (accept and one.is_kept) else one.doubt.partition(":")[0])  # fmt: skip
-        for ratio in one.outliers:
-            yield f"{name} outlier", _of_outlier(ratio)
-        if one.fit.rows < ENOUGH_ROWS:
-            yield f"{name} few rows", f"{one.fit.rows} of the {ENOUGH_ROWS} that make a fit: a guess half-way to the prediction, with a wide band"  # fmt: skip
+        yield from ((f"{metric.upper()} {label}".strip(), text) for label, text in _of_metric(one))
+    for metric, fit in group.stays.items():
+        yield f"{metric.upper()} so far", f"{fit.factor:.3f} of {fit.rows} rows stays as it was"
     for text in group.warnings:
         yield "version", text
+
+
+def _of_metric(one: Fitted) -> Iterator[tuple[str, str]]:
+    if one.doubt is not None:
+        yield ("accepted", one.doubt.partition(":")[0]) if one.is_kept else ("NOT KEPT", one.doubt)
+    after = one.median_abs_error_after
+    if after is not None and after > one.median_abs_error + _WORSE:
+        yield "disagree", "these rows are farther from each other than from the prediction: no one factor suits them"  # fmt: skip
+    for ratio in one.outliers[:_SHOWN]:
+        yield "outlier", _of_outlier(ratio)
+    if len(one.outliers) > _SHOWN:
+        every = one.fit.rows + len(one.outliers)
+        yield "outliers", f"{len(one.outliers)} in all, of {every} rows, none taken in (--json names them); were they run like the others?"  # fmt: skip
+    if one.fit.rows < ENOUGH_ROWS:
+        yield "few rows", f"{one.fit.rows} of the {ENOUGH_ROWS} that make a fit: the factor is pulled towards 1, the band stays wide"  # fmt: skip
 
 
 def _of_outlier(one: Ratio) -> str:
     low, high = one.predicted_s * one.band.low, one.predicted_s * one.band.high
     row = one.row
+    where = f"{Path(one.file).name} line {row.line}, concurrency {row.concurrency:g}"
     return (
-        f"{one.file} line {row.line} ({row.id}, concurrency {row.concurrency:g}) is not taken in: measured {one.measured_s * 1e3:.4g} ms, "
-        f"predicted {one.predicted_s * 1e3:.4g} ms, band {low * 1e3:.4g} to {high * 1e3:.4g} ms"
+        f"{where} ({row.id[:40]}) is not taken in: measured {_ms(one.measured_s)}, predicted {_ms(one.predicted_s)}, "
+        f"band {_ms(low)} to {_ms(high)}"
     )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"
 
 
 def _json(found: Calibrated, refused: list[Refused], path: Path | None) -> str:

@@ -85,21 +85,35 @@ class Group:
     files: tuple[str, ...]
     fitted: dict[Metric, Fitted]
     warnings: tuple[str, ...] = ()
+    so_far: OwnFit | None = None
+
+    @property
+    def stays(self) -> dict[Metric, OwnMetric]:
+        """What was kept of this group before and has nothing to take its place."""
+        before: dict[Metric, OwnMetric | None] = {}
+        if self.so_far is not None:
+            before = {"tpot": self.so_far.tpot, "ttft": self.so_far.ttft}
+        return {name: fit for name, fit in before.items() if fit and name not in self._kept}
+
+    @property
+    def _kept(self) -> dict[Metric, OwnMetric]:
+        return {name: one.fit for name, one in self.fitted.items() if one.is_kept}
 
     def own_fit(self, date: str) -> OwnFit | None:
-        """What is to be kept; None where nothing is."""
-        kept = {name: one.fit for name, one in self.fitted.items() if one.is_kept}
-        if not kept:
+        """What is to be kept; None where nothing is. A metric that is not kept stays as it was."""
+        if not self._kept:
             return None
         chip, model, engine, precision, kind = self.key
+        kept = self.stays | self._kept
+        older = self.so_far if self.so_far and self.stays else None
         return OwnFit(
             chip=chip,
             model=model,
             engine=engine,
             precision=precision,
             kind=kind,
-            versions=self.versions,
-            source=", ".join(self.files),
+            versions=tuple(sorted({*self.versions, *(older.versions if older else ())})),
+            source=", ".join(dict.fromkeys([*([older.source] if older else []), *self.files])),
             date=date,
             tpot=kept.get("tpot"),
             ttft=kept.get("ttft"),
@@ -186,6 +200,7 @@ def _group(
         files=tuple(dict.fromkeys(files[id(one.row)] for one in found)),
         fitted=fitted,
         warnings=tuple(_warnings(key[2], versions, so_far)),
+        so_far=so_far,
     )
 
 
@@ -200,8 +215,9 @@ def _warnings(engine: str, versions: tuple[str, ...], so_far: OwnFit | None) -> 
 def fit_of(ratios: Sequence[Ratio], metric: Metric, kind: str, *, accept: bool) -> Fitted:
     """Fit one metric of one group."""
     median = float(np.median([one.log for one in ratios]))
-    outliers = tuple(one for one in ratios if _is_outlier(one, ratios, median))
-    used = [one for one in ratios if one not in outliers]
+    outliers = _outliers(ratios, median)
+    apart = {id(one) for one in outliers}
+    used = [one for one in ratios if id(one) not in apart]
     logs = [one.log for one in used]
     before = used[0].band
     middle = float(np.median(logs))
@@ -229,22 +245,28 @@ def log_factor(logs: Sequence[float], within: Band) -> float:
     >>> [round(log_factor([0.3] * n, Band(0.87, 1.14)), 3) for n in (1, 3, 12)]
     [0.165, 0.222, 0.261]
     """
-    n = len(logs)
-    median = float(np.median(logs))
+    return _pulled(float(np.median(logs)), len(logs), within)
+
+
+def _pulled(median: float, n: int, within: Band) -> float:
     pull = min(
         abs(median) * PRIOR_ROWS / (n + PRIOR_ROWS), math.log(within.ratio) / 2 / math.sqrt(n)
     )
     return math.copysign(abs(median) - pull, median)
 
 
-def _is_outlier(one: Ratio, ratios: Sequence[Ratio], median: float) -> bool:
-    """Outside the prediction's band, and far from what the group says, by the band's width and by the group's own spread."""
+def _outliers(ratios: Sequence[Ratio], median: float) -> tuple[Ratio, ...]:
+    """Rows outside the prediction's band and far from what the group says, by the band's width and by the group's own spread."""
     if len(ratios) < ENOUGH_ROWS:
-        return False
-    low, high = math.log(one.band.low), math.log(one.band.high)
-    deviation = float(np.median([abs(other.log - median) for other in ratios]))
-    far = max(_FAR_HALF_WIDTHS * (high - low) / 2, _FAR_DEVIATIONS * deviation)
-    return not low <= one.log <= high and abs(one.log - median) > far
+        return ()
+    deviation = float(np.median([abs(one.log - median) for one in ratios]))
+    return tuple(
+        one
+        for one in ratios
+        if not one.band.low <= math.exp(one.log) <= one.band.high
+        and abs(one.log - median)
+        > max(_FAR_HALF_WIDTHS * math.log(one.band.ratio) / 2, _FAR_DEVIATIONS * deviation)
+    )
 
 
 def _doubt(median: float, band: Band) -> str | None:
@@ -252,15 +274,21 @@ def _doubt(median: float, band: Band) -> str | None:
     if band.low <= ratio <= band.high:
         return None
     end = band.high if ratio > band.high else band.low
-    about = f"measured is {ratio:.2g} times the prediction, the band ends at {end:.2g}"
+    about = f"measured is {ratio:.3g} times the prediction, the band ends at {end:.3g}"
     if not 1 / _ABSURD <= ratio <= _ABSURD:
         return f"{about}: are the times in milliseconds?"
     return f"{about}: check the layout, precision and drafts, or say --accept"
 
 
 def _left_out(logs: Sequence[float], within: Band) -> list[float]:
-    """Each row's residual under the factor of the others."""
-    return [log - log_factor([*logs[:at], *logs[at + 1 :]], within) for at, log in enumerate(logs)]
+    """Each row's residual under the factor of the others, the least row first."""
+    ordered = sorted(logs)
+    others = len(ordered) - 1
+    middles = [(others - 1) // 2, others // 2]  # in the order of the others
+    return [
+        log - _pulled(sum(ordered[k + (k >= at)] for k in middles) / 2, others, within)
+        for at, log in enumerate(ordered)
+    ]
 
 
 def _error(logs: Sequence[float]) -> float:
