@@ -8,6 +8,8 @@ import pytest
 
 from polypod.cli.main import main
 from polypod.cost.own import own_fits
+from polypod.validate.predict import predict
+from polypod.validate.rows import read_rows
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "serving-rows.csv"
 GONE = ["--remove", "h100_sxm", "openai/gpt-oss-120b", "vllm"]
@@ -100,6 +102,25 @@ def test_a_group_outside_the_band_is_kept_on_request_alone(
     assert main(["calibrate", path, "--accept"]) == 0
     assert "TPOT accepted measured is 2" in capsys.readouterr().out
     assert len(own_fits()) == 1
+
+
+@pytest.mark.usefixtures("own_catalog")
+@pytest.mark.parametrize(("factors", "disagree"), [((0.83, 1.19), True), ((1.12, 1.14), False)])
+def test_rows_that_no_one_factor_suits_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], factors: tuple[float, float], disagree: bool
+) -> None:
+    with EXAMPLE.open(encoding="utf-8") as file:
+        raw = list(csv.DictReader(file))[:6]
+    read, _ = read_rows(EXAMPLE)
+    for n, (line, row) in enumerate(zip(raw, read, strict=False)):
+        line["silicon_tpot_ms"] = f"{predict(row, own=False).tpot_s * 1e3 * factors[n % 2]:.5f}"
+    path = tmp_path / "rows.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(raw[0]))
+        writer.writeheader()
+        writer.writerows(raw)
+    assert main(["calibrate", str(path)]) == 0
+    assert ("TPOT disagree" in capsys.readouterr().out) is disagree
 
 
 @pytest.mark.usefixtures("own_catalog")

@@ -1,6 +1,7 @@
 """Calibrating on rows of one's own: factors by hand, what is not taken in, and rows that no fit saw."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,13 +45,8 @@ def predicted(*factors: float, ttft: bool = True, version: str = "1.0") -> list[
     for n, factor in enumerate(factors):
         bare = row(n, version)
         found = predict(bare, own=False)
-        rows.append(("mine.csv", _measured(bare, found.tpot_s * factor, found.ttft_s if ttft else None)))  # fmt: skip
+        rows.append(("mine.csv", replace(bare, tpot_s=found.tpot_s * factor, ttft_s=found.ttft_s if ttft else None)))  # fmt: skip
     return rows
-
-
-def _measured(bare: Row, tpot_s: float | None, ttft_s: float | None) -> Row:
-    fields = {name: getattr(bare, name) for name in Row.__slots__}
-    return Row(**(fields | {"tpot_s": tpot_s, "ttft_s": ttft_s}))
 
 
 def only(rows: list[tuple[str, Row]], *, accept: bool = False) -> Group:
@@ -86,6 +82,31 @@ def test_the_band_narrows_with_rows_that_agree_and_never_below_how_well_measurem
     assert fitted(*[1.1] * 10_000, metric="ttft").after.ratio == pytest.approx(1.08**2, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("rows", "of_class", "of_evidence"),
+    [
+        (1, (6 * 2 + 1) / 7, 2 / 3),  # a single row has no residual: the class's own stands for it
+        (2, 6 * 1.5 / 8, 1 / 2),
+        (3, 6 * (1 + 1 / 3) / 9, 0),
+        (4, 6 * (1 + 1 / 4) / 10, 0),
+    ],
+)
+def test_the_band_of_rows_that_came_out_as_predicted_is_worked_by_hand(
+    rows: int, of_class: float, of_evidence: float
+) -> None:
+    fit = fitted(*[1.0] * rows).fit
+    for found, within, before in ((fit.log_low, WITHIN.low, BEFORE.low), (fit.log_high, WITHIN.high, BEFORE.high)):  # fmt: skip
+        square = (1 - of_evidence) * of_class * math.log(within) ** 2 + of_evidence * math.log(before) ** 2  # fmt: skip
+        assert abs(found) == pytest.approx(math.sqrt(square))
+
+
+def test_the_residuals_of_many_rows_make_the_band_theirs() -> None:
+    ratios = [1 + n / 2000 for n in range(-300, 301)]
+    found = fitted(*ratios)
+    low, high = found.after.low, found.after.high
+    assert (low, high) == (pytest.approx(1 - 0.12, abs=0.002), pytest.approx(1 + 0.12, abs=0.002))
+
+
 def test_the_band_of_scattered_rows_is_wider_than_that_of_rows_that_agree() -> None:
     assert fitted(0.85, 0.95, 1.05, 1.15, 1.2).after.ratio > fitted(*[1.05] * 5).after.ratio
 
@@ -113,6 +134,12 @@ def test_a_row_far_from_its_group_is_set_aside_and_changes_nothing() -> None:
 
 def test_a_row_inside_the_predictions_band_is_never_an_outlier() -> None:
     assert fitted(*[1.2499] * 9, 0.8001).outliers == ()
+
+
+def test_a_row_three_half_widths_of_the_band_away_is_an_outlier_and_one_nearer_is_not() -> None:
+    half = 3 * math.log(BEFORE.ratio) / 2
+    assert fitted(1.0, 1.01, 0.99, 1.0, math.exp(half - 0.02)).outliers == ()
+    assert len(fitted(1.0, 1.01, 0.99, 1.0, math.exp(half + 0.02)).outliers) == 1
 
 
 def test_rows_that_scatter_as_a_group_are_not_outliers_of_it() -> None:
@@ -160,11 +187,15 @@ def test_several_versions_in_one_group_are_said() -> None:
 
 
 def test_a_row_that_cannot_be_predicted_is_named_with_its_reason() -> None:
-    unknown = _measured(row(0), 0.02, None)
-    fields = {name: getattr(unknown, name) for name in Row.__slots__} | {"model": "nobody/nothing"}
-    found = calibrate([("mine.csv", Row(**fields))])
+    unknown = replace(row(0), model="nobody/nothing", tpot_s=0.02)
+    found = calibrate([("mine.csv", unknown)])
     assert found.groups == ()
     assert "model 'nobody/nothing' is not in the catalog" in found.not_predicted[0].reason
+
+
+def test_a_run_that_two_files_hold_counts_once() -> None:
+    rows = predicted(1.1, 1.1, 1.1)
+    assert only([*rows, *(("again.csv", replace(one)) for _, one in rows)]) == only(rows)
 
 
 def test_what_is_kept_of_a_metric_stays_where_new_rows_do_not_have_it() -> None:
@@ -274,6 +305,8 @@ def test_three_rows_of_a_cell_bring_the_rest_of_it_nearer() -> None:
     """Every cell of twelve or more plain co-located rows that ship: no fit saw a row it is judged by."""
     found = held_out(shipped_scored())
     assert found.cells == 18
+    rows, *_ = within_groups(shipped_scored(), "agg", "tpot")
+    assert len(found.before) == len(found.after) == found.draws * (rows - 3 * found.cells)
     before, after = score(found.before, "tpot"), score(found.after, "tpot")
     assert before is not None
     assert after is not None

@@ -301,8 +301,9 @@ def _log_band(
 ) -> dict[str, float]:
     n = len(logs)
     low, high = math.log(within.low), math.log(within.high)
-    own = _left_out(logs, within) if n > 1 else [low, high]
-    own_low, own_high = (float(end) for end in np.quantile(own, [0.1, 0.9]))
+    own_low, own_high = (low, high)  # a single row has no residual
+    if n > 1:
+        own_low, own_high = (float(end) for end in np.quantile(_left_out(logs, within), [0.1, 0.9]))
     sides = [(low, min(own_low, 0.0), math.log(before.low)), (high, max(own_high, 0.0), math.log(before.high))]  # fmt: skip
     halves = []
     for of_class, of_own, of_evidence in sides:
