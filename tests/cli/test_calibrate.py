@@ -191,7 +191,32 @@ def test_a_file_without_a_row_that_can_be_used_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["calibrate", str(written(tmp_path, model_path="nobody/nothing"))]) == 2
-    assert "nothing can be calibrated on: model 'nobody/nothing' is not in the catalog" in capsys.readouterr().err  # fmt: skip
+    assert "nothing can be calibrated on: lines 2, 3, 4 and 4 more: model 'nobody/nothing' is not in the catalog" in capsys.readouterr().err  # fmt: skip
+
+
+@pytest.mark.usefixtures("own_catalog")
+def test_rows_that_are_not_used_are_named_by_line_beside_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[2] = lines[2].replace(",1024,1024,", ",,1024,")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert main(["calibrate", str(path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "not used\n  line 3: isl is empty; a number is needed\n" in out
+    assert "  TPOT     5 " in out
+
+
+def test_where_there_can_be_no_folder_there_are_no_calibrations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    assert main(["validate", str(EXAMPLE)]) == 0
+    capsys.readouterr()
+    assert main(["calibrate", str(EXAMPLE)]) == 2
+    assert "calibrations.toml: cannot be written: " in capsys.readouterr().err
 
 
 def test_a_broken_file_of_calibrations_is_a_message_of_validate_and_calibrate(

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -69,15 +69,25 @@ def _read(names: list[str]) -> tuple[list[tuple[str, Row]], list[Refused]]:
 def _check_any(found: Calibrated, refused: list[Refused]) -> None:
     if any(group.fitted for group in found.groups):
         return
-    reasons = list(_reasons(found, refused)) or ["no row has a measured time"]
-    msg = f"nothing can be calibrated on: {'; '.join(reasons[:3])}"
+    reasons = [f"{_lines(at)}: {why}" for why, at in _reasons(found, refused).items()]
+    msg = f"nothing can be calibrated on: {'; '.join(reasons[:_SHOWN]) or 'no row has a measured time'}"
     raise InputError(msg)
 
 
-def _reasons(found: Calibrated, refused: list[Refused]) -> Counter[str]:
-    """Why rows are in no group, and how many; those that are no measurement with their lines."""
-    why = [one.reason for one in refused] + [one.reason for one in found.not_predicted]
-    return Counter(why)
+def _reasons(found: Calibrated, refused: list[Refused]) -> dict[str, list[int]]:
+    """Why rows are in no group, and their lines; what befell most rows first."""
+    lines: dict[str, list[int]] = defaultdict(list)
+    for one in refused:
+        lines[one.reason.removeprefix(f"line {one.line}: ")].append(one.line)
+    for missing in found.not_predicted:
+        lines[missing.reason].append(missing.row.line)
+    return dict(sorted(lines.items(), key=lambda pair: -len(pair[1])))
+
+
+def _lines(numbers: list[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:_SHOWN])
+    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    return f"line{'s' if len(numbers) > 1 else ''} {shown}{more}"
 
 
 def _text(
@@ -86,7 +96,7 @@ def _text(
     blocks = [_block(group) for group in found.groups if group.fitted]
     reasons = _reasons(found, refused)
     if reasons:
-        lines = [entry(f"{n:>5} rows", why, indent=12) for why, n in reasons.most_common(10)]
+        lines = [entry("", f"{_lines(at)}: {why}", indent=2) for why, at in reasons.items()]
         blocks.append("\n".join(["not used", *lines]))
     blocks.append(_about(found, path, is_dry=args.dry_run))
     return "\n\n".join(blocks)
@@ -172,7 +182,7 @@ def _ms(seconds: float) -> str:
 def _json(found: Calibrated, refused: list[Refused], path: Path | None) -> str:
     raw = {
         "groups": [_group_dict(group) for group in found.groups],
-        "not_used": [{"reason": why, "rows": n} for why, n in _reasons(found, refused).most_common()],
+        "not_used": [{"reason": why, "lines": at} for why, at in _reasons(found, refused).items()],
         "file": None if path is None else str(path),
     }  # fmt: skip
     return json.dumps(raw, indent=2)

@@ -137,7 +137,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     """Changes whenever the file does: it is replaced, never written into."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror}") from error
