@@ -41,6 +41,7 @@ RATIOS_AND_COUNTS = {
     "high",
     "batch",
     "median_abs_error",
+    "median_abs_error_after",
     "mean_abs_error",
     "bias",
     "within_10",
@@ -62,6 +63,8 @@ RATIOS_AND_COUNTS = {
     "drafts",
     "count",
     "percentile",
+    "log_low",  # of a band: the logarithm of measured over predicted
+    "log_high",
     "overlap",  # an exponent
     "factor",
     "half_rows",  # of a curve: rows that keep half the arithmetic busy

@@ -23,6 +23,9 @@ EntryKind = Literal["accelerator", "pod", "link", "model"]
 
 FOLDERS_VARIABLE: Final = "POLYPOD_CATALOG"
 
+CALIBRATIONS: Final = "calibrations.toml"
+"""The file of a person's own calibrations (`cost.own`), beside the folders of entries."""
+
 KINDS: Final[tuple[EntryKind, ...]] = get_args(EntryKind)
 
 _FOLDERS: Final[dict[EntryKind, str]] = {
@@ -189,8 +192,8 @@ def use_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise FileError(folder, "is no folder; --catalog takes one with your own entries in it")
-    if not any((folder / name).is_dir() for name in _FOLDERS.values()):
-        names = ", ".join(f"{name}/" for name in _FOLDERS.values())
+    if not any((folder / name).exists() for name in (*_FOLDERS.values(), CALIBRATIONS)):
+        names = ", ".join((*(f"{name}/" for name in _FOLDERS.values()), CALIBRATIONS))
         raise FileError(folder, f"has none of {names}: entries are looked for there, by kind")
     before = os.environ.get(FOLDERS_VARIABLE, "")
     os.environ[FOLDERS_VARIABLE] = os.pathsep.join(

@@ -22,6 +22,7 @@ VERBS = {
     "estimate": "one explicit configuration: time, memory, what bounds it",
     "plan": "the best deployment of a model on a fleet, inside an SLO",
     "validate": "predictions beside measurements: errors, bands, reasons",
+    "calibrate": "your own measured rows as a calibration of your own",
     "claims": "what the field's systems claim, reproduced or contradicted",
     "simulate": "play a request trace through a plan on a virtual clock",
     "replay": "ask a run's record again, and compare every decision",

@@ -4,12 +4,14 @@ import argparse
 import csv
 import json
 import re
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from polypod.cost.bands import METRICS
+from polypod.cost.own import own_fits
 from polypod.errors import FileError, InputError
 from polypod.report.tables import entry, table
 from polypod.validate.points import PredictedPoint, has_points, predict_point, read_points
@@ -26,6 +28,7 @@ ROW_HEADER: Final = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="CSV of serving rows, or of single points; without one, the published set that ships")  # fmt: skip
     parser.add_argument("--leave-out", action="append", default=[], metavar="SYSTEM", help="predict this system without its own measurements")  # fmt: skip
+    parser.add_argument("--no-calibration", action="store_true", help="leave calibrations of your own out (polypod calibrate); the set that ships never uses them")  # fmt: skip
     parser.add_argument("--rows", metavar="FILE", help="write every prediction to a CSV file")
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the rows farthest off to show (5)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -40,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows, refused = _read(args.files)
     _check_left_out(args.leave_out, rows)
-    every = [scored(row, without) for row in rows]
+    own = bool(args.files) and not args.no_calibration and bool(own_fits())
+    every = [scored(row, without, own=own) for row in rows]
+    if any(one.prediction and one.prediction.evidence == "calibrated" for one in every):
+        print("note: predictions are under calibrations of your own; --no-calibration leaves them out", file=sys.stderr)  # fmt: skip
     if args.rows:
         _write(Path(args.rows), every, refused)
     once = _once(every)

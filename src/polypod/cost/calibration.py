@@ -30,7 +30,12 @@ from polypod.cost.shipped import shipped
 from polypod.errors import InputError
 
 Evidence = Literal[
-    "own kernels", "published kernels", "same family", "transferred", "specification only"
+    "own kernels",
+    "published kernels",
+    "same family",
+    "transferred",
+    "specification only",
+    "calibrated",
 ]
 Case = Literal["fast", "likely", "slow"]
 CASES: tuple[Case, ...] = ("fast", "likely", "slow")

@@ -5,6 +5,7 @@ from typing import Final
 
 from polypod.cost.bands import METRICS
 from polypod.report.export import markdown_text
+from polypod.validate.held_out import HeldOut
 from polypod.validate.points import PredictedPoint
 from polypod.validate.rows import Refused
 from polypod.validate.scores import Kind, Scored, by_kind, groups, score
@@ -16,15 +17,22 @@ def page(
     scored: Sequence[Scored],
     refused: Sequence[Refused],
     left_out: dict[str, Sequence[Scored]],
+    few: HeldOut,
     points: Sequence[PredictedPoint],
 ) -> str:
-    """All tables. `left_out` are rows of one system, predicted without that system's own kernels."""
+    """All tables. `left_out` are rows of one system, predicted without that system's own kernels; `few` are those of cells calibrated on three rows each."""
     parts = [_HEAD, "## In all", _overall(scored), _BANDS]
     parts += ["## With a system left out", _LEFT_OUT]
     parts.append(_table("left out", {name: list(rows) for name, rows in left_out.items()}))
+    parts += ["## With three rows of one's own", _few(few)]
+    parts.append(_table("rows not calibrated on", {"as they are": list(few.before), "calibrated": list(few.after)}))  # fmt: skip
     parts += ["## Single published figures", _POINTS, _points(points)]
     parts += ["## By system, engine and model", _cells(scored), _not_predicted(scored, refused)]
     return "\n\n".join(parts) + "\n"
+
+
+def _few(few: HeldOut) -> str:
+    return _FEW.format(cells=few.cells, draws=few.draws)
 
 
 def _points(points: Sequence[PredictedPoint]) -> str:
@@ -121,3 +129,8 @@ bound by launching kernels from the host, which no calibration of the 910C knows
 _LEFT_OUT = """\
 The system's own kernels are hidden and its rows predicted from another chip's curves under its own peaks, with the wider band of that evidence:
 what to expect of a chip nobody has measured. No constant of the serving model is refitted, so this is not a test of those."""
+
+_FEW = """\
+What `polypod calibrate` makes of three rows: of each of the {cells} cells (system, model, engine, precision) with twelve or more plain co-located rows, three
+are drawn, one each of low, middle and high concurrency, and the rest predicted, with and without the calibration. {draws} draws, so each row counts
+up to {draws} times. The width of the bands and the weight of few rows are set on these cells; factors are not. The mean is that of a few rows far off."""

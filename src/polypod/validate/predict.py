@@ -4,18 +4,20 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from polypod.catalog.load import known_names, load_accelerator, load_model
+from polypod.catalog.load import entry_id, known_names, load_accelerator, load_model
 from polypod.catalog.topology import loose_tiers
 from polypod.cost.bands import Band, band_of
 from polypod.cost.calibration import Calibration, Evidence, for_chip
 from polypod.cost.chip import Rank, rank_of
 from polypod.cost.deployment import Deployment
 from polypod.cost.measured import BACKENDS
+from polypod.cost.own import Key, own_fits
 from polypod.cost.steptime import StepTime
 from polypod.engine.apart import Role, apart
 from polypod.engine.closed_loop import Load, Times, closed_loop
 from polypod.engine.settings import NOTHING, EngineArgs, Move, behaviour_of, load_of, moves
 from polypod.errors import InputError, PolypodError
+from polypod.validate.own import under
 from polypod.validate.rows import DRAWN_LENGTHS, Row, Workers
 from polypod.workload.config import read_model
 from polypod.workload.layout import Layout, check_layout
@@ -59,9 +61,15 @@ class Prediction:
 
 
 def predict(
-    row: Row, *, without: frozenset[str] = frozenset(), said: EngineArgs = NOTHING
+    row: Row,
+    *,
+    without: frozenset[str] = frozenset(),
+    said: EngineArgs = NOTHING,
+    own: bool = True,
 ) -> Prediction:
     """Predict one row; `without` are accelerators whose own measurements are not used, `said` overrules what the row's script set.
+
+    `own` lets a person's calibrations correct it.
 
     Raises `InputError` (or one of its kinds) where the catalog lacks the system or the model, or the layout cannot be.
     """
@@ -70,8 +78,8 @@ def predict(
     made = _made_of(row, chip.id, name, without)
     times = _times(row, name, made, said.over(conditions(row, name)))
     evidence = made[-1].calibration.evidence
-    kind = f"{row.mode}{'-speculative' if row.speculative else ''}"
-    return Prediction(
+    kind = kind_of(row)
+    found = Prediction(
         ttft_s=times.ttft_s,
         tpot_s=times.tpot_s,
         ttft_band=band_of(evidence, kind, "ttft"),
@@ -79,6 +87,21 @@ def predict(
         evidence=evidence,
         notes=row.repaired,
     )
+    fits = own_fits() if own and chip.id not in without else {}
+    return under(fits.get(group_of(row)), found, row) if fits else found
+
+
+def kind_of(row: Row) -> str:
+    """How a row was served: agg or disagg, with -speculative after it where tokens were drafted."""
+    return f"{row.mode}{'-speculative' if row.speculative else ''}"
+
+
+def group_of(row: Row) -> Key:
+    """What one calibration holds for: chip and model by the catalog's ids, engine, weights and kind. Raises `InputError` as `predict` does."""
+    chip = load_accelerator(SYSTEMS.get(row.system, row.system)).id
+    name = model_name(row.model)
+    weights = _key(row, row.workers, chip, name, frozenset()).weights
+    return (chip, entry_id(name), row.backend, weights, kind_of(row))
 
 
 def unsaid(

@@ -5,6 +5,7 @@ from functools import cache
 from importlib import resources
 
 from polypod.errors import PolypodError
+from polypod.validate.held_out import held_out
 from polypod.validate.page import kinds, page
 from polypod.validate.points import PredictedPoint, predict_point, read_points
 from polypod.validate.predict import SYSTEMS, predict, reason_of
@@ -29,10 +30,10 @@ def shipped_points() -> list[PredictedPoint]:
         return [predict_point(point) for point in read_points(path)]
 
 
-def scored(row: Row, without: frozenset[str] = frozenset()) -> Scored:
-    """A row and its prediction, or why there is none."""
+def scored(row: Row, without: frozenset[str] = frozenset(), *, own: bool = False) -> Scored:
+    """A row and its prediction, or why there is none; `own` lets a person's calibrations correct it."""
     try:
-        return Scored(row=row, prediction=predict(row, without=without))
+        return Scored(row=row, prediction=predict(row, without=without, own=own))
     except PolypodError as error:
         return Scored(row=row, prediction=None, reason=reason_of(error))
 
@@ -51,4 +52,5 @@ def shipped_page() -> str:
         mine = [one for one in rows if one.row.system == system]
         left_out |= {f"{system}, {name}": found for name, found in kinds(mine).items()}
     _, refused = shipped_rows()
-    return page(shipped_scored(), refused, left_out, shipped_points())
+    every = shipped_scored()
+    return page(every, refused, left_out, held_out(every), shipped_points())
