@@ -58,7 +58,8 @@ def only(rows: list[tuple[str, Row]], *, accept: bool = False) -> Group:
 
 
 def test_many_rows_are_believed_and_few_are_pulled_towards_the_prediction() -> None:
-    factors = [math.exp(log_factor([math.log(1.2)] * n, WITHIN)) for n in (1, 2, 3, 10, 1000)]
+    wide = Band(0.7, 1.4)
+    factors = [math.exp(log_factor([math.log(1.2)] * n, wide)) for n in (1, 2, 3, 10, 1000)]
     assert factors == sorted(factors)
     assert factors[0] == pytest.approx(1.2 ** (1 / 3))
     assert factors[1] == pytest.approx(1.2 ** (2 / 4))
