@@ -1,8 +1,9 @@
-"""polypod estimate: one explicit configuration, with its reasons."""
+"""polypod estimate: one explicit configuration, with its reasons, and what it serves under so many requests in flight."""
 
 import argparse
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -13,9 +14,12 @@ from polypod.cost.calibration import CASES, Case, named
 from polypod.cost.deployment import Deployment, Memory, native_precision
 from polypod.cost.measured import BACKENDS
 from polypod.cost.step import StepCost
+from polypod.engine.settings import read_engine_args
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.compose import describe
 from polypod.plan.place import Island, island, parse_fleet
+from polypod.plan.served import Asked, Served, Workers, served, served_apart
+from polypod.report.plans import unsaid_json, unsaid_lines
 from polypod.report.tables import entry, table
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.precision import Precision
@@ -35,12 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{axis}", type=int, default=1, metavar="N", help=f"{what} parallel (default: 1)"
         )
-    parser.add_argument(
-        "--batch",
-        default="1",
-        metavar="N",
-        help="sequences decoding at once, over the replica (default: 1)",
-    )
+    parser.add_argument("--batch", metavar="N", help="sequences decoding at once, over the replica (default: --concurrency, or 1)")  # fmt: skip
     parser.add_argument(
         "--input", default="1024", metavar="TOKENS", help="prompt length (default: 1024)"
     )
@@ -58,6 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the engine whose kernels to use (trtllm, vllm, sglang; default: a blend), or a calibration instead of the chip's own",
     )
+    parser.add_argument("--concurrency", metavar="N", help="requests in flight: predict TTFT, TPOT and tokens/s as served")  # fmt: skip
+    parser.add_argument("--engine-args", default="", metavar="ARGS", help="settings of the engine and the load, as 'prefill=exclusive prefix_hits=0.3' or in its own flags (docs/how-to/validate.md lists them)")  # fmt: skip
+    parser.add_argument("--prefill", metavar="N:LAYOUT", help="prefill workers apart, as 2:tp4; the layout above is then of the decode workers")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="replicas, or decode workers (default: 1)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     batch, length, output = (
         tokens(flag, text)
         for flag, text in (
-            ("--batch", args.batch),
+            ("--batch", args.batch or _share(args)),
             ("--input", args.input),
             ("--output", args.output),
         )
@@ -90,13 +93,65 @@ def run(args: argparse.Namespace) -> int:
         raise InfeasibleError(_does_not_fit(deployment, memory, cache_bytes))
     prefill = _phase(deployment, prompt_tokens=float(length), pairs=length * (length + 1) / 2)
     decode = _phase(deployment, sequences=per_rank, kv_tokens=need)
+    serving = _serving(args, deployment, where)
     answer = _json(deployment, where, memory, {"prefill": prefill, "decode": decode}, batch)
-    print(
-        json.dumps(answer, indent=2)
-        if args.json
-        else _text(deployment, where, memory, prefill, decode, batch)
-    )
+    if serving is not None:
+        answer["served"] = _served_json(serving)
+    if args.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        print("\n".join([_text(deployment, where, memory, prefill, decode, batch), *_served_lines(serving)]))  # fmt: skip
     return 0
+
+
+def _share(args: argparse.Namespace) -> str:
+    """The batch of one replica where only the requests in flight are said."""
+    if args.concurrency is None:
+        return "1"
+    return str(max(tokens("--concurrency", args.concurrency) // max(args.workers, 1), 1))
+
+
+def _serving(args: argparse.Namespace, deployment: Deployment, where: Island) -> Served | None:
+    said = read_engine_args(args.engine_args)
+    if args.concurrency is None:
+        for flag, given in (("--engine-args", args.engine_args), ("--prefill", args.prefill), ("--workers", args.workers != 1)):  # fmt: skip
+            if given:
+                msg = f"{flag} is of a service with requests in flight; say how many with --concurrency N"
+                raise InputError(msg)
+        return None
+    if args.workers < 1:
+        msg = f"--workers {args.workers} is no number of replicas; give 1 or more"
+        raise InputError(msg)
+    asked = Asked(
+        input_tokens=tokens("--input", args.input),
+        output_tokens=tokens("--output", args.output),
+        concurrency=tokens("--concurrency", args.concurrency),
+        backend=args.backend if args.backend in BACKENDS else None,
+        engine_args=said,
+    )
+    workers = Workers(deployment=deployment, count=args.workers)
+    if args.prefill is None:
+        return served(asked, workers)
+    count, layout = _prefill(args.prefill)
+    check_layout(deployment.model, layout)
+    needed = count * layout.world + args.workers * deployment.layout.world
+    pod_ranks = None if where.pod is None else where.pod.accelerators * where.rank.ranks_per_accelerator  # fmt: skip
+    if ":" not in args.on and pod_ranks is not None and needed > pod_ranks:
+        msg = f"{needed} ranks for prefill and decode, {args.on} has {pod_ranks}; use fewer"
+        raise InputError(msg)
+    return served_apart(
+        asked, Workers(deployment=replace(deployment, layout=layout), count=count), workers
+    )
+
+
+def _prefill(text: str) -> tuple[int, Layout]:
+    """Read 2:tp4 or 1:tp2,dp4,ep8."""
+    count, _, sizes = text.partition(":")
+    found = re.findall(r"(tp|pp|dp|ep)(\d+)", sizes)
+    if not count.isdecimal() or not int(count) or "".join(map("".join, found)) != re.sub(r"[\s,]", "", sizes) or not found:  # fmt: skip
+        msg = f"--prefill {text!r} is no number of workers with a layout; write 2:tp4, or 1:tp2,dp4,ep8"
+        raise InputError(msg)
+    return int(count), Layout(**{axis: int(size) for axis, size in found})
 
 
 def _deployment(args: argparse.Namespace) -> tuple[Deployment, Island]:
@@ -185,9 +240,7 @@ def _json(
                 "step_s": phase.seconds,
                 "floor_s": phase.floor_s,
                 "waits_for": phase.cost.shares(),
-                "parts_s": {
-                    part.name: float(part.total_s) * phase.cost.stages for part in phase.cost.parts
-                },
+                "parts_s": _parts_s(phase.cost),
             }
             for name, phase in phases.items()
         },
@@ -195,6 +248,51 @@ def _json(
         / phases["decode"].seconds["likely"]
         / deployment.accelerators,
     }
+
+
+def _parts_s(cost: StepCost) -> dict[str, float]:
+    """Seconds by operator, over all kinds of layers."""
+    seconds: dict[str, float] = {}
+    for part in cost.parts:
+        seconds[part.name] = seconds.get(part.name, 0.0) + float(part.total_s) * cost.stages
+    return seconds
+
+
+def _served_json(found: Served) -> dict[str, Any]:
+    times = found.times
+    return {
+        "ttft_s": times.ttft_s,
+        "tpot_s": times.tpot_s,
+        "ttft_band_s": [times.ttft_s * found.ttft_band.low, times.ttft_s * found.ttft_band.high],
+        "tpot_band_s": [times.tpot_s * found.tpot_band.low, times.tpot_s * found.tpot_band.high],
+        "output_tokens_per_s": found.tokens_per_s,
+        "output_tokens_per_s_per_accelerator": found.tokens_per_s / found.accelerators,
+        "accelerators": found.accelerators,
+        "decoding_fraction": times.decoding,
+        "evidence": found.evidence,
+        "unsaid": unsaid_json(found.moves),
+    }
+
+
+def _served_lines(found: Served | None) -> list[str]:
+    if found is None:
+        return []
+    rows = [
+        (name, seconds, band)
+        for name, seconds, band in (
+            ("TTFT", found.times.ttft_s, found.ttft_band),
+            ("TPOT", found.times.tpot_s, found.tpot_band),
+        )
+    ]
+    return [
+        "",
+        *[
+            entry(name, f"{units.show(seconds, 's')} mean as served; 80 % band {units.show(seconds * band.low, 's')} to {units.show(seconds * band.high, 's')} ({found.evidence})")
+            for name, seconds, band in rows
+        ],
+        entry("tokens/s", f"{units.significant(found.tokens_per_s, 4)} in all, {units.significant(found.tokens_per_s / found.accelerators, 4)} per accelerator on {found.accelerators:g}"),
+        *unsaid_lines(found.moves, most=6),
+    ]  # fmt: skip
 
 
 def _text(

@@ -109,6 +109,7 @@ class Deployment:
     precision: Precision
     rank: Rank
     backend: str | None = None  # whose kernels; None: the rank's own calibration
+    scale: float = 1.0  # on every step: a person's own calibration
 
     def __post_init__(self) -> None:
         reach = self.rank.reach
@@ -127,8 +128,10 @@ class Deployment:
         return replace(self.rank, calibration=for_chip(self.rank.chip, self.backend))
 
     @classmethod
-    def make(cls, model: Model, layout: Layout, precision: Precision, rank: Rank) -> Self:
-        return cls(model=model, layout=layout, precision=precision, rank=rank)
+    def make(
+        cls, model: Model, layout: Layout, precision: Precision, rank: Rank, scale: float = 1.0
+    ) -> Self:
+        return cls(model=model, layout=layout, precision=precision, rank=rank, scale=scale)
 
     def ops(
         self,
@@ -173,7 +176,7 @@ class Deployment:
             drafts=drafts,
         )
         sampling_s = of(self.served.calibration.engine.sequence_s, case) * sequences
-        return self.cost(ops, case).total_s + sampling_s
+        return self.scale * (self.cost(ops, case).total_s + sampling_s)
 
     def floor_s(self, ops: list[Op]) -> Number:
         """What no kernel and no engine can beat on this chip's specification."""

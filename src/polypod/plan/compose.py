@@ -7,7 +7,7 @@ from typing import Literal
 
 from polypod import units
 from polypod.catalog.schema import Published
-from polypod.cost.bands import Metric, band_of
+from polypod.cost.bands import Band, Metric
 from polypod.cost.calibration import CASES, Case
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.engine.settings import PLAYED, EngineArgs, Move
@@ -15,7 +15,7 @@ from polypod.errors import InfeasibleError
 from polypod.plan.confirm import Confirmed, confirm
 from polypod.plan.place import Island, islands
 from polypod.plan.search import Candidate, Miss, Question, Search, mean_pairs, search
-from polypod.plan.served import Asked, Workers, served
+from polypod.plan.served import Asked, Workers, band_under, own_of, served
 from polypod.plan.spec import (
     Plan,
     Pool,
@@ -42,7 +42,13 @@ class Choice:
     runner_up: Confirmed | None
     search: Search
     whole_island: bool  # chosen for most out of the island, rather than out of an accelerator
+    backend: str | None = None
     unsaid: tuple[Move, ...] = ()  # what engine settings nobody said would change
+
+    def band(self, what: Metric) -> Band:
+        """Measured over predicted, four times of five."""
+        own = own_of(self.confirmed.candidate.deployment, self.backend)
+        return band_under(own, self.island.rank.calibration.evidence, "agg", what)
 
     @property
     def lost_fraction(self) -> float:
@@ -86,7 +92,7 @@ def plan_model(question: Question, fleet: dict[str, Source], slo: Slo | None = N
         choice = _choose(question, island, found, wanted)
         if choice is None or (wanted is not None and wanted <= 0):
             continue
-        choices.append(replace(choice, unsaid=_unsaid(question, choice)))
+        choices.append(replace(choice, backend=question.backend, unsaid=_unsaid(question, choice)))
         if wanted is not None:
             wanted -= choice.replicas * choice.confirmed.outcome.rate_per_s
     if not choices:
@@ -225,7 +231,7 @@ def _played(args: EngineArgs) -> EngineArgs:
 
 def _spread(choice: Choice, what: Metric) -> Spread:
     p50, p99 = choice.confirmed.outcome.percentiles_s(what, (50, 99))
-    band = band_of(choice.island.rank.calibration.evidence, "agg", what)
+    band = choice.band(what)
     return Spread(
         p50=units.show(p50, "s"),
         p99=units.show(p99, "s"),
@@ -259,6 +265,9 @@ def _assumptions(choice: Choice) -> list[str]:
         f"{rank.chip}: efficiencies are {rank.calibration.evidence} ({rank.calibration.id})",
         *rank.assumptions,
     ]
+    scale = choice.confirmed.candidate.deployment.scale
+    if scale != 1:
+        notes.append(f"steps take {scale:.3g} times as long as predicted: a calibration of your own")  # fmt: skip
     idle = choice.island.accelerators - choice.confirmed.candidate.accelerators
     if idle > 0:
         notes.append(

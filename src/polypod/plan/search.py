@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from polypod.cost.calibration import Case
 from polypod.cost.deployment import Deployment
+from polypod.cost.own import scale
 from polypod.cost.roofline import Number
 from polypod.engine.closed_loop import Behaviour
 from polypod.engine.settings import NOTHING, EngineArgs, behaviour_of, tokens_per_step
@@ -139,10 +140,18 @@ def search(question: Question, island: Island, precision: Precision) -> Search:
         except LayoutError:
             found.pruned["the model does not divide that way"] += 1
             continue
-        _judge(
-            question, island, Deployment.make(question.model, layout, precision, island.rank), found
+        deployment = Deployment.make(
+            question.model, layout, precision, island.rank, _own_scale(question, island, precision)
         )
+        _judge(question, island, deployment, found)
     return found
+
+
+def _own_scale(question: Question, island: Island, precision: Precision) -> float:
+    """What a person's own calibration of this engine says of every step; 1 without one."""
+    if question.backend is None:
+        return 1.0
+    return scale(island.rank.chip, question.model.name, question.backend, precision.weights)
 
 
 def layouts(model: Model, island: Island) -> Iterator[Layout]:

@@ -4,11 +4,13 @@ What `engine.closed_loop` and `engine.apart` answer for step times, with the 80 
 move the answer had they been said otherwise.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from polypod.cost.bands import Band, band_of
+from polypod.cost.bands import Band, Metric, band_of
 from polypod.cost.deployment import Deployment
+from polypod.cost.own import OwnFit, own_fit
 from polypod.engine.apart import Role, apart
 from polypod.engine.closed_loop import Behaviour, Load, Times, closed_loop
 from polypod.engine.settings import NOTHING, EngineArgs, Move, behaviour_of, load_of, moves
@@ -42,6 +44,7 @@ class Served:
     tpot_band: Band
     tokens_per_s: float
     accelerators: float
+    evidence: str
     moves: tuple[Move, ...]
 
 
@@ -88,16 +91,37 @@ def _served(
     workers: tuple[Workers, ...],
     mode: str,
 ) -> Served:
-    times = answer(asked.engine_args)
-    evidence = decode.deployment.served.calibration.evidence
+    plain = answer(asked.engine_args)
     drafts = asked.engine_args.num_speculative_tokens
     kind = f"{mode}-speculative" if drafts and asked.engine_args.acceptance is None else mode
+    own = own_of(decode.deployment, asked.backend, kind)
+    times = plain if own is None else replace(
+        plain, ttft_s=plain.ttft_s * own.ttft_factor, tpot_s=plain.tpot_s * own.tpot_factor
+    )  # fmt: skip
     whole_s = times.ttft_s + asked.output_tokens * times.tpot_s
+    evidence = decode.deployment.served.calibration.evidence
     return Served(
         times=times,
-        ttft_band=band_of(evidence, kind, "ttft"),
-        tpot_band=band_of(evidence, kind, "tpot"),
+        ttft_band=band_under(own, evidence, kind, "ttft"),
+        tpot_band=band_under(own, evidence, kind, "tpot"),
         tokens_per_s=asked.concurrency * asked.output_tokens / whole_s,
         accelerators=sum(one.count * one.deployment.accelerators for one in workers),
-        moves=tuple(moves(asked.engine_args, times, answer)),
+        evidence="calibrated" if own else evidence,
+        moves=tuple(moves(asked.engine_args, plain, answer)),
     )
+
+
+def own_of(deployment: Deployment, backend: str | None, kind: str = "agg") -> OwnFit | None:
+    """The person's own calibration of this model, chip, engine and precision, if there is one."""
+    if backend is None:
+        return None
+    model, chip = deployment.model.name, deployment.rank.chip
+    return own_fit(chip, model, backend, deployment.precision.weights, kind)
+
+
+def band_under(own: OwnFit | None, evidence: str, kind: str, metric: Metric) -> Band:
+    """The 80 % band: of the person's own calibration where it has the metric, else of what the prediction rests on."""
+    fit = None if own is None else own.tpot if metric == "tpot" else own.ttft
+    if fit is None:
+        return band_of(evidence, kind, metric)
+    return Band(math.exp(fit.log_low), math.exp(fit.log_high))

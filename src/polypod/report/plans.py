@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from polypod import units
-from polypod.cost.bands import METRICS, Metric, band_of
+from polypod.cost.bands import METRICS, Metric
 from polypod.engine.settings import Move
 from polypod.plan.compose import Answer, BesidePublished, Choice, cache_bytes, describe
 from polypod.plan.spec import Spread
@@ -102,13 +102,13 @@ def _choice(answer: Answer, choice: Choice) -> list[str]:
 MOST_UNSAID = 3
 
 
-def unsaid_lines(moves: Sequence[Move]) -> list[str]:
+def unsaid_lines(moves: Sequence[Move], most: int = MOST_UNSAID) -> list[str]:
     """The settings that nobody said and that move the answer most, one to a line."""
     return [
         entry(
             "unsaid" if number == 0 else "", f"{one.setting} = {one.value} would make {_moved(one)}"
         )
-        for number, one in enumerate(moves[:MOST_UNSAID])
+        for number, one in enumerate(moves[:most])
     ]
 
 
@@ -208,7 +208,7 @@ def _choice_json(answer: Answer, choice: Choice) -> dict[str, Any]:
 
 def _band_json(choice: Choice, what: Metric) -> dict[str, float]:
     """Ratios of measured to predicted that hold four of five measurements."""
-    band = band_of(choice.island.rank.calibration.evidence, "agg", what)
+    band = choice.band(what)
     return {"low": band.low, "high": band.high}
 
 
