@@ -23,7 +23,9 @@ from polypod.cost.measured import (
     Triple,
     check_fractions,
     generation_of,
+    lent_fit,
     measured,
+    waiting_share,
     widened,
 )
 from polypod.cost.shipped import shipped
@@ -36,7 +38,14 @@ Case = Literal["fast", "likely", "slow"]
 CASES: tuple[Case, ...] = ("fast", "likely", "slow")
 OTHER: Final = "other"
 
-_STANDS_FOR: Final = {"fp8": ("fp8-block", "fp8"), "fp4": ("fp4", "fp8-block", "fp8")}
+GROUPED: Final = "grouped-"
+"""Before a type: experts' kernels of large deployments, which get tokens sorted by the exchange (`cost.step`)."""
+
+_STANDS_FOR: Final = {
+    "fp8": ("fp8-block", "fp8"),
+    "fp4": ("fp4", "fp8-block", "fp8"),
+    f"{GROUPED}fp8": (f"{GROUPED}fp8-block",),
+}
 """Checkpoints in fp8 are nearly all scaled by blocks, so that curve comes first; fp4 without a curve does as well as fp8."""
 
 
@@ -49,6 +58,7 @@ class LinkFit(Strict, frozen=True, kw_only=True):
     once_per_node: bool = (
         False  # a token goes once to each node, and is handed on to its ranks there
     )
+    busy_fraction: float = 0.0  # of the arithmetic, taken by handing on while it runs
 
     def __post_init__(self) -> None:
         check_fractions(bytes_fraction=self.bytes_fraction)
@@ -134,7 +144,7 @@ def for_chip(
         evidence: Evidence = "own kernels"
         if donors[0] != chip:
             evidence = "same family" if donors[0] in generation.measured else "transferred"
-        return _overlaid(named(generation.base), donors, evidence, backend)
+        return _overlaid(chip, named(generation.base), donors, evidence, backend)
     for calibration in _shipped().values():
         if chip in calibration.chips and chip not in without:
             return calibration
@@ -142,15 +152,21 @@ def for_chip(
 
 
 def _overlaid(
-    base: Calibration, donors: tuple[str, ...], evidence: Evidence, backend: str | None
+    chip: str,
+    base: Calibration,
+    donors: tuple[str, ...],
+    evidence: Evidence,
+    backend: str | None,
 ) -> Calibration:
     """A written calibration under the curves of several chips, the first of them uppermost."""
     kernels: Kernels = {}
     exchanges: Exchanges = {}
     for donor in reversed(donors):
         one: Measured = measured()[donor]
+        waits = 1.0 if evidence == "transferred" else waiting_share(chip, donor)
         for family, fits in one.kernels(backend).items():
-            kernels[family] = kernels.get(family, {}) | fits
+            lent = {key: lent_fit(fit, waits) for key, fit in fits.items()}
+            kernels[family] = kernels.get(family, {}) | lent
         exchanges |= one.collectives(backend)
     if evidence == "transferred":
         kernels = {

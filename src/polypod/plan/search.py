@@ -27,7 +27,7 @@ from polypod.cost.deployment import Deployment
 from polypod.cost.roofline import Number
 from polypod.errors import LayoutError
 from polypod.plan.place import Island
-from polypod.workload.layout import Layout, check_layout
+from polypod.workload.layout import Layout, check_layout, leaves_copies
 from polypod.workload.model import Model
 from polypod.workload.precision import Precision
 
@@ -125,6 +125,9 @@ def search(question: Question, island: Island, precision: Precision) -> Search:
         try:
             check_layout(question.model, layout)
         except LayoutError:
+            found.pruned["the model does not divide that way"] += 1
+            continue
+        if leaves_copies(question.model, layout):
             found.pruned["the model does not divide that way"] += 1
             continue
         _judge(
