@@ -15,6 +15,7 @@ from polypod.catalog.schema import Strict
 from polypod.cost.measured import (
     BACKENDS,
     DEFAULT,
+    GROUPED,
     Exchanges,
     KernelFit,
     Kernels,
@@ -38,9 +39,6 @@ Case = Literal["fast", "likely", "slow"]
 CASES: tuple[Case, ...] = ("fast", "likely", "slow")
 OTHER: Final = "other"
 
-GROUPED: Final = "grouped-"
-"""Before a type: experts' kernels of large deployments, which get tokens sorted by the exchange (`cost.step`)."""
-
 _STANDS_FOR: Final = {
     "fp8": ("fp8-block", "fp8"),
     "fp4": ("fp4", "fp8-block", "fp8"),
@@ -59,9 +57,10 @@ class LinkFit(Strict, frozen=True, kw_only=True):
         False  # a token goes once to each node, and is handed on to its ranks there
     )
     busy_fraction: float = 0.0  # of the arithmetic, taken by handing on while it runs
+    hidden_fraction: Triple = (1.0, 0.8, 0.6)  # of what could pass behind computation, what does
 
     def __post_init__(self) -> None:
-        check_fractions(bytes_fraction=self.bytes_fraction)
+        check_fractions(bytes_fraction=self.bytes_fraction, hidden_fraction=self.hidden_fraction)
 
 
 class EngineFit(Strict, frozen=True, kw_only=True):

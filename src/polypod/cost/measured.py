@@ -17,6 +17,8 @@ from polypod.errors import FileError, UnknownNameError
 Backend = Literal["trtllm", "vllm", "sglang"]
 BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 DEFAULT: Final = "default"
+GROUPED: Final = "grouped-"
+"""Before a type: kernels of experts over many ranks, which get their tokens from an all-to-all (`cost.step`)."""
 
 Triple = tuple[float, float, float]
 Reference = Annotated[str, msgspec.Meta(min_length=8)]
@@ -152,11 +154,13 @@ class Measured(Strict, frozen=True, kw_only=True):
     exchanges: dict[str, dict[str, dict[str, ExchangeFit]]] = msgspec.field(default_factory=dict)
 
     def kernels(self, backend: str | None) -> Kernels:
-        """One engine's, over the blend of all where it has none of its own."""
+        """One engine's, over the blend of all where it has none of its own. The blend of grouped experts is not TensorRT-LLM's."""
         found: Kernels = {family: {} for family in FAMILIES}
         for name in (DEFAULT, backend):
             for family, curves in self.backends.get(name or DEFAULT, {}).items():
                 for key, curve in curves.items():
+                    if key.startswith(GROUPED) and (name, backend) == (DEFAULT, "trtllm"):
+                        continue
                     source = f"{self.source}: {name or DEFAULT} {family} {key}"
                     fit = KernelFit(**msgspec.structs.asdict(curve), source=source)
                     found[family][key] = fit
