@@ -346,6 +346,17 @@ def test_a_lent_fraction_lies_between_its_own_and_the_peak(
     assert lent_fit(fit, less).flops_fraction[1] >= lent_fit(fit, more).flops_fraction[1]
 
 
+@given(st.floats(0.01, 1.0), st.floats(0.01, 1.0), st.floats(0, 1000), st.floats(1, 1e4))
+def test_few_rows_are_waited_for_like_everything_else(
+    fraction: float, waits: float, half_rows: float, rows: float
+) -> None:
+    fit = KernelFit(flops_fraction=(fraction,) * 3, bytes_fraction=(1, 1, 1), fixed_s=(0, 0, 0), half_rows=half_rows, source="a test")  # fmt: skip
+    lent = lent_fit(fit, waits)
+    reached = fraction / (1 + half_rows / rows)
+    there = lent.flops_fraction[1] / (1 + lent.half_rows / rows)
+    assert there == pytest.approx(1 / (1 + waits * (1 / reached - 1)))
+
+
 def test_only_chips_of_far_less_arithmetic_are_lent_other_fractions() -> None:
     for chip in ("nvidia-h200-sxm", "nvidia-h800-sxm", "nvidia-h100-sxm"):
         assert waiting_share(chip, "nvidia-h100-sxm") == 1

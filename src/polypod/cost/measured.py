@@ -80,7 +80,8 @@ def lent_fit(fit: KernelFit, waits: float) -> KernelFit:
 
         f' = 1 / (1 + waits * (1 / f - 1))
 
-    which stays at most 1, and is f itself for equal chips. A kernel at 0.6 on an H100 gets to 0.87 on an H20 (waits 0.23);
+    which stays at most 1, and is f itself for equal chips. Few rows are one more thing to wait for: where f is f / (1 + r / rows),
+    the same gives r' = waits r f' / f. A kernel at 0.6 on an H100 gets to 0.87 on an H20 (waits 0.23);
     its own tables say 0.89 of GEMMs.
 
     >>> half = KernelFit(flops_fraction=(0.8, 0.5, 0.2), bytes_fraction=(1, 1, 1), fixed_s=(0, 0, 0), source="an example")
@@ -90,7 +91,8 @@ def lent_fit(fit: KernelFit, waits: float) -> KernelFit:
     if waits == 1.0:
         return fit
     fast, likely, slow = (1 / (1 + waits * (1 / one - 1)) for one in fit.flops_fraction)
-    return msgspec.structs.replace(fit, flops_fraction=(fast, likely, slow))
+    half_rows = waits * fit.half_rows * likely / fit.flops_fraction[1]
+    return msgspec.structs.replace(fit, flops_fraction=(fast, likely, slow), half_rows=half_rows)
 
 
 def waiting_share(chip: str, donor: str) -> float:

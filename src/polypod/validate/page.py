@@ -116,7 +116,7 @@ fitted to, but the operators of the 910C, which are the CloudMatrix paper's, and
 runs with and without). What is off, and why, as far as is known. Experts are taken to be evenly loaded: LMSYS's and CloudMatrix's prefill with experts as they are
 loaded come out a fifth fast beside the same with experts balanced. CloudMatrix's prefill comes out fast beyond that, since its exchanges pass behind
 computation: its attention is cut in a way that is not modelled, with exchanges of its own. Ant Group's H20 does without work that tensor parallelism repeats on every rank,
-which the prediction repeats. SGLang's general experts' kernels in bf16 do better on H20 than H100's tables say, even lent to its balance of arithmetic. Decode
+which the prediction repeats; its decode attends in 8-bit arithmetic, of which no table of H20 says what it takes, and overlaps within one batch. SGLang's general experts' kernels in bf16 do better on H20 than H100's tables say, even lent to its balance of arithmetic. Decode
 under vLLM-Ascend is bound by launching kernels from the host, which no calibration of the 910C knows."""
 
 _LEFT_OUT = """\
