@@ -247,6 +247,8 @@ def test_two_batches_read_all_weights_twice_and_hide_nothing_without_exchanges()
     one = float(place.step_s(sequences=8.0, kv_tokens=8000.0))
     two = float(replace(place, two_batches=True).step_s(sequences=8.0, kv_tokens=8000.0))
     assert 1.8 * one < two < 2 * one
+    floor_s, floor_of_two_s = (float(one.floor_s(one.ops(sequences=8.0, kv_tokens=8000.0))) for one in (place, replace(place, two_batches=True)))  # fmt: skip
+    assert 1.8 * floor_s < floor_of_two_s < 2 * floor_s
 
 
 @given(st.integers(1, 600), st.integers(1, 8000), st.integers(0, 16000))
