@@ -13,7 +13,8 @@ Of each (chip, backend, family, type), five numbers by robust least squares (sof
     collective  a + [(B (n - 1) / n / (link w)) ^ p + (g sqrt(B / 64 KiB)) ^ p] ^ (1/p)
 
 `rows` is what shares one matrix or one context: tokens of an expert, tokens of a prompt, queries of a key head. r0 and c are
-fitted where they matter (attention and experts; experts alone), else 0 and 1. Experts: evenly loaded, gated, at most 8 ranks (past them the tables still hand every rank all tokens). FLOPs and bytes are counted as
+fitted where they matter (attention and experts; experts alone), else 0 and 1. Experts: evenly loaded, gated, at most 8 ranks (past them the tables still hand every rank all tokens); `grouped-` types are
+the kernels of experts over more ranks (`grouped`). FLOPs and bytes are counted as
 `polypod.workload` counts them. Two thirds of the shapes are fitted; the errors printed, the spread shipped (10 % and 90 % of
 measured over fitted) and the samples kept for the tests are those of the third held out. `default` pools the backends,
 each with the same weight. Where a backend has several versions, the one with most rows is taken; of the kernels behind one
@@ -21,6 +22,7 @@ type of GEMM the most frequent, of experts the fastest for each shape.
 """
 
 import argparse
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,6 +117,7 @@ def kernels(tables: Path) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
                     and len(made := work(frame))
                 ):
                     yield chip, backend, family, made
+        yield from grouped(tables / "kernels" / "aiconfigurator" / folder, chip)
     yield from infersim(tables / "kernels" / "infersim" / "bench_data")
 
 
@@ -188,6 +191,65 @@ def moe(frame: pd.DataFrame) -> pd.DataFrame:
         rows=rows / touched,
         measured_s=kept.latency / 1e3,
     )  # fmt: skip
+
+
+GROUPED = "grouped-"
+LAUNCHED_S = 1e-3
+"""Prefill kernels of the grouped tables were launched one by one, which takes 0.4 ms: what is not well above it says nothing of the kernels."""
+
+
+def grouped(folder: Path, chip: str) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """Experts over many ranks: SGLang's DeepGEMM behind DeepEP, TensorRT-LLM's own; of the newest version.
+
+    Prefill tables hand a rank all tokens of all ranks, not only those sent to it, so only few ranks are taken: at most 8, where
+    it costs a few percent. Decode tables hand it what was sent. TensorRT-LLM's are those of its balancer, nearly even.
+    """
+    parts = []
+    for phase, most_ranks in (("context", 8), ("generation", 256)):
+        frame = newest(folder, "sglang", f"wideep_{phase}_moe_perf")
+        if frame is not None:
+            even = frame[(frame.distribution == "uniform") & (frame.moe_ep_size <= most_ranks)]
+            least_ms = 1e3 * LAUNCHED_S if phase == "context" else 0.0
+            parts.append(even[even.latency > least_ms].assign(num_slots=even.num_experts))
+    if parts:
+        yield chip, "sglang", "moe", spread_moe(pd.concat(parts, ignore_index=True))
+    frame = newest(folder, "trtllm", "wideep_moe_perf")
+    if frame is not None:
+        even = frame[(frame.distribution == "power_law_1.01_eplb") & (frame.moe_ep_size > 1)]
+        yield chip, "trtllm", "moe", spread_moe(even)
+
+
+def newest(folder: Path, backend: str, name: str) -> pd.DataFrame | None:
+    paths = sorted(folder.glob(f"*/{backend}/*/{name}.parquet"), key=lambda path: version_of(path.parent.name))  # fmt: skip
+    return pd.read_parquet(paths[-1]) if paths else None
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text))
+
+
+def spread_moe(frame: pd.DataFrame) -> pd.DataFrame:
+    """Whole experts; `num_slots` are those on all ranks, copies included."""
+    tokens, hidden, inner = (frame[one].astype(float) for one in ("num_tokens", "hidden_size", "inter_size"))  # fmt: skip
+    rows = tokens * frame.topk / frame.moe_ep_size
+    held = frame.num_slots / frame.moe_ep_size
+    found = grouped_work(frame, frame.moe_dtype, rows, held * (1 - np.exp(-rows / held)), hidden, inner, frame.latency / 1e3)  # fmt: skip
+    shape = frame.num_tokens.astype(str) + "x" + frame.hidden_size.astype(str) + "x" + frame.num_slots.astype(str) + "x" + frame.moe_ep_size.astype(str)  # fmt: skip
+    return found.assign(shape=shape)
+
+
+def grouped_work(frame: pd.DataFrame, dtype: pd.Series, rows: pd.Series, touched: pd.Series, hidden: pd.Series, inner: pd.Series, seconds: pd.Series) -> pd.DataFrame:  # noqa: PLR0913  # fmt: skip
+    parameters = 3 * hidden * inner
+    activation_bytes = 2 * rows * (2 * hidden + 3 * inner)
+    found = made(
+        frame, dtype, "hidden_size",
+        flops=2 * rows * parameters,
+        hbm_bytes=touched * parameters * dtype.map(lambda one: TYPES[one][2]) + activation_bytes,
+        activation_bytes=activation_bytes,
+        rows=rows / touched,
+        measured_s=seconds,
+    )  # fmt: skip
+    return found.assign(key=GROUPED + found.key)
 
 
 def head_key(width: int) -> str:
@@ -286,6 +348,33 @@ def infersim(folder: Path) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
         dtype = pd.Series("fp8_block", index=frame.index)
         yield chip, "sglang", "gemm", work_of_gemm(frame, dtype, frame.latency_us / 1e6)
         yield from _infersim_attention(folder, short, chip)
+        yield chip, "sglang", "moe", _infersim_moe(folder / "grouped_gemm", short)
+
+
+STREAMED = 0.7
+"""Of the memory's bandwidth, reached by kernels that only copy (chip-nvidia-hopper.toml, elementwise)."""
+
+
+def _infersim_moe(folder: Path, short: str) -> pd.DataFrame:
+    """DeepGEMM's two GEMMs, evenly loaded: of two rows an expert or more, so that all are touched.
+
+    The tables time the GEMMs alone. Around them an engine activates and quantises (5 bytes for each inner element of a row) and in
+    prefill sorts rows and sums them (6 for each hidden one); both are added at the bandwidth that copies reach. SGLang's whole
+    module on an H100, with the same GEMMs, is within 5 % of that sum.
+    """
+    frames = [pd.read_csv(folder / phase / short / "data.csv") for phase in ("prefill", "decode")]
+    both = [frame.rename(columns={"seq_len_per_gpu": "tokens", "batch_size_per_gpu": "tokens"}).assign(copied=copied) for frame, copied in zip(frames, (6, 0), strict=True)]  # fmt: skip
+    frame = pd.concat(both, ignore_index=True)
+    rows = (frame.tokens * frame.topk).astype(float)
+    frame, rows = frame[rows >= 2 * frame.num_local_experts], rows[rows >= 2 * frame.num_local_experts]  # fmt: skip
+    hidden, inner = frame.hidden_size.astype(float), frame.intermediate_size.astype(float)
+    dtype = pd.Series("fp8_block", index=frame.index)
+    hbm = peaks({"h20": "nvidia-h20", "h800": "nvidia-h800-sxm"}[short])["hbm"]
+    around_s = rows * (5 * inner + frame.copied * hidden) / (STREAMED * hbm)
+    seconds = (frame.up_proj_us + frame.down_proj_us) / 1e6 + around_s
+    found = grouped_work(frame, dtype, rows, frame.num_local_experts.astype(float), hidden, inner, seconds)  # fmt: skip
+    shape = frame.tokens.astype(str) + "x" + frame.hidden_size.astype(str) + "x" + frame.intermediate_size.astype(str) + "x" + frame.num_local_experts.astype(str)  # fmt: skip
+    return found.assign(shape=shape)
 
 
 def _infersim_attention(
@@ -473,6 +562,8 @@ def fit_all(tables: Path) -> list[Curve]:
             if name == "gemm" and curve.values["fixed_s"] > MOST_FIXED_S:
                 continue
             curves.append(curve)
+            if (backend, str(key).startswith(GROUPED)) == ("trtllm", True):
+                continue  # all other engines run DeepGEMM there
             pools.setdefault((chip, name, str(key)), []).append(thin(rows, MOST))
     for (chip, name, _), frames in pools.items():
         least = min(len(frame) for frame in frames)

@@ -82,9 +82,18 @@ def test_loose_chips_take_the_fabric_of_their_usual_pod():
 
 
 def test_chips_without_a_pod_take_their_own_fabric():
-    links = loose_topology("nvidia-h20", 64).links
+    links = loose_topology("nvidia-a800-80g-sxm", 64).links
 
-    assert [(link.name, link.ranks, link.bytes_per_s) for link in links] == [("NVLink4", 8, 450e9)]
+    assert [(link.name, link.ranks, link.bytes_per_s) for link in links] == [("NVLink3", 8, 200e9)]
+
+
+@pytest.mark.parametrize(("chip", "bytes_per_s"), [("nvidia-h800-sxm", 50e9), ("nvidia-h20", 25e9)])
+def test_the_china_variants_of_hopper_reach_across_nodes(chip: str, bytes_per_s: float):
+    # eight and four ports of 400 Gb/s to a server, https://lmsys.org/blog/2025-09-26-sglang-ant-group/
+    near, far = loose_topology(chip, 64).links
+
+    assert near.ranks == 8
+    assert (far.ranks, far.bytes_per_s) == (None, bytes_per_s)
 
 
 def test_a_pod_that_says_no_speed_leaves_its_chips_their_own_fabric():
@@ -95,12 +104,12 @@ def test_a_pod_that_says_no_speed_leaves_its_chips_their_own_fabric():
 
 
 def test_a_package_of_two_dies_shares_its_own_fabric(monkeypatch: pytest.MonkeyPatch):
-    twin = msgspec.structs.replace(load_accelerator("nvidia-h20"), ranks=2)
+    twin = msgspec.structs.replace(load_accelerator("nvidia-a800-80g-sxm"), ranks=2)
     monkeypatch.setattr("polypod.catalog.topology.load_accelerator", lambda _: twin)
 
-    tier = loose_topology("nvidia-h20", 1).links[0]
+    tier = loose_topology("nvidia-a800-80g-sxm", 1).links[0]
 
-    assert (tier.ranks, tier.bytes_per_s) == (16, 225e9)
+    assert (tier.ranks, tier.bytes_per_s) == (16, 100e9)
 
 
 def test_a_fabric_of_unknown_speed_is_still_a_fabric():

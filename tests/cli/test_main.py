@@ -131,7 +131,7 @@ def test_faults_are_played_and_cost_no_request_that_had_not_begun(cli: Cli, tmp_
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("plan", "llama-3.1-8b", "--on", "nvidia-hgx-h201"), 2, "nearest: nvidia-hgx-h200"),
+        (("plan", "llama-3.1-8b", "--on", "nvidia-hgx-h201"), 2, "nvidia-hgx-h200, "),
         (("plan", "llama-4", "--on", "nvidia-hgx-h200"), 2, "no model is called 'llama-4'; nearest: "),
         (("plan", "llama-3.1-8b", "--on", "nvidia-hgx-h200", "--ttft", "2"), 2, "'2' has no unit"),
         (("plan", "llama-3.1-8b", "--on", "nvidia-hgx-h200", "--input", "-4"), 2, "-4"),

@@ -3,7 +3,7 @@
 import pytest
 
 from polypod.cost.calibration import Calibration, for_chip, named
-from polypod.cost.measured import KernelFit, measured, widened
+from polypod.cost.measured import KernelFit, lent_fit, measured, waiting_share, widened
 from polypod.errors import InputError
 
 
@@ -47,9 +47,10 @@ def test_hiding_another_chip_changes_nothing() -> None:
 def test_a_chip_measured_in_part_takes_the_rest_from_its_generation() -> None:
     h20, h100 = for_chip("nvidia-h20", "vllm"), for_chip("nvidia-h100-sxm", "vllm")
     assert h20.gemm["fp8-block"].source.startswith("alibaba/InferSim")
-    assert h20.gemm["bf16"] == h100.gemm["bf16"]
-    assert h20.moe == h100.moe
+    assert h20.gemm["bf16"] == lent_fit(h100.gemm["bf16"], waiting_share("nvidia-h20", "nvidia-h100-sxm"))  # fmt: skip
     assert h20.exchanges == h100.exchanges
+    h200 = for_chip("nvidia-h200-sxm", "vllm")
+    assert (h200.gemm["bf16"], h200.moe) == (h100.gemm["bf16"], h100.moe)  # of equal compute
 
 
 def test_borrowed_from_another_design_the_band_is_wider_and_the_middle_the_same() -> None:

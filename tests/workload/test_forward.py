@@ -4,6 +4,7 @@ T tokens, H hidden, I columns, L layers; DeepSeek-V3: H = 7168, 61 layers of whi
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from polypod.workload.model import (
 from polypod.workload.precision import Precision
 
 BF16 = Precision(weights="bf16", kv="bf16")
+FP8 = Precision(weights="fp8", kv="bf16")
 INT8 = Precision(weights="int8", kv="bf16")
 DEEPSEEK = "deepseek-ai/DeepSeek-V3"
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -166,7 +168,7 @@ def test_a_large_batch_reads_every_expert_that_is_held(layout: Layout, shapes: d
 
 @given(
     experts=st.integers(1, 512),
-    ep=st.sampled_from([1, 2, 8, 64]),
+    ep=st.integers(1, 144),
     tokens=st.floats(1, 1e6),
 )
 def test_no_more_experts_are_touched_than_held_or_chosen(experts: int, ep: int, tokens: float):
@@ -468,3 +470,27 @@ def test_prompts_send_a_token_to_several_experts_together_and_decode_one_by_one(
     ):
         found = [op for op in step_ops(model, layout, precision, shape) if op.name == "dispatch"]
         assert [float(op.copies) for op in found] == [copies]
+
+
+def test_more_ranks_and_copies_never_load_the_busiest_rank_more(shapes: dict[str, Model]):
+    # the same 4,608 tokens of a stage over ever more ranks, whether or not they divide the experts
+    shares = []
+    for ep in (32, 36, 64, 72, 128, 144, 256, 288, 384):
+        shape = StepShape(decode_sequences=4608 / ep)
+        experts = named(step_ops(shapes[DEEPSEEK], Layout(dp=ep, ep=ep), FP8, shape), "experts")
+        shares.append((experts.flops, experts.weight_bytes))
+
+    for before, after in pairwise(shares):
+        assert after[0] < before[0]
+        assert after[1] <= before[1] * 1.001
+
+
+def test_operators_know_their_kind_of_layer(shapes: dict[str, Model]):
+    ops = step_ops(shapes[DEEPSEEK], Layout(dp=32, ep=32), FP8, StepShape(prompt_tokens=100))
+    with_experts = {op.layers for op in ops if op.kind == "moe"}
+    queries = [op for op in ops if op.name == "queries"]
+
+    assert {op.count for op in queries} == {58, 3}
+    assert len({op.layers for op in queries}) == 2
+    assert {op.layers for op in ops if op.name in ("dispatch", "combine")} == with_experts
+    assert named(ops, "embedding").layers is None

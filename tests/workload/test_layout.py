@@ -20,6 +20,9 @@ MIXTRAL = "mistralai/Mixtral-8x7B-v0.1"
             Layout(dp=320, ep=320),
         ),  # CloudMatrix384 decodes so: one expert per die, 64 copies
         (DEEPSEEK, Layout(dp=32, ep=32)),
+        (DEEPSEEK, Layout(dp=144, ep=144)),  # DeepSeek decodes so: two a rank, 32 copies
+        (DEEPSEEK, Layout(dp=72, ep=72)),  # LMSYS decodes so: four a rank, 32 copies
+        (MIXTRAL, Layout(dp=6, ep=6)),
         (DEEPSEEK, Layout(tp=8)),
         (DEEPSEEK, Layout(tp=8, ep=8)),
         (DEEPSEEK, Layout(tp=4, dp=4, ep=16)),
@@ -42,7 +45,7 @@ def test_layouts_that_engines_run_are_taken(name: str, layout: Layout, shapes: d
         (SMOLLM, Layout(pp=31), r"pp=31 stages for the 30 layers of .*; make pp at most 30"),
         (LLAMA, Layout(ep=2, dp=2), r"ep=2: meta-llama/Llama-3\.1-8B has no experts; use ep=1"),
         (LLAMA, Layout(cp=2), r"cp=2: context parallelism is not modelled; use cp=1"),
-        (MIXTRAL, Layout(dp=6, ep=6), r"ep=6 does not divide the 8 experts of .*; take ep from 1, 2, 4, 8"),
+        (MIXTRAL, Layout(tp=2, dp=3, ep=4), r"ep=4 does not divide the tp\*dp=6 ranks of a stage; take ep from 1, 2, 3, 6"),
         (MIXTRAL, Layout(tp=4, ep=8), r"ep=8 does not divide the tp\*dp=4 ranks of a stage; take ep from 1, 2, 4"),
         (MIXTRAL, Layout(dp=8, ep=4), r"ep=4 is no multiple of dp=8; spread the experts over all ranks with ep=8"),
         (MIXTRAL, Layout(dp=17, ep=17), r"ep=17 for 8 experts of .* make ep at most 16"),

@@ -173,3 +173,24 @@ def test_scalar_answers_are_plain_floats(shapes: dict[str, Model]):
 
 def test_ranks_that_expert_groups_leave_hold_slices():
     assert [expert_slices(Layout(tp=8, ep=ep)) for ep in (1, 2, 8)] == [8, 4, 1]
+
+
+@pytest.mark.parametrize(("ep", "held"), [(32, 8), (72, 4), (144, 2), (256, 1), (320, 1)])
+def test_a_rank_holds_as_many_experts_as_the_published_deployments_do(
+    ep: int, held: int, shapes: dict[str, Model]
+):
+    # 32 redundant experts at LMSYS (72 ranks) and DeepSeek (144); one to a die of CloudMatrix384
+    model, layout = shapes[DEEPSEEK], Layout(dp=ep, ep=ep)
+    moe = next(group.feed_forward for group in model.layers if isinstance(group.feed_forward, Moe))
+    whole = weight_bytes_per_rank(model, Layout(dp=256, ep=256), FP8)
+
+    assert experts_per_rank(moe, layout) == held
+    beyond = weight_bytes_per_rank(model, layout, FP8) - whole
+    assert beyond == pytest.approx(58 * (held - 1) * 3 * 7168 * 2048)
+
+
+@given(experts=st.integers(1, 512), ep=st.integers(1, 512))
+def test_ranks_have_room_for_every_expert_and_less_than_one_more_each(experts: int, ep: int):
+    held = experts_per_rank(Moe(experts=experts, experts_per_token=1, expert_intermediate=1), Layout(dp=ep, ep=ep))  # fmt: skip
+
+    assert experts <= held * ep < experts + ep

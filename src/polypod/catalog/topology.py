@@ -74,8 +74,8 @@ def topology(pod: Pod) -> Topology:
 def loose_tiers(accelerator: str) -> tuple[Tier, ...]:
     """The tiers of accelerators taken by themselves: their usual pod's, else those of servers built with their own fabric.
 
-    >>> [(tier.name, tier.ranks) for tier in loose_tiers("nvidia-h20")]
-    [('NVLink4', 8)]
+    >>> [(tier.name, tier.ranks) for tier in loose_tiers("nvidia-a800-80g-sxm")]
+    [('NVLink3', 8)]
     """
     chip = load_accelerator(accelerator)
     home = accelerators_pod(chip.id)

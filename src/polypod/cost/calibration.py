@@ -15,6 +15,7 @@ from polypod.catalog.schema import Strict
 from polypod.cost.measured import (
     BACKENDS,
     DEFAULT,
+    GROUPED,
     Exchanges,
     KernelFit,
     Kernels,
@@ -23,7 +24,9 @@ from polypod.cost.measured import (
     Triple,
     check_fractions,
     generation_of,
+    lent_fit,
     measured,
+    waiting_share,
     widened,
 )
 from polypod.cost.shipped import shipped
@@ -41,7 +44,11 @@ Case = Literal["fast", "likely", "slow"]
 CASES: tuple[Case, ...] = ("fast", "likely", "slow")
 OTHER: Final = "other"
 
-_STANDS_FOR: Final = {"fp8": ("fp8-block", "fp8"), "fp4": ("fp4", "fp8-block", "fp8")}
+_STANDS_FOR: Final = {
+    "fp8": ("fp8-block", "fp8"),
+    "fp4": ("fp4", "fp8-block", "fp8"),
+    f"{GROUPED}fp8": (f"{GROUPED}fp8-block",),
+}
 """Checkpoints in fp8 are nearly all scaled by blocks, so that curve comes first; fp4 without a curve does as well as fp8."""
 
 
@@ -54,9 +61,11 @@ class LinkFit(Strict, frozen=True, kw_only=True):
     once_per_node: bool = (
         False  # a token goes once to each node, and is handed on to its ranks there
     )
+    busy_fraction: float = 0.0  # of the arithmetic, taken by handing on while it runs
+    hidden_fraction: Triple = (1.0, 0.8, 0.6)  # of what could pass behind computation, what does
 
     def __post_init__(self) -> None:
-        check_fractions(bytes_fraction=self.bytes_fraction)
+        check_fractions(bytes_fraction=self.bytes_fraction, hidden_fraction=self.hidden_fraction)
 
 
 class EngineFit(Strict, frozen=True, kw_only=True):
@@ -139,7 +148,7 @@ def for_chip(
         evidence: Evidence = "own kernels"
         if donors[0] != chip:
             evidence = "same family" if donors[0] in generation.measured else "transferred"
-        return _overlaid(named(generation.base), donors, evidence, backend)
+        return _overlaid(chip, named(generation.base), donors, evidence, backend)
     for calibration in _shipped().values():
         if chip in calibration.chips and chip not in without:
             return calibration
@@ -147,15 +156,21 @@ def for_chip(
 
 
 def _overlaid(
-    base: Calibration, donors: tuple[str, ...], evidence: Evidence, backend: str | None
+    chip: str,
+    base: Calibration,
+    donors: tuple[str, ...],
+    evidence: Evidence,
+    backend: str | None,
 ) -> Calibration:
     """A written calibration under the curves of several chips, the first of them uppermost."""
     kernels: Kernels = {}
     exchanges: Exchanges = {}
     for donor in reversed(donors):
         one: Measured = measured()[donor]
+        waits = 1.0 if evidence == "transferred" else waiting_share(chip, donor)
         for family, fits in one.kernels(backend).items():
-            kernels[family] = kernels.get(family, {}) | fits
+            lent = {key: lent_fit(fit, waits) for key, fit in fits.items()}
+            kernels[family] = kernels.get(family, {}) | lent
         exchanges |= one.collectives(backend)
     if evidence == "transferred":
         kernels = {

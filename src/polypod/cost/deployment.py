@@ -1,7 +1,8 @@
 """One model, in one layout and precision, on one kind of rank: everything a step of it costs.
 
 With pipeline stages the batch is cut into as many micro-batches, and a round of all of them takes
-`pp * stage(batch / pp)`: the pipeline is full, and bubbles at its ends are left out.
+`pp * stage(batch / pp)`: the pipeline is full, and bubbles at its ends are left out. An engine that overlaps exchanges with
+computation (`two_batches`) cuts each of them in two halves once more (`cost.step`).
 """
 
 from collections.abc import Collection, Mapping
@@ -110,6 +111,7 @@ class Deployment:
     rank: Rank
     backend: str | None = None  # whose kernels; None: the rank's own calibration
     scale: float = 1.0  # on every step: a person's own calibration
+    two_batches: bool = False  # the engine exchanges one half's tokens while it computes the other
 
     def __post_init__(self) -> None:
         reach = self.rank.reach
@@ -142,20 +144,24 @@ class Deployment:
         pairs: Number = 0.0,
         drafts: float = 0.0,
     ) -> list[Op]:
-        """The operators of one stage's micro-batch, on the busiest rank."""
-        pp = self.layout.pp
+        """The operators of one stage's micro-batch, on the busiest rank; of either half of it with `two_batches`."""
+        pieces = self.layout.pp * self._halves
         shape = StepShape(
-            prompt_tokens=prompt_tokens / pp,
-            decode_sequences=sequences / pp,
-            kv_tokens=kv_tokens / pp,
-            pairs=pairs / pp,
+            prompt_tokens=prompt_tokens / pieces,
+            decode_sequences=sequences / pieces,
+            kv_tokens=kv_tokens / pieces,
+            pairs=pairs / pieces,
             drafts=drafts,
         )
         return step_ops(self.model, self.layout, self.precision, shape)
 
     def cost(self, ops: list[Op], case: Case = "likely") -> StepCost:
         """The step with its reasons."""
-        return step_cost(ops, self.served, self.layout, case)
+        return step_cost(ops, self.served, self.layout, case, two_batches=self.two_batches)
+
+    @property
+    def _halves(self) -> int:
+        return 2 if self.two_batches else 1
 
     def step_s(
         self,
@@ -180,7 +186,7 @@ class Deployment:
 
     def floor_s(self, ops: list[Op]) -> Number:
         """What no kernel and no engine can beat on this chip's specification."""
-        return floor_s(ops, self.served, self.layout)
+        return self._halves * floor_s(ops, self.served, self.layout)
 
     def memory(self, step_tokens: int = 8192) -> Memory:
         """What fills a rank, with activations for `step_tokens` tokens at once."""

@@ -9,13 +9,16 @@ from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 
+from polypod.catalog.load import load_accelerator
 from polypod.catalog.schema import Strict
 from polypod.cost.shipped import shipped
-from polypod.errors import FileError
+from polypod.errors import FileError, UnknownNameError
 
 Backend = Literal["trtllm", "vllm", "sglang"]
 BACKENDS: Final[tuple[Backend, ...]] = get_args(Backend)
 DEFAULT: Final = "default"
+GROUPED: Final = "grouped-"
+"""Before a type: kernels of experts over many ranks, which get their tokens from an all-to-all (`cost.step`)."""
 
 Triple = tuple[float, float, float]
 Reference = Annotated[str, msgspec.Meta(min_length=8)]
@@ -70,6 +73,52 @@ def widened(fit: KernelFit) -> KernelFit:
     )
 
 
+def lent_fit(fit: KernelFit, waits: float) -> KernelFit:
+    """A curve on a relative whose matrix units wait `waits` as long for the rest of the chip.
+
+    A kernel at the fraction f of the peak waits 1 / f - 1 times as long as its arithmetic takes, so
+
+        f' = 1 / (1 + waits * (1 / f - 1))
+
+    which stays at most 1, and is f itself for equal chips. Few rows are one more thing to wait for: where f is f / (1 + r / rows),
+    the same gives r' = waits r f' / f. A kernel at 0.6 on an H100 gets to 0.87 on an H20 (waits 0.23);
+    its own tables say 0.89 of GEMMs.
+
+    >>> half = KernelFit(flops_fraction=(0.8, 0.5, 0.2), bytes_fraction=(1, 1, 1), fixed_s=(0, 0, 0), source="an example")
+    >>> [round(one, 2) for one in lent_fit(half, 0.25).flops_fraction], lent_fit(half, 1.0) is half
+    ([0.94, 0.8, 0.5], True)
+    """
+    if waits == 1.0:
+        return fit
+    fast, likely, slow = (1 / (1 + waits * (1 / one - 1)) for one in fit.flops_fraction)
+    half_rows = waits * fit.half_rows * likely / fit.flops_fraction[1]
+    return msgspec.structs.replace(fit, flops_fraction=(fast, likely, slow), half_rows=half_rows)
+
+
+def waiting_share(chip: str, donor: str) -> float:
+    """How long a chip's matrix units wait for the rest of it beside a relative's: matrix peak over vector peak, compared.
+
+    What matrix units wait for (loads from shared memory, scaling, the softmax, writing out) other units do, whose number the
+    fp32 peak tells. 1 at most: curves are never lowered so. 1 as well where a peak is not on record.
+
+    >>> round(waiting_share("nvidia-h20", "nvidia-h100-sxm"), 2), waiting_share("nvidia-h200-sxm", "nvidia-h100-sxm")
+    (0.23, 1.0)
+    """
+    own, other = _matrix_over_vector(chip), _matrix_over_vector(donor)
+    return 1.0 if own is None or other is None else min(own / other, 1.0)
+
+
+@cache
+def _matrix_over_vector(chip: str) -> float | None:
+    """Peak in bf16 over peak in fp32."""
+    try:
+        peaks = load_accelerator(chip).peak_flops_per_s
+    except UnknownNameError:  # the kernels of a chip that the catalog lacks
+        return None
+    matrix, vector = (next((fact.value for key, fact in peaks.items() if str(key) == name), None) for name in ("bf16", "fp32"))  # fmt: skip
+    return matrix / vector if matrix and vector else None
+
+
 def _wider(values: Triple, slower: float) -> Triple:
     """Fractions end at 1; a time has no end."""
     fast, likely, slow = values
@@ -107,11 +156,13 @@ class Measured(Strict, frozen=True, kw_only=True):
     exchanges: dict[str, dict[str, dict[str, ExchangeFit]]] = msgspec.field(default_factory=dict)
 
     def kernels(self, backend: str | None) -> Kernels:
-        """One engine's, over the blend of all where it has none of its own."""
+        """One engine's, over the blend of all where it has none of its own. The blend of grouped experts is not TensorRT-LLM's."""
         found: Kernels = {family: {} for family in FAMILIES}
         for name in (DEFAULT, backend):
             for family, curves in self.backends.get(name or DEFAULT, {}).items():
                 for key, curve in curves.items():
+                    if key.startswith(GROUPED) and (name, backend) == (DEFAULT, "trtllm"):
+                        continue
                     source = f"{self.source}: {name or DEFAULT} {family} {key}"
                     fit = KernelFit(**msgspec.structs.asdict(curve), source=source)
                     found[family][key] = fit

@@ -34,7 +34,7 @@ from polypod.engine.closed_loop import Behaviour
 from polypod.engine.settings import NOTHING, EngineArgs, behaviour_of, tokens_per_step
 from polypod.errors import LayoutError
 from polypod.plan.place import Island
-from polypod.workload.layout import Layout, check_layout
+from polypod.workload.layout import Layout, check_layout, leaves_copies
 from polypod.workload.model import Model
 from polypod.workload.precision import Precision
 
@@ -138,6 +138,9 @@ def search(question: Question, island: Island, precision: Precision) -> Search:
         try:
             check_layout(question.model, layout)
         except LayoutError:
+            found.pruned["the model does not divide that way"] += 1
+            continue
+        if leaves_copies(question.model, layout):
             found.pruned["the model does not divide that way"] += 1
             continue
         deployment = Deployment.make(

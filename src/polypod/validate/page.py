@@ -121,10 +121,12 @@ A band is the range that should hold four of five measurements; its ends are the
 
 _POINTS = """\
 From papers, blogs and documentation, each under the conditions that its source states; the band is that of the fast and the slow calibration. None was
-fitted to, but the operators of the 910C, which are the CloudMatrix paper's. What lies outside, and why, as far as is known: prefill of experts on Hopper comes
-out slow, because the kernel tables hold the engines' general expert kernels and not the grouped ones of large deployments, because exchanges
-between nodes are timed as if nothing overlapped them, and because H20 is given H100's shares of a peak that is seven times as high; decode under vLLM-Ascend is
-bound by launching kernels from the host, which no calibration of the 910C knows."""
+fitted to, but the operators of the 910C, which are the CloudMatrix paper's, and how much two batches hide, which is set to what LMSYS gains by them (the ratio of
+runs with and without). What is off, and why, as far as is known. Experts are taken to be evenly loaded: LMSYS's and CloudMatrix's prefill with experts as they are
+loaded come out a fifth fast beside the same with experts balanced. CloudMatrix's prefill comes out fast beyond that, since its exchanges pass behind
+computation: its attention is cut in a way that is not modelled, with exchanges of its own. Ant Group's H20 does without work that tensor parallelism repeats on every rank,
+which the prediction repeats; its decode attends in 8-bit arithmetic, of which no table of H20 says what it takes, and overlaps within one batch. SGLang's general experts' kernels in bf16 do better on H20 than H100's tables say, even lent to its balance of arithmetic. Decode
+under vLLM-Ascend is bound by launching kernels from the host, which no calibration of the 910C knows."""
 
 _LEFT_OUT = """\
 The system's own kernels are hidden and its rows predicted from another chip's curves under its own peaks, with the wider band of that evidence:

@@ -1,6 +1,7 @@
 """Single published figures, one to a line, each predicted under its own conditions.
 
-A file of points is CSV with the columns of `COLUMNS`; what does not apply is left empty. `metric` says what `value` is and which conditions it needs:
+A file of points is CSV with the columns of `COLUMNS`; what does not apply is left empty. A column `two_batches` may say `yes` where the engine
+exchanges tokens of one half of a batch while it computes the other. `metric` says what `value` is and which conditions it needs:
 
     decode_tokens_per_s    of one accelerator: sequences_per_rank at context_tokens each, tokens_per_step of which a step gives
     prefill_tokens_per_s   of one accelerator: a step of tokens_per_rank tokens of prompts context_tokens long
@@ -49,6 +50,7 @@ class Point:
     source: str
     conditions: str
     numbers: dict[str, float]
+    two_batches: bool = False
 
     def number(self, name: str) -> float:
         """A condition. Raises `InputError` where the metric needs one that is not given."""
@@ -123,7 +125,15 @@ def _point(path: Path, line: int, raw: dict[str, str]) -> Point:
         id=texts["id"], line=line, chip=texts["chip"], model=texts["model"], weights=texts["weights"], kv=texts["kv"] or "bf16",
         backend=texts["backend"], layout=Layout(**{axis: int(found.get(axis, 1)) for axis in _AXES}), metric=metric, value=found["value"],
         source=texts["source"], conditions=texts["conditions"], numbers={name: found[name] for name in _NUMBERS if name in found},
+        two_batches=_yes(path, line, raw),
     )  # fmt: skip
+
+
+def _yes(path: Path, line: int, raw: dict[str, str]) -> bool:
+    text = (raw.get("two_batches") or "").strip()
+    if text not in ("", "yes"):
+        raise FileError(path, f"line {line}: two_batches is {text!r}; accepted: yes, or nothing")
+    return text == "yes"
 
 
 def _number(path: Path, line: int, name: str, text: str) -> float:
@@ -161,7 +171,13 @@ def _deployment(point: Point, without: frozenset[str]) -> Deployment:
     weights = point.weights or native.weights
     compute = native.compute if weights == native.weights else None
     precision = Precision(weights=weights, kv=point.kv, compute=compute)
-    return Deployment(model=model, layout=point.layout, precision=precision, rank=rank)
+    return Deployment(
+        model=model,
+        layout=point.layout,
+        precision=precision,
+        rank=rank,
+        two_batches=point.two_batches,
+    )
 
 
 def _value(point: Point, deployment: Deployment, case: Case) -> float:

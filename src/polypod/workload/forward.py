@@ -70,8 +70,9 @@ def step_ops(model: Model, layout: AnyLayout, precision: Precision, shape: StepS
         if not np.any(layers):
             continue
         count = layers + drafts if position == 0 else layers
-        ops += [*_attention(step, group, count), *_feed_forward(beside, group, count)]
-        ops.append(_elementwise(step, count))
+        layer = [*_attention(step, group, count), *_feed_forward(beside, group, count)]
+        layer.append(_elementwise(step, count))
+        ops += [replace(op, layers=position) for op in layer]
     ops += _ends(step, model, drafts)
     return [op for op in ops if np.any(op.count)]
 

@@ -7,6 +7,9 @@
          group hold slices of the same experts
     cp   context parallel
 
+Experts that ep does not divide leave slots over: each rank holds ceil(experts / ep), and the slots that are left hold copies of the
+busiest experts, which is how large deployments even out their ranks (DeepSeek decodes on 144 ranks with 32 copies, LMSYS on 72).
+
 world = tp * pp * dp * cp ranks; ep cuts the same ranks another way and adds none.
 """
 
@@ -102,9 +105,7 @@ def _check_experts(model: Model, moe: Moe, layout: Layout) -> None:
     if ep > 1 and ep % layout.dp:
         msg = f"ep={ep} is no multiple of dp={layout.dp}; spread the experts over all ranks with ep={stage}"
         raise LayoutError(msg)
-    if ep <= moe.experts:
-        _check_divides("ep", ep, f"experts of {model.name}", moe.experts)
-    elif ep > 2 * moe.experts:
+    if ep > 2 * moe.experts:
         msg = (
             f"ep={ep} for {moe.experts} experts of {model.name} leaves most ranks with copies alone; "
             f"make ep at most {2 * moe.experts}"
@@ -113,6 +114,19 @@ def _check_experts(model: Model, moe: Moe, layout: Layout) -> None:
     _check_divides("tp*dp/ep", stage // ep, "columns of one expert", moe.expert_intermediate)
     if moe.shared_intermediate:
         _check_divides("tp", layout.tp, "columns of the shared experts", moe.shared_intermediate)
+
+
+def leaves_copies(model: Model, layout: Layout) -> bool:
+    """Whether ep is at most the experts of some layer and does not divide them, so that ranks hold copies by choice.
+
+    >>> from polypod.workload.model import Model, LayerGroup
+    >>> moe = LayerGroup(count=1, attention=None, feed_forward=Moe(experts=256, experts_per_token=8, expert_intermediate=1))
+    >>> model = Model(name="", model_type="", hidden=1, vocab=1, tied=True, layers=(moe,), mtp_layers=0, context_tokens=None, weight_dtype="bf16")
+    >>> [leaves_copies(model, Layout(dp=ep, ep=ep)) for ep in (32, 72, 144, 320)]
+    [False, True, True, False]
+    """
+    counts = [group.feed_forward.experts for group in model.layers if isinstance(group.feed_forward, Moe)]  # fmt: skip
+    return any(layout.ep <= experts and experts % layout.ep for experts in counts)
 
 
 def _check_divides(axis: str, value: int, what: str, whole: int) -> None:

@@ -66,6 +66,7 @@ class Op:
     group: Group | None = None
     buffer_bytes: Reals = 0.0
     copies: Reals = 1.0  # ranks that a token is sent to, of an exchange that sends many at once
+    layers: int | None = None  # which kind of layer it is part of; None: of none
 
     """`rows` are the tokens of an expert, the tokens of a prompt, or the queries that read one cached key."""
 
