@@ -12,7 +12,8 @@ from typing import Any, Final
 from polypod.errors import FileError, InputError
 from polypod.report.tables import entry, table
 from polypod.validate.bands import METRICS
-from polypod.validate.points import PredictedPoint, has_points, predict_point, read_points
+from polypod.validate.point_bands import PredictedPoint, predict_point
+from polypod.validate.points import has_points, read_points
 from polypod.validate.predict import SYSTEMS
 from polypod.validate.rows import Refused, Row, read_rows, unique
 from polypod.validate.scores import Group, Kind, Score, Scored, by_kind, groups, score, worst

@@ -5,7 +5,7 @@ from typing import Final
 
 from polypod.report.export import markdown_text
 from polypod.validate.bands import METRICS
-from polypod.validate.points import PredictedPoint
+from polypod.validate.point_bands import PredictedPoint
 from polypod.validate.rows import Refused
 from polypod.validate.scores import Kind, Scored, by_kind, groups, score
 

@@ -6,7 +6,8 @@ from importlib import resources
 
 from polypod.errors import PolypodError
 from polypod.validate.page import kinds, page
-from polypod.validate.points import PredictedPoint, predict_point, read_points
+from polypod.validate.point_bands import PredictedPoint, predict_point
+from polypod.validate.points import read_points
 from polypod.validate.predict import SYSTEMS, predict, reason_of
 from polypod.validate.rows import Refused, Row, read_rows, unique
 from polypod.validate.scores import Scored

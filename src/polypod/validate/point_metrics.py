@@ -1,0 +1,264 @@
+"""What each metric of a point comes to on a rank: serving from whole steps, kernels and exchanges from one operator."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+from polypod.catalog.schema import Fact, Tier
+from polypod.cost.calibration import Case
+from polypod.cost.chip import Rank
+from polypod.cost.deployment import Deployment, native_precision
+from polypod.cost.step import exchange_time, fit_of, kernel_time
+from polypod.engine.closed_loop import Behaviour, Load, Times, closed_loop
+from polypod.errors import InputError
+from polypod.plan.search import mean_pairs
+from polypod.validate.points import Metric, Point
+from polypod.validate.predict import model_name, model_of
+from polypod.workload.layout import check_layout
+from polypod.workload.ops import ACTIVATION_BYTES, Op, Pattern, collective
+from polypod.workload.precision import Precision, element_bytes
+
+LARGE: Final = 16384.0
+"""Rows, columns and depth of a matrix product that no chip on record finds small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """A point under one case of its rank's calibration."""
+
+    point: Point
+    rank: Rank
+    case: Case
+
+    @cached_property
+    def deployment(self) -> Deployment:
+        """The point's model on the rank. Raises `InputError` where the catalog or the layout does not allow it."""
+        point = self.point
+        model = model_of(model_name(point.model))
+        check_layout(model, point.layout)
+        native = native_precision(model, self.rank)
+        weights = point.weights or native.weights
+        compute = native.compute if weights == native.weights else None
+        precision = Precision(weights=weights, kv=point.kv, compute=compute)
+        return Deployment(model=model, layout=point.layout, precision=precision, rank=self.rank)
+
+    @property
+    def share(self) -> float:
+        """Data-parallel ranks' worth of tokens that one accelerator gives: a fraction where several hold one."""
+        layout = self.point.layout
+        return layout.dp * self.rank.ranks_per_accelerator / layout.world
+
+    def kernel_s(self, op: Op) -> float:
+        """One operator under its curve."""
+        fit = fit_of(op, self.rank.calibration)
+        return float(kernel_time(op, fit, self.rank, self.case).total_s)
+
+    def exchange_s(self, op: Op) -> float:
+        """One exchange. Raises `InputError` where no link of known speed joins its ranks."""
+        reach = self.rank.reach
+        if reach is not None and self.point.layout.world > reach:
+            msg = f"{self.point.layout.world} ranks of {self.rank.chip} are more than its links of known bandwidth join, {reach}"
+            raise InputError(msg)
+        return float(exchange_time(op, self.rank, self.point.layout, self.case).total_s)
+
+
+def with_links(rank: Rank, point: Point) -> Rank:
+    """The rank under the fabric and the network that the point's conditions name, beside those on record."""
+    tiers = rank.tiers
+    if "link_bytes_per_s" in point.numbers:
+        tiers = (_tier("link", int(point.number("link_ranks")), "link_bytes_per_s", point),)
+    if "network_bytes_per_s" in point.numbers:
+        known = tuple(tier for tier in tiers if tier.bytes_per_s is not None and tier.ranks)
+        tiers = (*known, _tier("network", None, "network_bytes_per_s", point))
+    return replace(rank, tiers=tiers)
+
+
+def _tier(name: str, ranks: int | None, column: str, point: Point) -> Tier:
+    fact = Fact(value=point.number(column), source=point.source, kind="estimated")
+    return Tier(name=name, ranks=ranks, bytes_per_s=fact)
+
+
+def value_of(timing: Timing) -> float:
+    """The point's metric, predicted in its unit."""
+    return _VALUES[timing.point.metric](timing)
+
+
+def _decode_tokens_per_s(timing: Timing) -> float:
+    point = timing.point
+    batch = point.number("sequences_per_rank")
+    given = point.numbers.get("tokens_per_step", 1.0)
+    step_s = timing.deployment.step_s(
+        sequences=batch,
+        kv_tokens=batch * point.number("context_tokens"),
+        drafts=1.0 if given > 1 else 0.0,
+        case=timing.case,
+    )
+    return float(batch * given / step_s) * timing.share
+
+
+def _prefill_tokens_per_s(timing: Timing) -> float:
+    tokens = timing.point.number("tokens_per_rank")
+    pairs = mean_pairs(tokens, timing.point.number("context_tokens"))
+    step_s = timing.deployment.step_s(prompt_tokens=tokens, pairs=pairs, case=timing.case)
+    return float(tokens / step_s) * timing.share
+
+
+def _tpot_ms(timing: Timing) -> float:
+    return 1e3 * _times(timing, timing.point.number("concurrency")).tpot_s
+
+
+def _ttft_ms(timing: Timing) -> float:
+    return 1e3 * _times(timing, timing.point.number("concurrency")).ttft_s
+
+
+def _output_tokens_per_s(timing: Timing) -> float:
+    return _together(timing, timing.point.number("concurrency"))
+
+
+def _offline_output_tokens_per_s(timing: Timing) -> float:
+    point, deployment = timing.point, timing.deployment
+    context = point.number("input_tokens") + point.number("output_tokens")
+    held = deployment.memory().tokens_of(context) // context * point.layout.dp
+    if held < 1:
+        msg = f"no sequence of {context:g} tokens fits beside the weights of {point.model} on {point.layout.world} ranks of {point.chip}"
+        raise InputError(msg)
+    return _together(timing, min(held, point.numbers.get("concurrency", held)))
+
+
+def _together(timing: Timing, clients: float) -> float:
+    output = timing.point.number("output_tokens")
+    times = _times(timing, clients)
+    return clients * output / (times.ttft_s + output * times.tpot_s)
+
+
+def _times(timing: Timing, clients: float) -> Times:
+    point = timing.point
+    load = Load(
+        input_tokens=point.number("input_tokens"),
+        output_tokens=point.number("output_tokens"),
+        concurrency=clients,
+    )
+    behaviour = Behaviour(
+        exclusive_prefill=point.backend == "sglang",
+        tokens_per_step=point.numbers.get("tokens_per_step", 1.0),
+    )
+    return closed_loop(timing.deployment.step_time(timing.case), load, behaviour)
+
+
+def _gemm_flops_per_s(timing: Timing) -> float:
+    point = timing.point
+    rows, columns, inner = (point.number(name) for name in ("m", "n", "k"))
+    return _matrices(timing, rows, columns, inner, point.numbers.get("groups", 0.0))
+
+
+def _matmul_flops_per_s(timing: Timing) -> float:
+    return _matrices(timing, LARGE, LARGE, LARGE, 0.0)
+
+
+def _matrices(timing: Timing, rows: float, columns: float, inner: float, groups: float) -> float:
+    """Of one matrix by the curve of GEMMs, of `groups` by that of experts."""
+    precision = Precision(weights=timing.point.weights or "bf16", kv="bf16")
+    times = max(groups, 1.0)
+    op = Op(
+        name="matrix product",
+        kind="moe" if groups else "gemm",
+        count=1.0,
+        dtype=precision.compute_dtype,
+        variant=precision.weights,
+        rows=rows if groups else 0.0,
+        flops=2 * times * rows * columns * inner,
+        weight_bytes=times * element_bytes(precision.weights) * columns * inner,
+        activation_bytes=times * ACTIVATION_BYTES * rows * (columns + inner),
+    )
+    return float(op.flops / timing.kernel_s(op))
+
+
+def _attention(timing: Timing) -> Op:
+    batch = timing.point.number("sequences_per_rank")
+    ops = timing.deployment.ops(
+        sequences=batch,
+        kv_tokens=batch * timing.point.number("context_tokens"),
+        drafts=timing.point.numbers.get("tokens_per_step", 1.0) - 1,
+    )
+    return _named(ops, "decode attention", timing)
+
+
+def _attention_flops_per_s(timing: Timing) -> float:
+    op = _attention(timing)
+    return float(op.flops / timing.kernel_s(op))
+
+
+def _attention_bytes_per_s(timing: Timing) -> float:
+    op = _attention(timing)
+    return float(op.hbm_bytes / timing.kernel_s(op))
+
+
+def _copy_bytes_per_s(timing: Timing) -> float:
+    moved = 2 * timing.point.number("buffer_bytes")
+    op = Op(name="copy", kind="elementwise", count=1.0, activation_bytes=moved)
+    return moved / timing.kernel_s(op)
+
+
+def _collective_s(pattern: Pattern) -> Callable[[Timing], float]:
+    def seconds(timing: Timing) -> float:
+        buffer_bytes = timing.point.number("buffer_bytes")
+        return timing.exchange_s(collective(pattern, 1.0, pattern, "tp", buffer_bytes))
+
+    return seconds
+
+
+def _bus_bytes_per_s(timing: Timing) -> float:
+    ranks = timing.point.layout.tp
+    crossing = 2 * (ranks - 1) / ranks * timing.point.number("buffer_bytes")
+    return crossing / _collective_s("all_reduce")(timing)
+
+
+def _to_experts(timing: Timing, name: str) -> Op:
+    """The exchange of `tokens_per_rank`, decoded ones up to as many as engines decode with."""
+    tokens = timing.point.number("tokens_per_rank")
+    return _named(timing.deployment.ops(sequences=tokens), name, timing)
+
+
+def _named(ops: list[Op], name: str, timing: Timing) -> Op:
+    found = next((op for op in ops if op.name == name), None)
+    if found is None:
+        msg = f"a step of {timing.point.model} in this layout has no {name}"
+        raise InputError(msg)
+    return found
+
+
+def _exchange_s(name: str) -> Callable[[Timing], float]:
+    return lambda timing: timing.exchange_s(_to_experts(timing, name))
+
+
+def _exchange_bytes_per_s(name: str) -> Callable[[Timing], float]:
+    def bytes_per_s(timing: Timing) -> float:
+        op = _to_experts(timing, name)
+        return float(op.buffer_bytes / timing.exchange_s(op))
+
+    return bytes_per_s
+
+
+_VALUES: Final[dict[Metric, Callable[[Timing], float]]] = {
+    "decode_tokens_per_s": _decode_tokens_per_s,
+    "prefill_tokens_per_s": _prefill_tokens_per_s,
+    "tpot_ms": _tpot_ms,
+    "ttft_ms": _ttft_ms,
+    "output_tokens_per_s": _output_tokens_per_s,
+    "offline_output_tokens_per_s": _offline_output_tokens_per_s,
+    "gemm_flops_per_s": _gemm_flops_per_s,
+    "matmul_flops_per_s": _matmul_flops_per_s,
+    "attention_flops_per_s": _attention_flops_per_s,
+    "attention_bytes_per_s": _attention_bytes_per_s,
+    "copy_bytes_per_s": _copy_bytes_per_s,
+    "all_reduce_s": _collective_s("all_reduce"),
+    "all_gather_s": _collective_s("all_gather"),
+    "reduce_scatter_s": _collective_s("reduce_scatter"),
+    "all_to_all_s": _collective_s("all_to_all"),
+    "bus_bytes_per_s": _bus_bytes_per_s,
+    "dispatch_s": _exchange_s("dispatch"),
+    "combine_s": _exchange_s("combine"),
+    "dispatch_bytes_per_s": _exchange_bytes_per_s("dispatch"),
+    "combine_bytes_per_s": _exchange_bytes_per_s("combine"),
+}
