@@ -9,7 +9,7 @@ arithmetic at peak, all bytes at full bandwidth, all exchanges at port speed, th
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -117,7 +117,7 @@ def floor_s(ops: Sequence[Op], rank: Rank, layout: Layout) -> Number:
             ranks, stride = group_of(op, layout)
             links = rank.links(rank.calibration.reduction, "fast")
             full = [
-                type(link)(ranks=link.ranks, latency_s=0.0, bytes_per_s=tier.bytes_per_s.value)
+                replace(link, latency_s=0.0, bytes_per_s=tier.bytes_per_s.value)
                 for link, tier in zip(links, rank.tiers, strict=False)
                 if tier.bytes_per_s is not None
             ]
