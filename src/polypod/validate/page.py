@@ -5,7 +5,7 @@ from typing import Final
 
 from polypod.report.export import markdown_text
 from polypod.validate.bands import METRICS
-from polypod.validate.point_bands import PredictedPoint
+from polypod.validate.point_bands import PredictedPoint, tallies
 from polypod.validate.rows import Refused
 from polypod.validate.scores import Kind, Scored, by_kind, groups, score
 
@@ -22,23 +22,58 @@ def page(
     parts = [_HEAD, "## In all", _overall(scored), _BANDS]
     parts += ["## With a system left out", _LEFT_OUT]
     parts.append(_table("left out", {name: list(rows) for name, rows in left_out.items()}))
-    parts += ["## Single published figures", _POINTS, _points(points)]
+    parts += ["## Single published figures", _POINTS, _vendors(points), _points(points)]
     parts += ["## By system, engine and model", _cells(scored), _not_predicted(scored, refused)]
     return "\n\n".join(parts) + "\n"
 
 
 def _points(points: Sequence[PredictedPoint]) -> str:
-    rows = []
-    for one in points:
-        point = one.point
-        about = f"{point.model.rpartition('/')[2]} on {point.chip}: {point.conditions}"
-        if one.predicted is None or one.error is None:
-            rows.append((point.id, point.metric, f"{point.value:.5g}", "", "", "", one.reason, point.source))  # fmt: skip
-            continue
-        band = f"{one.low:.4g} to {one.high:.4g}{'' if one.is_inside else ', outside'}"
-        rows.append((point.id, point.metric, f"{point.value:.5g}", f"{one.predicted:.5g}", f"{one.error:+.0%}", band, f"{about}; {one.evidence}", point.source))  # fmt: skip
-    header = ("point", "metric", "measured", "predicted", "error", "band", "what", "source")
+    header = (
+        "point",
+        "metric",
+        "measured",
+        "predicted",
+        "error",
+        "band",
+        "what",
+        "explained",
+        "source",
+    )
+    return markdown_text(header, [_point(one) for one in points])
+
+
+def _point(one: PredictedPoint) -> tuple[str, ...]:
+    point = one.point
+    about = f"{point.model.rpartition('/')[2] or point.weights} on {point.chip}: {point.conditions}"
+    known = (point.id, point.metric, f"{point.value:.5g}")
+    if one.predicted is None or one.error is None:
+        return (*known, "", "", "", about, f"not predicted: {one.reason}", point.source)
+    band = f"{one.low:.4g} to {one.high:.4g}{'' if one.is_inside else ', outside'}"
+    return (
+        *known,
+        f"{one.predicted:.5g}",
+        f"{one.error:+.0%}",
+        band,
+        f"{about}; {one.evidence}",
+        point.explained,
+        point.source,
+    )
+
+
+def _vendors(points: Sequence[PredictedPoint]) -> str:
+    rows = [
+        (
+            one.vendor, one.n, _share(one.median_abs_error), _share(one.serving_abs_error),
+            one.inside, one.explained, one.outside, one.not_predicted,
+        )
+        for one in tallies(points)
+    ]  # fmt: skip
+    header = ("vendor", "n", "median error", "of serving", "inside", "outside, explained", "outside, not explained", "not predicted")  # fmt: skip
     return markdown_text(header, rows)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
 
 
 _KINDS: Final[dict[Kind, str]] = {
@@ -111,11 +146,12 @@ A band is the range that should hold four of five measurements; its ends are the
 (`src/polypod/validate/data/bands.toml`), so its coverage here is in sample too."""
 
 _POINTS = """\
-From papers, blogs and documentation, each under the conditions that its source states; the band is that of the fast and the slow calibration. None was
-fitted to, but the operators of the 910C, which are the CloudMatrix paper's. What lies outside, and why, as far as is known: prefill of experts on Hopper comes
-out slow, because the kernel tables hold the engines' general expert kernels and not the grouped ones of large deployments, because exchanges
-between nodes are timed as if nothing overlapped them, and because H20 is given H100's shares of a peak that is seven times as high; decode under vLLM-Ascend is
-bound by launching kernels from the host, which no calibration of the 910C knows."""
+From papers, blogs, documentation and continuous integration, each under the conditions that its source states; what is assumed is said. The band of a
+kernel or an exchange is that of the fast and the slow calibration; that of serving is the wider, at each end, of this and of the 80 % band of what the
+prediction rests on. None of the serving figures was fitted to. The kernels of the 910C are the CloudMatrix paper's, those of the 910B, MI300X, MI355X and
+Gaudi 3 the figures below, so the points of those kernels are in sample, as those of NCCL are, and say so: read the
+median of serving beside the median of all; what lies outside its band says why, as far as is known. `polypod
+validate --points` prints the same."""
 
 _LEFT_OUT = """\
 The system's own kernels are hidden and its rows predicted from another chip's curves under its own peaks, with the wider band of that evidence:

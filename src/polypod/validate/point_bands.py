@@ -8,7 +8,8 @@ from polypod.catalog.load import load_accelerator
 from polypod.cost.calibration import CASES, Case, Evidence
 from polypod.errors import PolypodError
 from polypod.validate.bands import band_of
-from polypod.validate.point_metrics import Timing, value_of, with_links
+from polypod.validate.point_metrics import value_of
+from polypod.validate.point_timing import Timing, with_links
 from polypod.validate.points import SERVING, Point
 from polypod.validate.predict import rank_for, reason_of
 
@@ -81,6 +82,7 @@ class Tally:
     vendor: str
     n: int
     median_abs_error: float | None
+    serving_abs_error: float | None  # the same of serving alone, which nothing was fitted to
     inside: int
     explained: int
     outside: int
@@ -114,12 +116,16 @@ def vendor_of(point: Point) -> str:
 
 def _tally(vendor: str, found: Sequence[PredictedPoint]) -> Tally:
     errors = [abs(one.error) for one in found if one.error is not None]
+    serving = [
+        abs(one.error) for one in found if one.error is not None and one.point.metric in SERVING
+    ]
     outside = [one for one in found if one.is_outside]
     explained = sum(bool(one.point.explained) for one in outside)
     return Tally(
         vendor=vendor,
         n=len(found),
         median_abs_error=statistics.median(errors) if errors else None,
+        serving_abs_error=statistics.median(serving) if serving else None,
         inside=sum(one.is_inside for one in found),
         explained=explained,
         outside=len(outside) - explained,

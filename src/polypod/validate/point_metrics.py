@@ -1,82 +1,23 @@
 """What each metric of a point comes to on a rank: serving from whole steps, kernels and exchanges from one operator."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Final
 
-from polypod.catalog.schema import Fact, Tier
-from polypod.cost.calibration import Case
-from polypod.cost.chip import Rank
-from polypod.cost.deployment import Deployment, native_precision
-from polypod.cost.step import exchange_time, fit_of, kernel_time
+import msgspec
+
+from polypod.cost.calibration import of
+from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour, Load, Times, closed_loop
 from polypod.errors import InputError
 from polypod.plan.search import mean_pairs
-from polypod.validate.points import Metric, Point
-from polypod.validate.predict import model_name, model_of
-from polypod.workload.layout import check_layout
+from polypod.validate.point_timing import Timing
+from polypod.validate.points import Metric
+from polypod.validate.predict import launched_kernels
 from polypod.workload.ops import ACTIVATION_BYTES, Op, Pattern, collective
 from polypod.workload.precision import Precision, element_bytes
 
 LARGE: Final = 16384.0
 """Rows, columns and depth of a matrix product that no chip on record finds small."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """A point under one case of its rank's calibration."""
-
-    point: Point
-    rank: Rank
-    case: Case
-
-    @cached_property
-    def deployment(self) -> Deployment:
-        """The point's model on the rank. Raises `InputError` where the catalog or the layout does not allow it."""
-        point = self.point
-        model = model_of(model_name(point.model))
-        check_layout(model, point.layout)
-        native = native_precision(model, self.rank)
-        weights = point.weights or native.weights
-        compute = native.compute if weights == native.weights else None
-        precision = Precision(weights=weights, kv=point.kv, compute=compute)
-        return Deployment(model=model, layout=point.layout, precision=precision, rank=self.rank)
-
-    @property
-    def share(self) -> float:
-        """Data-parallel ranks' worth of tokens that one accelerator gives: a fraction where several hold one."""
-        layout = self.point.layout
-        return layout.dp * self.rank.ranks_per_accelerator / layout.world
-
-    def kernel_s(self, op: Op) -> float:
-        """One operator under its curve."""
-        fit = fit_of(op, self.rank.calibration)
-        return float(kernel_time(op, fit, self.rank, self.case).total_s)
-
-    def exchange_s(self, op: Op) -> float:
-        """One exchange. Raises `InputError` where no link of known speed joins its ranks."""
-        reach = self.rank.reach
-        if reach is not None and self.point.layout.world > reach:
-            msg = f"{self.point.layout.world} ranks of {self.rank.chip} are more than its links of known bandwidth join, {reach}"
-            raise InputError(msg)
-        return float(exchange_time(op, self.rank, self.point.layout, self.case).total_s)
-
-
-def with_links(rank: Rank, point: Point) -> Rank:
-    """The rank under the fabric and the network that the point's conditions name, beside those on record."""
-    tiers = rank.tiers
-    if "link_bytes_per_s" in point.numbers:
-        tiers = (_tier("link", int(point.number("link_ranks")), "link_bytes_per_s", point),)
-    if "network_bytes_per_s" in point.numbers:
-        known = tuple(tier for tier in tiers if tier.bytes_per_s is not None and tier.ranks)
-        tiers = (*known, _tier("network", None, "network_bytes_per_s", point))
-    return replace(rank, tiers=tiers)
-
-
-def _tier(name: str, ranks: int | None, column: str, point: Point) -> Tier:
-    fact = Fact(value=point.number(column), source=point.source, kind="estimated")
-    return Tier(name=name, ranks=ranks, bytes_per_s=fact)
 
 
 def value_of(timing: Timing) -> float:
@@ -143,7 +84,19 @@ def _times(timing: Timing, clients: float) -> Times:
         exclusive_prefill=point.backend == "sglang",
         tokens_per_step=point.numbers.get("tokens_per_step", 1.0),
     )
-    return closed_loop(timing.deployment.step_time(timing.case), load, behaviour)
+    return closed_loop(_step_time(timing), load, behaviour)
+
+
+def _step_time(timing: Timing) -> StepTime:
+    """No step is shorter than the host takes to launch its kernels, where it launches them one by one."""
+    step = timing.deployment.step_time(timing.case)
+    if "eager" not in timing.point.numbers:
+        return step
+    each_s = of(timing.rank.calibration.engine.kernel_launch_s, timing.case)
+    least_s = each_s * launched_kernels(timing.deployment.model)
+    return msgspec.structs.replace(
+        step, seconds=tuple(max(seconds, least_s) for seconds in step.seconds)
+    )
 
 
 def _gemm_flops_per_s(timing: Timing) -> float:
@@ -203,7 +156,7 @@ def _copy_bytes_per_s(timing: Timing) -> float:
 def _collective_s(pattern: Pattern) -> Callable[[Timing], float]:
     def seconds(timing: Timing) -> float:
         buffer_bytes = timing.point.number("buffer_bytes")
-        return timing.exchange_s(collective(pattern, 1.0, pattern, "tp", buffer_bytes))
+        return timing.exchange_s(collective("exchange", 1.0, pattern, "tp", buffer_bytes))
 
     return seconds
 

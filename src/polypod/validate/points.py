@@ -26,7 +26,7 @@ Of exchanges, among the ranks of the layout:
     dispatch_bytes_per_s, combine_bytes_per_s      the same as bandwidth: every copy of every token counted once, over the time
 
 `link_ranks` and `link_bytes_per_s` stand for a fabric that the catalog does not know the speed of, `network_bytes_per_s` for the network
-between nodes, both as the point's conditions say.
+between nodes, both as the point's conditions say; `eager` is 1 where kernels are launched one by one and no captured graph is replayed.
 """
 
 import csv
@@ -52,12 +52,12 @@ COLUMNS: Final = (
     "id", "chip", "model", "weights", "kv", "backend", "tp", "pp", "dp", "ep", "sequences_per_rank", "tokens_per_rank", "context_tokens",
     "input_tokens", "output_tokens", "concurrency", "tokens_per_step", "metric", "value", "source", "conditions",
 )  # fmt: skip
-OPTIONAL: Final = ("m", "n", "k", "groups", "buffer_bytes", "link_ranks", "link_bytes_per_s", "network_bytes_per_s", "explained")  # fmt: skip
+OPTIONAL: Final = ("m", "n", "k", "groups", "buffer_bytes", "link_ranks", "link_bytes_per_s", "network_bytes_per_s", "eager", "explained")  # fmt: skip
 
 _AXES: Final = ("tp", "pp", "dp", "ep")
 _NUMBERS: Final = (
     "sequences_per_rank", "tokens_per_rank", "context_tokens", "input_tokens", "output_tokens", "concurrency", "tokens_per_step",
-    "m", "n", "k", "groups", "buffer_bytes", "link_ranks", "link_bytes_per_s", "network_bytes_per_s",
+    "m", "n", "k", "groups", "buffer_bytes", "link_ranks", "link_bytes_per_s", "network_bytes_per_s", "eager",
 )  # fmt: skip
 
 

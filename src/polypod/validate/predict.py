@@ -229,14 +229,18 @@ _LAUNCH_S: Final = {"sglang": 45e-6, "trtllm": 27e-6, "vllm": 25e-6}
 """Seconds a kernel takes to launch in a prompt computed eagerly, by engine."""
 
 
+def launched_kernels(model: Model) -> int:
+    """Kernels of one step, where no captured graph replays them."""
+    mla = any(isinstance(group.attention, Mla) for group in model.layers)
+    return (32 if mla else 17 if model.is_moe else 10) * model.num_layers
+
+
 def _behaviour(row: Row, name: str) -> Behaviour:
     """How the row's engine schedules; what its benchmark's script set is in `_script`."""
-    model = model_of(name)
-    mla = any(isinstance(group.attention, Mla) for group in model.layers)
-    kernels_per_layer = 32 if mla else 17 if model.is_moe else 10
+    kernels = launched_kernels(model_of(name))
     plain = replace(
         _BEHAVIOURS.get(row.backend, Behaviour(fixed_s=_FIXED_S)),
-        launch_s=_LAUNCH_S.get(row.backend, 27e-6) * kernels_per_layer * model.num_layers,
+        launch_s=_LAUNCH_S.get(row.backend, 27e-6) * kernels,
         tokens_per_step=speculative_gain(row.concurrency) if row.speculative else 1.0,
     )
     return plain if row.sweep else _script(row, name.casefold(), plain)
