@@ -34,6 +34,7 @@ RATIOS_AND_COUNTS = {
     "high",
     "batch",
     "median_abs_error",
+    "serving_abs_error",
     "mean_abs_error",
     "bias",
     "within_10",

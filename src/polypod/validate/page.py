@@ -148,10 +148,9 @@ A band is the range that should hold four of five measurements; its ends are the
 _POINTS = """\
 From papers, blogs, documentation and continuous integration, each under the conditions that its source states; what is assumed is said. The band of a
 kernel or an exchange is that of the fast and the slow calibration; that of serving is the wider, at each end, of this and of the 80 % band of what the
-prediction rests on. None of the serving figures was fitted to. The kernels of the 910C are the CloudMatrix paper's, those of the 910B, MI300X, MI355X and
-Gaudi 3 the figures below, so the points of those kernels are in sample, as those of NCCL are, and say so: read the
-median of serving beside the median of all; what lies outside its band says why, as far as is known. `polypod
-validate --points` prints the same."""
+prediction rests on. No serving figure was fitted to. Kernels were: the 910C's are the CloudMatrix paper's, those of the 910B, MI300X, MI355X and Gaudi 3
+are figures below, and NCCL's curves are of the tables quoted. Those points are in sample and say so: read the median of serving beside the median of
+all. What lies outside its band says why, as far as is known. `polypod validate --points` prints the same."""
 
 _LEFT_OUT = """\
 The system's own kernels are hidden and its rows predicted from another chip's curves under its own peaks, with the wider band of that evidence:
