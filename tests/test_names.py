@@ -42,6 +42,7 @@ RATIOS_AND_COUNTS = {
     "batch",
     "median_abs_error",
     "median_abs_error_after",
+    "serving_abs_error",
     "mean_abs_error",
     "bias",
     "within_10",

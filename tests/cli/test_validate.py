@@ -44,3 +44,21 @@ def test_a_file_that_is_not_there_is_a_message(capsys: pytest.CaptureFixture[str
 def test_leaving_out_what_no_row_is_of_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "--leave-out", "h900"]) == 2
     assert "--leave-out h900: no row is of that system; there are b200_sxm, h100_sxm" in capsys.readouterr().err  # fmt: skip
+
+
+def test_the_points_that_ship_are_printed_with_a_line_for_each_vendor(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["validate", "--points"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].startswith("all ")
+    assert any(line.startswith("Huawei ") for line in lines)
+    assert any("vllm-ascend-k2-thinking-c1: " in line for line in lines)  # why it misses
+
+    assert main(["validate", "--points", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["vendors"][-1]["n"] == len(found["points"])
+    missed = next(one for one in found["points"] if one["id"] == "vllm-ascend-k2-thinking-c1")
+    assert not missed["inside"]
+    assert missed["explained"]

@@ -19,7 +19,11 @@ from polypod.errors import InputError
         ("nvidia-l20", "same family", "nvidia-l40s default"),
         ("nvidia-rubin", "transferred", "nvidia-b200-hgx default"),
         ("huawei-ascend-910c", "published kernels", "huawei-ascend-910c"),
-        ("amd-mi300x", "specification only", "specification-only"),
+        ("huawei-ascend-910b2", "same family", "huawei-ascend-910b2"),
+        ("amd-mi325x", "published kernels", "amd-cdna3"),
+        ("amd-mi355x", "published kernels", "amd-cdna4"),
+        ("intel-gaudi3", "published kernels", "intel-gaudi3"),
+        ("hygon-bw1000", "specification only", "specification-only"),
     ],
 )
 def test_a_calibration_says_what_it_rests_on(chip: str, evidence: str, identity: str) -> None:

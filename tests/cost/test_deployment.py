@@ -141,7 +141,7 @@ def test_a_type_without_a_peak_is_refused_by_name() -> None:
         ASCEND.peak("fp8")
     with pytest.raises(
         InputError,
-        match="no calibration are called 'x'; there are trtllm, vllm, sglang, huawei-ascend-910c",
+        match="no calibration are called 'x'; there are trtllm, vllm, sglang, amd-cdna3",
     ):
         named("x")
 

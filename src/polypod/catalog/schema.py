@@ -52,6 +52,9 @@ class Tier(Strict, frozen=True, kw_only=True):
     ranks: Count | None = None  # how many ranks one instance joins; None: as many as there are
     bytes_per_s: Fact | None = None  # one way, per rank
     latency_s: Fact | None = None  # between two ranks, small message
+    shares_port: bool = (
+        False  # with the tier before: what leaves a rank for either leaves by the same port
+    )
 
 
 class ScaleUp(Strict, frozen=True, kw_only=True):

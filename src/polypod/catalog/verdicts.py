@@ -1,8 +1,8 @@
 """Every claim of the field's systems, and what the catalog says of it: reproduced, contradicted, or untestable and why.
 
-Three kinds of claim are judged. A pod's headline is held against the sum of its parts. A digest's figure is held against the
+Three kinds of claim are judged here. A pod's headline is held against the sum of its parts. A digest's figure is held against the
 fact on record, or against the parts. A claim without a figure, or about what the catalog does not hold, is untestable, with
-the reason.
+the reason; one of serving names the published figure (`point`) whose prediction `polypod claims` holds it against.
 
 A figure on record that is itself a claim reproduces nothing: where both agree the verdict is untestable, and says so.
 """
@@ -38,6 +38,9 @@ class Digested(Strict, frozen=True, kw_only=True):
     dtype: Dtype | None = None
     tolerance_fraction: Annotated[float, msgspec.Meta(ge=0, lt=1)] = TOLERANCE_FRACTION
     untestable: str | None = None
+    point: str | None = (
+        None  # a published figure of serving, whose prediction rules where there is one
+    )
     note: str | None = None
 
 
@@ -47,7 +50,10 @@ class _Digests(Strict, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A claim and its ruling. `claimed` and `ours` are in SI, both None where there is no figure."""
+    """A claim and its ruling. `claimed` and `ours` are in SI, both None where there is no figure.
+
+    `point` names a figure whose prediction may rule instead; `predicted` says that one did.
+    """
 
     id: str
     system: str | None
@@ -58,6 +64,8 @@ class Verdict:
     ours: float | None
     ruling: Ruling
     reason: str
+    point: str | None = None
+    predicted: bool = False
 
 
 def all_verdicts() -> list[Verdict]:
@@ -134,6 +142,7 @@ def _digested(claim: Digested, file: str) -> Verdict:
         ours=ours,
         ruling=ruling,
         reason=_with(claim.note, reason),
+        point=claim.point,
     )
 
 

@@ -26,10 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     verdicts = [
         one
-        for one in [*all_verdicts(), *published()]
+        for one in [*_by_prediction(all_verdicts()), *published()]
         if args.system in (None, one.system) and args.ruling in (None, one.ruling)
     ]
     counts = Counter(one.ruling for one in verdicts)
+    predicted = sum(one.predicted for one in verdicts)
     if form := form_of(args):
         print(form(_rows(verdicts)))
         return 0
@@ -39,16 +40,35 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for one in verdicts:
         print(_text(one))
-    print(
-        f"\n{len(verdicts)} claims: " + ", ".join(f"{counts[ruling]} {ruling}" for ruling in _MARKS)
-    )
+    ruled = ", ".join(f"{counts[ruling]} {ruling}" for ruling in _MARKS)
+    print(f"\n{len(verdicts)} claims: {ruled}; {predicted} by prediction")
     return 0
 
 
 def _rows(verdicts: list[Verdict]) -> Rows:
-    header = ("id", "system", "ruling", "claimed", "ours", "unit", "says", "reason", "source")
+    header = (
+        "id",
+        "system",
+        "ruling",
+        "claimed",
+        "ours",
+        "unit",
+        "says",
+        "predicted",
+        "reason",
+        "source",
+    )
     rows = [tuple(getattr(one, name) for name in header) for one in verdicts]
     return Rows(header=header, rows=rows)
+
+
+def _by_prediction(verdicts: list[Verdict]) -> list[Verdict]:
+    """The same; those of serving speed ruled by predictions, which only they wait for."""
+    if not any(one.point for one in verdicts):
+        return verdicts
+    from polypod.cli.claims_predicted import by_prediction
+
+    return by_prediction(verdicts)
 
 
 def published() -> list[Verdict]:
@@ -76,7 +96,8 @@ def _published(pod: str, number: int, one: BesidePublished) -> Verdict:
         claimed=result.value,
         ours=one.predicted,
         ruling=ruling,
-        reason=f"predicted {significant(one.predicted, 4)} under its conditions ({result.conditions}); it lies {where} "
+        predicted=True,
+        reason=f"by prediction: {significant(one.predicted, 4)} under its conditions ({result.conditions}); it lies {where} "
         f"the band of {significant(one.slow)} to {significant(one.fast)}",
     )
 

@@ -10,15 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from polypod.cli.validate_points import points_json, points_text
 from polypod.cost.bands import METRICS
 from polypod.cost.own import own_fits
 from polypod.errors import FileError, InputError
 from polypod.report.tables import entry, table
-from polypod.validate.points import PredictedPoint, has_points, predict_point, read_points
+from polypod.validate.point_bands import predict_point
+from polypod.validate.points import has_points, read_points
 from polypod.validate.predict import SYSTEMS
 from polypod.validate.rows import Refused, Row, read_rows, unique
 from polypod.validate.scores import Group, Kind, Score, Scored, by_kind, groups, score, worst
-from polypod.validate.shipped import scored, shipped_rows
+from polypod.validate.shipped import read_shipped_points, scored, shipped_rows
 
 ROW_HEADER: Final = (
     "id", "predicted_ttft_ms", "predicted_tpot_ms", "ttft_low_ms", "ttft_high_ms", "tpot_low_ms", "tpot_high_ms", "evidence", "reason",
@@ -27,6 +29,11 @@ ROW_HEADER: Final = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="CSV of serving rows, or of single points; without one, the published set that ships")  # fmt: skip
+    parser.add_argument(
+        "--points",
+        action="store_true",
+        help="single published figures: those that ship, where no file is given",
+    )
     parser.add_argument("--leave-out", action="append", default=[], metavar="SYSTEM", help="predict this system without its own measurements")  # fmt: skip
     parser.add_argument("--no-calibration", action="store_true", help="leave calibrations of your own out (polypod calibrate); the set that ships never uses them")  # fmt: skip
     parser.add_argument("--rows", metavar="FILE", help="write every prediction to a CSV file")
@@ -36,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     without = frozenset(SYSTEMS.get(name, name) for name in args.leave_out)
-    if args.files and all(has_points(Path(name)) for name in args.files):
+    if args.points or (args.files and all(has_points(Path(name)) for name in args.files)):
         points = [point for name in args.files for point in read_points(Path(name))]
-        found = [predict_point(point, without=without) for point in points]
-        print(_points_json(found) if args.json else _points_text(found))
+        found = [predict_point(one, without=without) for one in points or read_shipped_points()]
+        print(points_json(found) if args.json else points_text(found))
         return 0
     rows, refused = _read(args.files)
     _check_left_out(args.leave_out, rows)
@@ -78,30 +85,6 @@ def _once(found: list[Scored]) -> list[Scored]:
     """Each measurement once, as scores count them."""
     by_row = {id(one.row): one for one in found}
     return [by_row[id(row)] for row in unique([one.row for one in found])]
-
-
-def _points_json(found: list[PredictedPoint]) -> str:
-    raw = [
-        {
-            "id": one.point.id, "metric": one.point.metric, "measured": one.point.value, "predicted": one.predicted,
-            "low": one.low, "high": one.high, "error": one.error, "inside": one.is_inside, "evidence": one.evidence, "reason": one.reason,
-        }
-        for one in found
-    ]  # fmt: skip
-    return json.dumps({"points": raw}, indent=2)
-
-
-def _points_text(found: list[PredictedPoint]) -> str:
-    rows = [
-        [
-            one.point.id[:34], one.point.metric, f"{one.point.value:.4g}", f"{one.predicted:.4g}" if one.predicted else "-",
-            f"{one.error:+.0%}" if one.error is not None else "-", "in" if one.is_inside else "out" if one.predicted else "",
-        ]
-        for one in found
-    ]  # fmt: skip
-    lines = [table(["point", "metric", "measured", "predicted", "", "band"], rows, right=[2, 3, 4])]
-    lines += [entry(one.point.id, one.reason, indent=4) for one in found if one.reason]
-    return "\n".join(lines)
 
 
 def _write(path: Path, found: list[Scored], refused: list[Refused]) -> None:

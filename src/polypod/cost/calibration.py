@@ -74,6 +74,11 @@ class EngineFit(Strict, frozen=True, kw_only=True):
     step_s: Triple
     sequence_s: Triple
     memory_fraction: float  # of the rank's memory that weights and cache may fill
+    kernel_launch_s: Triple = (
+        15e-6,
+        27e-6,
+        50e-6,
+    )  # of one kernel from the host, where no captured graph is replayed
     source: Reference
 
 

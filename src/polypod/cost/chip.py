@@ -81,6 +81,7 @@ class Rank:
                     ranks=tier.ranks,
                     bytes_per_s=tier.bytes_per_s.value * of(fit.bytes_fraction, case),
                     latency_s=latency_s,
+                    shares_port=tier.shares_port,
                 )
             )
         return tuple(links)

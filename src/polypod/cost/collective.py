@@ -10,9 +10,10 @@ m_i members inside tier i and g_i = m_i / m_(i-1) groups of the tier below,
     transfer_s = sum over tiers of (g_i - 1) / g_i * (buffer_bytes / m_(i-1)) / bytes_per_s_i      (x 2 for all-reduce)
 
 which is the ring within one tier, and inner rings before outer ones across several. An all-to-all sends to each member its
-share over the nearest tier that holds both; tiers have ports of their own, so the slowest tier decides:
+share over the nearest tier that holds both; tiers have ports of their own, so the slowest decides, or share the port of the tier before
+(a switched fabric of several levels), and add up with it:
 
-    transfer_s = max over tiers of buffer_bytes * (m_i - m_(i-1)) / n / bytes_per_s_i
+    transfer_s = max over ports of the sum over their tiers of buffer_bytes * (m_i - m_(i-1)) / n / bytes_per_s_i
 
 Within a tier whose collectives were measured, `measured_time` says what they take. Elsewhere latency is one hop per tier crossed and pass (engines use one-shot kernels for small messages, not n - 1 ring steps), plus
 `launch_s`. Left out: contention with other groups on the same links.
@@ -41,6 +42,7 @@ class Link:
     ranks: int | None
     bytes_per_s: float
     latency_s: float
+    shares_port: bool = False  # with the tier before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,7 @@ def collective_time(  # noqa: PLR0913  # what a collective is timed by
         raise ValueError(msg)
     passes = _PASSES[pattern]
     latency_s, transfer_s = launch_s, 0.0 * buffer_bytes
-    inner = 1
+    inner, port_s = 1, 0.0 * buffer_bytes
     for link, held in zip(links, members, strict=True):
         if held > inner:
             latency_s += passes * link.latency_s
@@ -108,7 +110,8 @@ def collective_time(  # noqa: PLR0913  # what a collective is timed by
             if inner > 1 and pattern == "all_to_all":
                 share = share * sent_once(copies, ranks / inner)
             if pattern == "all_to_all":
-                transfer_s = np.maximum(transfer_s, share)
+                port_s = port_s + share if link.shares_port else share
+                transfer_s = np.maximum(transfer_s, port_s)
             else:
                 transfer_s = transfer_s + passes * share
         inner = held

@@ -176,7 +176,7 @@ def floor_s(ops: Sequence[Op], rank: Rank, layout: Layout) -> Number:
             ranks, stride = group_of(op, layout)
             links = rank.links(rank.calibration.reduction, "fast")
             full = [
-                type(link)(ranks=link.ranks, latency_s=0.0, bytes_per_s=tier.bytes_per_s.value)
+                replace(link, latency_s=0.0, bytes_per_s=tier.bytes_per_s.value)
                 for link, tier in zip(links, rank.tiers, strict=False)
                 if tier.bytes_per_s is not None
             ]
@@ -221,7 +221,7 @@ def _part(op: Op, rank: Rank, layout: Layout, case: Case) -> Part:
             name=op.name, kind=op.kind, count=op.count, time=kernel_time(op, fit, rank, case)
         )
     return Part(
-        name=op.name, kind=op.pattern, count=op.count, time=_exchange(op, rank, layout, case)
+        name=op.name, kind=op.pattern, count=op.count, time=exchange_time(op, rank, layout, case)
     )
 
 
@@ -234,7 +234,7 @@ def kernel_time(op: Op, fit: KernelFit, rank: Rank, case: Case) -> OpTime:
     return op_time(flops=flops, hbm_bytes=hbm_bytes, roof=rank.roof(fit, op.dtype, case))
 
 
-def _exchange(op: Op, rank: Rank, layout: Layout, case: Case) -> CollectiveTime:
+def exchange_time(op: Op, rank: Rank, layout: Layout, case: Case) -> CollectiveTime:
     """By the kernels measured within the nearest tier where they hold the group, else by tiers."""
     assert op.pattern is not None
     fits = rank.calibration

@@ -166,11 +166,16 @@ _MLA_KERNELS: Final = {"trtllm": 60}
 of the shipped rows."""
 
 
-def launched_s(model: Model, backend: str | None) -> float:
-    """Seconds to launch the kernels of one eager pass over all layers."""
+def launched_kernels(model: Model, backend: str | None = None) -> int:
+    """Kernels of one step, where no captured graph replays them."""
     mla = any(isinstance(group.attention, Mla) for group in model.layers)
     per_layer = _MLA_KERNELS.get(backend or "", 32) if mla else 17 if model.is_moe else 10
-    return _LAUNCH_S.get(backend or "", 27e-6) * per_layer * model.num_layers
+    return per_layer * model.num_layers
+
+
+def launched_s(model: Model, backend: str | None) -> float:
+    """Seconds to launch the kernels of one eager pass over all layers."""
+    return _LAUNCH_S.get(backend or "", 27e-6) * launched_kernels(model, backend)
 
 
 def speculative_gain(concurrency: Number) -> Number:

@@ -6,7 +6,7 @@ from typing import Final
 from polypod.cost.bands import METRICS
 from polypod.report.export import markdown_text
 from polypod.validate.held_out import HeldOut
-from polypod.validate.points import PredictedPoint
+from polypod.validate.point_bands import PredictedPoint, tallies
 from polypod.validate.rows import Refused
 from polypod.validate.scores import Kind, Scored, by_kind, groups, score
 
@@ -26,7 +26,7 @@ def page(
     parts.append(_table("left out", {name: list(rows) for name, rows in left_out.items()}))
     parts += ["## With three rows of one's own", _few(few)]
     parts.append(_table("rows not calibrated on", {"as they are": list(few.before), "calibrated": list(few.after)}))  # fmt: skip
-    parts += ["## Single published figures", _POINTS, _points(points)]
+    parts += ["## Single published figures", _POINTS, _vendors(points), _points(points)]
     parts += ["## By system, engine and model", _cells(scored), _not_predicted(scored, refused)]
     return "\n\n".join(parts) + "\n"
 
@@ -36,17 +36,52 @@ def _few(few: HeldOut) -> str:
 
 
 def _points(points: Sequence[PredictedPoint]) -> str:
-    rows = []
-    for one in points:
-        point = one.point
-        about = f"{point.model.rpartition('/')[2]} on {point.chip}: {point.conditions}"
-        if one.predicted is None or one.error is None:
-            rows.append((point.id, point.metric, f"{point.value:.5g}", "", "", "", one.reason, point.source))  # fmt: skip
-            continue
-        band = f"{one.low:.4g} to {one.high:.4g}{'' if one.is_inside else ', outside'}"
-        rows.append((point.id, point.metric, f"{point.value:.5g}", f"{one.predicted:.5g}", f"{one.error:+.0%}", band, f"{about}; {one.evidence}", point.source))  # fmt: skip
-    header = ("point", "metric", "measured", "predicted", "error", "band", "what", "source")
+    header = (
+        "point",
+        "metric",
+        "measured",
+        "predicted",
+        "error",
+        "band",
+        "what",
+        "explained",
+        "source",
+    )
+    return markdown_text(header, [_point(one) for one in points])
+
+
+def _point(one: PredictedPoint) -> tuple[str, ...]:
+    point = one.point
+    about = f"{point.model.rpartition('/')[2] or point.weights} on {point.chip}: {point.conditions}"
+    known = (point.id, point.metric, f"{point.value:.5g}")
+    if one.predicted is None or one.error is None:
+        return (*known, "", "", "", about, f"not predicted: {one.reason}", point.source)
+    band = f"{one.low:.4g} to {one.high:.4g}{'' if one.is_inside else ', outside'}"
+    return (
+        *known,
+        f"{one.predicted:.5g}",
+        f"{one.error:+.0%}",
+        band,
+        f"{about}; {one.evidence}",
+        point.explained,
+        point.source,
+    )
+
+
+def _vendors(points: Sequence[PredictedPoint]) -> str:
+    rows = [
+        (
+            one.vendor, one.n, _share(one.median_abs_error), _share(one.serving_abs_error),
+            one.inside, one.explained, one.outside, one.not_predicted,
+        )
+        for one in tallies(points)
+    ]  # fmt: skip
+    header = ("vendor", "n", "median error", "of serving", "inside", "outside, explained", "outside, not explained", "not predicted")  # fmt: skip
     return markdown_text(header, rows)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
 
 
 _KINDS: Final[dict[Kind, str]] = {
@@ -120,13 +155,12 @@ A band is the range that should hold four of five measurements; its ends are the
 (`src/polypod/cost/data/bands.toml`), so its coverage here is in sample too."""
 
 _POINTS = """\
-From papers, blogs and documentation, each under the conditions that its source states; the band is that of the fast and the slow calibration. None was
-fitted to, but the operators of the 910C, which are the CloudMatrix paper's, and how much two batches hide, which is set to what LMSYS gains by them (the ratio of
-runs with and without). What is off, and why, as far as is known. Experts are taken to be evenly loaded: LMSYS's and CloudMatrix's prefill with experts as they are
-loaded come out a fifth fast beside the same with experts balanced. CloudMatrix's prefill comes out fast beyond that, since its exchanges pass behind
-computation: its attention is cut in a way that is not modelled, with exchanges of its own. Ant Group's H20 does without work that tensor parallelism repeats on every rank,
-which the prediction repeats; its decode attends in 8-bit arithmetic, of which no table of H20 says what it takes, and overlaps within one batch. SGLang's general experts' kernels in bf16 do better on H20 than H100's tables say, even lent to its balance of arithmetic. Decode
-under vLLM-Ascend is bound by launching kernels from the host, which no calibration of the 910C knows."""
+From papers, blogs, documentation and continuous integration, each under the conditions that its source states; what is assumed is said. The band of a
+kernel or an exchange is that of the fast and the slow calibration; that of serving is the wider, at each end, of this and of the 80 % band of what the
+prediction rests on. No serving figure was fitted to. Kernels were: the 910C's are the CloudMatrix paper's, those of the 910B, MI300X, MI355X and Gaudi 3
+are figures below, and NCCL's curves are of the tables quoted; how much two batches hide is set to
+what LMSYS gains by them, the ratio of runs with and without. Those points are in sample and say so: read the median of serving beside the median of
+all. What lies outside its band says why, as far as is known. `polypod validate --points` prints the same."""
 
 _LEFT_OUT = """\
 The system's own kernels are hidden and its rows predicted from another chip's curves under its own peaks, with the wider band of that evidence:

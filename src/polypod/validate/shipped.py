@@ -7,7 +7,8 @@ from importlib import resources
 from polypod.errors import PolypodError
 from polypod.validate.held_out import held_out
 from polypod.validate.page import kinds, page
-from polypod.validate.points import PredictedPoint, predict_point, read_points
+from polypod.validate.point_bands import PredictedPoint, predict_point
+from polypod.validate.points import Point, read_points
 from polypod.validate.predict import SYSTEMS, predict, reason_of
 from polypod.validate.rows import Refused, Row, read_rows, unique
 from polypod.validate.scores import Scored
@@ -23,11 +24,16 @@ def shipped_rows() -> tuple[list[Row], list[Refused]]:
         return read_rows(path)
 
 
-def shipped_points() -> list[PredictedPoint]:
-    """The single published figures that ship, each predicted."""
+def read_shipped_points() -> list[Point]:
+    """The single published figures that ship."""
     shipped = resources.files("polypod.validate").joinpath("data", "points.csv")
     with resources.as_file(shipped) as path:
-        return [predict_point(point) for point in read_points(path)]
+        return read_points(path)
+
+
+def shipped_points() -> list[PredictedPoint]:
+    """The same, each predicted."""
+    return [predict_point(point) for point in read_shipped_points()]
 
 
 def scored(row: Row, without: frozenset[str] = frozenset(), *, own: bool = False) -> Scored:
