@@ -25,6 +25,7 @@ RATIOS_AND_COUNTS = {
     "concurrency",
     "waves",  # requests that a client sends
     "requests_per_client",
+    "scale",  # on seconds
     "length_spread",  # over the mean
     "draft_share",  # of a step
     "prefix_hits",  # of a prompt

@@ -82,6 +82,13 @@ class EngineFit(Strict, frozen=True, kw_only=True):
     source: Reference
 
 
+class Slowdown(Strict, frozen=True, kw_only=True):
+    """What steps take under one engine, over what the chip's best published kernels take."""
+
+    factor: Triple
+    source: Reference
+
+
 class Calibration(Strict, frozen=True, kw_only=True):
     """How much of a chip is reached, by kind of kernel."""
 
@@ -105,6 +112,8 @@ class Calibration(Strict, frozen=True, kw_only=True):
     engine: EngineFit
 
     exchanges: Exchanges = msgspec.field(default_factory=dict)  # measured within one tier
+    engines: dict[str, Slowdown] = msgspec.field(default_factory=dict)  # by backend
+    step_factor: Triple = (1.0, 1.0, 1.0)  # of the engine it was asked for
 
     def __post_init__(self) -> None:
         for family in ("gemm", "moe", "attention_prefill", "attention_decode"):
@@ -156,8 +165,18 @@ def for_chip(
         return _overlaid(chip, named(generation.base), donors, evidence, backend)
     for calibration in _shipped().values():
         if chip in calibration.chips and chip not in without:
-            return calibration
+            return _under(calibration, backend)
     return _shipped()["specification-only"]
+
+
+def _under(calibration: Calibration, backend: str | None) -> Calibration:
+    """A written calibration, its steps as slow as the engine makes them where that is known."""
+    if backend not in calibration.engines:
+        return calibration
+    factor = calibration.engines[backend].factor
+    return msgspec.structs.replace(
+        calibration, id=f"{calibration.id} {backend}", backend=backend, step_factor=factor
+    )
 
 
 def _overlaid(

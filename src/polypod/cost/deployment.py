@@ -181,8 +181,10 @@ class Deployment:
             pairs=pairs,
             drafts=drafts,
         )
-        sampling_s = of(self.served.calibration.engine.sequence_s, case) * sequences
-        return self.scale * (self.cost(ops, case).total_s + sampling_s)
+        fits = self.served.calibration
+        sampling_s = of(fits.engine.sequence_s, case) * sequences
+        factor = self.scale * of(fits.step_factor, case)
+        return factor * (self.cost(ops, case).total_s + sampling_s)
 
     def floor_s(self, ops: list[Op]) -> Number:
         """What no kernel and no engine can beat on this chip's specification."""

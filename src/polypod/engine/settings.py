@@ -89,10 +89,12 @@ _ELSEWHERE: Final = {
 def read_engine_args(text: str) -> EngineArgs:
     """Read `name=value` pairs or engine flags, between spaces or commas.
 
-    >>> read_engine_args("stream_interval=10, prefill=exclusive")
-    EngineArgs(prefill='exclusive', stream_interval=10.0)
-    >>> read_engine_args("--max-num-batched-tokens 4096 --no-enable-chunked-prefill")
-    EngineArgs(prefill='exclusive', max_num_batched_tokens=4096.0)
+    >>> said = read_engine_args("stream_interval=10, prefill=exclusive")
+    >>> said == EngineArgs(stream_interval=10, prefill="exclusive")
+    True
+    >>> flags = read_engine_args("--max-num-batched-tokens 4096 --no-enable-chunked-prefill")
+    >>> flags.max_num_batched_tokens, flags.prefill
+    (4096.0, 'exclusive')
 
     Raises `InputError` for a name that is none, a value that cannot be, or a setting said twice.
     """

@@ -157,7 +157,8 @@ A band is the range that should hold four of five measurements; its ends are the
 _POINTS = """\
 From papers, blogs, documentation and continuous integration, each under the conditions that its source states; what is assumed is said. The band of a
 kernel or an exchange is that of the fast and the slow calibration; that of serving is the wider, at each end, of this and of the 80 % band of what the
-prediction rests on. No serving figure was fitted to. Kernels were: the 910C's are the CloudMatrix paper's, those of the 910B, MI300X, MI355X and Gaudi 3
+prediction rests on. Of serving figures, those of vllm-ascend on the 910C set how much slower than
+published kernels that engine's steps are; no other was fitted to. Kernels were: the 910C's are the CloudMatrix paper's, those of the 910B, MI300X, MI355X and Gaudi 3
 are figures below, and NCCL's curves are of the tables quoted; how much two batches hide is set to
 what LMSYS gains by them, the ratio of runs with and without. Those points are in sample and say so: read the median of serving beside the median of
 all. What lies outside its band says why, as far as is known. `polypod validate --points` prints the same."""
