@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import json
 import re
 import sys
@@ -10,17 +11,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from polypod.catalog.parsed import write_whole
 from polypod.cli.validate_points import points_json, points_text
 from polypod.cost.bands import METRICS
 from polypod.cost.own import own_fits
+from polypod.engine.settings import NAMES, EngineArgs, read_engine_args
 from polypod.errors import FileError, InputError
+from polypod.report.plans import moved
 from polypod.report.tables import entry, table
 from polypod.validate.point_bands import predict_point
 from polypod.validate.points import has_points, read_points
-from polypod.validate.predict import SYSTEMS
+from polypod.validate.predict import SYSTEMS, unsaid
 from polypod.validate.rows import Refused, Row, read_rows, unique
-from polypod.validate.scores import Group, Kind, Score, Scored, by_kind, groups, score, worst
+from polypod.validate.scores import (
+    Group,
+    Kind,
+    Score,
+    Scored,
+    by_evidence,
+    by_kind,
+    groups,
+    noise,
+    score,
+    worst,
+)
 from polypod.validate.shipped import read_shipped_points, scored, shipped_rows
+from polypod.validate.why import Reasons
 
 ROW_HEADER: Final = (
     "id", "predicted_ttft_ms", "predicted_tpot_ms", "ttft_low_ms", "ttft_high_ms", "tpot_low_ms", "tpot_high_ms", "evidence", "reason",
@@ -36,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--leave-out", action="append", default=[], metavar="SYSTEM", help="predict this system without its own measurements")  # fmt: skip
     parser.add_argument("--no-calibration", action="store_true", help="leave calibrations of your own out (polypod calibrate); the set that ships never uses them")  # fmt: skip
+    parser.add_argument("--engine-args", default="", metavar="ARGS", help=f"settings of the engine and the load that no column tells, for every row, over what its benchmark's script set: {', '.join(NAMES)}")  # fmt: skip
     parser.add_argument("--rows", metavar="FILE", help="write every prediction to a CSV file")
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the rows farthest off to show (5)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -51,13 +68,18 @@ def run(args: argparse.Namespace) -> int:
     rows, refused = _read(args.files)
     _check_left_out(args.leave_out, rows)
     own = bool(args.files) and not args.no_calibration and bool(own_fits())
-    every = [scored(row, without, own=own) for row in rows]
+    said = read_engine_args(args.engine_args)
+    every = [scored(row, without, own=own, said=said) for row in rows]
     if any(one.prediction and one.prediction.evidence == "calibrated" for one in every):
         print("note: predictions are under calibrations of your own; --no-calibration leaves them out", file=sys.stderr)  # fmt: skip
     if args.rows:
-        _write(Path(args.rows), every, refused)
+        known = {id(one): _unsaid(one, without, said) for one in every}
+        _write(Path(args.rows), every, refused, known)
     once = _once(every)
-    print(_json(once, refused) if args.json else _text(once, refused, args.worst))
+    if args.json:
+        print(_json(once, refused))
+    else:
+        print(_text(once, refused, args.worst, Reasons(once, without, said)))
     return 0
 
 
@@ -87,18 +109,29 @@ def _once(found: list[Scored]) -> list[Scored]:
     return [by_row[id(row)] for row in unique([one.row for one in found])]
 
 
-def _write(path: Path, found: list[Scored], refused: list[Refused]) -> None:
+def _unsaid(one: Scored, without: frozenset[str], said: EngineArgs) -> list[str]:
+    """The two settings that no column tells and that would move the prediction most, and by how much."""
+    if one.prediction is None:
+        return []
+    found = unsaid(one.row, without=without, said=said)[:2]
+    return [f"{move.setting} = {move.value} would make {moved(move)}" for move in found]
+
+
+def _write(
+    path: Path, found: list[Scored], refused: list[Refused], known: dict[int, list[str]]
+) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(ROW_HEADER)
+    writer.writerows(_line(one, known[id(one)]) for one in found)
+    writer.writerows((one.id, *[""] * 7, one.reason) for one in refused)
     try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(ROW_HEADER)
-            writer.writerows(_line(one) for one in found)
-            writer.writerows((one.id, *[""] * 7, one.reason) for one in refused)
+        write_whole(path, text.getvalue().encode())
     except OSError as error:
         raise FileError(path, f"cannot be written: {error.strerror}") from error
 
 
-def _line(one: Scored) -> tuple[object, ...]:
+def _line(one: Scored, known: list[str]) -> tuple[object, ...]:
     found = one.prediction
     if found is None:
         return (one.row.id, *[""] * 7, one.reason)
@@ -107,7 +140,7 @@ def _line(one: Scored) -> tuple[object, ...]:
         ttft_ms, tpot_ms, ttft_ms * found.ttft_band.low, ttft_ms * found.ttft_band.high,
         tpot_ms * found.tpot_band.low, tpot_ms * found.tpot_band.high,
     )  # fmt: skip
-    why = "; ".join(found.notes)
+    why = "; ".join([*found.notes, *known])
     return (one.row.id, *(f"{value:.6g}" for value in values), found.evidence, why)
 
 
@@ -120,6 +153,14 @@ def _json(found: list[Scored], refused: list[Refused]) -> str:
     raw = {
         "groups": [asdict(group) for group in groups(found)],
         "overall": overall,
+        "by_evidence": {
+            name: {metric: _dict(score(of, metric)) for metric in METRICS}
+            for name, of in by_evidence(found).items()
+        },
+        "noise_floor": {
+            metric: None if (floor := noise(found, metric)) is None else asdict(floor)
+            for metric in METRICS
+        },
         "not_predicted": [{"reason": why, "rows": n} for why, n in reasons.most_common()],
     }
     return json.dumps(raw, indent=2)
@@ -135,10 +176,10 @@ def _dict(found: Score | None) -> dict[str, float] | None:
     return None if found is None else asdict(found)
 
 
-def _text(found: list[Scored], refused: list[Refused], most: int) -> str:
-    blocks = [_overall(found), _groups(groups(found))]
+def _text(found: list[Scored], refused: list[Refused], most: int, reasons_of: Reasons) -> str:
+    blocks = [_overall(found), _evidence(found), _groups(groups(found))]
     if most > 0:
-        blocks.append(_worst(found, most))
+        blocks.append(_worst(found, most, reasons_of))
     reasons = _reasons(found, refused)
     if reasons:
         lines = ["not predicted"]
@@ -189,11 +230,27 @@ def _groups(found: list[Group]) -> str:
     return table(header, rows, right=[2, 3, 4, 5, 6])
 
 
-def _worst(found: list[Scored], most: int) -> str:
+def _evidence(found: list[Scored]) -> str:
+    """Interval scores by what predictions rest on, and how far repeats lie apart."""
+    rows = [
+        [f"{metric.upper()} {name}", f"{one.n}", f"{one.median_abs_error:.1%}", f"{one.coverage:.0%}", f"{one.median_band_ratio:.2f}", f"{one.interval_score:.2f}"]
+        for name, of in by_evidence(found).items()
+        for metric in METRICS
+        if (one := score(of, metric)) is not None
+    ]  # fmt: skip
+    lines = [table(["by evidence", "n", "median", "inside", "band", "interval score"], rows, right=[1, 2, 3, 4, 5])]  # fmt: skip
+    for metric in METRICS:
+        floor = noise(found, metric)
+        said = "no run was repeated" if floor is None else f"{floor.pairs} pairs of repeated runs lie {floor.median:.1%} apart in the median"  # fmt: skip
+        lines.append(entry(f"noise {metric.upper()}", said))
+    return "\n".join(lines)
+
+
+def _worst(found: list[Scored], most: int, reasons_of: Reasons) -> str:
     lines = ["farthest off, predicted over measured"]
     for metric in METRICS:
         for one, ratio in worst(found, metric, most):
             row = one.row
-            what = f"{row.model.rpartition('/')[2]} on {row.system}, {row.backend}, concurrency {row.concurrency:g}, line {row.line}"
+            what = f"{row.model.rpartition('/')[2]} on {row.system}, {row.backend}, concurrency {row.concurrency:g}, line {row.line}: {reasons_of.of(one, metric)}"
             lines.append(entry(f"{metric.upper()} {ratio:.2g}", what, indent=12))
     return "\n".join(lines)

@@ -106,16 +106,21 @@ def unsaid_lines(moves: Sequence[Move], most: int = MOST_UNSAID) -> list[str]:
     """The settings that nobody said and that move the answer most, one to a line."""
     return [
         entry(
-            "unsaid" if number == 0 else "", f"{one.setting} = {one.value} would make {_moved(one)}"
+            "unsaid" if number == 0 else "", f"{one.setting} = {one.value} would make {moved(one)}"
         )
         for number, one in enumerate(moves[:most])
     ]
 
 
-def _moved(move: Move) -> str:
-    moved = (("TTFT", move.ttft_ratio), ("TPOT", move.tpot_ratio))
+def moved(move: Move) -> str:
+    """By how much, leaving out what stays.
+
+    >>> moved(Move(setting="prefix_hits", value="0.5", ttft_ratio=0.55, tpot_ratio=1.001))
+    'TTFT -45%'
+    """
+    ratios = (("TTFT", move.ttft_ratio), ("TPOT", move.tpot_ratio))
     return " and ".join(
-        f"{name} {ratio - 1:+.0%}" for name, ratio in moved if abs(ratio - 1) >= 0.005
+        f"{name} {ratio - 1:+.0%}" for name, ratio in ratios if abs(ratio - 1) >= 0.005
     )
 
 

@@ -8,7 +8,8 @@ from polypod.report.export import markdown_text
 from polypod.validate.held_out import HeldOut
 from polypod.validate.point_bands import PredictedPoint, tallies
 from polypod.validate.rows import Refused
-from polypod.validate.scores import Kind, Scored, by_kind, groups, score
+from polypod.validate.scores import Kind, Scored, by_kind, groups, score, worst
+from polypod.validate.why import Reasons
 
 _SCORES = ("n", "median", "mean", "bias", "within 10 %", "within 20 %", "inside the band", "band, high over low", "interval score")  # fmt: skip
 
@@ -28,7 +29,21 @@ def page(
     parts.append(_table("rows not calibrated on", {"as they are": list(few.before), "calibrated": list(few.after)}))  # fmt: skip
     parts += ["## Single published figures", _POINTS, _vendors(points), _points(points)]
     parts += ["## By system, engine and model", _cells(scored), _not_predicted(scored, refused)]
+    parts += ["## Farthest off", _FARTHEST, _farthest(scored)]
     return "\n\n".join(parts) + "\n"
+
+
+def _farthest(scored: Sequence[Scored]) -> str:
+    reasons = Reasons(scored)
+    rows = [
+        (
+            metric.upper(), f"{ratio:.2g}", one.row.system, one.row.backend, one.row.model, f"{one.row.concurrency:g}", f"{one.row.line}",
+            reasons.of(one, metric),
+        )
+        for metric in METRICS
+        for one, ratio in worst(scored, metric, 10)
+    ]  # fmt: skip
+    return markdown_text(("metric", "predicted over measured", "system", "engine", "model", "clients", "line", "reason"), rows)  # fmt: skip
 
 
 def _few(few: HeldOut) -> str:
@@ -162,6 +177,10 @@ published kernels that engine's steps are; no other was fitted to. Kernels were:
 are figures below, and NCCL's curves are of the tables quoted; how much two batches hide is set to
 what LMSYS gains by them, the ratio of runs with and without. Those points are in sample and say so: read the median of serving beside the median of
 all. What lies outside its band says why, as far as is known. `polypod validate --points` prints the same."""
+
+_FARTHEST = """\
+The ten rows farthest off of each metric, with what speaks against them; a reason looks at the measurement, a prediction never does. Of clean runs none was
+repeated in this set, so how well measurements repeat, the floor under all errors, is not known from it."""
 
 _LEFT_OUT = """\
 The system's own kernels are hidden and its rows predicted from another chip's curves under its own peaks, with the wider band of that evidence:

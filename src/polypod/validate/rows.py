@@ -69,6 +69,7 @@ class Row:
     decode: Workers | None = None
     speculative: bool = False
     sweep: bool = False  # of a sweep with constant lengths, not of a benchmark dump
+    measured: str = ""  # the month, as 2025-11
     repaired: tuple[str, ...] = ()
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -193,6 +194,7 @@ def _row(fields: _Fields) -> Row:
         decode=decode,
         speculative=_speculative(fields, origin),
         sweep=sweep,
+        measured=_month(origin),
         repaired=tuple(repaired),
         ttft_s=_seconds(fields, "silicon_ttft_ms"),
         tpot_s=_seconds(fields, "silicon_tpot_ms"),
@@ -204,11 +206,23 @@ def _seconds(fields: _Fields, name: str) -> float | None:
     return None if found is None else found / 1e3
 
 
+def _month(origin: str) -> str:
+    found = re.search(r"measured=(\d{4}-\d{2})", origin)
+    return found[1] if found else ""
+
+
+def conditions_of(row: Row) -> tuple[object, ...]:
+    """All that was the same of two runs that repeat each other."""
+    return (
+        row.system, row.model, row.backend, row.version, row.precision, row.mode, row.input_tokens, row.output_tokens, row.concurrency,
+        row.workers, row.prefill, row.decode, row.speculative, row.sweep,
+    )  # fmt: skip
+
+
 def _speculative(fields: _Fields, origin: str) -> bool:
     if "DeepSeek-R1" not in fields.text("model_path") or origin.startswith("db-dump"):
         return False
-    measured = re.search(r"measured=(\d{4}-\d{2})", origin)
-    month = measured[1] if measured else ""
+    month = _month(origin)
     image = origin.replace("#", "/")
     return any(
         fields.text("backend") == backend and pattern.search(image) and month >= since

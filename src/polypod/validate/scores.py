@@ -10,13 +10,14 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polypod.cost.bands import Band, Metric
 from polypod.validate.predict import Prediction
-from polypod.validate.rows import Mode, Row
+from polypod.validate.rows import Mode, Row, conditions_of
 
 _LEVEL = 0.8
 
@@ -136,6 +137,36 @@ def groups(rows: Sequence[Scored]) -> list[Group]:
         )
         for (system, model, backend, mode, speculative, evidence), found in sorted(cells.items())
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """How far repeats of one run lie apart, |one over the other - 1|: what no prediction can be held to. Pairs of the same conditions."""
+
+    pairs: int
+    median: float
+
+
+def noise(rows: Sequence[Scored], metric: Metric) -> Noise | None:
+    """Over all pairs of rows with the same conditions; None where nothing was repeated. Runs that drafted differ by what was accepted, and are left out."""
+    cells: dict[tuple[object, ...], list[float]] = defaultdict(list)
+    for one in rows:
+        measured = one.row.tpot_s if metric == "tpot" else one.row.ttft_s
+        if measured and not one.row.speculative:
+            cells[conditions_of(one.row)].append(measured)
+    apart = [
+        max(pair) / min(pair) - 1 for found in cells.values() for pair in combinations(found, 2)
+    ]
+    return Noise(pairs=len(apart), median=float(np.median(apart))) if apart else None
+
+
+def by_evidence(rows: Iterable[Scored]) -> dict[str, list[Scored]]:
+    """Predicted rows by what their prediction rests on."""
+    cells: dict[str, list[Scored]] = defaultdict(list)
+    for one in rows:
+        if one.prediction is not None:
+            cells[one.prediction.evidence].append(one)
+    return dict(sorted(cells.items()))
 
 
 def worst(rows: Sequence[Scored], metric: Metric, most: int = 10) -> list[tuple[Scored, float]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
+from polypod.engine.settings import NOTHING, EngineArgs
 from polypod.errors import PolypodError
 from polypod.validate.held_out import held_out
 from polypod.validate.page import kinds, page
@@ -36,10 +37,16 @@ def shipped_points() -> list[PredictedPoint]:
     return [predict_point(point) for point in read_shipped_points()]
 
 
-def scored(row: Row, without: frozenset[str] = frozenset(), *, own: bool = False) -> Scored:
+def scored(
+    row: Row,
+    without: frozenset[str] = frozenset(),
+    *,
+    own: bool = False,
+    said: EngineArgs = NOTHING,
+) -> Scored:
     """A row and its prediction, or why there is none; `own` lets a person's calibrations correct it."""
     try:
-        return Scored(row=row, prediction=predict(row, without=without, own=own))
+        return Scored(row=row, prediction=predict(row, without=without, own=own, said=said))
     except PolypodError as error:
         return Scored(row=row, prediction=None, reason=reason_of(error))
 
