@@ -7,7 +7,7 @@ from polypod import units
 from polypod.catalog.load import load_model
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.cost.measured import BACKENDS
-from polypod.errors import QuantityError
+from polypod.errors import InputError, QuantityError
 from polypod.plan.compose import BesidePublished, beside_published
 from polypod.plan.place import Island
 from polypod.workload.config import read_model
@@ -34,6 +34,14 @@ def tokens(flag: str, text: str) -> int:
         msg = f"{flag} {text!r} is no count of tokens; give a whole number from 1 on, as 4096 or 4k"
         raise QuantityError(msg)
     return int(value)
+
+
+def count(flag: str, text: str) -> int:
+    """A whole number, at least 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        msg = f"{flag} {text!r} is no number; give a whole one from 1 on, as 64"
+        raise InputError(msg)
+    return int(text)
 
 
 def published_beside(model: Model, islands: list[Island]) -> list[BesidePublished]:

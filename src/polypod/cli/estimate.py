@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from polypod import units
-from polypod.cli.asking import model_of, tokens
+from polypod.cli.asking import count, model_of, tokens
 from polypod.cost.calibration import CASES, Case, named
 from polypod.cost.deployment import Deployment, Memory, native_precision
 from polypod.cost.measured import BACKENDS
@@ -108,7 +108,7 @@ def _share(args: argparse.Namespace) -> str:
     """The batch of one replica where only the requests in flight are said."""
     if args.concurrency is None:
         return "1"
-    return str(max(tokens("--concurrency", args.concurrency) // max(args.workers, 1), 1))
+    return str(max(count("--concurrency", args.concurrency) // max(args.workers, 1), 1))
 
 
 def _serving(args: argparse.Namespace, deployment: Deployment, where: Island) -> Served | None:
@@ -125,22 +125,22 @@ def _serving(args: argparse.Namespace, deployment: Deployment, where: Island) ->
     asked = Asked(
         input_tokens=tokens("--input", args.input),
         output_tokens=tokens("--output", args.output),
-        concurrency=tokens("--concurrency", args.concurrency),
+        concurrency=count("--concurrency", args.concurrency),
         backend=args.backend if args.backend in BACKENDS else None,
         engine_args=said,
     )
     workers = Workers(deployment=deployment, count=args.workers)
     if args.prefill is None:
         return served(asked, workers)
-    count, layout = _prefill(args.prefill)
+    prefillers, layout = _prefill(args.prefill)
     check_layout(deployment.model, layout)
-    needed = count * layout.world + args.workers * deployment.layout.world
+    needed = prefillers * layout.world + args.workers * deployment.layout.world
     pod_ranks = None if where.pod is None else where.pod.accelerators * where.rank.ranks_per_accelerator  # fmt: skip
     if ":" not in args.on and pod_ranks is not None and needed > pod_ranks:
         msg = f"{needed} ranks for prefill and decode, {args.on} has {pod_ranks}; use fewer"
         raise InputError(msg)
     return served_apart(
-        asked, Workers(deployment=replace(deployment, layout=layout), count=count), workers
+        asked, Workers(deployment=replace(deployment, layout=layout), count=prefillers), workers
     )
 
 

@@ -319,9 +319,10 @@ def moves(said: EngineArgs, base: Times, answer: Callable[[EngineArgs], Times]) 
 
 def _move(name: str, other: EngineArgs, base: Times, times: Times) -> Move:
     value = getattr(other, name)
+    kept = f" with acceptance = {other.acceptance:g}" if other.acceptance is not None else ""
     return Move(
         setting=name,
-        value=value if isinstance(value, str) else f"{value:g}",
+        value=value if isinstance(value, str) else f"{value:g}{kept}",
         ttft_ratio=times.ttft_s / base.ttft_s,
         tpot_ratio=times.tpot_s / base.tpot_s,
     )

@@ -76,9 +76,11 @@ def predict(
     chip = load_accelerator(SYSTEMS.get(row.system, row.system))
     name = model_name(row.model)
     made = _made_of(row, chip.id, name, without)
-    times = _times(row, name, made, said.over(conditions(row, name)))
+    known = said.over(conditions(row, name))
+    times = _times(row, name, made, known)
     evidence = made[-1].calibration.evidence
-    kind = kind_of(row)
+    drafts = known.num_speculative_tokens and known.acceptance is None
+    kind = f"{row.mode}-speculative" if drafts else row.mode
     found = Prediction(
         ttft_s=times.ttft_s,
         tpot_s=times.tpot_s,
