@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from polypod.catalog.load import CALIBRATIONS, own_folders
 from polypod.cli.main import main
@@ -138,9 +137,10 @@ def test_a_plan_file_with_a_setting_that_is_not_played_names_it(
     path = tmp_path / "plan.yaml"
     words = ("plan", "Qwen/Qwen3-32B", "--on", "nvidia-h100-sxm:4", "-o", str(path))
     assert main([*words]) == 0
-    plan = yaml.safe_load(path.read_text(encoding="utf-8").replace("on: ", "'on': "))
-    plan["services"][0]["pools"][0]["engine_args"] = {"stream_interval": 10}
-    path.write_text(yaml.safe_dump(plan), encoding="utf-8")
+    before, rest = path.read_text(encoding="utf-8").split("max_sequences:")
+    indent = before.rpartition("\n")[2]
+    text = f"{before}engine_args:\n{indent}  stream_interval: 10\n{indent}max_sequences:{rest}"
+    path.write_text(text, encoding="utf-8")
     trace = Path(__file__).parents[2] / "examples" / "traces" / "azure-conv-1000.csv"
     assert main(["simulate", str(path), "--trace", str(trace)]) == 2
     err = capsys.readouterr().err
