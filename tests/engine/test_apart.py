@@ -60,3 +60,22 @@ def test_more_workers_never_make_it_slower(concurrency: float, prefill: int, dec
     _, now_s = ttft_and_round(prefill, decode)
     assert ttft_and_round(prefill, 2 * decode)[1] <= now_s * 1.001
     assert ttft_and_round(2 * prefill, decode)[1] <= now_s * 1.001
+
+
+def test_the_first_wave_queues_at_the_prefill_workers() -> None:
+    # 40 clients send at once: half the others in front of each in the mean, in one of two waves
+    few = Load(input_tokens=2000, output_tokens=500, concurrency=40, waves=2)
+    many = Load(input_tokens=2000, output_tokens=500, concurrency=40, waves=1e9)
+    idle = Role(step=STEP, count=100)
+    prompt_s = STEP.prompt_s(2000)
+    first, later = (apart(Role(step=STEP), idle, one, Behaviour()).ttft_s for one in (few, many))
+    assert first - later == pytest.approx(39 / 4 * prompt_s, rel=0.35)
+
+
+def test_short_prompts_share_the_launch_of_their_kernels() -> None:
+    slow = Behaviour(launch_s=1.0, step_tokens=8000)
+    times = apart(Role(step=STEP), Role(step=STEP, count=64), load(400), slow)
+    round_s = times.ttft_s + 500 * times.tpot_s
+    # four prompts of 2,000 tokens to a step of one second, not one
+    assert 400 / round_s <= 4.0
+    assert 400 / round_s > 1.0

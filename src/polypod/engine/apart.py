@@ -5,9 +5,13 @@ prompt follows. Of a round a share `f` goes by in decode, so that `concurrency *
 
     T_decode = step(n, n * context)            n = concurrency * f over the decode workers,  context = input + output / 2
     TPOT     = T_decode / tokens a step
-    TTFT     = fixed + transfer + own * (1 + waiting / 2) + (poll / 2 + wait + interval) * T_decode,   waiting = (concurrency - 1) * (1 - f) / servers
-    round    = max(TTFT + output * TPOT, concurrency * own / servers)     prompts are not served faster than they are computed
+    TTFT     = fixed + transfer + own + busy * (waiting / 2 + burst) + (poll / 2 + wait + interval) * T_decode
+    waiting  = (concurrency - 1) * (1 - f) / servers,   burst = (concurrency - 1) / (2 * waves * servers)
+    round    = max(TTFT + output * TPOT, concurrency * busy / servers)     prompts are not served faster than they are computed
     f        = output * TPOT / round
+
+`own` is a prompt alone, `busy` one among others, whose kernels are launched together; `burst` is the start, when all clients send at once, averaged over
+the `waves` of requests that each sends.
 
 A prefill worker serves as many prompts at once as it has data-parallel ranks, eight at most. Left out: cold starts, routers that look at
 prefixes, and transfers that wait for each other. The first token comes to the decode worker with the prompt and leaves it a whole stream
@@ -22,6 +26,7 @@ from polypod.engine.closed_loop import (
     Behaviour,
     Load,
     Times,
+    busy_prompt_s,
     decode_step_s,
     held_steps,
     own_prompt_s,
@@ -51,7 +56,9 @@ def apart(
     (0.01, 0.075)
     """
     own_s = own_prompt_s(prefill.step, load, behaviour)
+    busy_s = busy_prompt_s(prefill.step, load, behaviour)
     servers = prefill.count * min(prefill.step.data_ranks, _MOST_SERVERS)
+    burst = (load.concurrency - 1) / (2 * load.waves * servers)
     decoding, tpot_s, ttft_s = 1.0, 0.0, 0.0
     for _ in range(_ROUNDS):
         each = max(load.concurrency * decoding / decode.count, decode.step.data_ranks)
@@ -62,10 +69,11 @@ def apart(
             behaviour.fixed_s
             + load.cold_s / load.waves
             + transfer_s
-            + own_s * (1.0 + waiting / 2)
+            + own_s
+            + busy_s * (waiting / 2 + burst)
             + (held_steps(behaviour) + behaviour.stream_interval) * step_s
         )
-        round_s = max(ttft_s + load.output_tokens * tpot_s, load.concurrency * own_s / servers)
+        round_s = max(ttft_s + load.output_tokens * tpot_s, load.concurrency * busy_s / servers)
         ttft_s = max(ttft_s, round_s - load.output_tokens * tpot_s)
         decoding = 0.5 * decoding + 0.5 * load.output_tokens * tpot_s / round_s
     return Times(ttft_s=ttft_s, tpot_s=tpot_s, decoding=decoding)

@@ -122,6 +122,12 @@ def own_prompt_s(step: StepTime, load: Load, behaviour: Behaviour) -> float:
     return max(prompt_s(step, load.input_tokens, behaviour), behaviour.launch_s)
 
 
+def busy_prompt_s(step: StepTime, load: Load, behaviour: Behaviour) -> float:
+    """What a prompt takes of an engine that has more of them: kernels are launched once for as many as a step's budget holds."""
+    share = min(load.input_tokens / behaviour.step_tokens, 1.0)
+    return max(prompt_s(step, load.input_tokens, behaviour), share * behaviour.launch_s)
+
+
 def prompt_s(step: StepTime, tokens: float, behaviour: Behaviour) -> float:
     """A prompt computed alone, in chunks of the engine's budget; what hits the cache is read and not computed.
 

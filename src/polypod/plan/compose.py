@@ -10,7 +10,7 @@ from polypod.catalog.schema import Published
 from polypod.cost.bands import Band, Metric
 from polypod.cost.calibration import CASES, Case
 from polypod.cost.deployment import Deployment, native_precision
-from polypod.engine.settings import PLAYED, EngineArgs, Move
+from polypod.engine.settings import NOTHING, PLAYED, EngineArgs, Move
 from polypod.errors import InfeasibleError
 from polypod.plan.confirm import Confirmed, confirm
 from polypod.plan.place import Island, islands
@@ -226,7 +226,8 @@ def bounds(question: Question, candidate: Candidate) -> dict[Literal["prefill", 
 
 def _played(args: EngineArgs) -> EngineArgs:
     """What a plan file keeps of the settings: the token budget is its own field, the rest is of the load."""
-    return EngineArgs(**{name: getattr(args, name) for name in PLAYED})
+    kept = EngineArgs(**{name: getattr(args, name) for name in PLAYED})
+    return NOTHING if kept == NOTHING else kept
 
 
 def _spread(choice: Choice, what: Metric) -> Spread:
