@@ -54,11 +54,63 @@ def test_the_points_that_ship_are_printed_with_a_line_for_each_vendor(
     assert max(map(len, lines)) <= 80
     assert lines[-1].startswith("all ")
     assert any(line.startswith("Huawei ") for line in lines)
-    assert any("vllm-ascend-k2-thinking-c1: " in line for line in lines)  # why it misses
+    assert any("vllm-ascend-ci-k2-thinking: " in line for line in lines)  # why it misses
 
     assert main(["validate", "--points", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["vendors"][-1]["n"] == len(found["points"])
-    missed = next(one for one in found["points"] if one["id"] == "vllm-ascend-k2-thinking-c1")
+    missed = next(one for one in found["points"] if one["id"] == "vllm-ascend-ci-k2-thinking")
     assert not missed["inside"]
     assert missed["explained"]
+
+
+def test_settings_said_for_all_rows_move_their_predictions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def written(*words: str) -> list[dict[str, str]]:
+        path = tmp_path / "rows.csv"
+        assert main(["validate", "--rows", str(path), "--json", *words]) == 0
+        capsys.readouterr()
+        with path.open(encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if row["predicted_tpot_ms"]]
+
+    plain, cached = written(), written("--engine-args", "prefix_hits=0.5")
+    pairs = list(zip(plain, cached, strict=True))
+    assert all(float(more["predicted_ttft_ms"]) <= float(less["predicted_ttft_ms"]) for less, more in pairs)  # fmt: skip
+    assert any("would make TTFT" in row["reason"] for row in plain)
+    assert not any("prefix_hits" in row["reason"] for row in cached)
+
+
+def test_scores_are_told_by_evidence_and_misses_with_reasons(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["validate", "--json", "--leave-out", "b200_sxm"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["by_evidence"]) == {"own kernels", "transferred"}
+    narrow, wide = (found["by_evidence"][name]["tpot"] for name in ("own kernels", "transferred"))
+    assert narrow["interval_score"] < wide["interval_score"]
+    assert found["noise_floor"] == {"tpot": None, "ttft": None}
+    assert main(["validate", "--worst", "3"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "fewer requests ran at once" in " ".join(out.split())
+
+
+def test_a_setting_that_is_none_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "--engine-args", "speed=2"]) == 2
+    assert "'speed' is no setting that moves a prediction" in capsys.readouterr().err
+
+
+def test_a_full_disk_loses_no_rows_that_were_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("before", encoding="utf-8")
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["validate", "--rows", str(path)]) == 2
+    assert "rows.csv: cannot be written: No space left on device" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == "before"

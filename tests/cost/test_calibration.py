@@ -94,3 +94,11 @@ def test_a_calibration_without_a_curve_for_the_rest_is_refused() -> None:
     fits: dict[str, KernelFit] = {"fp8": base.moe["other"]}
     with pytest.raises(ValueError, match=r"needs moe\.other"):
         Calibration(**fields | {"moe": fits})
+
+
+def test_an_engine_that_is_slower_than_the_published_kernels_says_by_how_much() -> None:
+    plain, vllm = for_chip("huawei-ascend-910c"), for_chip("huawei-ascend-910c", "vllm")
+    assert plain.step_factor == (1.0, 1.0, 1.0)
+    assert vllm.step_factor == plain.engines["vllm"].factor
+    assert vllm.step_factor[0] <= vllm.step_factor[1] <= vllm.step_factor[2]
+    assert for_chip("huawei-ascend-910c", "sglang").step_factor == plain.step_factor

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polypod.cost.steptime import StepTime
+from polypod.cost.steptime import StepTime, causal_pairs
 from polypod.engine import EngineLimits, Progress, ReplicaEmulation
 from polypod.engine.closed_loop import Behaviour
 
@@ -269,3 +270,17 @@ def test_a_cut_falls_on_the_first_boundary_not_before_the_arrival(prompt: int, o
 
     first_decode_s = STEP.step_s(tokens=1, kv_tokens=prompt, sequences=1)
     assert joined.next_s == pytest.approx(boundary_s + first_decode_s)
+
+
+def test_a_prompt_holds_up_every_micro_batch_of_a_pipeline_and_several_prompts_fill_it() -> None:
+    halves = msgspec.structs.replace(STEP, stages=2)
+    alone = ReplicaEmulation(halves, ROOMY)
+    alone.submit(0.0, request=1, prompt_tokens=100, output_tokens=1)
+    assert alone.advance(math.inf)[0].at_s == pytest.approx(halves.prompt_s(100))
+    assert halves.prompt_s(100) > STEP.prompt_s(100)
+    # two prompts, one to each stage's micro-batch: no bubble
+    both = ReplicaEmulation(halves, dataclasses.replace(ROOMY, max_step_tokens=512))
+    both.submit(0.0, request=1, prompt_tokens=100, output_tokens=1)
+    both.submit(0.0, request=2, prompt_tokens=100, output_tokens=1)
+    pairs = 2 * causal_pairs(100)
+    assert both.advance(math.inf)[-1].at_s == pytest.approx(STEP.step_s(tokens=200, pairs=pairs))

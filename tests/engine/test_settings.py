@@ -133,3 +133,10 @@ def test_moves_are_what_unsaid_settings_change_and_said_ones_are_left_out(model:
     drafts = next(one for one in found if one.setting == "num_speculative_tokens")
     again = answer(said.over(EngineArgs(num_speculative_tokens=int(drafts.value.split()[0]), acceptance=0.7)), model)  # fmt: skip
     assert drafts.tpot_ratio == pytest.approx(again.tpot_s / base.tpot_s)
+
+
+def test_a_setting_that_the_engine_does_not_have_moves_nothing(model: Model) -> None:
+    for backend, absent in (("vllm", "scheduler_recv_interval"), ("sglang", "batch_wait_timeout_iters")):  # fmt: skip
+        base = answer(EngineArgs(), model, backend)
+        found = moves(EngineArgs(), base, lambda args, of=backend: answer(args, model, of), backend)  # type: ignore[misc]
+        assert absent not in [one.setting for one in found]

@@ -7,7 +7,7 @@ import pytest
 from polypod.cost.bands import Band
 from polypod.validate.predict import Prediction
 from polypod.validate.rows import Row, Workers
-from polypod.validate.scores import Scored, groups, residual_band, score, worst
+from polypod.validate.scores import Scored, by_evidence, groups, noise, residual_band, score, worst
 from polypod.workload.layout import Layout
 
 
@@ -61,3 +61,17 @@ def test_the_worst_come_first_whichever_way_they_are_off() -> None:
 def test_a_band_from_residuals_leaves_out_a_tenth_on_each_side() -> None:
     rows = [scored(1 + n / 100, 1.0) for n in range(101)]
     assert residual_band(rows, "tpot") == (pytest.approx(1.1), pytest.approx(1.9))
+
+
+def test_noise_is_how_far_repeats_lie_apart_and_nothing_where_there_are_none() -> None:
+    # pairs of 1.0, 1.1 and 1.32: 10 %, 20 % and 32 %
+    found = noise([scored(1.0, 1.0), scored(1.1, 1.0), scored(1.32, 1.0)], "tpot")
+    assert found is not None
+    assert (found.pairs, found.median_abs_error) == (3, pytest.approx(0.2))
+    assert noise([scored(1.0, 1.0), scored(1.0, 1.0, model="n")], "tpot") is None
+    assert noise([scored(1.0, 1.0), scored(1.0, 1.0)], "ttft") is None
+
+
+def test_rows_are_told_by_what_their_predictions_rest_on() -> None:
+    found = by_evidence([scored(1.0, 1.0), Scored(row=scored(1.0, 1.0).row, prediction=None)])
+    assert {name: len(rows) for name, rows in found.items()} == {"own kernels": 1}

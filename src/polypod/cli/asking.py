@@ -18,7 +18,7 @@ from polypod.workload.model import Model
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Which engine, and how it is set."""
     parser.add_argument("--backend", metavar="NAME", choices=BACKENDS, help=f"the engine whose kernels and defaults to use ({', '.join(BACKENDS)}; default: a blend)")  # fmt: skip
-    parser.add_argument("--engine-args", default="", metavar="ARGS", help="its settings, as 'prefill=exclusive prefix_hits=0.3' or in its own flags; polypod validate --help lists them")  # fmt: skip
+    parser.add_argument("--engine-args", default="", metavar="ARGS", help="its settings, as 'prefill=exclusive prefix_hits=0.3' or in its own flags; docs/how-to/estimate-a-service.md lists them")  # fmt: skip
 
 
 def model_of(name: str) -> Model:

@@ -10,6 +10,7 @@ import msgspec
 
 from polypod import units
 from polypod.cli.asking import count, model_of, tokens
+from polypod.cost.bands import band_of
 from polypod.cost.calibration import CASES, Case, named
 from polypod.cost.deployment import Deployment, Memory, native_precision
 from polypod.cost.measured import BACKENDS
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the engine whose kernels to use (trtllm, vllm, sglang; default: a blend), or a calibration instead of the chip's own",
     )
     parser.add_argument("--concurrency", metavar="N", help="requests in flight: predict TTFT, TPOT and tokens/s as served")  # fmt: skip
-    parser.add_argument("--engine-args", default="", metavar="ARGS", help="settings of the engine and the load, as 'prefill=exclusive prefix_hits=0.3' or in its own flags (docs/how-to/validate.md lists them)")  # fmt: skip
+    parser.add_argument("--engine-args", default="", metavar="ARGS", help="settings of the engine and the load, as 'prefill=exclusive prefix_hits=0.3' or in its own flags (docs/how-to/estimate-a-service.md lists them)")  # fmt: skip
     parser.add_argument("--prefill", metavar="N:LAYOUT", help="prefill workers apart, as 2:tp4; the layout above is then of the decode workers")  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="replicas, or decode workers (default: 1)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -218,6 +219,7 @@ def _does_not_fit(deployment: Deployment, memory: Memory, cache_bytes: float) ->
 def _json(
     deployment: Deployment, where: Island, memory: Memory, phases: dict[str, Phase], batch: int
 ) -> dict[str, Any]:
+    band = band_of(deployment.served.calibration.evidence, "agg", "tpot")
     return {
         "model": deployment.model.name,
         "on": {
@@ -238,6 +240,7 @@ def _json(
         "phases": {
             name: {
                 "step_s": phase.seconds,
+                "band_s": [phase.seconds["likely"] * band.low, phase.seconds["likely"] * band.high],
                 "floor_s": phase.floor_s,
                 "waits_for": phase.cost.shares(),
                 "parts_s": _parts_s(phase.cost),
@@ -299,21 +302,22 @@ def _text(
     deployment: Deployment, where: Island, memory: Memory, prefill: Phase, decode: Phase, batch: int
 ) -> str:
     rank = deployment.rank
-    served = deployment.served.calibration
+    served_rank = deployment.served.calibration
     each = batch / decode.seconds["likely"] / deployment.accelerators
+    band = band_of(served_rank.evidence, "agg", "tpot")
     rows = [
         [
             name,
-            *[units.show(phase.seconds[case], "s") for case in ("likely", "fast", "slow")],
+            *[units.show(phase.seconds["likely"] * ratio, "s") for ratio in (1.0, band.low, band.high)],
             units.show(phase.floor_s, "s"),
         ]
         for name, phase in (("prefill", prefill), ("decode", decode))
-    ]
+    ]  # fmt: skip
     lines = [
         f"{deployment.model.name} as {describe(deployment.layout)} on {deployment.accelerators:g} {rank.chip}"
         f"{f' ({where.pod.id})' if where.pod else ''}",
         "",
-        table(["step", "likely", "fast", "slow", "floor"], rows, right=[1, 2, 3, 4]),
+        table(["step", "likely", "80 % from", "to", "floor"], rows, right=[1, 2, 3, 4]),
         "",
         entry(
             "memory",
@@ -325,7 +329,7 @@ def _text(
         ),
         entry("prefill waits", "for " + prefill.cost.bound),
         entry("decode waits", "for " + decode.cost.bound),
-        entry("evidence", f"{served.evidence} ({served.id})"),
+        entry("evidence", f"{served_rank.evidence} ({served_rank.id})"),
         *[entry("assumed", text) for text in rank.assumptions],
     ]
     return "\n".join(lines)

@@ -241,7 +241,7 @@ def _evidence(found: list[Scored]) -> str:
     lines = [table(["by evidence", "n", "median", "inside", "band", "interval score"], rows, right=[1, 2, 3, 4, 5])]  # fmt: skip
     for metric in METRICS:
         floor = noise(found, metric)
-        said = "no run was repeated" if floor is None else f"{floor.pairs} pairs of repeated runs lie {floor.median:.1%} apart in the median"  # fmt: skip
+        said = "no run was repeated" if floor is None else f"{floor.pairs} pairs of repeated runs lie {floor.median_abs_error:.1%} apart in the median"  # fmt: skip
         lines.append(entry(f"noise {metric.upper()}", said))
     return "\n".join(lines)
 

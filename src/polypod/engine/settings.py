@@ -286,6 +286,9 @@ ALTERNATIVES: Final[dict[str, tuple[EngineArgs, ...]]] = {
 }  # fmt: skip
 """Values that a setting has in public launch scripts and benchmarks beside its default (InferenceX's `benchmarks/`, vLLM's and SGLang's documentation)."""
 
+_ONLY: Final = {"scheduler_recv_interval": "sglang", "batch_wait_timeout_iters": "trtllm"}
+"""Settings that one engine alone has."""
+
 LEAST_MOVE: Final = 0.05
 
 
@@ -304,17 +307,27 @@ class Move:
         return max(abs(math.log(self.ttft_ratio)), abs(math.log(self.tpot_ratio)))
 
 
-def moves(said: EngineArgs, base: Times, answer: Callable[[EngineArgs], Times]) -> list[Move]:
-    """What each unsaid setting would change by `LEAST_MOVE` or more, the largest first. `answer` predicts under other settings."""
+def moves(
+    said: EngineArgs,
+    base: Times,
+    answer: Callable[[EngineArgs], Times],
+    backend: str | None = None,
+) -> list[Move]:
+    """What each unsaid setting of the engine would change by `LEAST_MOVE` or more, the largest first. `answer` predicts under other settings."""
     found = []
     for name, values in ALTERNATIVES.items():
-        if getattr(said, name) is not None:
+        if getattr(said, name) is not None or not has_setting(backend, name):
             continue
         tried = [_move(name, other, base, answer(said.over(other))) for other in values]
         largest = max(tried, key=lambda one: one.size)
         if largest.size >= math.log1p(LEAST_MOVE):
             found.append(largest)
     return sorted(found, key=lambda one: -one.size)
+
+
+def has_setting(backend: str | None, name: str) -> bool:
+    """Whether an engine has the setting; of one that is not known, all do."""
+    return backend is None or _ONLY.get(name, backend) == backend
 
 
 def _move(name: str, other: EngineArgs, base: Times, times: Times) -> Move:

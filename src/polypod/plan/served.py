@@ -107,7 +107,7 @@ def _served(
         tokens_per_s=asked.concurrency * asked.output_tokens / whole_s,
         accelerators=sum(one.count * one.deployment.accelerators for one in workers),
         evidence="calibrated" if own else evidence,
-        moves=tuple(moves(asked.engine_args, plain, answer)),
+        moves=tuple(moves(asked.engine_args, plain, answer, asked.backend)),
     )
 
 

@@ -118,7 +118,7 @@ def unsaid(
     def answer(args: EngineArgs) -> Times:
         return _times(row, name, made, args)
 
-    return moves(known, answer(known), answer)
+    return moves(known, answer(known), answer, row.backend)
 
 
 def _made_of(row: Row, chip: str, name: str, without: frozenset[str]) -> tuple["_Made", ...]:

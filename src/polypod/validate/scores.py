@@ -144,7 +144,7 @@ class Noise:
     """How far repeats of one run lie apart, |one over the other - 1|: what no prediction can be held to. Pairs of the same conditions."""
 
     pairs: int
-    median: float
+    median_abs_error: float
 
 
 def noise(rows: Sequence[Scored], metric: Metric) -> Noise | None:
@@ -157,7 +157,7 @@ def noise(rows: Sequence[Scored], metric: Metric) -> Noise | None:
     apart = [
         max(pair) / min(pair) - 1 for found in cells.values() for pair in combinations(found, 2)
     ]
-    return Noise(pairs=len(apart), median=float(np.median(apart))) if apart else None
+    return Noise(pairs=len(apart), median_abs_error=float(np.median(apart))) if apart else None
 
 
 def by_evidence(rows: Iterable[Scored]) -> dict[str, list[Scored]]:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from polypod.cost.bands import Metric
-from polypod.engine.settings import ALTERNATIVES, NOTHING, EngineArgs
+from polypod.engine.settings import ALTERNATIVES, NOTHING, EngineArgs, has_setting
 from polypod.errors import PolypodError
-from polypod.validate.predict import conditions, model_name, predict
+from polypod.validate.predict import predict
 from polypod.validate.rows import Row
 from polypod.validate.scores import Scored
 
@@ -52,10 +52,9 @@ class Reasons:
 
     def _setting(self, row: Row, metric: Metric, measured_s: float) -> str | None:
         """The unsaid setting under which the prediction comes nearest, where that is within a fifth."""
-        known = self._said.over(conditions(row, model_name(row.model)))
         nearest: tuple[float, str] | None = None
         for name, values in ALTERNATIVES.items():
-            if getattr(known, name) is not None and getattr(self._said, name) is not None:
+            if not has_setting(row.backend, name) or getattr(self._said, name) is not None:
                 continue
             for other in values:
                 try:
