@@ -4,14 +4,18 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from polypod.cli.asking import note
+from polypod.cost.bands import METRICS, Metric, band_of
 from polypod.errors import FileError, InputError
+from polypod.plan.predict import evidence
 from polypod.plan.spec import Plan, read_plan
 from polypod.record import read
 from polypod.report.runs import run_json, run_text, summarise
+from polypod.report.tables import entry
 from polypod.simulate.fleet import scenario_of
 from polypod.simulate.run import play
 from polypod.simulate.scenario import Fault
@@ -61,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     plan = read_plan(Path(args.plan))
     trace = _arrivals(plan, args)
     faults = _faults(Path(args.faults)) if args.faults else ()
+    rests = evidence(plan)
+    bands = _bands_json(rests)
     scenario = scenario_of(plan, trace, seed=args.seed, faults=faults)
     if args.folder:
         record = _folder(Path(args.folder)) / "record.jsonl"
@@ -70,12 +76,42 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             raise FileError(record, f"cannot be written: {error.strerror}") from error
         summary = summarise(read(record))
-        (record.parent / "summary.json").write_text(json.dumps(run_json(summary), indent=2) + "\n")
+        (record.parent / "summary.json").write_text(
+            json.dumps(run_json(summary) | bands, indent=2) + "\n"
+        )
         note(f"wrote {record} and summary.json")
     else:
         summary = summarise(play(scenario).lines)
-    print(json.dumps(run_json(summary), indent=2) if args.json else run_text(summary))
+    if args.json:
+        print(json.dumps(run_json(summary) | bands, indent=2))
+    else:
+        print("\n".join([run_text(summary), *_band_lines(rests)]))
     return 0
+
+
+def _bands_json(rests: dict[str, str]) -> dict[str, Any]:
+    """Ratios of measured to simulated that hold four of five measurements, by pool."""
+
+    def ends(on: str, metric: Metric) -> list[float]:
+        band = band_of(on, "agg", metric)
+        return [band.low, band.high]
+
+    bands = {
+        pool: {"evidence": on, **{metric: ends(on, metric) for metric in METRICS}}
+        for pool, on in rests.items()
+    }
+    return {"bands": bands}
+
+
+def _band_lines(rests: dict[str, str]) -> list[str]:
+    """The same in words, one line for pools that rest on the same."""
+    lines = [""] if rests else []
+    for on in dict.fromkeys(rests.values()):
+        pools = ", ".join(pool for pool, its in rests.items() if its == on)
+        ttft, tpot = band_of(on, "agg", "ttft"), band_of(on, "agg", "tpot")
+        text = f"TTFT {ttft.low:g} to {ttft.high:g} times, TPOT {tpot.low:g} to {tpot.high:g} times what is shown ({pools}: {on})"
+        lines.append(entry("80 % band", text, indent=16))
+    return lines
 
 
 def _arrivals(plan: Plan, args: argparse.Namespace) -> tuple[Arrival, ...]:

@@ -57,6 +57,23 @@ def pool_replicas(plan: Plan) -> list[ReplicaUp]:
     return ups
 
 
+def evidence(plan: Plan) -> dict[str, str]:
+    """What the step times of each pool on catalog chips rest on, by its name; hosts are measured, and have bands of their own."""
+    found = {}
+    for s, service in enumerate(plan.services):
+        for p, pool in enumerate(service.pools):
+            source = plan.fleet[pool.on]
+            if source.host is None:
+                where = island(pool.on, source, _backend(pool))
+                found[pool.name or f"pool{s}.{p}"] = str(where.rank.calibration.evidence)
+    return found
+
+
+def _backend(pool: Pool) -> str | None:
+    """The engine, where kernels of it are known."""
+    return pool.engine if pool.engine in BACKENDS else None
+
+
 def service_model(service: Service) -> Model:
     """The service's model: its weights' own header says, where it has a file that is here; else the catalog does.
 
@@ -107,8 +124,7 @@ def _replicas(
 
 
 def _on_island(model: Model, pool: Pool, source: Source) -> _Timed:
-    backend = pool.engine if pool.engine in BACKENDS else None
-    where = island(pool.on, source, backend)
+    where = island(pool.on, source, _backend(pool))
     check_layout(model, pool.layout)
     needed = pool.layout.world * pool.replicas
     if needed > where.ranks:
