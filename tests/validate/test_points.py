@@ -72,7 +72,7 @@ def test_a_point_that_cannot_be_predicted_says_why(
 
 
 def test_every_shipped_point_is_predicted_or_says_why() -> None:
-    assert len(shipped_points()) == 252
+    assert len(shipped_points()) == 253
     assert all((one.predicted is None) == bool(one.reason) for one in shipped_points())
     ids = [one.point.id for one in shipped_points()]
     assert len(set(ids)) == len(ids)
@@ -88,8 +88,8 @@ def test_what_lies_outside_its_band_is_explained_and_nothing_else_is() -> None:
 def test_the_cloudmatrix_serving_figures_are_inside_their_bands() -> None:
     found = {one.point.id: one for one in shipped_points() if one.point.id.startswith("cm384")}
     serving = [one for one in found.values() if one.point.metric in SERVING]
-    assert len(serving) == 5
-    assert all(one.is_inside for one in serving)
+    assert len(serving) == 6
+    assert [one.point.id for one in serving if not one.is_inside] == ["cm384-decode-15ms"]
     assert found["cm384-decode-kv4096"].error == pytest.approx(0, abs=0.05)
 
 
