@@ -48,8 +48,8 @@ def everything() -> list[Accelerator | Pod | Interconnect | ModelCard]:
 
 
 def test_the_catalog_has_the_fields_hardware():
-    # 67 accelerators, 40 interconnects and 29 supernodes of the survey of 2026-11, and the HGX H200
-    assert (len(ACCELERATORS), len(LINKS), len(PODS)) >= (67, 40, 30)
+    # 67 accelerators, 40 interconnects and 29 supernodes of the survey of 2026-11, the HGX H200, and the L40S in its server
+    assert (len(ACCELERATORS), len(LINKS), len(PODS)) >= (68, 40, 31)
 
 
 def test_every_source_of_hardware_has_an_address_or_says_that_none_is_on_record():

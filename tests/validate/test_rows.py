@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from polypod.errors import FileError
+from polypod.validate.predict import predict
 from polypod.validate.rows import COLUMNS, Row, read_rows, unique
 
 GIVEN = {
@@ -121,3 +122,12 @@ def test_the_same_times_on_the_same_system_are_one_measurement(tmp_path: Path) -
         written(tmp_path, {}, {"id": "again"}, {"id": "other", "silicon_ttft_ms": "9"})
     )
     assert [row.id for row in unique(rows)] == ["one", "other"]
+
+
+def test_8_bit_weights_on_a_chip_without_their_arithmetic_are_widened_in_the_kernel(
+    tmp_path: Path,
+) -> None:
+    asked = {"system": "a100_sxm", "model_path": "Qwen/Qwen3-32B", "backend": "vllm"}
+    narrow = predict(one(tmp_path, **asked), own=False)
+    wide = predict(one(tmp_path, **asked, gemm_quant_mode="bfloat16"), own=False)
+    assert narrow.tpot_s < wide.tpot_s  # half the bytes

@@ -17,7 +17,7 @@ from polypod.cost.own import Key, OwnFit, keep, own_files, own_fits, remove
 from polypod.errors import InputError
 from polypod.report.tables import WIDTH, entry, table
 from polypod.validate.calibrate import ENOUGH_ROWS, Calibrated, Fitted, Group, Ratio, calibrate
-from polypod.validate.predict import SYSTEMS
+from polypod.validate.names import system_name
 from polypod.validate.rows import Refused, Row, read_rows
 
 _SHOWN: Final = 3
@@ -241,7 +241,7 @@ def _of_fit(fit: OwnFit) -> str:
 
 
 def _remove(chip: str, model: str, engine: str, *, as_json: bool) -> int:
-    gone = remove(entry_id(SYSTEMS.get(chip, chip)), entry_id(model), engine)
+    gone = remove(entry_id(system_name(chip)), entry_id(model), engine)
     if not gone:
         known = sorted({" ".join(key[:3]) for key in own_fits()})
         there = f"there are {', '.join(known)}" if known else "there are none"

@@ -19,9 +19,10 @@ from polypod.engine.settings import NAMES, EngineArgs, read_engine_args
 from polypod.errors import FileError, InputError
 from polypod.report.plans import moved
 from polypod.report.tables import entry, table
+from polypod.validate.names import system_name
 from polypod.validate.point_bands import predict_point
 from polypod.validate.points import has_points, read_points
-from polypod.validate.predict import SYSTEMS, unsaid
+from polypod.validate.predict import unsaid
 from polypod.validate.rows import Refused, Row, read_rows, unique
 from polypod.validate.scores import (
     Group,
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    without = frozenset(SYSTEMS.get(name, name) for name in args.leave_out)
+    without = frozenset(system_name(name) for name in args.leave_out)
     if args.points or (args.files and all(has_points(Path(name)) for name in args.files)):
         points = [point for name in args.files for point in read_points(Path(name))]
         found = [predict_point(one, without=without) for one in points or read_shipped_points()]

@@ -9,8 +9,9 @@ from polypod.cost.chip import Rank
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.cost.step import exchange_time, fit_of, kernel_time
 from polypod.errors import InputError
+from polypod.validate.names import model_name
 from polypod.validate.points import Point
-from polypod.validate.predict import model_name, model_of
+from polypod.validate.predict import model_of
 from polypod.workload.layout import check_layout
 from polypod.workload.ops import Op
 from polypod.workload.precision import Precision

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from polypod.catalog.load import entry_id, known_names, load_accelerator, load_model
+from polypod.catalog.load import entry_id, load_accelerator, load_model
 from polypod.catalog.topology import loose_tiers
 from polypod.cost.bands import Band, band_of
 from polypod.cost.calibration import Calibration, Evidence, for_chip
@@ -17,29 +17,13 @@ from polypod.engine.apart import Role, apart
 from polypod.engine.closed_loop import Load, Times, closed_loop
 from polypod.engine.settings import NOTHING, EngineArgs, Move, behaviour_of, load_of, moves
 from polypod.errors import InputError, PolypodError
+from polypod.validate.names import model_name, system_name
 from polypod.validate.own import under
 from polypod.validate.rows import DRAWN_LENGTHS, Row, Workers
 from polypod.workload.config import read_model
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.model import Model
 from polypod.workload.precision import Precision
-
-SYSTEMS: Final = {
-    "h100_sxm": "nvidia-h100-sxm",
-    "h200_sxm": "nvidia-h200-sxm",
-    "h800_sxm": "nvidia-h800-sxm",
-    "h20_sxm": "nvidia-h20",
-    "a100_sxm": "nvidia-a100-80g-sxm",
-    "b200_sxm": "nvidia-b200-hgx",
-    "b300_sxm": "nvidia-b300",
-    "gb200": "nvidia-gb200",
-    "gb200_sxm": "nvidia-gb200",
-    "mi300x": "amd-mi300x",
-    "mi325x": "amd-mi325x",
-    "mi355x": "amd-mi355x",
-    "l20": "nvidia-l20",
-}
-"""Names that benchmark dumps use for what the catalog calls otherwise; any name of the catalog works as well."""
 
 _QUANTISED: Final = {
     "fp8": "fp8", "fp8_block": "fp8", "fp8_static": "fp8", "fp8_ootb": "fp8", "nvfp4": "nvfp4", "fp4": "nvfp4",
@@ -73,7 +57,7 @@ def predict(
 
     Raises `InputError` (or one of its kinds) where the catalog lacks the system or the model, or the layout cannot be.
     """
-    chip = load_accelerator(SYSTEMS.get(row.system, row.system))
+    chip = load_accelerator(system_name(row.system))
     name = model_name(row.model)
     made = _made_of(row, chip.id, name, without)
     known = said.over(conditions(row, name))
@@ -100,7 +84,7 @@ def kind_of(row: Row) -> str:
 
 def group_of(row: Row) -> Key:
     """What one calibration holds for: chip and model by the catalog's ids, engine, weights and kind. Raises `InputError` as `predict` does."""
-    chip = load_accelerator(SYSTEMS.get(row.system, row.system)).id
+    chip = load_accelerator(system_name(row.system)).id
     name = model_name(row.model)
     weights = _key(row, row.workers, chip, name, frozenset()).weights
     return (chip, entry_id(name), row.backend, weights, kind_of(row))
@@ -110,7 +94,7 @@ def unsaid(
     row: Row, *, without: frozenset[str] = frozenset(), said: EngineArgs = NOTHING
 ) -> list[Move]:
     """What settings that neither the row nor `said` tells would change, the largest first."""
-    chip = load_accelerator(SYSTEMS.get(row.system, row.system))
+    chip = load_accelerator(system_name(row.system))
     name = model_name(row.model)
     made = _made_of(row, chip.id, name, without)
     known = said.over(conditions(row, name))
@@ -193,6 +177,8 @@ def _made(key: _Key) -> _Made:
         "mxfp4": "fp8" if blackwell else wide,
         "int4": wide,
     }.get(key.weights)
+    if key.weights in {"fp8", "int8"} and key.weights not in have:
+        compute = wide  # widened in the kernel: weights of 8 bits alone
     precision = Precision(weights=key.weights, kv=key.kv, compute=compute)
     deployment = Deployment.make(model, key.layout, precision, rank)
     return _Made(deployment.step_time(), rank.calibration, deployment.transfer_s(1.0))
@@ -209,28 +195,6 @@ def rank_for(chip: str, backend: str, without: frozenset[str]) -> Rank:
 def model_of(name: str) -> Model:
     entry = load_model(name)
     return read_model(entry.config, entry.name, entry.path)
-
-
-_SUFFIXES: Final = ("-NVFP4", "-FP8", "-FP4", "-BF16", "-Instruct", "-hf", "-0528", "-v2")
-
-
-def model_name(path: str) -> str:
-    """The catalog's model of the same shape: quantised and instruction-tuned copies have the shape of what they were made from.
-
-    Raises `InputError` where there is none.
-    """
-    known = known_names()
-    tried = path
-    while True:
-        base = tried.rpartition("/")[2]
-        for candidate in (tried, base):
-            if known.get(candidate.casefold()) == "model":
-                return candidate
-        ending = next((end for end in _SUFFIXES if tried.endswith(end)), None)
-        if ending is None:
-            msg = f"model {path!r} is not in the catalog; add its config.json with polypod catalog add"
-            raise InputError(msg)
-        tried = tried.removesuffix(ending)
 
 
 def _load(row: Row, args: EngineArgs) -> Load:

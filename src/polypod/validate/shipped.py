@@ -7,10 +7,11 @@ from importlib import resources
 from polypod.engine.settings import NOTHING, EngineArgs
 from polypod.errors import PolypodError
 from polypod.validate.held_out import held_out
+from polypod.validate.names import system_name
 from polypod.validate.page import kinds, page
 from polypod.validate.point_bands import PredictedPoint, predict_point
 from polypod.validate.points import Point, read_points
-from polypod.validate.predict import SYSTEMS, predict, reason_of
+from polypod.validate.predict import predict, reason_of
 from polypod.validate.rows import Refused, Row, read_rows, unique
 from polypod.validate.scores import Scored
 
@@ -61,7 +62,7 @@ def shipped_page() -> str:
     """What `docs/accuracy.md` should say."""
     left_out: dict[str, Sequence[Scored]] = {}
     for system in _LEFT_OUT:
-        rows = shipped_scored(frozenset({SYSTEMS[system]}))
+        rows = shipped_scored(frozenset({system_name(system)}))
         mine = [one for one in rows if one.row.system == system]
         left_out |= {f"{system}, {name}": found for name, found in kinds(mine).items()}
     _, refused = shipped_rows()
