@@ -50,5 +50,5 @@ def test_copies_take_the_shape_of_what_they_were_made_from(said: str, model: str
 
 @pytest.mark.parametrize("said", ["nobody/None-7B", "FP8", "", "-Instruct"])
 def test_a_model_that_nothing_is_like_is_an_error(said: str) -> None:
-    with pytest.raises(InputError, match="is not in the catalog; add its config.json"):
+    with pytest.raises(InputError, match=r"is not in the catalog; add its config\.json"):
         model_name(said)
