@@ -1,0 +1,459 @@
+"""Several models on several islands at once: how many replicas of which shape where, as a mixed-integer program.
+
+Variables: x, replicas of each shape of `plan.shapes` (whole); f, requests a second of a model from the prefill workers of one island to the decode
+workers of another. For every model m and island i, j:
+
+    served_m   = sum of rate x over shapes that do both  +  sum of f over all pairs
+    prefill    sum over j of f(m, i, j) <= sum of rate x over m's prefill shapes on i          decode likewise on j
+    cache      sum over m of f(m, i, j) * cache bytes <= what the narrower end can send       for i other than j
+    cards      sum of cards x <= cards of the island, less the spare ones; replicas that would straddle tiers leave the rest of theirs idle
+    demand     served_m >= rate_m, or served_m = rate_m * t with t as large as can be where no rate is to be met
+
+Pairs are those whose chips the catalog says a cache goes between (`interop.kv_handover`), at one width of the cache. The chosen co-located shapes are
+then emulated, their rates set to what the emulation gave, and the program solved again until nothing chosen is unconfirmed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+from polypod.catalog.interop import HandoverAnswer, kv_handover
+from polypod.catalog.load import load_accelerator
+from polypod.cost.deployment import native_precision
+from polypod.errors import InputError
+from polypod.plan.confirm import confirm
+from polypod.plan.milp import INFINITY, Milp, Solved
+from polypod.plan.place import Island
+from polypod.plan.search import Question, Search, search
+from polypod.plan.shapes import Shape, apart, cache_bytes, together, transfer_s, way_out_bytes_per_s
+
+Objective = Literal["throughput", "cards", "cost", "energy"]
+GOES: Final = ("supported", "experimental", "reported")
+_ROUNDS: Final = 6
+_EXTRA: Final = 1e-6
+"""Weight of a card beside what is maximised: of equal answers, the one with fewer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aim:
+    """What is wanted of the whole fleet. Prices and watts are of one accelerator, by chip; shares of all cards used, by vendor."""
+
+    objective: Objective = "throughput"
+    card_costs: Mapping[str, float] = field(default_factory=dict)
+    most_shares: Mapping[str, float] = field(default_factory=dict)
+    spare_fraction: float = 0.0
+    spare: Literal["card", "node"] | None = None
+    fabric_bytes_per_s: float | None = None  # of one rank between islands; None: what is on record
+    unproven: bool = False  # plan hand-overs that no source speaks of
+    apart: bool = True
+    time_limit_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A cache's way from one island to another, or within one."""
+
+    prefill: str
+    decode: str
+    bytes_per_s: float  # of one rank
+    answer: HandoverAnswer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Used:
+    """A shape, and how many replicas of it."""
+
+    model: int
+    shape: Shape
+    replicas: int
+
+    @property
+    def accelerators(self) -> float:
+        return self.replicas * self.shape.accelerators
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The program's answer: what runs where, how much of each model it serves, what is between it and the bound, what a card more or less would change."""
+
+    used: tuple[Used, ...]
+    served_per_s: tuple[float, ...]
+    flows_per_s: Mapping[tuple[int, str, str], float]
+    value: float
+    gap: float
+    status: str
+    runner_up: float | None  # the value without the largest pool's shape
+    without: str | None
+    one_more: Mapping[str, float]  # by island, the value with one accelerator more
+    one_less: Mapping[str, float]
+    pairs: tuple[Pair, ...]
+    refused_pairs: tuple[str, ...]
+    looked_at: int
+    pruned: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Short:
+    """Nothing serves all: the largest share of every demand that can be served at once, and by what it is held."""
+
+    fraction: float
+    served_per_s: tuple[float, ...]
+    without_shape: tuple[int, ...]  # models that no part of the fleet can serve at all
+    reasons: Mapping[int, str]
+
+
+def choose(questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -> Chosen | Short:
+    """Solve it. Raises `InputError` where nothing can be chosen from."""
+    offers = _Offers.of(questions, islands, aim)
+    lacking = tuple(m for m in range(len(questions)) if not offers.serves(m))
+    if lacking:
+        return Short(
+            fraction=0.0,
+            served_per_s=tuple(0.0 for _ in questions),
+            without_shape=lacking,
+            reasons={m: offers.why_not(m) for m in lacking},
+        )
+    program, solved = _confirmed(questions, islands, aim, offers)
+    if not solved.has_solution:
+        return _short(questions, islands, aim, offers)
+    return _chosen(questions, islands, aim, offers, (program, solved))
+
+
+@dataclass(slots=True, kw_only=True)
+class _Offers:
+    """All that can be chosen from."""
+
+    shapes: dict[int, list[Shape]]
+    pairs: list[Pair]
+    refused: list[str]
+    searches: dict[int, list[Search]]
+
+    @classmethod
+    def of(cls, questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -> "_Offers":
+        shapes: dict[int, list[Shape]] = {}
+        searches: dict[int, list[Search]] = {}
+        for m, question in enumerate(questions):
+            shapes[m], searches[m] = [], []
+            for island in islands:
+                precision = native_precision(question.model, island.rank)
+                found = search(question, island, precision)
+                searches[m].append(found)
+                shapes[m] += together(question, found)
+                if aim.apart:
+                    shapes[m] += apart(question, island, precision)
+        pairs, refused = _pairs(islands, aim) if aim.apart else ([], [])
+        return cls(shapes=shapes, pairs=pairs, refused=refused, searches=searches)
+
+    def serves(self, m: int) -> bool:
+        """Whether any combination serves the model."""
+        roles = {(shape.role, shape.island.name) for shape in self.shapes[m]}
+        return any(role == "both" for role, _ in roles) or any(
+            ("prefill", pair.prefill) in roles and ("decode", pair.decode) in roles
+            for pair in self.pairs
+        )
+
+    def why_not(self, m: int) -> str:
+        found = [f"{count} {why}" for one in self.searches[m] for why, count in one.pruned.most_common(2)]  # fmt: skip
+        return ", ".join(found) or "no layout was found"
+
+    @property
+    def looked_at(self) -> int:
+        return sum(one.looked_at for found in self.searches.values() for one in found)
+
+    @property
+    def pruned(self) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for found in self.searches.values():
+            for one in found:
+                for why, count in one.pruned.items():
+                    total[why] = total.get(why, 0) + count
+        return total
+
+
+def _pairs(islands: Sequence[Island], aim: Aim) -> tuple[list[Pair], list[str]]:
+    """Where a cache can go, and what speaks against the other pairs."""
+    pairs, refused = [], []
+    for first in islands:
+        for second in islands:
+            answer = kv_handover(first.rank.chip, second.rank.chip)
+            width = _width(first, second, aim)
+            what = f"{first.name} ({first.rank.chip}) to {second.name} ({second.rank.chip})"
+            if answer.state not in GOES and not aim.unproven:
+                refused.append(f"cache from {what}: {answer.state}, {answer.reason}")
+            elif width is None:
+                refused.append(f"cache from {what}: no link between them is on record; say --fabric")  # fmt: skip
+            else:
+                pairs.append(Pair(prefill=first.name, decode=second.name, bytes_per_s=width, answer=answer))  # fmt: skip
+    return pairs, refused
+
+
+def _width(first: Island, second: Island, aim: Aim) -> float | None:
+    """What one rank sends to another worker: within an island over its own widest tier, between two over the narrower way out."""
+    if first is second:
+        known = [tier.bytes_per_s.value for tier in first.rank.tiers if tier.bytes_per_s is not None]  # fmt: skip
+        return float(known[-1]) if known else None
+    if aim.fabric_bytes_per_s is not None:
+        return aim.fabric_bytes_per_s
+    ways = [way_out_bytes_per_s(island) for island in (first, second)]
+    return min(way for way in ways if way is not None) if None not in ways else None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Program:
+    """The program and what its variables are."""
+
+    milp: Milp
+    counts: dict[tuple[int, int], int]  # by model and number of its shape
+    flows: dict[tuple[int, str, str], int]
+    card_rows: dict[str, int]
+    scale: int | None = None  # served over demanded
+
+
+def _program(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: _Offers, *, stretch: bool = False) -> _Program:  # fmt: skip
+    """With `stretch`, the most of every demand at once instead of all of it at the least."""
+    maximise = stretch or aim.objective == "throughput"
+    milp = Milp(maximise=maximise)
+    program = _Program(milp=milp, counts={}, flows={}, card_rows={})
+    for m, shapes in offers.shapes.items():
+        for s, shape in enumerate(shapes):
+            cost = _card_cost(shape, aim) * shape.accelerators
+            weight = -_EXTRA * shape.accelerators if maximise else cost
+            program.counts[m, s] = milp.variable(cost=weight, high=shape.most_replicas, whole=True)
+        for pair in offers.pairs:
+            if _one_width(shapes, pair):
+                program.flows[m, pair.prefill, pair.decode] = milp.variable()
+    _demand_rows(program, questions, aim, offers, stretch=stretch)
+    _flow_rows(program, questions, offers)
+    _card_rows(program, islands, aim, offers)
+    return program
+
+
+def _one_width(shapes: Sequence[Shape], pair: Pair) -> bool:
+    """Whether both ends hold the cache at one width."""
+    widths = [
+        {
+            shape.deployment.precision.kv
+            for shape in shapes
+            if (shape.role, shape.island.name) == end
+        }
+        for end in (("prefill", pair.prefill), ("decode", pair.decode))
+    ]
+    return bool(widths[0] & widths[1])
+
+
+def _card_cost(shape: Shape, aim: Aim) -> float:
+    """What is minimised, of one accelerator. Raises `InputError` for a chip without one."""
+    if aim.objective in ("throughput", "cards") and not aim.card_costs:
+        return 1.0
+    chip = shape.island.rank.chip
+    if chip not in aim.card_costs:
+        msg = f"{aim.objective} of {chip} is not on record; say it, leave the chip out, or take another objective"
+        raise InputError(msg)
+    return aim.card_costs[chip]
+
+
+def _served(program: _Program, offers: _Offers, m: int) -> dict[int, float]:
+    terms = {
+        program.counts[m, s]: shape.rate_per_s
+        for s, shape in enumerate(offers.shapes[m])
+        if shape.role == "both"
+    }
+    return terms | {number: 1.0 for (of, *_), number in program.flows.items() if of == m}
+
+
+def _demand_rows(program: _Program, questions: Sequence[Question], aim: Aim, offers: _Offers, *, stretch: bool) -> None:  # fmt: skip
+    milp = program.milp
+    asked = [question.rate_per_s for question in questions]
+    if stretch or (aim.objective == "throughput" and None not in asked):
+        program.scale = milp.variable(cost=1.0)
+        for m, rate in enumerate(asked):
+            milp.row(_served(program, offers, m) | {program.scale: -(rate or 1.0)}, low=0.0)
+        return
+    for m, rate in enumerate(asked):
+        terms = _served(program, offers, m)
+        if rate is not None:
+            milp.row(terms, low=rate)
+            _loss_rows(program, aim, offers, m, rate)
+        else:
+            total = milp.variable(cost=1.0)
+            milp.row(terms | {total: -1.0}, low=0.0)
+
+
+def _loss_rows(program: _Program, aim: Aim, offers: _Offers, m: int, rate: float) -> None:
+    """The demand is met when a card or a node of any one shape is lost: with it go its replicas."""
+    if aim.spare is None:
+        return
+    served = _served(program, offers, m)
+    for s, shape in enumerate(offers.shapes[m]):
+        if shape.role != "both":
+            continue
+        used = program.milp.variable(high=1.0, whole=True)
+        number = program.counts[m, s]
+        program.milp.row({number: 1.0, used: -float(shape.most_replicas)}, high=0.0)
+        lost = 1 if aim.spare == "card" else max(1, _node_ranks(shape.island) // shape.ranks)
+        program.milp.row(served | {used: -lost * shape.rate_per_s}, low=rate)
+
+
+def _node_ranks(island: Island) -> int:
+    first = next((tier.ranks for tier in island.rank.tiers if tier.ranks and tier.ranks > island.rank.ranks_per_accelerator), None)  # fmt: skip
+    return first or island.rank.ranks_per_accelerator
+
+
+def _flow_rows(program: _Program, questions: Sequence[Question], offers: _Offers) -> None:
+    milp = program.milp
+    for m in offers.shapes:
+        for role, end in (("prefill", 1), ("decode", 2)):
+            for island in {key[end] for key in program.flows if key[0] == m}:
+                flows = {number: 1.0 for key, number in program.flows.items() if key[0] == m and key[end] == island}  # fmt: skip
+                able = {
+                    program.counts[m, s]: -shape.rate_per_s
+                    for s, shape in enumerate(offers.shapes[m])
+                    if shape.role == role and shape.island.name == island
+                }
+                milp.row(flows | able, high=0.0)
+    for pair in offers.pairs:
+        terms = {}
+        for m, question in enumerate(questions):
+            number = program.flows.get((m, pair.prefill, pair.decode))
+            sender = next((shape for shape in offers.shapes[m] if shape.role == "prefill" and shape.island.name == pair.prefill), None)  # fmt: skip
+            if number is not None and sender is not None:
+                terms[number] = cache_bytes(question, sender)
+        ends = [_ranks_of(offers, name) for name in (pair.prefill, pair.decode)]
+        if terms and pair.prefill != pair.decode:
+            milp.row(terms, high=pair.bytes_per_s * min(ends))
+
+
+def _ranks_of(offers: _Offers, name: str) -> int:
+    return next(shape.island.ranks for shapes in offers.shapes.values() for shape in shapes if shape.island.name == name)  # fmt: skip
+
+
+def _card_rows(program: _Program, islands: Sequence[Island], aim: Aim, offers: _Offers) -> None:
+    milp = program.milp
+    numbered = [(program.counts[m, s], shape) for m, shapes in offers.shapes.items() for s, shape in enumerate(shapes)]  # fmt: skip
+    for island in islands:
+        # a shape that fills a tier badly takes with each replica its part of what it leaves idle
+        terms = {
+            number: max(shape.accelerators, island.accelerators / shape.most_replicas if shape.most_replicas else INFINITY)
+            for number, shape in numbered
+            if shape.island is island and shape.most_replicas
+        }  # fmt: skip
+        free = island.accelerators * (1 - aim.spare_fraction)
+        program.card_rows[island.name] = milp.row(terms, high=free)
+    for vendor, most in aim.most_shares.items():
+        shares = {
+            number: shape.accelerators * ((vendor == _vendor(shape.island)) - most)
+            for number, shape in numbered
+        }
+        milp.row(shares, high=0.0)
+
+
+def _vendor(island: Island) -> str:
+    return load_accelerator(island.rank.chip).vendor.casefold()
+
+
+def _confirmed(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: _Offers) -> tuple[_Program, Solved]:  # fmt: skip
+    """Solve, emulate what was chosen, and solve again under what the emulation gave."""
+    program = _program(questions, islands, aim, offers)
+    solved = program.milp.solve(time_limit_s=aim.time_limit_s)
+    for _ in range(_ROUNDS):
+        if not solved.has_solution or not _confirm_used(questions, program, offers, solved):
+            break
+        program = _program(questions, islands, aim, offers)
+        solved = program.milp.solve(time_limit_s=aim.time_limit_s)
+    return program, solved
+
+
+def _confirm_used(questions: Sequence[Question], program: _Program, offers: _Offers, solved: Solved) -> bool:  # fmt: skip
+    """Emulate every chosen co-located shape that was not yet; whether any rate changed."""
+    changed = False
+    for (m, s), number in program.counts.items():
+        shape = offers.shapes[m][s]
+        if round(solved.x[number]) < 1 or shape.confirmed or shape.candidate is None:
+            continue
+        outcome = confirm(questions[m], shape.candidate)
+        rate = 0.0 if outcome is None else outcome.outcome.rate_per_s
+        offers.shapes[m][s] = replace(shape, rate_per_s=rate, confirmed=True)
+        changed = True
+    return changed
+
+
+def _short(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: _Offers) -> Short:  # fmt: skip
+    program = _program(questions, islands, aim, offers, stretch=True)
+    solved = program.milp.solve(time_limit_s=aim.time_limit_s)
+    assert program.scale is not None
+    fraction = float(solved.x[program.scale]) if solved.has_solution else 0.0
+    served = tuple(_sum(_served(program, offers, m), solved) for m in range(len(questions)))
+    return Short(fraction=fraction, served_per_s=served, without_shape=(), reasons={})
+
+
+def _sum(terms: Mapping[int, float], solved: Solved) -> float:
+    return sum(value * float(solved.x[number]) for number, value in terms.items()) if solved.has_solution else 0.0  # fmt: skip
+
+
+def _chosen(
+    questions: Sequence[Question],
+    islands: Sequence[Island],
+    aim: Aim,
+    offers: _Offers,
+    found: tuple[_Program, Solved],
+) -> Chosen:
+    program, solved = found
+    used = [
+        Used(model=m, shape=offers.shapes[m][s], replicas=round(float(solved.x[number])))
+        for (m, s), number in program.counts.items()
+        if round(float(solved.x[number])) > 0
+    ]
+    used.sort(key=lambda one: (one.model, one.shape.role != "both", one.shape.role, -one.accelerators))  # fmt: skip
+    largest = max(program.counts, key=lambda key: float(solved.x[program.counts[key]]) * offers.shapes[key[0]][key[1]].accelerators)  # fmt: skip
+    return Chosen(
+        used=tuple(used),
+        served_per_s=tuple(_sum(_served(program, offers, m), solved) for m in range(len(questions))),
+        flows_per_s={key: float(solved.x[n]) for key, n in program.flows.items() if solved.x[n] > 1e-9},
+        value=solved.value,
+        gap=solved.gap,
+        status=solved.status,
+        runner_up=_without(program, program.counts[largest], aim),
+        without=_words(offers.shapes[largest[0]][largest[1]]),
+        one_more=_changed(program, islands, aim, +1),
+        one_less=_changed(program, islands, aim, -1),
+        pairs=tuple(offers.pairs),
+        refused_pairs=tuple(offers.refused),
+        looked_at=offers.looked_at,
+        pruned=offers.pruned,
+    )  # fmt: skip
+
+
+def _words(shape: Shape) -> str:
+    layout = shape.deployment.layout
+    sizes = " ".join(f"{axis}{getattr(layout, axis)}" for axis in ("tp", "pp", "dp", "ep") if getattr(layout, axis) > 1)  # fmt: skip
+    return f"{shape.role} [{sizes or 'tp1'}] on {shape.island.rank.chip}"
+
+
+def _without(program: _Program, number: int, aim: Aim) -> float | None:
+    """The value where a shape may not be used; None where nothing is left."""
+    other = program.milp.copied()
+    other.highs[number] = 0.0
+    solved = other.solve(time_limit_s=aim.time_limit_s)
+    return solved.value if solved.has_solution else None
+
+
+def _changed(program: _Program, islands: Sequence[Island], aim: Aim, by: int) -> dict[str, float]:
+    """The value with so many accelerators more on each island, solved anew."""
+    found = {}
+    for island in islands:
+        other = program.milp.copied()
+        terms, low, high = other.rows[program.card_rows[island.name]]
+        other.rows[program.card_rows[island.name]] = (terms, low, high + by)
+        solved = other.solve(time_limit_s=aim.time_limit_s)
+        found[island.name] = solved.value if solved.has_solution else float("nan")
+    return found
+
+
+def prompt_wait_s(question: Question, chosen: Chosen) -> dict[tuple[int, str, str], float]:
+    """TTFT of each flow: the prefill worker's time and wait, and the cache's way."""
+    waits = {}
+    for m, start, end in chosen.flows_per_s:
+        sender = next(one.shape for one in chosen.used if one.model == m and one.shape.role == "prefill" and one.shape.island.name == start)  # fmt: skip
+        pair = next(one for one in chosen.pairs if (one.prefill, one.decode) == (start, end))
+        waits[m, start, end] = sender.ttft_s + transfer_s(question, sender, pair.bytes_per_s)
+    return waits

@@ -1,0 +1,242 @@
+"""What one replica of a model can be on one island: together, prefill alone or decode alone, each at the most requests a second that keep the limits.
+
+Together is `plan.search`'s closed form. Apart, with L tokens in and O out:
+
+    prefill   a step of c tokens a rank takes T; a prompt takes ceil(L / c) of them or shares one with c / L - 1 others; dp ranks side by side give
+              dp c / (L T) prompts a second. At a utilisation r a prompt waits W = T r / (2 (1 - r)) ln(r / (1 - p)) or less in p of all cases (the
+              exponential tail of M/D/1 with its mean), and r is the highest with T + W + the cache's way inside the limit
+    decode    the most sequences b a rank whose step of T is inside the limit and the memory; dp b / (O T) requests a second
+
+Both are taken to nine tenths at most. A prompt's cache goes out over the outermost link of the island's ranks.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from polypod.cost.deployment import Deployment
+from polypod.errors import LayoutError
+from polypod.plan.place import Island
+from polypod.plan.search import (
+    UTILISATION_LIMIT,
+    Candidate,
+    Floats,
+    Question,
+    Search,
+    batches,
+    layouts,
+    mean_pairs,
+    whole_replicas,
+)
+from polypod.policy.events import Role
+from polypod.workload.layout import Layout, check_layout, leaves_copies
+from polypod.workload.memory import kv_bytes_per_token_per_rank
+from polypod.workload.precision import Precision
+
+STEPS: Final = np.array([2048.0, 4096.0, 8192.0, 16384.0])
+"""Tokens a rank and step of a prefill worker worth asking."""
+
+KEPT: Final = 6
+"""Shapes of one role and island that are offered to the choice: best per rank first, then smaller ones that fill what is left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """One way to put a replica on an island, and what it does there. `rate_per_s` is requests a second inside the limits, of one replica."""
+
+    role: Role
+    island: Island
+    deployment: Deployment
+    sequences_per_rank: int
+    max_step_tokens: int
+    rate_per_s: float
+    ttft_s: float  # of prefill: a prompt's own time and its wait, without the cache's way
+    tpot_s: float
+    candidate: Candidate | None = None  # what the emulation can confirm
+    confirmed: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return self.deployment.layout.world
+
+    @property
+    def accelerators(self) -> float:
+        return self.ranks / self.island.rank.ranks_per_accelerator
+
+    @property
+    def sequences(self) -> int:
+        return self.sequences_per_rank * self.deployment.layout.dp
+
+    @property
+    def most_replicas(self) -> int:
+        """How many fit where none straddles two instances of the tier that holds one."""
+        return whole_replicas(self.island, self.ranks)
+
+    @cached_property
+    def token_kv_bytes(self) -> float:
+        """Cache of one token of one sequence, no copy counted twice: what crosses to another worker."""
+        one = Layout(tp=1)
+        each = kv_bytes_per_token_per_rank(self.deployment.model, one, self.deployment.precision)
+        return float(each)
+
+
+def together(question: Question, found: Search) -> list[Shape]:
+    """Co-located candidates worth offering: `plan.search` found them."""
+    shapes = [
+        Shape(
+            role="both",
+            island=one.island,
+            deployment=one.deployment,
+            sequences_per_rank=one.sequences_per_rank,
+            max_step_tokens=one.max_step_tokens,
+            # the closed form knows no queue: nine tenths of it, until the emulation says
+            rate_per_s=UTILISATION_LIMIT * one.tokens_per_s / one.replicas / question.output_tokens,
+            ttft_s=one.ttft_s,
+            tpot_s=one.tpot_s,
+            candidate=one,
+        )
+        for one in found.candidates
+    ]
+    return offered(shapes)
+
+
+def offered(shapes: list[Shape], most: int = KEPT) -> list[Shape]:
+    """The best per rank, then the best of every smaller size that no larger one beats."""
+    ranked = sorted(shapes, key=lambda one: (-one.rate_per_s / one.ranks, one.ranks))
+    kept: list[Shape] = []
+    for shape in ranked:
+        if len(kept) < most // 2 or shape.ranks < min(one.ranks for one in kept):
+            kept.append(shape)
+        if len(kept) == most:
+            break
+    return kept
+
+
+def apart(question: Question, island: Island, precision: Precision) -> list[Shape]:
+    """Prefill workers and decode workers of the model on the island."""
+    prefills: list[Shape] = []
+    decodes: list[Shape] = []
+    for layout in _possible(question, island):
+        deployment = Deployment.make(question.model, layout, precision, island.rank)
+        if (first := _prefill(question, island, deployment)) is not None:
+            prefills.append(first)
+        if (second := _decode(question, island, deployment)) is not None:
+            decodes.append(second)
+    return [*offered(prefills, 4), *offered(decodes, 4)]
+
+
+def _possible(question: Question, island: Island) -> Iterator[Layout]:
+    """Layouts of one pipeline stage that divide and reach."""
+    reach = island.rank.reach
+    for layout in layouts(question.model, island):
+        if layout.pp > 1 or (reach is not None and layout.world > reach):
+            continue
+        try:
+            check_layout(question.model, layout)
+        except LayoutError:
+            continue
+        if not leaves_copies(question.model, layout):
+            yield layout
+
+
+def _prefill(question: Question, island: Island, deployment: Deployment) -> Shape | None:
+    length = float(question.input_tokens)
+    room = deployment.memory(int(STEPS[-1])).tokens_of(length)
+    steps = STEPS[max(room, 0.0) >= STEPS]
+    if room < length or not steps.size:
+        return None
+    pairs = mean_pairs(steps, length)
+    step_s = np.asarray(deployment.step_s(prompt_tokens=steps, pairs=pairs))
+    own_s = np.ceil(length / steps) * step_s
+    share = _share(question, own_s, step_s)
+    rate = share * deployment.layout.dp * steps / (length * step_s)
+    if not (rate > 0).any():
+        return None
+    best = int(np.argmax(rate))
+    waits_s = _wait_s(float(step_s[best]), float(share[best]), question.percentile / 100)
+    return Shape(
+        role="prefill",
+        island=island,
+        deployment=deployment,
+        sequences_per_rank=max(int(steps[best] // length), 1),
+        max_step_tokens=int(steps[best]),
+        rate_per_s=float(rate[best]),
+        ttft_s=float(own_s[best]) + waits_s,
+        tpot_s=0.0,
+    )
+
+
+def _share(question: Question, own_s: Floats, step_s: Floats) -> Floats:
+    """The highest utilisation that keeps the limit on TTFT: 0 where a prompt alone does not."""
+    shares = np.linspace(0.02, UTILISATION_LIMIT, 45)
+    if question.ttft_s is None:
+        return np.full_like(own_s, UTILISATION_LIMIT)
+    waits_s = _waits_s(step_s[:, None], shares[None, :], question.percentile / 100)
+    kept = own_s[:, None] + waits_s <= question.ttft_s
+    return np.where(kept.any(axis=1), shares[kept.shape[1] - 1 - kept[:, ::-1].argmax(axis=1)], 0.0)
+
+
+def _waits_s(service_s: Floats, share: Floats, percentile: float) -> Floats:
+    tail = np.log(np.maximum(share / (1 - percentile), 1.0))
+    return np.asarray(service_s * share / (2 * (1 - share)) * tail)
+
+
+def _wait_s(service_s: float, share: float, percentile: float) -> float:
+    return float(_waits_s(np.array([service_s]), np.array([share]), percentile)[0])
+
+
+def _decode(question: Question, island: Island, deployment: Deployment) -> Shape | None:
+    whole = question.input_tokens + question.output_tokens
+    half = question.input_tokens + question.output_tokens / 2
+    memory = deployment.memory(512)
+    held = int(memory.tokens_of(half) // half)
+    if memory.tokens_of(whole) < whole or held < 1:
+        return None
+    batch = batches(held)
+    step_s = np.asarray(deployment.step_s(sequences=batch, kv_tokens=batch * half))
+    kept = (
+        np.ones_like(step_s, dtype=bool) if question.tpot_s is None else step_s <= question.tpot_s
+    )
+    if not kept.any():
+        return None
+    rate = np.where(kept, deployment.layout.dp * batch / (question.output_tokens * step_s), 0.0)
+    best = int(np.argmax(rate))
+    sequences = int(batch[best])
+    return Shape(
+        role="decode",
+        island=island,
+        deployment=deployment,
+        sequences_per_rank=sequences,
+        max_step_tokens=sequences,
+        rate_per_s=UTILISATION_LIMIT * float(rate[best]),
+        ttft_s=0.0,
+        tpot_s=float(step_s[best]),
+    )
+
+
+def cache_bytes(question: Question, shape: Shape) -> float:
+    """What a request's cache comes to when its prompt is done."""
+    return question.input_tokens * shape.token_kv_bytes
+
+
+def way_out_bytes_per_s(island: Island) -> float | None:
+    """One rank's link to other islands: its outermost tier without an end; None where none is on record."""
+    for tier in reversed(island.rank.tiers):
+        if tier.bytes_per_s is not None and (tier.ranks is None or tier.ranks > island.ranks):
+            return float(tier.bytes_per_s.value)
+    return None
+
+
+def transfer_s(question: Question, shape: Shape, bytes_per_s: float) -> float:
+    """A request's cache to another worker: the ranks of one data-parallel group send their shares at once."""
+    senders = max(shape.deployment.layout.tp, 1)
+    return cache_bytes(question, shape) / (bytes_per_s * senders)
+
+
+def is_whole(value: float) -> bool:
+    """Whether a solver's number is one."""
+    return math.isclose(value, round(value), abs_tol=1e-6)
