@@ -1,4 +1,4 @@
-"""polypod plan: the best co-located deployment of a model on a fleet."""
+"""polypod plan: the best deployment of a model on an island, or of several models on a fleet."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from polypod import units
 from polypod.cli.asking import add_engine, model_of, published_beside, tokens
+from polypod.cli.plan_fleet import add_fleet, is_fleet, run_fleet
 from polypod.engine.settings import NAMES, PLAYED, EngineArgs, read_engine_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
@@ -17,7 +18,7 @@ from polypod.report.plans import plan_json, plan_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a model of the catalog, or a path to a config.json")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="a model of the catalog, or a path to a config.json; several each with what is asked of it, as qwen3-32b:rate=20/s,ttft=2s")  # fmt: skip
     parser.add_argument(
         "--on", required=True, metavar="FLEET", help="a pod, or chip:count terms joined by +"
     )
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests to carry, as '20 /s' (default: as many as the fleet can)",
     )
     add_engine(parser)
+    add_fleet(parser)
     parser.add_argument("-o", dest="file", metavar="FILE", help="write the plan file here")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -61,9 +63,12 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.percentile < 100:
         msg = f"--percentile {args.percentile:g} is no share of requests that a run can show; give one between 0 and 100, as 99"
         raise InputError(msg)
+    fleet = parse_fleet(args.on)
+    if is_fleet(args, fleet):
+        return run_fleet(args, fleet)
     slo = Slo(ttft=args.ttft, tpot=args.tpot, percentile=args.percentile)
     question = Question(
-        model=model_of(args.model),
+        model=model_of(args.models[0]),
         input_tokens=tokens("--input", args.input),
         output_tokens=tokens("--output", args.output),
         ttft_s=slo.ttft_s,
@@ -73,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         backend=args.backend,
         engine_args=_engine_args(args.engine_args),
     )
-    answer = plan_model(question, parse_fleet(args.on), slo)
+    answer = plan_model(question, fleet, slo)
     beside = published_beside(question.model, [choice.island for choice in answer.choices])
     if args.file:
         write_plan(answer.plan, Path(args.file))

@@ -449,11 +449,13 @@ def _changed(program: _Program, islands: Sequence[Island], aim: Aim, by: int) ->
     return found
 
 
-def prompt_wait_s(question: Question, chosen: Chosen) -> dict[tuple[int, str, str], float]:
-    """TTFT of each flow: the prefill worker's time and wait, and the cache's way."""
+def prompt_wait_s(m: int, question: Question, chosen: Chosen) -> dict[tuple[str, str], float]:
+    """TTFT of each of a model's flows: the prefill worker's time and wait, and the cache's way."""
     waits = {}
-    for m, start, end in chosen.flows_per_s:
+    for of, start, end in chosen.flows_per_s:
+        if of != m:
+            continue
         sender = next(one.shape for one in chosen.used if one.model == m and one.shape.role == "prefill" and one.shape.island.name == start)  # fmt: skip
         pair = next(one for one in chosen.pairs if (one.prefill, one.decode) == (start, end))
-        waits[m, start, end] = sender.ttft_s + transfer_s(question, sender, pair.bytes_per_s)
+        waits[start, end] = sender.ttft_s + transfer_s(question, sender, pair.bytes_per_s)
     return waits

@@ -5,13 +5,15 @@ Maximises or minimises `cost . x` with every x between its bounds, whole where i
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-import highspy
 import numpy as np
 from numpy.typing import NDArray
 
 from polypod.errors import InputError
+
+if TYPE_CHECKING:
+    import highspy
 
 INFINITY: Final = float("inf")
 Status = Literal["optimal", "time limit", "infeasible", "unbounded"]
@@ -92,7 +94,9 @@ class Milp:
             self, costs=[*self.costs], lows=[*self.lows], highs=[*self.highs], wholes=[*self.wholes], rows=[*self.rows]
         )  # fmt: skip
 
-    def _lp(self, *, relaxed: bool) -> highspy.HighsLp:
+    def _lp(self, *, relaxed: bool) -> "highspy.HighsLp":
+        import highspy
+
         lp = highspy.HighsLp()
         lp.num_col_, lp.num_row_ = len(self.costs), len(self.rows)
         lp.col_cost_ = np.array(self.costs)
@@ -111,33 +115,35 @@ class Milp:
         return lp
 
 
-def _quiet() -> highspy.Highs:
+def _quiet() -> "highspy.Highs":
+    import highspy
+
     solver = highspy.Highs()  # type: ignore[no-untyped-call]
-    solver.setOptionValue("output_flag", False)  # noqa: FBT003
-    solver.setOptionValue("threads", 1)
-    solver.setOptionValue("random_seed", 1)
+    solver.silent()
+    for name in ("threads", "random_seed"):
+        solver.setOptionValue(name, 1)
     return solver
 
 
-_ENDS: Final[dict[highspy.HighsModelStatus, Status]] = {
-    highspy.HighsModelStatus.kOptimal: "optimal",
-    highspy.HighsModelStatus.kTimeLimit: "time limit",
-    highspy.HighsModelStatus.kInfeasible: "infeasible",
-    highspy.HighsModelStatus.kUnbounded: "unbounded",
-    highspy.HighsModelStatus.kUnboundedOrInfeasible: "infeasible",
+_ENDS: Final[dict[str, Status]] = {
+    "kOptimal": "optimal",
+    "kTimeLimit": "time limit",
+    "kInfeasible": "infeasible",
+    "kUnbounded": "unbounded",
+    "kUnboundedOrInfeasible": "infeasible",
 }
+_FEASIBLE: Final = 2
+"""HiGHS's kSolutionStatusFeasible."""
 
 
-def _solved(solver: highspy.Highs, *, whole: bool) -> Solved:
-    status = _ENDS.get(solver.getModelStatus(), "infeasible")
+def _solved(solver: Any, *, whole: bool) -> Solved:  # noqa: ANN401 (highspy's own class has no types)
+    status = _ENDS.get(solver.getModelStatus().name, "infeasible")
     info = solver.getInfo()
     found = np.array(solver.getSolution().col_value, dtype=float)
-    feasible = info.primal_solution_status == 2
     value = float(info.objective_function_value)
-    bound = float(info.mip_dual_bound) if whole else value
     return Solved(
         status=status,
         value=value,
-        bound=value if status == "optimal" and not whole else bound,
-        x=found if feasible else np.array([]),
+        bound=float(info.mip_dual_bound) if whole else value,
+        x=found if info.primal_solution_status == _FEASIBLE else np.array([]),
     )

@@ -1,0 +1,218 @@
+"""polypod plan over a fleet: several models, several islands, and what is wanted of all of them together."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, get_args
+
+from polypod import units
+from polypod.catalog.load import load_accelerator, load_pod, pods_accelerator
+from polypod.cli.asking import model_of, tokens
+from polypod.errors import InfeasibleError, InputError
+from polypod.plan.compose_fleet import fleet_answer
+from polypod.plan.fleet import Aim, Objective, Short, choose
+from polypod.plan.place import Island, islands
+from polypod.plan.search import Question
+from polypod.plan.spec import Slo, Source, write_plan
+from polypod.report.fleet import fleet_json, fleet_text, short_text
+
+OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
+_KEYS: Final = ("rate", "input", "output", "ttft", "tpot")
+
+
+def add_fleet(parser: argparse.ArgumentParser) -> None:
+    """What only a plan over a fleet asks."""
+    parser.add_argument("--objective", choices=OBJECTIVES, help="throughput (default without a rate), fewest cards (default with one), least cost or energy")  # fmt: skip
+    parser.add_argument("--fewest", metavar="VENDOR", help="fewest cards of this vendor; the others count a thousandth")  # fmt: skip
+    parser.add_argument("--max-share", action="append", default=[], metavar="VENDOR=SHARE", help="of all cards used, as nvidia=20%%")  # fmt: skip
+    parser.add_argument("--exclude", action="append", default=[], metavar="NAME", help="a chip or a vendor that is not to be used")  # fmt: skip
+    parser.add_argument("--spare", metavar="WHAT", help="kept free: a share of every island as 2%%, or what may fail: card, node")  # fmt: skip
+    parser.add_argument("--fabric", metavar="BANDWIDTH", help="of one rank between islands, as 400Gb/s (default: the narrower of what is on record)")  # fmt: skip
+    parser.add_argument("--apart", action="store_true", help="prefill and decode workers too (several models or islands always may)")  # fmt: skip
+    parser.add_argument("--together", action="store_true", help="co-located replicas alone")
+    parser.add_argument("--unproven", action="store_true", help="hand caches over where no source says whether it works")  # fmt: skip
+    parser.add_argument("--time-limit", metavar="TIME", default="30s", help="of the solver, for each time it is asked (30s)")  # fmt: skip
+
+
+def is_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> bool:
+    """Whether what is asked takes the whole fleet at once."""
+    named = (args.objective, args.fewest, args.max_share, args.exclude, args.spare, args.fabric, args.apart, args.together, args.unproven)  # fmt: skip
+    return len(args.models) > 1 or len(fleet) > 1 or any(named) or _asked(args.models[0])[1] != {}
+
+
+def run_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
+    demands = [_demand(args, text) for text in args.models]
+    questions, slos = [one.question for one in demands], [one.slo for one in demands]
+    kept = _kept(args.exclude, fleet)
+    places = islands(kept, args.backend)
+    aim = _aim(args, questions, places)
+    found = choose(questions, places, aim)
+    if isinstance(found, Short):
+        raise InfeasibleError(short_text(found, tuple(questions)))
+    answer = fleet_answer(questions, places, found, kept, slos, aim.objective)
+    if args.file:
+        write_plan(answer.plan, Path(args.file))
+        print(f"wrote {args.file}", file=sys.stderr)
+    print(json.dumps(fleet_json(answer), indent=2) if args.json else fleet_text(answer))
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Demand:
+    question: Question
+    slo: Slo
+
+
+def _asked(text: str) -> tuple[str, dict[str, str]]:
+    """Read NAME:key=value,key=value; a path with a colon and no '=' is a name."""
+    name, colon, rest = text.rpartition(":")
+    if not colon or "=" not in rest:
+        return text, {}
+    pairs = {}
+    for part in rest.split(","):
+        key, equals, value = part.partition("=")
+        if key.strip() not in _KEYS or not equals:
+            msg = f"{text!r}: {part!r} is nothing that a model is asked for; known are {', '.join(f'{key}=' for key in _KEYS)}"
+            raise InputError(msg)
+        pairs[key.strip()] = value.strip()
+    return name, pairs
+
+
+def _demand(args: argparse.Namespace, text: str) -> _Demand:
+    name, own = _asked(text)
+    said = {key: own.get(key, getattr(args, key)) for key in _KEYS}
+    slo = Slo(ttft=said["ttft"], tpot=said["tpot"], percentile=args.percentile)
+    question = Question(
+        model=model_of(name),
+        input_tokens=tokens("input", said["input"]),
+        output_tokens=tokens("output", said["output"]),
+        ttft_s=slo.ttft_s,
+        tpot_s=slo.tpot_s,
+        percentile=slo.percentile,
+        rate_per_s=None if said["rate"] is None else units.parse(said["rate"], "per_s"),
+        backend=args.backend,
+    )
+    return _Demand(question=question, slo=slo)
+
+
+def _chip_of(source: Source) -> str:
+    if source.pod is not None:
+        return pods_accelerator(load_pod(source.pod)).id
+    if source.accelerator is None:
+        msg = "a host's cores are planned by polypod up; leave them out of the fleet"
+        raise InputError(msg)
+    return source.accelerator
+
+
+def _kept(excluded: Sequence[str], fleet: dict[str, Source]) -> dict[str, Source]:
+    """The fleet without the chips and vendors that are not to be used."""
+    chips = {name: load_accelerator(_chip_of(source)) for name, source in fleet.items()}
+    gone: set[str] = set()
+    for what in excluded:
+        folded = what.casefold()
+        hit = {name for name, chip in chips.items() if folded in {chip.id.casefold(), chip.vendor.casefold(), *(one.casefold() for one in chip.names)}}  # fmt: skip
+        if not hit:
+            have = ", ".join(dict.fromkeys(f"{chip.id} ({chip.vendor})" for chip in chips.values()))
+            msg = f"--exclude {what}: nothing of the fleet is of it; there are {have}"
+            raise InputError(msg)
+        gone |= hit
+    left = {name: source for name, source in fleet.items() if name not in gone}
+    if not left:
+        msg = f"--exclude {', '.join(excluded)} and --on leave nothing: every part of the fleet is excluded"
+        raise InputError(msg)
+    return left
+
+
+def _aim(args: argparse.Namespace, questions: Sequence[Question], places: Sequence[Island]) -> Aim:
+    if args.apart and args.together:
+        msg = "--apart and --together contradict each other; give one"
+        raise InputError(msg)
+    rated = [question.rate_per_s is not None for question in questions]
+    if any(rated) and not all(rated):
+        m = rated.index(False)
+        msg = f"{questions[m].model.name} has no rate and others have; say rate= of every model, or of none"
+        raise InputError(msg)
+    if len(questions) > 1 and not all(rated):
+        msg = f"{len(questions)} models share the fleet; say how much of each, as {questions[0].model.name}:rate=20/s"
+        raise InputError(msg)
+    objective: Objective = args.objective or ("cards" if all(rated) else "throughput")
+    if objective != "throughput" and not all(rated):
+        msg = f"--objective {objective} needs a demand to meet; say --rate"
+        raise InputError(msg)
+    aim = Aim(
+        objective=objective,
+        most_shares=_shares(args.max_share, places),
+        fabric_bytes_per_s=None if args.fabric is None else units.parse(args.fabric, "bytes_per_s"),
+        unproven=args.unproven,
+        apart=not args.together,
+        time_limit_s=units.parse(args.time_limit, "s"),
+    )
+    return _with_costs(_with_spare(aim, args.spare), args, places)
+
+
+def _shares(texts: Sequence[str], places: Sequence[Island]) -> dict[str, float]:
+    vendors = {load_accelerator(place.rank.chip).vendor.casefold() for place in places}
+    found: dict[str, float] = {}
+    for text in texts:
+        match = re.fullmatch(r"\s*(.+?)\s*=\s*([\d.]+)\s*(%?)\s*", text)
+        share = float(match[2]) / (100 if match[3] else 1) if match else -1.0
+        if match is None or not 0 <= share <= 1:
+            msg = f"--max-share {text!r} is no share of a vendor; write nvidia=20% or nvidia=0.2"
+            raise InputError(msg)
+        vendor = match[1].casefold()
+        if vendor not in vendors:
+            msg = f"--max-share {text}: nothing of the fleet is {match[1]}'s; there are {', '.join(sorted(vendors))}"
+            raise InputError(msg)
+        found[vendor] = share
+    if set(found) == vendors and sum(found.values()) < 1 - 1e-9:
+        said = " and ".join(f"--max-share {vendor}={share:.0%}" for vendor, share in found.items())
+        msg = f"{said} contradict each other: all cards are of these vendors, and {1 - sum(found.values()):.0%} would be nobody's"
+        raise InputError(msg)
+    return found
+
+
+def _with_spare(aim: Aim, text: str | None) -> Aim:
+    if text is None:
+        return aim
+    if text == "card":
+        return replace(aim, spare="card")
+    if text == "node":
+        return replace(aim, spare="node")
+    match = re.fullmatch(r"([\d.]+)\s*%", text)
+    if match is None or not 0 <= float(match[1]) < 100:
+        msg = f"--spare {text!r} is nothing to keep free; write a share as 2%, or what may fail: card, node"
+        raise InputError(msg)
+    return replace(aim, spare_fraction=float(match[1]) / 100)
+
+
+def _with_costs(aim: Aim, args: argparse.Namespace, places: Sequence[Island]) -> Aim:
+    """What a card counts in the objective."""
+    if args.fewest is not None:
+        vendor = args.fewest.casefold()
+        chips = {
+            place.rank.chip: load_accelerator(place.rank.chip).vendor.casefold() for place in places
+        }
+        if vendor not in chips.values():
+            msg = f"--fewest {args.fewest}: nothing of the fleet is theirs; there are {', '.join(sorted(set(chips.values())))}"
+            raise InputError(msg)
+        return replace(
+            aim, card_costs={chip: 1.0 if its == vendor else 1e-3 for chip, its in chips.items()}
+        )
+    if aim.objective == "energy":
+        watts = {place.rank.chip: _watts(place) for place in places}
+        return replace(
+            aim, card_costs={chip: value for chip, value in watts.items() if value is not None}
+        )
+    return aim  # fmt: skip
+
+
+def _watts(place: Island) -> float | None:
+    """Of one accelerator: its share of the pod, or its own; None where neither is on record."""
+    if place.watts is not None:
+        return place.watts / place.accelerators
+    power = load_accelerator(place.rank.chip).power_w
+    return None if power is None else power.value

@@ -1,0 +1,242 @@
+"""From what the program chose to a plan file: pools with what they are expected to do, and by how much assumptions would move it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import msgspec
+import numpy as np
+
+from polypod import units
+from polypod.catalog.schema import Tier
+from polypod.cost.bands import Band, Metric
+from polypod.cost.chip import Rank
+from polypod.cost.deployment import Deployment
+from polypod.plan.fleet import Chosen, Objective, Pair, Used, prompt_wait_s
+from polypod.plan.place import Island
+from polypod.plan.search import Question, steady
+from polypod.plan.served import band_under, own_of
+from polypod.plan.shapes import Shape
+from polypod.plan.spec import (  # fmt: skip
+    Plan,
+    Pool,
+    PoolPrediction,
+    Predicted,
+    Service,
+    Slo,
+    Source,
+    Spread,
+    Traffic,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """By how much a model's served rate would change at the same replicas and batches, were one figure of its chips a fifth lower."""
+
+    what: str
+    change_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetAnswer:
+    """A plan over a fleet, with its reasons."""
+
+    questions: tuple[Question, ...]
+    islands: tuple[Island, ...]
+    chosen: Chosen
+    plan: Plan
+    sensitivities: tuple[tuple[Sensitivity, ...], ...]  # by model
+    assumptions: tuple[str, ...]
+    objective: Objective = "throughput"
+
+
+def fleet_answer(
+    questions: Sequence[Question],
+    islands: Sequence[Island],
+    chosen: Chosen,
+    fleet: dict[str, Source],
+    slos: Sequence[Slo],
+    objective: Objective = "throughput",
+) -> FleetAnswer:
+    """Put it together."""
+    services = tuple(
+        _service(m, question, chosen, slo)
+        for m, (question, slo) in enumerate(zip(questions, slos, strict=True))
+    )
+    tokens = sum(rate * q.output_tokens for rate, q in zip(chosen.served_per_s, questions, strict=True))  # fmt: skip
+    plan = Plan(
+        polypod=1,
+        fleet=fleet,
+        services=services,
+        predicted=Predicted(
+            goodput=f"{sum(chosen.served_per_s):.4g} /s", tokens_per_s=round(tokens, 1)
+        ),
+    )
+    return FleetAnswer(
+        questions=tuple(questions),
+        islands=tuple(islands),
+        chosen=chosen,
+        plan=plan,
+        sensitivities=tuple(_sensitivities(m, q, chosen) for m, q in enumerate(questions)),
+        assumptions=tuple(dict.fromkeys(_assumptions(islands, chosen))),
+        objective=objective,
+    )
+
+
+def _service(m: int, question: Question, chosen: Chosen, slo: Slo) -> Service:
+    waits_s = prompt_wait_s(m, question, chosen)
+    pools = [
+        _pool(f"{m}-{number}", question, one, waits_s)
+        for number, one in enumerate(one for one in chosen.used if one.model == m)
+    ]
+    rate = None if question.rate_per_s is None else f"{question.rate_per_s:g} /s"
+    return Service(
+        model=question.model.name,
+        slo=slo,
+        traffic=Traffic(input=question.input_tokens, output=question.output_tokens, rate=rate),
+        pools=tuple(pools),
+    )
+
+
+def _pool(
+    name: str, question: Question, used: Used, waits_s: Mapping[tuple[str, str], float]
+) -> Pool:
+    shape = used.shape
+    per_package = shape.island.rank.ranks_per_accelerator
+    memory = shape.deployment.memory()
+    context = question.input_tokens + question.output_tokens / 2
+    cache = memory.cache_bytes(sequences=shape.sequences_per_rank, context_tokens=context)
+    held = memory.weight_bytes + memory.activation_bytes + cache
+    tokens = used.shape.rate_per_s * question.output_tokens / shape.accelerators
+    return Pool(
+        role=shape.role,
+        on=shape.island.name,
+        name=f"{shape.role}-{name}",
+        layout=shape.deployment.layout,
+        replicas=used.replicas,
+        precision=shape.deployment.precision,
+        state="modelled",
+        engine=question.backend,
+        max_sequences=max(shape.sequences, 1),
+        max_step_tokens=shape.max_step_tokens,
+        predicted=PoolPrediction(
+            memory_per_accelerator=units.show(held * per_package, "bytes"),
+            tokens_per_s_per_accelerator=round(tokens, 1),
+            bound=bound(question, shape),
+            ttft=_spread(question, shape, "ttft", _ttft_s(shape, waits_s)),
+            tpot=_spread(question, shape, "tpot", shape.tpot_s or None),
+        ),
+    )
+
+
+def _ttft_s(shape: Shape, waits_s: Mapping[tuple[str, str], float]) -> float | None:
+    """Of workers together the closed form's; of prefill the longest way to a decode worker; of decode none of its own."""
+    if shape.role == "both":
+        return shape.ttft_s
+    mine = [wait for (start, _), wait in waits_s.items() if start == shape.island.name]
+    return max(mine) if shape.role == "prefill" and mine else None
+
+
+def _spread(question: Question, shape: Shape, what: Metric, likely_s: float | None) -> Spread | None:  # fmt: skip
+    if likely_s is None:
+        return None
+    band = shape_band(question, shape, what)
+    ends = (units.show(likely_s * band.low, "s"), units.show(likely_s * band.high, "s"))
+    return Spread(p50=units.show(likely_s, "s"), band=ends)
+
+
+def shape_band(question: Question, shape: Shape, what: Metric) -> Band:
+    """The 80 % band of one metric of a shape."""
+    own = own_of(shape.deployment, question.backend)
+    kind = "agg" if shape.role == "both" else "disagg"
+    return band_under(own, shape.island.rank.calibration.evidence, kind, what)
+
+
+def bound(question: Question, shape: Shape) -> dict[Literal["prefill", "decode"], str]:
+    """What each phase that the shape has waits for."""
+    deployment, length = shape.deployment, float(question.input_tokens)
+    batch = float(shape.sequences_per_rank)
+    found: dict[Literal["prefill", "decode"], str] = {}
+    if shape.role != "decode":
+        chunk = min(length, float(shape.max_step_tokens))
+        ops = deployment.ops(prompt_tokens=chunk, pairs=chunk * length / 2)
+        found["prefill"] = deployment.cost(ops).bound
+    if shape.role != "prefill":
+        kv_tokens = batch * (length + question.output_tokens / 2)
+        found["decode"] = deployment.cost(
+            deployment.ops(sequences=batch, kv_tokens=kv_tokens)
+        ).bound
+    return found  # fmt: skip
+
+
+_FIFTH: Final = 0.8
+
+
+def _sensitivities(m: int, question: Question, chosen: Chosen) -> tuple[Sensitivity, ...]:
+    """Largest first; of all the model's pools together, weighed by what they serve."""
+    mine = [one for one in chosen.used if one.model == m]
+    found = []
+    for what in ("memory bandwidth", "matrix peak", "link bandwidth"):
+        rates = [(one.replicas * one.shape.rate_per_s, _slowed(question, one.shape, what)) for one in mine]  # fmt: skip
+        total = sum(rate for rate, _ in rates)
+        if total:
+            change = sum(rate * ratio for rate, ratio in rates) / total - 1
+            found.append(Sensitivity(what=what, change_fraction=change))
+    return tuple(sorted(found, key=lambda one: one.change_fraction))
+
+
+def _slowed(question: Question, shape: Shape, what: str) -> float:
+    """The shape's rate over what it is, at the same batch, with one figure a fifth lower."""
+    slower = replace(shape.deployment, rank=_with_less(shape.deployment.rank, what))
+    before, after = (_pace(question, shape, one) for one in (shape.deployment, slower))
+    return after / before
+
+
+def _with_less(rank: Rank, what: str) -> Rank:
+    if what == "memory bandwidth":
+        return replace(rank, hbm_bytes_per_s=_FIFTH * rank.hbm_bytes_per_s)
+    if what == "matrix peak":
+        peaks = {name: _FIFTH * peak for name, peak in rank.peak_flops_per_s.items()}
+        return replace(rank, peak_flops_per_s=peaks)
+    return replace(rank, tiers=tuple(_narrower(tier) for tier in rank.tiers))
+
+
+def _narrower(tier: Tier) -> Tier:
+    if tier.bytes_per_s is None:
+        return tier
+    fact = msgspec.structs.replace(tier.bytes_per_s, value=_FIFTH * tier.bytes_per_s.value)
+    return msgspec.structs.replace(tier, bytes_per_s=fact)
+
+
+def _pace(question: Question, shape: Shape, deployment: Deployment) -> float:
+    """How fast the shape's work goes, in units of its own."""
+    length = float(question.input_tokens)
+    if shape.role == "prefill":
+        tokens = float(shape.max_step_tokens)
+        return 1 / float(deployment.step_s(prompt_tokens=tokens, pairs=tokens * length / 2))
+    batch = np.array([float(shape.sequences_per_rank)])
+    if shape.role == "decode":
+        context = length + question.output_tokens / 2
+        step_s = deployment.step_s(sequences=float(batch[0]), kv_tokens=float(batch[0]) * context)
+        return 1 / float(step_s)
+    chunk = np.array([float(shape.max_step_tokens - shape.sequences_per_rank)])
+    return float(steady(question, deployment, batch, chunk).tokens_per_s[0])
+
+
+def _assumptions(islands: Sequence[Island], chosen: Chosen) -> list[str]:
+    used = {one.shape.island.name for one in chosen.used}
+    notes = []
+    for island in islands:
+        if island.name in used:
+            fits = island.rank.calibration
+            notes.append(f"{island.rank.chip}: efficiencies are {fits.evidence} ({fits.id})")
+            notes += island.rank.assumptions
+    ways = {(start, end) for _, start, end in chosen.flows_per_s}
+    notes += [_way(pair) for pair in chosen.pairs if (pair.prefill, pair.decode) in ways]
+    return notes
+
+
+def _way(pair: Pair) -> str:
+    via = f" by {pair.answer.via}" if pair.answer.via else ""
+    return f"a cache goes from {pair.prefill} to {pair.decode}{via}: {pair.answer.state}, {pair.answer.reason}; {units.show(pair.bytes_per_s, 'bytes_per_s')} a rank"
