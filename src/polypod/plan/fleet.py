@@ -223,7 +223,7 @@ def _program(questions: Sequence[Question], islands: Sequence[Island], aim: Aim,
             if _one_width(shapes, pair):
                 program.flows[m, pair.prefill, pair.decode] = milp.variable()
     _demand_rows(program, questions, aim, offers, stretch=stretch)
-    _flow_rows(program, questions, offers)
+    _flow_rows(program, questions, aim, offers)
     _card_rows(program, islands, aim, offers)
     return program
 
@@ -281,17 +281,23 @@ def _demand_rows(program: _Program, questions: Sequence[Question], aim: Aim, off
 
 def _loss_rows(program: _Program, aim: Aim, offers: _Offers, m: int, rate: float) -> None:
     """The demand is met when a card or a node of any one shape is lost: with it go its replicas."""
-    if aim.spare is None:
-        return
     served = _served(program, offers, m)
     for s, shape in enumerate(offers.shapes[m]):
-        if shape.role != "both":
-            continue
-        used = program.milp.variable(high=1.0, whole=True)
-        number = program.counts[m, s]
-        program.milp.row({number: 1.0, used: -float(shape.most_replicas)}, high=0.0)
-        lost = 1 if aim.spare == "card" else max(1, _node_ranks(shape.island) // shape.ranks)
-        program.milp.row(served | {used: -lost * shape.rate_per_s}, low=rate)
+        if shape.role == "both" and aim.spare is not None:
+            lost = _lost_per_s(shape, aim.spare)
+            program.milp.row(served | {_is_used(program, shape, (m, s)): -lost}, low=rate)
+
+
+def _lost_per_s(shape: Shape, spare: Literal["card", "node"]) -> float:
+    replicas = 1 if spare == "card" else max(1, _node_ranks(shape.island) // shape.ranks)
+    return replicas * shape.rate_per_s
+
+
+def _is_used(program: _Program, shape: Shape, key: tuple[int, int]) -> int:
+    """A variable that is 1 where there is a replica of the shape."""
+    used = program.milp.variable(high=1.0, whole=True)
+    program.milp.row({program.counts[key]: 1.0, used: -float(shape.most_replicas)}, high=0.0)
+    return used
 
 
 def _node_ranks(island: Island) -> int:
@@ -299,18 +305,13 @@ def _node_ranks(island: Island) -> int:
     return first or island.rank.ranks_per_accelerator
 
 
-def _flow_rows(program: _Program, questions: Sequence[Question], offers: _Offers) -> None:
+def _flow_rows(program: _Program, questions: Sequence[Question], aim: Aim, offers: _Offers) -> None:  # fmt: skip
     milp = program.milp
     for m in offers.shapes:
-        for role, end in (("prefill", 1), ("decode", 2)):
-            for island in {key[end] for key in program.flows if key[0] == m}:
-                flows = {number: 1.0 for key, number in program.flows.items() if key[0] == m and key[end] == island}  # fmt: skip
-                able = {
-                    program.counts[m, s]: -shape.rate_per_s
-                    for s, shape in enumerate(offers.shapes[m])
-                    if shape.role == role and shape.island.name == island
-                }
-                milp.row(flows | able, high=0.0)
+        ways = [(start, end) for of, start, end in program.flows if of == m]
+        for end, role in enumerate(("prefill", "decode")):
+            for island in sorted({way[end] for way in ways}):
+                _able_rows(program, aim, offers, (m, role, end + 1, island))
     for pair in offers.pairs:
         terms = {}
         for m, question in enumerate(questions):
@@ -321,6 +322,19 @@ def _flow_rows(program: _Program, questions: Sequence[Question], offers: _Offers
         ends = [_ranks_of(offers, name) for name in (pair.prefill, pair.decode)]
         if terms and pair.prefill != pair.decode:
             milp.row(terms, high=pair.bytes_per_s * min(ends))
+
+
+def _able_rows(program: _Program, aim: Aim, offers: _Offers, where: tuple[int, str, int, str]) -> None:  # fmt: skip
+    """What comes to or from an island's workers is no more than they can do, nor than those left can when a card or a node is lost."""
+    m, role, end, island = where
+    flows = {number: 1.0 for key, number in program.flows.items() if key[0] == m and key[end] == island}  # fmt: skip
+    mine = [(s, one) for s, one in enumerate(offers.shapes[m]) if (one.role, one.island.name) == (role, island)]  # fmt: skip
+    able = {program.counts[m, s]: -one.rate_per_s for s, one in mine}
+    program.milp.row(flows | able, high=0.0)
+    for s, one in mine:
+        if aim.spare is not None:
+            used = _is_used(program, one, (m, s))
+            program.milp.row(flows | able | {used: _lost_per_s(one, aim.spare)}, high=0.0)
 
 
 def _ranks_of(offers: _Offers, name: str) -> int:

@@ -1,0 +1,153 @@
+"""A fleet chosen as a whole: against every choice tried out, and the laws that no answer may break."""
+
+import itertools
+import math
+
+import pytest
+
+from polypod.cli.asking import model_of
+from polypod.cost.deployment import native_precision
+from polypod.plan.fleet import Aim, Chosen, Short, choose
+from polypod.plan.place import islands, parse_fleet
+from polypod.plan.search import Question, search
+from polypod.plan.shapes import apart, together
+
+
+def ask(name: str = "qwen3-32b", rate: float | None = None, ttft_s: float = 2.0, tpot_s: float = 0.05) -> Question:  # fmt: skip
+    return Question(
+        model=model_of(name), input_tokens=2048, output_tokens=512, ttft_s=ttft_s, tpot_s=tpot_s, percentile=99, rate_per_s=rate
+    )  # fmt: skip
+
+
+FOUND: dict[str, Chosen | Short] = {}
+PLAIN = Aim()
+
+
+def chosen(fleet: str, questions: tuple[tuple[str, float | None], ...], aim: Aim = PLAIN) -> Chosen | Short:  # fmt: skip
+    """The answer, worked out once."""
+    key = f"{fleet} {questions} {aim}"
+    if key not in FOUND:
+        asked = [ask(name, rate) for name, rate in questions]
+        FOUND[key] = choose(asked, islands(parse_fleet(fleet)), aim)
+    return FOUND[key]
+
+
+def best(fleet: str, aim: Aim = PLAIN, model: str = "qwen3-32b") -> float:
+    found = chosen(fleet, ((model, None),), aim)
+    assert isinstance(found, Chosen)
+    return found.served_per_s[0]
+
+
+def test_together_alone_is_what_trying_every_number_of_replicas_finds() -> None:
+    question = ask()
+    (island,) = islands(parse_fleet("nvidia-h100-sxm:8"))
+    shapes = together(question, search(question, island, native_precision(question.model, island.rank)))  # fmt: skip
+    found = choose([question], [island], Aim(apart=False))
+    assert isinstance(found, Chosen)
+    assert all(one.shape.confirmed for one in found.used)
+    rates = {one.shape.deployment.layout.world: one.shape.rate_per_s for one in found.used}
+    # no other numbers of the shapes that were emulated would serve more
+    numbers = itertools.product(range(9), repeat=len(rates))
+    tried = max(sum(n * rate for n, rate in zip(choice, rates.values(), strict=True)) for choice in numbers if sum(n * world for n, world in zip(choice, rates, strict=True)) <= 8)  # fmt: skip
+    assert found.served_per_s[0] == pytest.approx(tried)
+    assert len(shapes) > 1
+
+
+def test_more_cards_never_serve_less() -> None:
+    served = [best(f"nvidia-h100-sxm:{cards}") for cards in (4, 8, 12, 16)]
+    assert served == sorted(served)
+
+
+def test_a_fleet_of_two_kinds_is_never_worse_than_its_better_half() -> None:
+    both = best("nvidia-h100-sxm:8+amd-mi300x:8")
+    halves = best("nvidia-h100-sxm:8"), best("amd-mi300x:8")
+    assert both >= max(halves) * 0.999
+    assert both == pytest.approx(sum(halves), rel=0.02)  # nothing crosses: no link is on record
+
+
+def test_workers_apart_are_used_only_where_they_serve_more() -> None:
+    assert best("nvidia-h100-sxm:16") >= best("nvidia-h100-sxm:16", Aim(apart=False)) * 0.999
+
+
+def test_a_faster_fabric_never_hurts() -> None:
+    slow, fast = (
+        best("nvidia-h100-sxm:8+hygon-bw1000:8", Aim(fabric_bytes_per_s=width, unproven=True))
+        for width in (1e9, 100e9)
+    )
+    assert slow <= fast * 1.0001
+
+
+def test_a_cache_crosses_only_where_a_source_says_so_or_it_is_asked_for() -> None:
+    fleet = "nvidia-h20:8+huawei-ascend-910c:8"
+    proven = chosen(fleet, (("qwen3-32b", None),), Aim(fabric_bytes_per_s=50e9))
+    assert isinstance(proven, Chosen)
+    assert any("cache from a (nvidia-h20) to b" in reason for reason in proven.refused_pairs)
+    assert {(start, end) for _, start, end in proven.flows_per_s} <= {("a", "a"), ("b", "b")}
+    unproven = chosen(fleet, (("qwen3-32b", None),), Aim(fabric_bytes_per_s=50e9, unproven=True))
+    assert isinstance(unproven, Chosen)
+    assert unproven.refused_pairs == ()
+    assert unproven.served_per_s[0] >= proven.served_per_s[0] * 0.999
+
+
+def test_the_fewest_cards_that_meet_two_demands_meet_them_and_one_less_does_not() -> None:
+    asked = (("qwen3-32b", 3.0), ("llama-3.1-8b", 6.0))
+    found = chosen("nvidia-h100-sxm:16", asked, Aim(objective="cards"))
+    assert isinstance(found, Chosen)
+    assert all(served >= rate for served, (_, rate) in zip(found.served_per_s, asked, strict=True) if rate)  # fmt: skip
+    cards = sum(one.accelerators for one in found.used)
+    assert found.value == pytest.approx(cards)
+    fewer = chosen(f"nvidia-h100-sxm:{math.ceil(cards) - 1}", asked, Aim(objective="cards"))
+    assert isinstance(fewer, Short) or fewer.value >= found.value
+
+
+def test_a_spare_card_or_node_costs_cards_and_what_is_left_still_meets_the_demand() -> None:
+    asked = (("qwen3-32b", 3.0),)
+    plain, card, node = (
+        chosen("nvidia-h100-sxm:32", asked, Aim(objective="cards", spare=spare))
+        for spare in (None, "card", "node")
+    )
+    assert isinstance(plain, Chosen)
+    assert isinstance(card, Chosen)
+    assert isinstance(node, Chosen)
+    assert plain.value < card.value <= node.value
+    together_rates = [one for one in card.used if one.shape.role == "both"]
+    rest = sum(one.replicas * one.shape.rate_per_s for one in together_rates)
+    for one in together_rates:
+        flows = sum(card.flows_per_s.values())
+        assert rest + flows - one.shape.rate_per_s >= 3.0 - 1e-6
+
+
+def test_a_vendors_share_is_kept() -> None:
+    aim = Aim(objective="cards", most_shares={"nvidia": 0.25})
+    found = chosen("nvidia-h100-sxm:32+amd-mi300x:32", (("qwen3-32b", 8.0),), aim)
+    assert isinstance(found, Chosen)
+    cards = {one.shape.island.rank.chip: 0.0 for one in found.used}
+    for one in found.used:
+        cards[one.shape.island.rank.chip] += one.accelerators
+    assert cards.get("nvidia-h100-sxm", 0.0) <= 0.25 * sum(cards.values()) + 1e-9
+
+
+def test_a_demand_too_high_says_how_much_of_it_can_be_served() -> None:
+    found = chosen("nvidia-h100-sxm:8", (("qwen3-32b", 100.0),), Aim(objective="cards"))
+    assert isinstance(found, Short)
+    assert 0 < found.fraction < 1
+    assert found.served_per_s[0] == pytest.approx(100 * found.fraction, rel=0.05)
+
+
+def test_a_model_that_fits_nowhere_says_why() -> None:
+    found = chosen("nvidia-l20:1", (("deepseek-v3", 1.0),))
+    assert isinstance(found, Short)
+    assert found.without_shape == (0,)
+    assert "do not fit in memory" in found.reasons[0]
+
+
+def test_prefill_is_slower_the_more_it_waits_and_decode_fuller_the_more_it_may_take() -> None:
+    (island,) = islands(parse_fleet("nvidia-h100-sxm:8"))
+    precision = native_precision(ask().model, island.rank)
+    tight, loose = (
+        apart(ask(ttft_s=limit, tpot_s=limit / 40), island, precision) for limit in (1.0, 4.0)
+    )
+    for role in ("prefill", "decode"):
+        each = [max(one.rate_per_s / one.ranks for one in shapes if one.role == role) for shapes in (tight, loose)]  # fmt: skip
+        assert each[0] <= each[1]
+    assert all(one.ttft_s <= 1.0 and one.tpot_s <= 1.0 / 40 for one in tight)
