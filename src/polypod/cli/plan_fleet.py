@@ -45,7 +45,7 @@ def is_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> bool:
 
 
 def run_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
-    demands = [_demand(args, text) for text in args.models]
+    demands = [demand_of(args, text) for text in args.models]
     questions, slos = [one.question for one in demands], [one.slo for one in demands]
     kept = _kept(args.exclude, fleet)
     places = islands(kept, args.backend)
@@ -61,8 +61,16 @@ def run_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
     return 0
 
 
+def aim_of(args: argparse.Namespace) -> Aim:
+    """What `replace` asks of every choice."""
+    fabric = None if args.fabric is None else units.parse(args.fabric, "bytes_per_s")
+    return Aim(fabric_bytes_per_s=fabric, apart=not args.together)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Demand:
+class Demand:
+    """A model, what is asked of it, and what its requests are promised."""
+
     question: Question
     slo: Slo
 
@@ -82,7 +90,8 @@ def _asked(text: str) -> tuple[str, dict[str, str]]:
     return name, pairs
 
 
-def _demand(args: argparse.Namespace, text: str) -> _Demand:
+def demand_of(args: argparse.Namespace, text: str) -> Demand:
+    """One model with what is asked of it: its own words over those for all."""
     name, own = _asked(text)
     said = {key: own.get(key, getattr(args, key)) for key in _KEYS}
     slo = Slo(ttft=said["ttft"], tpot=said["tpot"], percentile=args.percentile)
@@ -96,10 +105,11 @@ def _demand(args: argparse.Namespace, text: str) -> _Demand:
         rate_per_s=None if said["rate"] is None else units.parse(said["rate"], "per_s"),
         backend=args.backend,
     )
-    return _Demand(question=question, slo=slo)
+    return Demand(question=question, slo=slo)
 
 
-def _chip_of(source: Source) -> str:
+def chip_of(source: Source) -> str:
+    """The accelerator of a part of a fleet. Raises `InputError` for a host."""
     if source.pod is not None:
         return pods_accelerator(load_pod(source.pod)).id
     if source.accelerator is None:
@@ -110,7 +120,7 @@ def _chip_of(source: Source) -> str:
 
 def _kept(excluded: Sequence[str], fleet: dict[str, Source]) -> dict[str, Source]:
     """The fleet without the chips and vendors that are not to be used."""
-    chips = {name: load_accelerator(_chip_of(source)) for name, source in fleet.items()}
+    chips = {name: load_accelerator(chip_of(source)) for name, source in fleet.items()}
     gone: set[str] = set()
     for what in excluded:
         folded = what.casefold()
@@ -203,14 +213,14 @@ def _with_costs(aim: Aim, args: argparse.Namespace, places: Sequence[Island]) ->
             aim, card_costs={chip: 1.0 if its == vendor else 1e-3 for chip, its in chips.items()}
         )
     if aim.objective == "energy":
-        watts = {place.rank.chip: _watts(place) for place in places}
+        watts = {place.rank.chip: watts_of(place) for place in places}
         return replace(
             aim, card_costs={chip: value for chip, value in watts.items() if value is not None}
         )
     return aim  # fmt: skip
 
 
-def _watts(place: Island) -> float | None:
+def watts_of(place: Island) -> float | None:
     """Of one accelerator: its share of the pod, or its own; None where neither is on record."""
     if place.watts is not None:
         return place.watts / place.accelerators

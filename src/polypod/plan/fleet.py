@@ -13,6 +13,7 @@ Pairs are those whose chips the catalog says a cache goes between (`interop.kv_h
 then emulated, their rates set to what the emulation gave, and the program solved again until nothing chosen is unconfirmed.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
@@ -100,6 +101,7 @@ class Short:
     served_per_s: tuple[float, ...]
     without_shape: tuple[int, ...]  # models that no part of the fleet can serve at all
     reasons: Mapping[int, str]
+    idle: Mapping[str, str] = field(default_factory=dict)  # islands that serve nothing, and why
 
 
 def choose(questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -> Chosen | Short:
@@ -155,6 +157,16 @@ class _Offers:
     def why_not(self, m: int) -> str:
         found = [f"{count} {why}" for one in self.searches[m] for why, count in one.pruned.most_common(2)]  # fmt: skip
         return ", ".join(found) or "no layout was found"
+
+    def idle(self, islands: Sequence[Island]) -> dict[str, str]:
+        """Islands on which no model has a shape, and the commonest reason."""
+        busy = {shape.island.name for shapes in self.shapes.values() for shape in shapes}
+        found = {}
+        for number, island in enumerate(islands):
+            if island.name not in busy:
+                pruned: Counter[str] = sum((of[number].pruned for of in self.searches.values()), Counter())  # fmt: skip
+                found[island.name] = ", ".join(f"{count} {why}" for why, count in pruned.most_common(2))  # fmt: skip
+        return found
 
     @property
     def looked_at(self) -> int:
@@ -397,7 +409,13 @@ def _short(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, o
     assert program.scale is not None
     fraction = float(solved.x[program.scale]) if solved.has_solution else 0.0
     served = tuple(_sum(_served(program, offers, m), solved) for m in range(len(questions)))
-    return Short(fraction=fraction, served_per_s=served, without_shape=(), reasons={})
+    return Short(
+        fraction=fraction,
+        served_per_s=served,
+        without_shape=(),
+        reasons={},
+        idle=offers.idle(islands),
+    )
 
 
 def _sum(terms: Mapping[int, float], solved: Solved) -> float:

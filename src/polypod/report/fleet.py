@@ -69,7 +69,8 @@ def _model(answer: FleetAnswer, m: int, question: Question) -> list[str]:
     asked = "" if question.rate_per_s is None else f" of {question.rate_per_s:g} asked"
     limits = [f"{name} <= {units.show(limit, 's')}" for name, limit in (("TTFT", question.ttft_s), ("TPOT", question.tpot_s)) if limit is not None]  # fmt: skip
     lines = [
-        f"{question.model.name}  input {question.input_tokens}, output {question.output_tokens} tokens{'; ' if limits else ''}{' and '.join(limits)}",
+        question.model.name,
+        entry("asked", f"input {question.input_tokens}, output {question.output_tokens} tokens{'; ' if limits else ''}{' and '.join(limits)}"),
         entry("serves", f"{units.significant(served, 4)}{asked} requests/s, {units.significant(served * question.output_tokens, 4)} output tokens/s"),
     ]  # fmt: skip
     pools = answer.plan.services[m].pools
@@ -141,7 +142,8 @@ def short_text(short: Short, questions: tuple[Question, ...]) -> str:
         for question, rate in zip(questions, short.served_per_s, strict=True)
         if question.rate_per_s is not None
     )
-    return f"this fleet serves {short.fraction:.1%} of every demand at once at most ({found}): lower the rates, relax the limits, or add cards"  # fmt: skip
+    idle = "".join(f"; island {name} serves nothing: {why}" for name, why in short.idle.items())
+    return f"this fleet serves {short.fraction:.1%} of every demand at once at most ({found}): lower the rates, relax the limits, or add cards{idle}"  # fmt: skip
 
 
 def fleet_json(answer: FleetAnswer) -> dict[str, Any]:
