@@ -15,10 +15,12 @@ from polypod.cli.asking import model_of, tokens
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.compose_fleet import fleet_answer
 from polypod.plan.fleet import Aim, Objective, Short, choose
+from polypod.plan.frontier import frontier
 from polypod.plan.place import Island, islands
 from polypod.plan.search import Question
 from polypod.plan.spec import Slo, Source, write_plan
 from polypod.report.fleet import fleet_json, fleet_text, short_text
+from polypod.report.frontier import frontier_json, frontier_text
 
 OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
 _KEYS: Final = ("rate", "input", "output", "ttft", "tpot")
@@ -35,6 +37,7 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--apart", action="store_true", help="prefill and decode workers too (several models or islands always may)")  # fmt: skip
     parser.add_argument("--together", action="store_true", help="co-located replicas alone")
     parser.add_argument("--unproven", action="store_true", help="hand caches over where no source says whether it works")  # fmt: skip
+    parser.add_argument("--frontier", action="store_true", help="what nothing beats in TTFT, TPOT and tokens/s per accelerator at once, limits aside")  # fmt: skip
     parser.add_argument("--time-limit", metavar="TIME", default="30s", help="of the solver, for each time it is asked (30s)")  # fmt: skip
 
 
@@ -65,6 +68,19 @@ def aim_of(args: argparse.Namespace) -> Aim:
     """What `replace` asks of every choice."""
     fabric = None if args.fabric is None else units.parse(args.fabric, "bytes_per_s")
     return Aim(fabric_bytes_per_s=fabric, apart=not args.together)
+
+
+def run_frontier(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
+    if len(args.models) > 1:
+        msg = f"--frontier is of one model, {len(args.models)} are named"
+        raise InputError(msg)
+    question = demand_of(args, args.models[0]).question
+    points = frontier(question, islands(_kept(args.exclude, fleet), args.backend))
+    if not points:
+        msg = f"{question.model.name} does not run on this fleet: no layout holds its weights and one request"
+        raise InfeasibleError(msg)
+    print(json.dumps(frontier_json(points), indent=2) if args.json else frontier_text(points))
+    return 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

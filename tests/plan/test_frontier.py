@@ -1,0 +1,43 @@
+"""The frontier, against every pair compared."""
+
+import numpy as np
+import pytest
+
+from polypod.cli.asking import model_of
+from polypod.plan.frontier import Point, frontier, thinned
+from polypod.plan.place import islands, parse_fleet
+from polypod.plan.search import Question, steady
+
+
+@pytest.fixture(scope="module")
+def points() -> list[Point]:
+    question = Question(model=model_of("qwen3-32b"), input_tokens=2048, output_tokens=512)
+    return frontier(question, islands(parse_fleet("nvidia-h100-sxm:4+amd-mi300x:2")))
+
+
+def test_no_deployment_on_it_is_beaten_by_another(points: list[Point]) -> None:
+    rows = np.array([(one.ttft_s, one.tpot_s, -one.tokens_per_s_per_accelerator) for one in points])
+    for row in rows:
+        at_least = (rows <= row).all(axis=1) & (rows < row).any(axis=1)
+        assert not at_least.any()
+
+
+def test_every_deployment_off_it_is_beaten(points: list[Point]) -> None:
+    # a grid of one layout's batches: each is on the frontier or beaten by what is
+    one = points[len(points) // 2]
+    question = Question(model=model_of("qwen3-32b"), input_tokens=2048, output_tokens=512)
+    for batch in (1.0, 7.0, 24.0):
+        load = steady(question, one.deployment, np.array([batch]), np.array([512.0]))
+        mine = (float(load.ttft_s[0]), float(load.tpot_s[0]), float(load.tokens_per_s[0]) / one.deployment.accelerators)  # fmt: skip
+        assert any(
+            other.ttft_s <= mine[0] * 1.0001 and other.tpot_s <= mine[1] * 1.0001 and other.tokens_per_s_per_accelerator >= mine[2] * 0.9999
+            for other in points
+        )  # fmt: skip
+
+
+def test_it_is_ordered_by_tpot_and_thinned_evenly_with_its_ends(points: list[Point]) -> None:
+    times = [one.tpot_s for one in points]
+    assert times == sorted(times)
+    few = thinned(points, 10)
+    assert len(few) <= 10
+    assert (few[0], few[-1]) == (points[0], points[-1])
