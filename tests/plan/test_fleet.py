@@ -7,10 +7,10 @@ import pytest
 
 from polypod.cli.asking import model_of
 from polypod.cost.deployment import native_precision
-from polypod.plan.fleet import Aim, Chosen, Short, choose
+from polypod.plan.fleet import Aim, Chosen, Short, choose, prompt_wait_s
 from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question, search
-from polypod.plan.shapes import apart, together
+from polypod.plan.shapes import apart, cache_bytes, together
 
 
 def ask(name: str = "qwen3-32b", rate: float | None = None, ttft_s: float = 2.0, tpot_s: float = 0.05) -> Question:  # fmt: skip
@@ -75,6 +75,27 @@ def test_a_faster_fabric_never_hurts() -> None:
         for width in (1e9, 100e9)
     )
     assert slow <= fast * 1.0001
+
+
+def test_a_slow_fabric_is_no_worse_than_none() -> None:
+    alone = best("nvidia-h100-sxm:8+hygon-bw1000:8")
+    slow = best("nvidia-h100-sxm:8+hygon-bw1000:8", Aim(fabric_bytes_per_s=1e9, unproven=True))
+    assert slow >= alone * 0.999
+
+
+def test_a_prompts_cache_is_at_its_decode_worker_inside_the_limit_and_its_links_are_not_overrun() -> None:  # fmt: skip
+    question = ask()
+    width = 2e9
+    found = chosen("nvidia-h100-sxm:8+nvidia-h20:8", (("qwen3-32b", None),), Aim(fabric_bytes_per_s=width, unproven=True))  # fmt: skip
+    assert isinstance(found, Chosen)
+    crossing = {key: rate for key, rate in found.flows_per_s.items() if key[1] != key[2]}
+    assert crossing
+    assert max(prompt_wait_s(0, question, found).values()) <= 2.0
+    sent = sum(rate * cache_bytes(question, one.shape) for (_, start, _), rate in crossing.items() for one in found.used[:1])  # fmt: skip
+    for role, end in (("prefill", 1), ("decode", 2)):
+        names = {key[end] for key in crossing}
+        ranks = sum(one.replicas * one.shape.ranks for one in found.used if one.shape.role == role and one.shape.island.name in names)  # fmt: skip
+        assert sent <= 0.9 * width * ranks * 1.0001
 
 
 def test_a_cache_crosses_only_where_a_source_says_so_or_it_is_asked_for() -> None:

@@ -5,7 +5,8 @@ workers of another. For every model m and island i, j:
 
     served_m   = sum of rate x over shapes that do both  +  sum of f over all pairs
     prefill    sum over j of f(m, i, j) <= sum of rate x over m's prefill shapes on i          decode likewise on j
-    cache      sum over m of f(m, i, j) * cache bytes <= what the narrower end can send       for i other than j
+    cache      sum over m, j of f(m, i, j) * cache bytes / width(i, j) <= nine tenths of the ranks that prefill on i, and likewise of those that decode on j:
+               what is handed over shares the links of the workers at both ends
     cards      sum of cards x <= cards of the island, less the spare ones; replicas that would straddle tiers leave the rest of theirs idle
     demand     served_m >= rate_m, or served_m = rate_m * t with t as large as can be where no rate is to be met
 
@@ -25,7 +26,7 @@ from polypod.errors import InputError
 from polypod.plan.confirm import confirm
 from polypod.plan.milp import INFINITY, Milp, Solved
 from polypod.plan.place import Island
-from polypod.plan.search import Question, Search, search
+from polypod.plan.search import UTILISATION_LIMIT, Question, Search, search
 from polypod.plan.shapes import Shape, apart, cache_bytes, together, transfer_s, way_out_bytes_per_s
 
 Objective = Literal["throughput", "cards", "cost", "energy"]
@@ -134,6 +135,7 @@ class _Offers:
     def of(cls, questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -> "_Offers":
         shapes: dict[int, list[Shape]] = {}
         searches: dict[int, list[Search]] = {}
+        pairs, refused = _pairs(islands, aim) if aim.apart else ([], [])
         for m, question in enumerate(questions):
             shapes[m], searches[m] = [], []
             for island in islands:
@@ -142,8 +144,8 @@ class _Offers:
                 searches[m].append(found)
                 shapes[m] += together(question, found)
                 if aim.apart:
-                    shapes[m] += apart(question, island, precision)
-        pairs, refused = _pairs(islands, aim) if aim.apart else ([], [])
+                    ways = [one.bytes_per_s for one in pairs if one.prefill == island.name]
+                    shapes[m] += apart(question, island, precision, ways)
         return cls(shapes=shapes, pairs=pairs, refused=refused, searches=searches)
 
     def serves(self, m: int) -> bool:
@@ -232,7 +234,7 @@ def _program(questions: Sequence[Question], islands: Sequence[Island], aim: Aim,
             weight = -_EXTRA * shape.accelerators if maximise else cost
             program.counts[m, s] = milp.variable(cost=weight, high=shape.most_replicas, whole=True)
         for pair in offers.pairs:
-            if _one_width(shapes, pair):
+            if _one_width(shapes, pair) and _in_time(shapes, pair):
                 program.flows[m, pair.prefill, pair.decode] = milp.variable()
     _demand_rows(program, questions, aim, offers, stretch=stretch)
     _flow_rows(program, questions, aim, offers)
@@ -251,6 +253,15 @@ def _one_width(shapes: Sequence[Shape], pair: Pair) -> bool:
         for end in (("prefill", pair.prefill), ("decode", pair.decode))
     ]
     return bool(widths[0] & widths[1])
+
+
+def _in_time(shapes: Sequence[Shape], pair: Pair) -> bool:
+    """Whether a cache is there inside the limit on TTFT, from any of the prefill workers."""
+    return any(_sends(one, pair.prefill, pair.bytes_per_s) for one in shapes)
+
+
+def _sends(shape: Shape, island: str, width: float) -> bool:
+    return (shape.role, shape.island.name) == ("prefill", island) and shape.narrowest_bytes_per_s <= width  # fmt: skip
 
 
 def _card_cost(shape: Shape, aim: Aim) -> float:
@@ -318,39 +329,51 @@ def _node_ranks(island: Island) -> int:
 
 
 def _flow_rows(program: _Program, questions: Sequence[Question], aim: Aim, offers: _Offers) -> None:  # fmt: skip
-    milp = program.milp
     for m in offers.shapes:
         ways = [(start, end) for of, start, end in program.flows if of == m]
         for end, role in enumerate(("prefill", "decode")):
             for island in sorted({way[end] for way in ways}):
                 _able_rows(program, aim, offers, (m, role, end + 1, island))
-    for pair in offers.pairs:
-        terms = {}
-        for m, question in enumerate(questions):
-            number = program.flows.get((m, pair.prefill, pair.decode))
-            sender = next((shape for shape in offers.shapes[m] if shape.role == "prefill" and shape.island.name == pair.prefill), None)  # fmt: skip
-            if number is not None and sender is not None:
-                terms[number] = cache_bytes(question, sender)
-        ends = [_ranks_of(offers, name) for name in (pair.prefill, pair.decode)]
-        if terms and pair.prefill != pair.decode:
-            milp.row(terms, high=pair.bytes_per_s * min(ends))
+    for end, role in ((1, "prefill"), (2, "decode")):
+        for name in sorted({str(key[end]) for key in program.flows}):
+            _link_row(program, questions, offers, (end, role, name))
+
+
+def _link_row(program: _Program, questions: Sequence[Question], offers: _Offers, where: tuple[int, str, str]) -> None:  # fmt: skip
+    """The caches that leave or reach an island's workers keep their links busy nine tenths of the time at most."""
+    end, role, island = where
+    widths = {(pair.prefill, pair.decode): pair.bytes_per_s for pair in offers.pairs}
+    busy = {}
+    for key, number in program.flows.items():
+        if key[end] == island:
+            sender = next(one for one in offers.shapes[key[0]] if (one.role, one.island.name) == ("prefill", key[1]))  # fmt: skip
+            busy[number] = cache_bytes(questions[key[0]], sender) / widths[key[1:]]
+    links = {
+        program.counts[m, s]: -UTILISATION_LIMIT * one.ranks
+        for m, shapes in offers.shapes.items()
+        for s, one in enumerate(shapes)
+        if (one.role, one.island.name) == (role, island)
+    }
+    program.milp.row(busy | links, high=0.0)
 
 
 def _able_rows(program: _Program, aim: Aim, offers: _Offers, where: tuple[int, str, int, str]) -> None:  # fmt: skip
-    """What comes to or from an island's workers is no more than they can do, nor than those left can when a card or a node is lost."""
+    """What comes to or from an island's workers is no more than they can do, nor than those left can when a card or a node is lost.
+
+    What leaves by a narrow way comes from workers that leave time for it.
+    """
     m, role, end, island = where
-    flows = {number: 1.0 for key, number in program.flows.items() if key[0] == m and key[end] == island}  # fmt: skip
-    mine = [(s, one) for s, one in enumerate(offers.shapes[m]) if (one.role, one.island.name) == (role, island)]  # fmt: skip
-    able = {program.counts[m, s]: -one.rate_per_s for s, one in mine}
-    program.milp.row(flows | able, high=0.0)
-    for s, one in mine:
-        if aim.spare is not None:
-            used = _is_used(program, one, (m, s))
-            program.milp.row(flows | able | {used: _lost_per_s(one, aim.spare)}, high=0.0)
-
-
-def _ranks_of(offers: _Offers, name: str) -> int:
-    return next(shape.island.ranks for shapes in offers.shapes.values() for shape in shapes if shape.island.name == name)  # fmt: skip
+    widths = {(pair.prefill, pair.decode): pair.bytes_per_s for pair in offers.pairs}
+    flows = {number: widths[key[1:]] for key, number in program.flows.items() if key[0] == m and key[end] == island}  # fmt: skip
+    for width in sorted(set(flows.values())) if role == "prefill" else [INFINITY]:
+        through = {number: 1.0 for number, each in flows.items() if each <= width}
+        mine = [(s, one) for s, one in enumerate(offers.shapes[m]) if (one.role, one.island.name) == (role, island) and one.narrowest_bytes_per_s <= width]  # fmt: skip
+        able = {program.counts[m, s]: -one.rate_per_s for s, one in mine}
+        program.milp.row(through | able, high=0.0)
+        for s, one in mine:
+            if aim.spare is not None:
+                used = _is_used(program, one, (m, s))
+                program.milp.row(through | able | {used: _lost_per_s(one, aim.spare)}, high=0.0)
 
 
 def _card_rows(program: _Program, islands: Sequence[Island], aim: Aim, offers: _Offers) -> None:
@@ -487,7 +510,10 @@ def prompt_wait_s(m: int, question: Question, chosen: Chosen) -> dict[tuple[str,
     for of, start, end in chosen.flows_per_s:
         if of != m:
             continue
-        sender = next(one.shape for one in chosen.used if one.model == m and one.shape.role == "prefill" and one.shape.island.name == start)  # fmt: skip
         pair = next(one for one in chosen.pairs if (one.prefill, one.decode) == (start, end))
-        waits[start, end] = sender.ttft_s + transfer_s(question, sender, pair.bytes_per_s)
+        waits[start, end] = max(
+            one.shape.ttft_s + transfer_s(question, one.shape, pair.bytes_per_s)
+            for one in chosen.used
+            if one.model == m and _sends(one.shape, start, pair.bytes_per_s)
+        )
     return waits

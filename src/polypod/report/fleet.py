@@ -12,6 +12,8 @@ from polypod.plan.search import Question
 from polypod.plan.spec import Pool, Spread
 from polypod.report.tables import entry, table
 
+_SAME = "no change"
+
 
 def fleet_text(answer: FleetAnswer) -> str:
     """The whole answer, at most 80 columns wide."""
@@ -37,6 +39,8 @@ def fleet_text(answer: FleetAnswer) -> str:
         other = (
             "nothing else would do"
             if chosen.runner_up is None
+            else "the same"
+            if abs(chosen.runner_up - chosen.value) < 1e-6 * abs(chosen.value)
             else f"{units.significant(chosen.runner_up, 4)}"
         )
         lines.append(entry("runner-up", f"without {chosen.without}: {other}"))
@@ -114,14 +118,20 @@ def _fleet(answer: FleetAnswer) -> list[str]:
 
 
 def _one_card(answer: FleetAnswer) -> list[str]:
+    """What a card more or less of each island changes; those that change nothing in one word."""
     chosen = answer.chosen
-    parts = []
+    parts, same = [], []
     for island in answer.islands:
         more, less = (
             _difference(found[island.name], chosen.value)
             for found in (chosen.one_more, chosen.one_less)
         )
-        parts.append(f"{island.name}: {more} with one more, {less} with one less")
+        if more == less == _SAME:
+            same.append(island.name)
+        else:
+            parts.append(f"{island.name}: {more} with one more, {less} with one less")
+    if same:
+        parts.append(f"{', '.join(same)}: {_SAME} with one more or one less")
     return [entry("one card", "; ".join(parts) + " (solved anew)")]
 
 
@@ -129,7 +139,7 @@ def _difference(value: float, before: float) -> str:
     if value != value:
         return "not enough"
     change = value - before
-    return "no change" if abs(change) < 1e-6 * max(abs(before), 1.0) else f"{change:+.4g}"
+    return _SAME if abs(change) < 1e-6 * max(abs(before), 1.0) else f"{change:+.4g}"
 
 
 def short_text(short: Short, questions: tuple[Question, ...]) -> str:
