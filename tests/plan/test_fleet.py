@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from polypod.cost.deployment import native_precision
 from polypod.plan.fleet import Aim, Chosen, Short, choose, prompt_wait_s
 from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question, search
-from polypod.plan.shapes import apart, cache_bytes, together
+from polypod.plan.shapes import apart, cache_bytes, exchanging_fraction, together
 
 
 def ask(name: str = "qwen3-32b", rate: float | None = None, ttft_s: float = 2.0, tpot_s: float = 0.05) -> Question:  # fmt: skip
@@ -172,3 +173,24 @@ def test_prefill_is_slower_the_more_it_waits_and_decode_fuller_the_more_it_may_t
         each = [max(one.rate_per_s / one.ranks for one in shapes if one.role == role) for shapes in (tight, loose)]  # fmt: skip
         assert each[0] <= each[1]
     assert all(one.ttft_s <= 1.0 and one.tpot_s <= 1.0 / 40 for one in tight)
+
+
+def test_ten_times_the_cards_serve_no_more_each() -> None:
+    """Wider groups and rounding are done with at a thousand cards; past that a card's share does not rise for free."""
+    question = replace(ask("deepseek-v3"), input_tokens=4000, output_tokens=1000)
+    served = []
+    for cards in (1024, 10240):
+        found = choose([question], islands(parse_fleet(f"nvidia-h200-sxm:{cards}")), Aim())
+        assert isinstance(found, Chosen)
+        served.append(found.served_per_s[0] / cards)
+    assert served[1] == pytest.approx(served[0], rel=0.02)
+
+
+def test_exchanges_with_experts_take_of_the_links_only_where_they_leave_the_node() -> None:
+    question = ask("deepseek-v3")
+    (island,) = islands(parse_fleet("nvidia-h200-sxm:32"))
+    shapes = apart(question, island, native_precision(question.model, island.rank), [50e9])
+    fractions = {one.ranks: exchanging_fraction(question, one) for one in shapes if one.role == "prefill"}  # fmt: skip
+    assert all(0.05 < share < 0.9 for ranks, share in fractions.items() if ranks > 8)
+    assert all(share == 0 for ranks, share in fractions.items() if ranks <= 8)
+    assert any(ranks > 8 for ranks in fractions)

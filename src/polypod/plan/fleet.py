@@ -5,8 +5,8 @@ workers of another. For every model m and island i, j:
 
     served_m   = sum of rate x over shapes that do both  +  sum of f over all pairs
     prefill    sum over j of f(m, i, j) <= sum of rate x over m's prefill shapes on i          decode likewise on j
-    cache      sum over m, j of f(m, i, j) * cache bytes / width(i, j) <= nine tenths of the ranks that prefill on i, and likewise of those that decode on j:
-               what is handed over shares the links of the workers at both ends
+    cache      sum over m, j of f(m, i, j) * cache bytes / width(i, j) <= ranks that prefill on i, each by what its own exchanges with experts
+               leave of nine tenths of its link's time; likewise those that decode on j
     cards      sum of cards x <= cards of the island, less the spare ones; replicas that would straddle tiers leave the rest of theirs idle
     demand     served_m >= rate_m, or served_m = rate_m * t with t as large as can be where no rate is to be met
 
@@ -27,7 +27,15 @@ from polypod.plan.confirm import confirm
 from polypod.plan.milp import INFINITY, Milp, Solved
 from polypod.plan.place import Island
 from polypod.plan.search import UTILISATION_LIMIT, Question, Search, search
-from polypod.plan.shapes import Shape, apart, cache_bytes, together, transfer_s, way_out_bytes_per_s
+from polypod.plan.shapes import (
+    Shape,
+    apart,
+    cache_bytes,
+    exchanging_fraction,
+    together,
+    transfer_s,
+    way_out_bytes_per_s,
+)
 
 Objective = Literal["throughput", "cards", "cost", "energy"]
 GOES: Final = ("supported", "experimental", "reported")
@@ -340,7 +348,7 @@ def _flow_rows(program: _Program, questions: Sequence[Question], aim: Aim, offer
 
 
 def _link_row(program: _Program, questions: Sequence[Question], offers: _Offers, where: tuple[int, str, str]) -> None:  # fmt: skip
-    """The caches that leave or reach an island's workers keep their links busy nine tenths of the time at most."""
+    """The caches that leave or reach an island's workers, and these workers' own exchanges, keep their links busy nine tenths of the time at most."""
     end, role, island = where
     widths = {(pair.prefill, pair.decode): pair.bytes_per_s for pair in offers.pairs}
     busy = {}
@@ -349,7 +357,8 @@ def _link_row(program: _Program, questions: Sequence[Question], offers: _Offers,
             sender = next(one for one in offers.shapes[key[0]] if (one.role, one.island.name) == ("prefill", key[1]))  # fmt: skip
             busy[number] = cache_bytes(questions[key[0]], sender) / widths[key[1:]]
     links = {
-        program.counts[m, s]: -UTILISATION_LIMIT * one.ranks
+        program.counts[m, s]: -one.ranks
+        * max(UTILISATION_LIMIT - exchanging_fraction(questions[m], one), 0.0)
         for m, shapes in offers.shapes.items()
         for s, one in enumerate(shapes)
         if (one.role, one.island.name) == (role, island)

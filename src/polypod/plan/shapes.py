@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from polypod.cost.collective import CollectiveTime
 from polypod.cost.deployment import Deployment
 from polypod.errors import LayoutError
 from polypod.plan.place import Island
@@ -234,6 +235,23 @@ def _cache_bytes(question: Question, deployment: Deployment) -> float:
     one = Layout(tp=1)
     each = kv_bytes_per_token_per_rank(deployment.model, one, deployment.precision)
     return question.input_tokens * float(each)
+
+
+def exchanging_fraction(question: Question, shape: Shape) -> float:
+    """The part of a step's time in which the shape's own exchanges with experts fill its ranks' outermost links: none is left then for caches."""
+    deployment, length = shape.deployment, float(question.input_tokens)
+    inner = [tier.ranks for tier in shape.island.rank.tiers if tier.ranks is not None]
+    if not inner or deployment.layout.world <= max(inner):
+        return 0.0
+    if shape.role == "prefill":
+        tokens = float(shape.max_step_tokens)
+        ops = deployment.ops(prompt_tokens=tokens, pairs=tokens * length / 2)
+    else:
+        batch = float(shape.sequences_per_rank)
+        ops = deployment.ops(sequences=batch, kv_tokens=batch * (length + question.output_tokens / 2))  # fmt: skip
+    cost = deployment.cost(ops)
+    sent_s = sum(float(part.count * part.time.transfer_s) for part in cost.parts if isinstance(part.time, CollectiveTime) and part.kind == "all_to_all")  # fmt: skip
+    return sent_s / float(cost.total_s)
 
 
 def way_out_bytes_per_s(island: Island) -> float | None:
