@@ -163,6 +163,18 @@ def test_a_model_that_fits_nowhere_says_why() -> None:
     assert "do not fit in memory" in found.reasons[0]
 
 
+def test_limits_that_nothing_keeps_name_the_nearest_layout_of_all_islands_and_by_how_much() -> None:
+    question = ask(ttft_s=0.02, tpot_s=0.004)
+    places = islands(parse_fleet("hygon-bw1000:8+nvidia-h100-sxm:8"))
+    found = choose([question], places, Aim())
+    assert isinstance(found, Short)
+    chip, miss = found.nearest[0]
+    assert chip == "nvidia-h100-sxm"
+    assert miss.factor == pytest.approx(max(miss.ttft_s / 0.02, miss.tpot_s / 0.004))
+    alone = [search(question, one, native_precision(question.model, one.rank)) for one in places]
+    assert miss.factor == min(one.factor for each in alone for one in each.misses)
+
+
 def test_prefill_is_slower_the_more_it_waits_and_decode_fuller_the_more_it_may_take() -> None:
     (island,) = islands(parse_fleet("nvidia-h100-sxm:8"))
     precision = native_precision(ask().model, island.rank)

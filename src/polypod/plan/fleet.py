@@ -26,7 +26,7 @@ from polypod.errors import InputError
 from polypod.plan.confirm import confirm
 from polypod.plan.milp import INFINITY, Milp, Solved
 from polypod.plan.place import Island
-from polypod.plan.search import UTILISATION_LIMIT, Question, Search, search
+from polypod.plan.search import UTILISATION_LIMIT, Miss, Question, Search, search
 from polypod.plan.shapes import (
     Shape,
     apart,
@@ -110,6 +110,9 @@ class Short:
     served_per_s: tuple[float, ...]
     without_shape: tuple[int, ...]  # models that no part of the fleet can serve at all
     reasons: Mapping[int, str]
+    nearest: Mapping[int, tuple[str, Miss]] = field(
+        default_factory=dict
+    )  # of those models, by chip
     idle: Mapping[str, str] = field(default_factory=dict)  # islands that serve nothing, and why
 
 
@@ -123,6 +126,9 @@ def choose(questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -
             served_per_s=tuple(0.0 for _ in questions),
             without_shape=lacking,
             reasons={m: offers.why_not(m) for m in lacking},
+            nearest={
+                m: found for m in lacking if (found := offers.nearest(m, islands)) is not None
+            },
         )
     program, solved = _confirmed(questions, islands, aim, offers)
     if not solved.has_solution:
@@ -165,8 +171,13 @@ class _Offers:
         )
 
     def why_not(self, m: int) -> str:
-        found = [f"{count} {why}" for one in self.searches[m] for why, count in one.pruned.most_common(2)]  # fmt: skip
-        return ", ".join(found) or "no layout was found"
+        pruned: Counter[str] = sum((one.pruned for one in self.searches[m]), Counter())
+        return ", ".join(f"{count} {why}" for why, count in pruned.most_common(4)) or "no layout was found"  # fmt: skip
+
+    def nearest(self, m: int, islands: Sequence[Island]) -> tuple[str, Miss] | None:
+        """The layout that misses the model's limits by least, and its chip; None where none holds the model."""
+        found = [(island.rank.chip, miss) for island, one in zip(islands, self.searches[m], strict=True) for miss in one.misses]  # fmt: skip
+        return min(found, key=lambda pair: pair[1].factor, default=None)
 
     def idle(self, islands: Sequence[Island]) -> dict[str, str]:
         """Islands on which no model has a shape, and the commonest reason."""

@@ -146,7 +146,11 @@ def short_text(short: Short, questions: tuple[Question, ...]) -> str:
     """Why nothing serves all, and how near it comes."""
     if short.without_shape:
         m = short.without_shape[0]
-        return f"no part of this fleet serves {questions[m].model.name} inside its limits: of the layouts looked at, {short.reasons[m]}"  # fmt: skip
+        near = ""
+        if m in short.nearest:
+            chip, miss = short.nearest[m]
+            near = f"; nearest is {describe(miss.layout)} on {chip} with TTFT {units.show(miss.ttft_s, 's')} and TPOT {units.show(miss.tpot_s, 's')}, over by a factor of {units.significant(miss.factor)}"  # fmt: skip
+        return f"no part of this fleet serves {questions[m].model.name} inside its limits{near} (of the layouts looked at, {short.reasons[m]})"  # fmt: skip
     found = "; ".join(
         f"{question.model.name} {units.significant(rate, 3)} of {question.rate_per_s:g} /s"
         for question, rate in zip(questions, short.served_per_s, strict=True)
