@@ -9,7 +9,7 @@ from polypod.plan.fleet import Chosen, Short
 from polypod.plan.replace import Option, Replaced, Risk
 from polypod.report.tables import entry, table
 
-_MOST_EVENTS = 3
+_MOST_EVENTS = 5
 
 
 def replaced_text(answer: Replaced, watts: dict[str, float | None]) -> str:
