@@ -11,7 +11,7 @@ from polypod.cli.plan_fleet import add_fleet, is_fleet, run_fleet, run_frontier
 from polypod.engine.settings import NAMES, PLAYED, EngineArgs, read_engine_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
-from polypod.plan.place import parse_fleet
+from polypod.plan.fleet_file import fleet_of
 from polypod.plan.search import Question
 from polypod.plan.spec import Slo, write_plan
 from polypod.report.plans import plan_json, plan_text
@@ -20,7 +20,10 @@ from polypod.report.plans import plan_json, plan_text
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a model of the catalog, or a path to a config.json; several each with what is asked of it, as qwen3-32b:rate=20/s,ttft=2s")  # fmt: skip
     parser.add_argument(
-        "--on", required=True, metavar="FLEET", help="a pod, or chip:count terms joined by +"
+        "--on",
+        required=True,
+        metavar="FLEET",
+        help="a pod, chip:count terms joined by +, or a fleet file (.yaml)",
     )
     parser.add_argument("--ttft", metavar="TIME", help="limit on time to first token, as 2s")
     parser.add_argument("--tpot", metavar="TIME", help="limit on time per output token, as 50ms")
@@ -63,11 +66,12 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.percentile < 100:
         msg = f"--percentile {args.percentile:g} is no share of requests that a run can show; give one between 0 and 100, as 99"
         raise InputError(msg)
-    fleet = parse_fleet(args.on)
+    whole = fleet_of(args.on)
+    fleet = whole.sources
     if args.frontier:
         return run_frontier(args, fleet)
     if is_fleet(args, fleet):
-        return run_fleet(args, fleet)
+        return run_fleet(args, whole)
     slo = Slo(ttft=args.ttft, tpot=args.tpot, percentile=args.percentile)
     question = Question(
         model=model_of(args.models[0]),

@@ -15,6 +15,7 @@ from polypod.cli.asking import model_of, tokens
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.compose_fleet import fleet_answer
 from polypod.plan.fleet import Aim, Objective, Short, choose
+from polypod.plan.fleet_file import Fleet
 from polypod.plan.frontier import frontier
 from polypod.plan.place import Island, islands
 from polypod.plan.search import Question
@@ -47,12 +48,13 @@ def is_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> bool:
     return len(args.models) > 1 or len(fleet) > 1 or any(named) or _asked(args.models[0])[1] != {}
 
 
-def run_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
+def run_fleet(args: argparse.Namespace, fleet: Fleet) -> int:
     demands = [demand_of(args, text) for text in args.models]
     questions, slos = [one.question for one in demands], [one.slo for one in demands]
-    kept = _kept(args.exclude, fleet)
+    kept = _kept(args.exclude, fleet.sources)
     places = islands(kept, args.backend)
-    aim = _aim(args, questions, places)
+    aim = replace(_aim(args, questions, places), widths_bytes_per_s=fleet.widths_bytes_per_s)
+    _one_fabric(args, fleet)
     found = choose(questions, places, aim)
     if isinstance(found, Short):
         raise InfeasibleError(short_text(found, tuple(questions)))
@@ -62,6 +64,12 @@ def run_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
         print(f"wrote {args.file}", file=sys.stderr)
     print(json.dumps(fleet_json(answer), indent=2) if args.json else fleet_text(answer))
     return 0
+
+
+def _one_fabric(args: argparse.Namespace, fleet: Fleet) -> None:
+    if args.fabric is not None and fleet.widths_bytes_per_s is not None:
+        msg = f"--fabric {args.fabric} and the fabrics of {args.on} contradict each other; leave one out"
+        raise InputError(msg)
 
 
 def aim_of(args: argparse.Namespace) -> Aim:

@@ -54,6 +54,9 @@ class Aim:
     spare_fraction: float = 0.0
     spare: Literal["card", "node"] | None = None
     fabric_bytes_per_s: float | None = None  # of one rank between islands; None: what is on record
+    widths_bytes_per_s: Mapping[frozenset[str], float] | None = (
+        None  # of one rank, by pair of islands; others do not reach each other
+    )
     unproven: bool = False  # plan hand-overs that no source speaks of
     apart: bool = True
     time_limit_s: float = 30.0
@@ -214,7 +217,12 @@ def _pairs(islands: Sequence[Island], aim: Aim) -> tuple[list[Pair], list[str]]:
             if answer.state not in GOES and not aim.unproven:
                 refused.append(f"cache from {what}: {answer.state}, {answer.reason}")
             elif width is None:
-                refused.append(f"cache from {what}: no link between them is on record; say --fabric")  # fmt: skip
+                why = (
+                    "no link between them is on record; say --fabric"
+                    if aim.widths_bytes_per_s is None
+                    else "no fabric of the fleet's file joins them"
+                )
+                refused.append(f"cache from {what}: {why}")  # fmt: skip
             else:
                 pairs.append(Pair(prefill=first.name, decode=second.name, bytes_per_s=width, answer=answer))  # fmt: skip
     return pairs, refused
@@ -225,6 +233,8 @@ def _width(first: Island, second: Island, aim: Aim) -> float | None:
     if first is second:
         known = [tier.bytes_per_s.value for tier in first.rank.tiers if tier.bytes_per_s is not None]  # fmt: skip
         return float(known[-1]) if known else None
+    if aim.widths_bytes_per_s is not None:
+        return aim.widths_bytes_per_s.get(frozenset((first.name, second.name)))
     if aim.fabric_bytes_per_s is not None:
         return aim.fabric_bytes_per_s
     ways = [way_out_bytes_per_s(island) for island in (first, second)]
