@@ -8,7 +8,7 @@ import pytest
 
 from polypod.cli.asking import model_of
 from polypod.cost.deployment import native_precision
-from polypod.plan.fleet import Aim, Chosen, Short, choose, prompt_wait_s
+from polypod.plan.fleet import Aim, Chosen, Short, choose, domain_ranks, prompt_wait_s
 from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question, search
 from polypod.plan.shapes import apart, cache_bytes, exchanging_fraction, together
@@ -137,6 +137,19 @@ def test_a_spare_card_or_node_costs_cards_and_what_is_left_still_meets_the_deman
     for one in together_rates:
         flows = sum(card.flows_per_s.values())
         assert rest + flows - one.shape.rate_per_s >= 3.0 - 1e-6
+
+
+def test_what_is_left_of_any_pool_after_its_worst_loss_meets_the_demand() -> None:
+    """Worked by hand from the answer: min(k, x) replicas of each shape in turn, where k of them share a node or a rack."""
+    for spare, fleet in (("node", "nvidia-h100-sxm:64"), ("rack", "nvidia-gb200-nvl72+nvidia-gb200-nvl72")):
+        aim = Aim(objective="cards", spare=spare, apart=False)  # type: ignore[arg-type]
+        found = chosen(fleet, (("qwen3-32b", 30.0),), aim)
+        assert isinstance(found, Chosen)
+        total = sum(one.replicas * one.shape.rate_per_s for one in found.used)
+        for one in found.used:
+            lost = min(one.replicas, math.ceil(domain_ranks(one.shape.island, spare) / one.shape.ranks))  # type: ignore[arg-type]  # fmt: skip
+            assert total - lost * one.shape.rate_per_s >= 30.0 - 1e-6
+        assert total - 30.0 < 0.5 * total
 
 
 def test_a_vendors_share_is_kept() -> None:

@@ -14,7 +14,7 @@ from polypod.catalog.load import load_accelerator, load_pod, pods_accelerator
 from polypod.cli.asking import model_of, tokens
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.compose_fleet import fleet_answer
-from polypod.plan.fleet import Aim, Objective, Short, choose
+from polypod.plan.fleet import Aim, Objective, Short, Spare, choose
 from polypod.plan.fleet_file import Fleet
 from polypod.plan.frontier import frontier
 from polypod.plan.place import Island, islands
@@ -33,7 +33,7 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fewest", metavar="VENDOR", help="fewest cards of this vendor; the others count a thousandth")  # fmt: skip
     parser.add_argument("--max-share", action="append", default=[], metavar="VENDOR=SHARE", help="of all cards used, as nvidia=20%%")  # fmt: skip
     parser.add_argument("--exclude", action="append", default=[], metavar="NAME", help="a chip or a vendor that is not to be used")  # fmt: skip
-    parser.add_argument("--spare", metavar="WHAT", help="kept free: a share of every island as 2%%, or what may fail: card, node")  # fmt: skip
+    parser.add_argument("--spare", metavar="WHAT", help="kept free: a share of every island as 2%%, or what may fail: card, node, rack")  # fmt: skip
     parser.add_argument("--fabric", metavar="BANDWIDTH", help="of one rank between islands, as 400Gb/s (default: the narrower of what is on record)")  # fmt: skip
     parser.add_argument("--apart", action="store_true", help="prefill and decode workers too (several models or islands always may)")  # fmt: skip
     parser.add_argument("--together", action="store_true", help="co-located replicas alone")
@@ -212,13 +212,12 @@ def _shares(texts: Sequence[str], places: Sequence[Island]) -> dict[str, float]:
 def _with_spare(aim: Aim, text: str | None) -> Aim:
     if text is None:
         return aim
-    if text == "card":
-        return replace(aim, spare="card")
-    if text == "node":
-        return replace(aim, spare="node")
+    for what in get_args(Spare):
+        if text == what:
+            return replace(aim, spare=what)
     match = re.fullmatch(r"([\d.]+)\s*%", text)
     if match is None or not 0 <= float(match[1]) < 100:
-        msg = f"--spare {text!r} is nothing to keep free; write a share as 2%, or what may fail: card, node"
+        msg = f"--spare {text!r} is nothing to keep free; write a share as 2%, or what may fail: card, node, rack"
         raise InputError(msg)
     return replace(aim, spare_fraction=float(match[1]) / 100)
 

@@ -14,6 +14,7 @@ Pairs are those whose chips the catalog says a cache goes between (`interop.kv_h
 then emulated, their rates set to what the emulation gave, and the program solved again until nothing chosen is unconfirmed.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ from polypod.plan.shapes import (
 )
 
 Objective = Literal["throughput", "cards", "cost", "energy"]
+Spare = Literal["card", "node", "rack"]
 GOES: Final = ("supported", "experimental", "reported")
 _ROUNDS: Final = 6
 _EXTRA: Final = 1e-6
@@ -52,7 +54,7 @@ class Aim:
     card_costs: Mapping[str, float] = field(default_factory=dict)
     most_shares: Mapping[str, float] = field(default_factory=dict)
     spare_fraction: float = 0.0
-    spare: Literal["card", "node"] | None = None
+    spare: Spare | None = None
     fabric_bytes_per_s: float | None = None  # of one rank between islands; None: what is on record
     widths_bytes_per_s: Mapping[frozenset[str], float] | None = (
         None  # of one rank, by pair of islands; others do not reach each other
@@ -332,29 +334,38 @@ def _demand_rows(program: _Program, questions: Sequence[Question], aim: Aim, off
 
 
 def _loss_rows(program: _Program, aim: Aim, offers: _Offers, m: int, rate: float) -> None:
-    """The demand is met when a card or a node of any one shape is lost: with it go its replicas."""
+    """The demand is met when what may fail of any one shape does: with it go its replicas."""
     served = _served(program, offers, m)
     for s, shape in enumerate(offers.shapes[m]):
         if shape.role == "both" and aim.spare is not None:
-            lost = _lost_per_s(shape, aim.spare)
-            program.milp.row(served | {_is_used(program, shape, (m, s)): -lost}, low=rate)
+            _lost_rows(program, served, rate, (program.counts[m, s], shape), aim.spare)
 
 
-def _lost_per_s(shape: Shape, spare: Literal["card", "node"]) -> float:
-    replicas = 1 if spare == "card" else max(1, _node_ranks(shape.island) // shape.ranks)
-    return replicas * shape.rate_per_s
+def _lost_rows(program: _Program, terms: Mapping[int, float], floor: float, of: tuple[int, Shape], spare: Spare) -> None:  # fmt: skip
+    """`terms` are still at least `floor` without min(k, x) of the x replicas: either of both is enough."""
+    count, shape = of
+    rate, most = shape.rate_per_s, shape.most_replicas
+    lost = max(1, math.ceil(domain_ranks(shape.island, spare) / shape.ranks))
+    all_of_them = program.milp.variable(high=1.0, whole=True)
+    program.milp.row(dict(terms) | {all_of_them: lost * rate}, low=floor + lost * rate)
+    fewer = dict(terms)
+    fewer[count] = fewer.get(count, 0.0) - rate
+    program.milp.row(fewer | {all_of_them: -most * rate}, low=floor - most * rate)
 
 
-def _is_used(program: _Program, shape: Shape, key: tuple[int, int]) -> int:
-    """A variable that is 1 where there is a replica of the shape."""
-    used = program.milp.variable(high=1.0, whole=True)
-    program.milp.row({program.counts[key]: 1.0, used: -float(shape.most_replicas)}, high=0.0)
-    return used
-
-
-def _node_ranks(island: Island) -> int:
-    first = next((tier.ranks for tier in island.rank.tiers if tier.ranks and tier.ranks > island.rank.ranks_per_accelerator), None)  # fmt: skip
-    return first or island.rank.ranks_per_accelerator
+def domain_ranks(island: Island, spare: Spare) -> int:
+    """Ranks that fail together. Raises `InputError` where no source says which cards share a rack."""
+    rank = island.rank
+    if spare == "card":
+        return rank.ranks_per_accelerator
+    if spare == "node":
+        wider = (tier.ranks for tier in rank.tiers if tier.ranks and tier.ranks > rank.ranks_per_accelerator)  # fmt: skip
+        return next(wider, rank.ranks_per_accelerator)
+    racks = [tier.ranks for tier in rank.tiers if tier.ranks and tier.name.startswith(("rack", "cabinet"))]  # fmt: skip
+    if not racks:
+        msg = f"--spare rack: no source on record says which cards of {island.name} ({rank.chip}) share a rack; use node, or a share as 2%"
+        raise InputError(msg)
+    return racks[0]
 
 
 def _flow_rows(program: _Program, questions: Sequence[Question], aim: Aim, offers: _Offers) -> None:  # fmt: skip
@@ -400,10 +411,10 @@ def _able_rows(program: _Program, aim: Aim, offers: _Offers, where: tuple[int, s
         mine = [(s, one) for s, one in enumerate(offers.shapes[m]) if (one.role, one.island.name) == (role, island) and one.narrowest_bytes_per_s <= width]  # fmt: skip
         able = {program.counts[m, s]: -one.rate_per_s for s, one in mine}
         program.milp.row(through | able, high=0.0)
+        left = {number: -value for number, value in (through | able).items()}
         for s, one in mine:
             if aim.spare is not None:
-                used = _is_used(program, one, (m, s))
-                program.milp.row(through | able | {used: _lost_per_s(one, aim.spare)}, high=0.0)
+                _lost_rows(program, left, 0.0, (program.counts[m, s], one), aim.spare)
 
 
 def _card_rows(program: _Program, islands: Sequence[Island], aim: Aim, offers: _Offers) -> None:
