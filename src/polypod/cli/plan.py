@@ -7,12 +7,14 @@ from pathlib import Path
 
 from polypod import units
 from polypod.cli.asking import add_engine, model_of, published_beside, tokens
+from polypod.cli.emit import add_writing, write_files, write_launch
 from polypod.engine.settings import NAMES, PLAYED, EngineArgs, read_engine_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
+from polypod.plan.flags import TARGETS
 from polypod.plan.place import parse_fleet
 from polypod.plan.search import Question
-from polypod.plan.spec import Slo, write_plan
+from polypod.plan.spec import Plan, Slo, to_yaml, write_plan
 from polypod.report.plans import plan_json, plan_text
 
 
@@ -42,7 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests to carry, as '20 /s' (default: as many as the fleet can)",
     )
     add_engine(parser)
-    parser.add_argument("-o", dest="file", metavar="FILE", help="write the plan file here")
+    parser.add_argument(
+        "-o",
+        dest="file",
+        metavar="FILE",
+        help="write the plan file here; with --emit, the folder of plan.yaml and of the launch files",
+    )
+    parser.add_argument(
+        "--emit",
+        action="append",
+        default=[],
+        metavar="ENGINE",
+        help=f"write launch files too, for {', '.join(TARGETS)}; PART=ENGINE for one part of the fleet; may be repeated",
+    )
+    add_writing(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -57,7 +72,22 @@ def _engine_args(text: str) -> EngineArgs:
     return said
 
 
+def _write(plan: Plan, args: argparse.Namespace) -> None:
+    """The plan file, or a folder with it and its launch files."""
+    if args.emit:
+        args.folder = args.file
+        names = write_launch(plan, args.emit, args)
+        write_files({"plan.yaml": to_yaml(plan)}, Path(args.folder), overwrite=args.overwrite)
+        print(f"wrote plan.yaml and {', '.join(names)} in {args.folder}", file=sys.stderr)
+    elif args.file:
+        write_plan(plan, Path(args.file))
+        print(f"wrote {args.file}", file=sys.stderr)
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.emit and not args.file:
+        msg = "--emit writes a folder; say which, with -o DIR"
+        raise InputError(msg)
     if not 0 < args.percentile < 100:
         msg = f"--percentile {args.percentile:g} is no share of requests that a run can show; give one between 0 and 100, as 99"
         raise InputError(msg)
@@ -75,9 +105,7 @@ def run(args: argparse.Namespace) -> int:
     )
     answer = plan_model(question, parse_fleet(args.on), slo)
     beside = published_beside(question.model, [choice.island for choice in answer.choices])
-    if args.file:
-        write_plan(answer.plan, Path(args.file))
-        print(f"wrote {args.file}", file=sys.stderr)
+    _write(answer.plan, args)
     print(
         json.dumps(plan_json(answer, beside), indent=2) if args.json else plan_text(answer, beside)
     )
