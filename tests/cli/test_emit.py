@@ -89,7 +89,8 @@ def test_a_full_disk_leaves_no_half_file(
     cli: Cli, plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, data: bytes) -> int:
-        path.open("wb").write(data[:10])
+        with path.open("wb") as file:
+            file.write(data[:10])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
