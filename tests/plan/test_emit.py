@@ -71,6 +71,9 @@ class Started:
     def __getitem__(self, flag: str) -> str:
         return self.words[self.words.index(flag) + 1]
 
+    def get(self, flag: str) -> str | None:
+        return self[flag] if flag in self.words else None
+
     def __contains__(self, flag: str) -> bool:
         return flag in self.words
 
@@ -459,3 +462,217 @@ def test_an_engine_for_a_pool_that_is_not_there_is_refused(tmp_path: Path, texts
     plan = plan_of(tmp_path, pool())
     with pytest.raises(InputError, match=says):
         emit(plan, read_wanted(texts))
+
+
+def test_arguments_of_vllm_are_these_and_no_others(tmp_path: Path) -> None:
+    run = start(emit(plan_of(tmp_path, pool()), wanted("vllm")), "pool0.0-both.sh", tmp_path)
+    assert run.words == [
+        "serve", "/models/the one", "--served-model-name", QWEN, "--host", "0.0.0.0", "--port", "8000", "--dtype", "bfloat16",
+        "--kv-cache-dtype", "auto", "--tensor-parallel-size", "2", "--max-model-len", "16384", "--max-num-seqs", "64",
+        "--max-num-batched-tokens", "2048", "--gpu-memory-utilization", "0.9",
+    ]  # fmt: skip
+
+
+def test_arguments_of_sglang_are_these_and_no_others(tmp_path: Path) -> None:
+    run = start(emit(plan_of(tmp_path, pool()), wanted("sglang")), "pool0.0-both.sh", tmp_path)
+    assert run.words == [
+        "-m", "sglang.launch_server", "--model-path", "/models/the one", "--served-model-name", QWEN, "--host", "0.0.0.0", "--port", "30000",
+        "--dtype", "bfloat16", "--kv-cache-dtype", "auto", "--tp-size", "2", "--context-length", "16384", "--max-running-requests", "64",
+        "--chunked-prefill-size", "2048", "--max-prefill-tokens", "2048", "--mem-fraction-static", run["--mem-fraction-static"],
+        "--enable-mixed-chunk",
+    ]  # fmt: skip
+
+
+def test_what_a_plan_does_not_say_stands_as_mindies_own_config_has_it(tmp_path: Path) -> None:
+    """Referee: src/server/conf/config.json of MindIE-LLM 3.0.0."""
+    plan = plan_of(tmp_path, pool(layout={"tp": 8}, max_sequences=64), a="huawei-ascend-910c:8")
+    found = config(emit(plan, wanted("mindie")), "pool0.0-both.json")
+    server, backend = found["ServerConfig"], found["BackendConfig"]
+
+    assert found["Version"] == "1.0.0"
+    assert server == {
+        "ipAddress": "127.0.0.1", "managementIpAddress": "127.0.0.2", "port": 1025, "managementPort": 1026, "metricsPort": 1027,
+        "allowAllZeroIpListening": False, "maxLinkNum": 300, "httpsEnabled": True, "inferMode": "standard", "openAiSupport": "vllm",
+        "tokenTimeout": 600, "e2eTimeout": 600,
+    }  # fmt: skip
+    usual = {
+        "backendName": "mindieservice_llm_engine", "modelInstanceNumber": 1, "tokenizerProcessNumber": 8, "multiNodesInferEnabled": False,
+        "multiNodesInferPort": 1120, "interNodeTLSEnabled": True,
+    }  # fmt: skip
+    assert usual.items() <= backend.items()
+    usual = {
+        "templateName": "Standard_LLM", "cacheBlockSize": 128, "maxPrefillBatchSize": 50, "prefillTimeMsPerReq": 150, "prefillPolicyType": 0,
+        "decodeTimeMsPerReq": 50, "decodePolicyType": 0, "maxPreemptCount": 0, "supportSelectBatch": False, "maxQueueDelayMicroseconds": 5000,
+        "maxFirstTokenWaitTime": 2500, "maxBatchSize": 64, "maxIterTimes": 16384,
+    }  # fmt: skip
+    assert usual.items() <= backend["ScheduleConfig"].items()
+    assert backend["ModelDeployConfig"]["ModelConfig"] == [
+        {
+            "modelInstanceType": "Standard", "modelName": "Qwen3-32B", "modelWeightPath": "MODEL", "worldSize": 8, "cpuMemSize": 0, "npuMemSize": -1,
+            "backendType": "atb", "trustRemoteCode": False, "tp": 8, "dp": -1, "cp": 1, "sp": 1, "plugin_params": '{"plugin_type":"splitfuse"}',
+        }
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sequences", "links"), [(64, 300), (301, 301), (5000, 4096)])
+def test_mindie_takes_as_many_connections_as_sequences_between_its_limits(tmp_path: Path, sequences: int, links: int) -> None:  # fmt: skip
+    plan = plan_of(tmp_path, pool(layout={"tp": 8}, max_sequences=sequences), a="huawei-ascend-910c:8")  # fmt: skip
+    found = config(emit(plan, wanted("mindie")), "pool0.0-both.json")
+    assert found["ServerConfig"]["maxLinkNum"] == links
+
+
+@pytest.mark.parametrize(("engine", "first"), [("vllm", 8000), ("sglang", 30000)])
+def test_every_replica_of_every_pool_has_a_port_of_its_own(tmp_path: Path, engine: Target, first: int) -> None:  # fmt: skip
+    pools = (pool(replicas=2), pool(replicas=2))
+    files = emit(plan_of(tmp_path, *pools), wanted(engine))
+    runs = [start(files, f"pool0.{p}-both.sh", tmp_path, r)["--port"] for p in (0, 1) for r in "01"]
+    assert runs == [str(first), str(first + 1), str(first + 100), str(first + 101)]
+
+
+def test_ports_of_mindies_pools_are_a_hundred_apart(tmp_path: Path) -> None:
+    files = emit(plan_of(tmp_path, *(pool(layout={"tp": 4}),) * 2, a="huawei-ascend-910c:8"), wanted("mindie"))  # fmt: skip
+    ports = [config(files, f"pool0.{p}-both.json")["ServerConfig"]["port"] for p in (0, 1)]
+    assert ports == [1025, 1125]
+    runs = [start(files, f"pool0.{p}-both.sh", tmp_path).env["ASCEND_RT_VISIBLE_DEVICES"] for p in (0, 1)]  # fmt: skip
+    assert runs == ["0,1,2,3", "4,5,6,7"]
+
+
+def test_side_channels_leave_a_port_for_every_data_parallel_rank(tmp_path: Path) -> None:
+    """Referee: vLLM adds the rank to VLLM_NIXL_SIDE_CHANNEL_PORT."""
+    first = pool(role="prefill", name="p", replicas=2, layout={"dp": 4}, max_step_tokens=8192)
+    plan = plan_of(tmp_path, first, pool(role="decode", name="d", replicas=1), a="nvidia-h200-sxm:16")  # fmt: skip
+    files = emit(plan, wanted("vllm"))
+    ports = [int(start(files, name, tmp_path, r).env["VLLM_NIXL_SIDE_CHANNEL_PORT"]) for name, r in (("p-prefill.sh", "0"), ("p-prefill.sh", "1"), ("d-decode.sh", "0"))]  # fmt: skip
+    assert ports[1] - ports[0] == 4
+    assert ports[2] - ports[1] >= 4
+    bootstraps = [start(emit(plan, wanted("sglang")), "p-prefill.sh", tmp_path, r)["--disaggregation-bootstrap-port"] for r in "01"]  # fmt: skip
+    assert bootstraps == ["8998", "8999"]
+
+
+@pytest.mark.parametrize(
+    ("model", "chip", "weights", "vllm", "sglang", "must"),
+    [
+        (QWEN, "nvidia-h200-sxm", "bf16", None, None, False),
+        (QWEN, "nvidia-h200-sxm", "fp8", "fp8", "fp8", False),
+        (QWEN, "nvidia-h200-sxm", "int8", None, "w8a8_int8", True),
+        (QWEN, "nvidia-h200-sxm", "int4", None, None, True),
+        (QWEN, "huawei-ascend-910c", "bf16", None, None, False),
+        (QWEN, "huawei-ascend-910c", "int8", "ascend", "modelslim", True),
+        (DEEPSEEK, "nvidia-h200-sxm", "fp8", None, None, False),
+    ],
+)
+def test_weights_are_quantised_while_loading_or_in_the_checkpoint(
+    tmp_path: Path, model: str, chip: str, weights: str, vllm: str | None, sglang: str | None, must: bool
+) -> None:  # fmt: skip
+    said = pool(layout={"tp": 8}, precision={"weights": weights, "kv": "bf16"})
+    plan = plan_of(tmp_path, said, model=model, a=f"{chip}:8")
+    for engine, flag in (("vllm", vllm), ("sglang", sglang)):
+        files = emit(plan, wanted(engine))  # type: ignore[arg-type]
+        run = start(files, "pool0.0-both.sh", tmp_path)
+        assert run.get("--quantization") == flag
+        assert ("MODEL:?" in files["pool0.0-both.sh"]) is must
+        assert must or f'MODEL="${{MODEL:-{model}}}"' in files["pool0.0-both.sh"]
+
+
+@pytest.mark.parametrize(
+    ("role", "ep", "chip", "vllm", "sglang"),
+    [
+        ("prefill", 16, "nvidia-h200-sxm", "deepep_high_throughput", "deepep"),
+        ("decode", 16, "nvidia-h200-sxm", "deepep_low_latency", "deepep"),
+        ("both", 16, "nvidia-h200-sxm", None, "deepep"),
+        ("both", 8, "nvidia-h200-sxm", None, None),
+        ("decode", 8, "nvidia-h200-sxm", None, None),
+        ("decode", 32, "huawei-ascend-910c", None, "deepep"),
+    ],
+)
+def test_an_all_to_all_is_chosen_above_eight_ranks_of_experts(
+    tmp_path: Path, role: str, ep: int, chip: str, vllm: str | None, sglang: str | None
+) -> None:
+    weights = "fp8" if chip.startswith("nvidia") else "int8"
+    said: dict[str, Any] = {"layout": {"tp": 2, "dp": ep // 2, "ep": ep}, "precision": {"weights": weights, "kv": "bf16"}}  # fmt: skip
+    other = {"prefill": ["decode"], "decode": ["prefill"], "both": []}[role]
+    pools = [pool(role=one, name=one, **said) for one in (role, *other)]
+    for engine, flag, value in (("vllm", "--all2all-backend", vllm), ("sglang", "--moe-a2a-backend", sglang)):  # fmt: skip
+        files = emit(plan_of(tmp_path, *pools, model=DEEPSEEK, a=f"{chip}:64"), wanted(engine))  # type: ignore[arg-type]
+        name = next(name for name in sorted(files) if name.startswith(f"{role}-"))
+        run = start(files, name, tmp_path)
+        assert run.get(flag) == value
+
+
+def test_the_readme_says_where_a_launch_differs_and_nothing_where_it_does_not(tmp_path: Path) -> None:  # fmt: skip
+    differs = "## Where this differs from what was predicted"
+    plain = plan_of(tmp_path, pool())
+    assert all(differs not in emit(plain, wanted(engine))["README.md"] for engine in ("vllm", "sglang"))  # type: ignore[arg-type]  # fmt: skip
+    as_sglang = plan_of(tmp_path, pool(engine="sglang"))
+    assert "pool0.0: predicted with exclusive prefill, sglang's default; vLLM mixes" in emit(as_sglang, wanted("vllm"))["README.md"]  # fmt: skip
+    files = emit(as_sglang, wanted("sglang"))
+    assert differs not in files["README.md"]
+    assert "--enable-mixed-chunk" not in files["pool0.0-both.sh"]
+    staged = plan_of(tmp_path, pool(layout={"pp": 2}))
+    assert "in pipeline stages SGLang mixes no prompts" in emit(staged, wanted("sglang"))["README.md"]  # fmt: skip
+    assert differs not in emit(staged, wanted("vllm"))["README.md"]
+    said = plan_of(tmp_path, pool(engine_args={"prefill": "exclusive"}, max_step_tokens=16384))
+    assert differs not in emit(said, wanted("vllm"))["README.md"]
+    copies = plan_of(tmp_path, pool(layout={"dp": 2}))
+    assert "vLLM runs the 2 data-parallel ranks of a model without experts" in emit(copies, wanted("vllm"))["README.md"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("context", "noted"), [(16384, True), (2050, True), (2049, False)])
+def test_mindie_notes_a_budget_below_the_longest_prompt(tmp_path: Path, context: int, noted: bool) -> None:  # fmt: skip
+    said = pool(layout={"tp": 8}, engine_args={"prefill": "exclusive"})
+    plan = plan_of(tmp_path, said, context=context, a="huawei-ascend-910c:8")
+    files = emit(plan, wanted("mindie"))
+    schedule = config(files, "pool0.0-both.json")["BackendConfig"]["ScheduleConfig"]
+    assert schedule["templateType"] == "Standard"
+    assert schedule["maxPrefillTokens"] == max(2048, context - 1)
+    assert ("MindIE computes a prompt whole" in files["README.md"]) is noted
+
+
+def test_the_readme_starts_prefill_before_decode_and_ends_with_the_router(tmp_path: Path) -> None:
+    first, second = apart()
+    text = emit(plan_of(tmp_path, second, first), wanted("vllm"))["README.md"]
+    steps = [line for line in text.splitlines() if re.match(r"\d\.", line)]
+    assert steps == [
+        "1. `bash p-prefill.sh REPLICA` for every REPLICA from 0 to 1.",
+        "2. `bash d-decode.sh REPLICA`.",
+        "3. `bash router.sh`, with PREFILL_HOSTS and DECODE_HOSTS: requests go to its port.",
+    ]
+    assert "put a balancer" not in text
+    spread = emit(plan_of(tmp_path, deepseek(), model=DEEPSEEK, a="huawei-ascend-910c:64"), wanted("vllm"))["README.md"]  # fmt: skip
+    assert "1. `bash pool0.0-both-node0.sh REPLICA` to `bash pool0.0-both-node3.sh REPLICA`, one on each of 4 nodes, with HEAD_ADDR" in spread  # fmt: skip
+    assert "put a balancer" in spread
+
+
+def test_roles_of_mindie_are_left_to_its_motor(tmp_path: Path) -> None:
+    pools = (deepseek("prefill", name="p"), deepseek("decode", name="d"))
+    files = emit(plan_of(tmp_path, *pools, model=DEEPSEEK, a="huawei-ascend-910c:64"), wanted("mindie"))  # fmt: skip
+    assert sorted(files) == ["README.md", "d-decode.json", "d-decode.sh", "p-prefill.json", "p-prefill.sh"]  # fmt: skip
+    assert {config(files, name)["ServerConfig"]["inferMode"] for name in ("d-decode.json", "p-prefill.json")} == {"dmi"}  # fmt: skip
+    assert "3. MindIE Motor's controller, which tells each server its role" in files["README.md"]
+    assert "on each of the replica's 4 nodes, with HEAD_ADDR and RANK_TABLE_FILE" in files["README.md"]  # fmt: skip
+    together = emit(plan_of(tmp_path, deepseek(), model=DEEPSEEK, a="huawei-ascend-910c:64"), wanted("mindie"))  # fmt: skip
+    assert "Motor" not in together["README.md"]
+
+
+def test_drafts_of_a_family_that_mindie_does_not_draft_for_are_refused(tmp_path: Path) -> None:
+    said = pool(layout={"tp": 2}, engine_args={"num_speculative_tokens": 1})
+    plan = plan_of(tmp_path, said, model="Qwen/Qwen3.5-27B", a="huawei-ascend-910c:8")
+    with pytest.raises(InputError, match="1 drafts: MindIE drafts with the MTP layers of"):
+        emit(plan, wanted("mindie"))
+
+
+def test_more_replicas_than_whole_ones_fit_are_refused(tmp_path: Path) -> None:
+    pools = (pool(layout={"tp": 1}), pool(layout={"tp": 8}))
+    with pytest.raises(InputError, match=r"the pools on 'a' take 16 devices by whole replicas, it has 8; use fewer .*pools\[1\]"):  # fmt: skip
+        emit(plan_of(tmp_path, *pools), wanted("vllm"))
+
+
+def test_a_pool_on_this_hosts_cores_is_left_to_polypod_up(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "polypod: 1\nfleet: {a: {host: here, cores: [0]}}\nservices:\n- model: SmolLM2-135M-Instruct\n  pools:\n"
+        "  - {role: both, on: a, layout: {tp: 1}, replicas: 1, precision: {weights: q4_0, kv: fp16}, state: launchable, engine: llama.cpp}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(InputError, match="'a' is cores of a host, whose engines polypod up starts itself"):  # fmt: skip
+        emit(read_plan(path), wanted("vllm"))
