@@ -21,7 +21,7 @@ FP8 = {"weights": "fp8", "kv": "bf16"}
 
 ADDRESSES = {
     "MODEL": "/models/the one", "HEAD_ADDR": "10.0.0.1", "NODE_ADDR": "10.0.0.2", "RANK_TABLE_FILE": "/ranks.json",
-    "DRAFT_MODEL": "/models/draft", "PROXY": "proxy.py", "PREFILL_HOSTS": "p0 p1", "DECODE_HOSTS": "d0",
+    "PROXY": "proxy.py", "PREFILL_HOSTS": "p0 p1", "DECODE_HOSTS": "d0",
 }  # fmt: skip
 
 
@@ -290,9 +290,9 @@ def test_drafts_of_the_model_itself_or_of_another_are_said_in_each_engines_way(t
     run = start(emit(own, wanted("sglang")), "pool0.0-both-node0.sh", tmp_path)
     assert (run["--speculative-algorithm"], run["--speculative-num-steps"], run["--speculative-num-draft-tokens"]) == ("NEXTN", "3", "4")  # fmt: skip
     other = plan_of(tmp_path, pool(engine_args=drafts))
-    run = start(emit(other, wanted("vllm")), "pool0.0-both.sh", tmp_path)
+    run = start(emit(other, wanted("vllm")), "pool0.0-both.sh", tmp_path, DRAFT_MODEL="/models/draft")  # fmt: skip
     assert json.loads(run["--speculative-config"]) == {"method": "eagle3", "model": "/models/draft", "num_speculative_tokens": 3}  # fmt: skip
-    run = start(emit(other, wanted("sglang")), "pool0.0-both.sh", tmp_path)
+    run = start(emit(other, wanted("sglang")), "pool0.0-both.sh", tmp_path, DRAFT_MODEL="/models/draft")  # fmt: skip
     assert (run["--speculative-algorithm"], run["--speculative-draft-model-path"]) == ("EAGLE3", "/models/draft")  # fmt: skip
 
 
@@ -309,7 +309,8 @@ def test_prefill_on_ascend_is_told_of_decode_and_drafts_one_token(tmp_path: Path
     assert json.loads(prefill["--kv-transfer-config"]) == {
         "kv_connector": "MooncakeConnectorV1", "kv_role": "kv_producer", "kv_port": "36000", "kv_connector_extra_config": sizes,
     }  # fmt: skip
-    assert json.loads(decode["--kv-transfer-config"])["kv_role"] == "kv_consumer"
+    taken = json.loads(decode["--kv-transfer-config"])
+    assert (taken["kv_role"], taken["kv_port"]) == ("kv_consumer", "37000")
     assert [json.loads(run["--speculative-config"])["num_speculative_tokens"] for run in (prefill, decode)] == [1, 3]  # fmt: skip
 
 
@@ -533,6 +534,10 @@ def test_ports_of_mindies_pools_are_a_hundred_apart(tmp_path: Path) -> None:
     files = emit(plan_of(tmp_path, *(pool(layout={"tp": 4}),) * 2, a="huawei-ascend-910c:8"), wanted("mindie"))  # fmt: skip
     ports = [config(files, f"pool0.{p}-both.json")["ServerConfig"]["port"] for p in (0, 1)]
     assert ports == [1025, 1125]
+    run = start(files, "pool0.1-both.sh", tmp_path)
+    used = json.loads(Path(run.env["MIES_CONFIG_JSON_PATH"]).read_text(encoding="utf-8"))
+    server = used["ServerConfig"]
+    assert (server["port"], server["managementPort"], server["metricsPort"]) == (1125, 1126, 1127)
     runs = [start(files, f"pool0.{p}-both.sh", tmp_path).env["ASCEND_RT_VISIBLE_DEVICES"] for p in (0, 1)]  # fmt: skip
     assert runs == ["0,1,2,3", "4,5,6,7"]
 
@@ -676,3 +681,29 @@ def test_a_pool_on_this_hosts_cores_is_left_to_polypod_up(tmp_path: Path) -> Non
     )
     with pytest.raises(InputError, match="'a' is cores of a host, whose engines polypod up starts itself"):  # fmt: skip
         emit(read_plan(path), wanted("vllm"))
+
+
+def test_replicas_and_pools_over_nodes_meet_at_ports_of_their_own(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, *(deepseek(replicas=2),) * 2, model=DEEPSEEK, a="huawei-ascend-910c:128")  # fmt: skip
+    for engine, flag, first in (("vllm", "--data-parallel-rpc-port", "13345"), ("sglang", "--dist-init-addr", "10.0.0.1:25000")):  # fmt: skip
+        files = emit(plan, wanted(engine))  # type: ignore[arg-type]
+        met = [start(files, f"pool0.{p}-both-node1.sh", tmp_path, r)[flag] for p in (0, 1) for r in "01"]  # fmt: skip
+        assert met[0] == first
+        ports = [int(one.rpartition(":")[2]) for one in met]
+        assert ports == [ports[0], ports[0] + 1, ports[0] + 100, ports[0] + 101]
+
+
+def test_two_nodes_of_mindie_find_each_other_by_the_rank_table(tmp_path: Path) -> None:
+    drafts = {"num_speculative_tokens": 1, "acceptance": 0.7}
+    said = deepseek(layout={"tp": 2, "dp": 16, "ep": 32}, engine_args=drafts)
+    files = emit(plan_of(tmp_path, said, model=DEEPSEEK, a="huawei-ascend-910c:32"), wanted("mindie"))  # fmt: skip
+    run = start(files, "pool0.0-both.sh", tmp_path)
+    backend = config(files, "pool0.0-both.json")["BackendConfig"]
+    assert (run.env["RANK_TABLE_FILE"], backend["multiNodesInferEnabled"]) == ("/ranks.json", True)
+    plugins = json.loads(backend["ModelDeployConfig"]["ModelConfig"][0]["plugin_params"])
+    assert plugins == {"plugin_type": "mtp", "num_speculative_tokens": 1}
+
+
+def test_a_step_of_one_token_a_sequence_is_enough_for_vllm(tmp_path: Path) -> None:
+    run = start(emit(plan_of(tmp_path, pool(max_step_tokens=64)), wanted("vllm")), "pool0.0-both.sh", tmp_path)  # fmt: skip
+    assert (run["--max-num-seqs"], run["--max-num-batched-tokens"]) == ("64", "64")
