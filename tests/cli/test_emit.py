@@ -134,10 +134,21 @@ def test_planning_writes_the_plan_and_its_launch_files_in_one_folder(
     code, out, err = cli(*asked, "-o", str(folder))
     assert code == 0
     assert "nvidia-hgx-h200), launchable" in out
-    assert err == f"wrote plan.yaml and README.md, pool0.0-both.sh in {folder}\n"
+    assert err == f"wrote README.md, plan.yaml, pool0.0-both.sh in {folder}\n"
     (pool,) = read_plan(folder / "plan.yaml").services[0].pools
     script = (folder / "pool0.0-both.sh").read_text(encoding="utf-8")
     assert f"--max-running-requests {pool.max_sequences} " in script
     code, _, err = cli(*asked)
     assert code == 2
     assert "--emit writes a folder; say which, with -o DIR" in err
+    code, _, err = cli(*asked[:4], "-o", str(folder), "--overwrite")
+    assert code == 2
+    assert "--force, --overwrite and --node-ranks are of launch files; say --emit ENGINE too" in err
+
+
+def test_planning_into_a_folder_with_another_plan_writes_nothing(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("mine\n", encoding="utf-8")
+    code, _, err = cli("plan", "llama-3.1-8b", "--on", "nvidia-h200-sxm:8", "--emit", "vllm", "-o", str(tmp_path))  # fmt: skip
+    assert code == 2
+    assert "plan.yaml: is there and says something else; nothing was written" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]

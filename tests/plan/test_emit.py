@@ -707,3 +707,12 @@ def test_two_nodes_of_mindie_find_each_other_by_the_rank_table(tmp_path: Path) -
 def test_a_step_of_one_token_a_sequence_is_enough_for_vllm(tmp_path: Path) -> None:
     run = start(emit(plan_of(tmp_path, pool(max_step_tokens=64)), wanted("vllm")), "pool0.0-both.sh", tmp_path)  # fmt: skip
     assert (run["--max-num-seqs"], run["--max-num-batched-tokens"]) == ("64", "64")
+
+
+def test_pools_of_two_services_with_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    service = {"model": QWEN, "pools": [pool(name="p")]}
+    raw = {"polypod": 1, "fleet": {"a": {"accelerator": "nvidia-h200-sxm", "count": 8}}, "services": [service, service]}  # fmt: skip
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    with pytest.raises(InputError, match=r"a second pool is called 'p', .* at `\$\.services\[1\]\.pools\[0\]`"):  # fmt: skip
+        emit(read_plan(path), wanted("vllm"))

@@ -56,12 +56,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_launch(plan: Plan, engines: list[str], args: argparse.Namespace) -> list[str]:
-    """Write a plan's launch files; return their names. Nothing is written where one of them may not be."""
+def write_launch(
+    plan: Plan, engines: list[str], args: argparse.Namespace, beside: dict[str, str] | None = None
+) -> list[str]:
+    """Write a plan's launch files, and others beside them; return all names. Nothing is written where one of them may not be."""
     if args.node_ranks is not None and args.node_ranks < 1:
         msg = f"--node-ranks {args.node_ranks} is no number of devices; give a whole one from 1 on, as 8"
         raise InputError(msg)
-    files = emit(plan, read_wanted(engines, args.node_ranks, force=args.force))
+    files = emit(plan, read_wanted(engines, args.node_ranks, force=args.force)) | (beside or {})
     write_files(files, Path(args.folder), overwrite=args.overwrite)
     return sorted(files)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polypod import units
 from polypod.cli.asking import add_engine, model_of, published_beside, tokens
-from polypod.cli.emit import add_writing, write_files, write_launch
+from polypod.cli.emit import add_writing, write_launch
 from polypod.engine.settings import NAMES, PLAYED, EngineArgs, read_engine_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
@@ -76,9 +76,8 @@ def _write(plan: Plan, args: argparse.Namespace) -> None:
     """The plan file, or a folder with it and its launch files."""
     if args.emit:
         args.folder = args.file
-        names = write_launch(plan, args.emit, args)
-        write_files({"plan.yaml": to_yaml(plan)}, Path(args.folder), overwrite=args.overwrite)
-        print(f"wrote plan.yaml and {', '.join(names)} in {args.folder}", file=sys.stderr)
+        names = write_launch(plan, args.emit, args, {"plan.yaml": to_yaml(plan)})
+        print(f"wrote {', '.join(names)} in {args.folder}", file=sys.stderr)
     elif args.file:
         write_plan(plan, Path(args.file))
         print(f"wrote {args.file}", file=sys.stderr)
@@ -87,6 +86,9 @@ def _write(plan: Plan, args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.emit and not args.file:
         msg = "--emit writes a folder; say which, with -o DIR"
+        raise InputError(msg)
+    if not args.emit and (args.force or args.overwrite or args.node_ranks is not None):
+        msg = "--force, --overwrite and --node-ranks are of launch files; say --emit ENGINE too"
         raise InputError(msg)
     if not 0 < args.percentile < 100:
         msg = f"--percentile {args.percentile:g} is no share of requests that a run can show; give one between 0 and 100, as 99"

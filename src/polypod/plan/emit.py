@@ -130,10 +130,13 @@ class _Pool:
 
 def _pools(plan: Plan, wanted: Wanted) -> list[_Pool]:
     contexts = _contexts(plan)
-    found = []
+    found: list[_Pool] = []
     for s, service in enumerate(plan.services):
         for p, pool in enumerate(service.pools):
             path, name = f"$.services[{s}].pools[{p}]", pool.name or f"pool{s}.{p}"
+            if name in [one.name for one in found]:
+                msg = f"a second pool is called {name!r}, and launch files are named after pools; give it another name - at `{path}`"
+                raise InputError(msg)
             place = island(pool.on, plan.fleet[pool.on], pool.engine if pool.engine in BACKENDS else None)  # fmt: skip
             node_ranks, assumed = _node_ranks(place, wanted)
             found.append(
