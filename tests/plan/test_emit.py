@@ -646,6 +646,8 @@ def test_the_readme_starts_prefill_before_decode_and_ends_with_the_router(tmp_pa
     spread = emit(plan_of(tmp_path, deepseek(), model=DEEPSEEK, a="huawei-ascend-910c:64"), wanted("vllm"))["README.md"]  # fmt: skip
     assert "1. `bash pool0.0-both-node0.sh REPLICA` to `bash pool0.0-both-node3.sh REPLICA`, one on each of 4 nodes, with HEAD_ADDR" in spread  # fmt: skip
     assert "put a balancer" in spread
+    assert "| pool0.0 | both | 1 | tp2 dp32 ep64 | huawei-ascend-910c | vLLM | 64, 4 nodes of 16 |" in spread  # fmt: skip
+    assert "| d | decode | 1 | tp4 | nvidia-h200-sxm | vLLM | 4 |" in text
 
 
 def test_roles_of_mindie_are_left_to_its_motor(tmp_path: Path) -> None:
