@@ -385,7 +385,7 @@ ASCEND = {"a": "huawei-ascend-910c:64"}
         ("vllm", QWEN, H200, {"precision": {"weights": "q4_0", "kv": "bf16"}}, "weights in q4_0: a GGUF format, which polypod up serves"),
         ("sglang", QWEN, H200, {"precision": {"weights": "q4_0", "kv": "bf16"}}, "weights in q4_0: a GGUF format"),
         ("mindie", QWEN, ASCEND, {"precision": {"weights": "mxfp4", "kv": "bf16"}}, "weights in mxfp4: MindIE serves bf16, fp16, int8, int4"),
-        ("vllm", QWEN, H200, {"precision": {"weights": "bf16", "kv": "int8"}}, "cache in int8: --kv-cache-dtype of vLLM takes no such type"),
+        ("vllm", QWEN, H200, {"precision": {"weights": "bf16", "kv": "int8"}}, "cache in int8: no --kv-cache-dtype of vLLM is written for it"),
         ("sglang", QWEN, H200, {"precision": {"weights": "bf16", "kv": "int8"}}, "cache in int8: --kv-cache-dtype of SGLang"),
         ("mindie", QWEN, ASCEND, {"precision": {"weights": "bf16", "kv": "int8"}}, "cache in int8: of a quantised cache MindIE"),
         ("vllm", QWEN, H200, {"max_step_tokens": 63}, "max_step_tokens=63 for 64 sequences .* raise max_step_tokens to 64"),

@@ -63,7 +63,7 @@ def _check(launch: Launch) -> None:
         msg = f"weights in {weights}: a GGUF format, which polypod up serves with llama.cpp; plan with one of {', '.join((*_DTYPE, *_QUANTISED))}"
         raise launch.refuse(msg)
     if kv not in _KV:
-        msg = f"cache in {kv}: --kv-cache-dtype of vLLM takes no such type; plan with one of {', '.join(_KV)}"
+        msg = f"cache in {kv}: no --kv-cache-dtype of vLLM is written for it; plan with one of {', '.join(_KV)}"
         raise launch.refuse(msg)
     if launch.pool.max_step_tokens < launch.sequences_per_group:
         msg = (
