@@ -701,7 +701,8 @@ def test_two_nodes_of_mindie_find_each_other_by_the_rank_table(tmp_path: Path) -
     files = emit(plan_of(tmp_path, said, model=DEEPSEEK, a="huawei-ascend-910c:32"), wanted("mindie"))  # fmt: skip
     run = start(files, "pool0.0-both.sh", tmp_path)
     backend = config(files, "pool0.0-both.json")["BackendConfig"]
-    assert (run.env["RANK_TABLE_FILE"], backend["multiNodesInferEnabled"]) == ("/ranks.json", True)
+    assert (run.env["MASTER_IP"], backend["multiNodesInferEnabled"]) == ("10.0.0.1", True)
+    assert "ASCEND_RT_VISIBLE_DEVICES" not in run.env
     plugins = json.loads(backend["ModelDeployConfig"]["ModelConfig"][0]["plugin_params"])
     assert plugins == {"plugin_type": "mtp", "num_speculative_tokens": 1}
 
