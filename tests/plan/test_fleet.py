@@ -141,7 +141,10 @@ def test_a_spare_card_or_node_costs_cards_and_what_is_left_still_meets_the_deman
 
 def test_what_is_left_of_any_pool_after_its_worst_loss_meets_the_demand() -> None:
     """Worked by hand from the answer: min(k, x) replicas of each shape in turn, where k of them share a node or a rack."""
-    for spare, fleet in (("node", "nvidia-h100-sxm:64"), ("rack", "nvidia-gb200-nvl72+nvidia-gb200-nvl72")):
+    for spare, fleet in (
+        ("node", "nvidia-h100-sxm:64"),
+        ("rack", "nvidia-gb200-nvl72+nvidia-gb200-nvl72"),
+    ):
         aim = Aim(objective="cards", spare=spare, apart=False)  # type: ignore[arg-type]
         found = chosen(fleet, (("qwen3-32b", 30.0),), aim)
         assert isinstance(found, Chosen)

@@ -3,15 +3,14 @@
 import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final, get_args
 
 from polypod import units
 from polypod.catalog.load import load_accelerator, load_pod, pods_accelerator
 from polypod.cli.asking import model_of, tokens
+from polypod.cli.emit import write_answer
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.compose_fleet import fleet_answer
 from polypod.plan.fleet import Aim, Objective, Short, Spare, choose
@@ -19,7 +18,7 @@ from polypod.plan.fleet_file import Fleet
 from polypod.plan.frontier import frontier
 from polypod.plan.place import Island, islands
 from polypod.plan.search import Question
-from polypod.plan.spec import Slo, Source, write_plan
+from polypod.plan.spec import Slo, Source
 from polypod.report.fleet import fleet_json, fleet_text, short_text
 from polypod.report.frontier import frontier_json, frontier_text
 
@@ -59,9 +58,7 @@ def run_fleet(args: argparse.Namespace, fleet: Fleet) -> int:
     if isinstance(found, Short):
         raise InfeasibleError(short_text(found, tuple(questions)))
     answer = fleet_answer(questions, places, found, kept, slos, aim.objective)
-    if args.file:
-        write_plan(answer.plan, Path(args.file))
-        print(f"wrote {args.file}", file=sys.stderr)
+    write_answer(answer.plan, args)
     print(json.dumps(fleet_json(answer), indent=2) if args.json else fleet_text(answer))
     return 0
 
@@ -81,6 +78,9 @@ def aim_of(args: argparse.Namespace) -> Aim:
 def run_frontier(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
     if len(args.models) > 1:
         msg = f"--frontier is of one model, {len(args.models)} are named"
+        raise InputError(msg)
+    if args.file is not None:
+        msg = f"--frontier is many deployments and no plan; leave out -o {args.file}, or --frontier"
         raise InputError(msg)
     question = demand_of(args, args.models[0]).question
     points = frontier(question, islands(_kept(args.exclude, fleet), args.backend))
