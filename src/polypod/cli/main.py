@@ -21,6 +21,7 @@ VERBS = {
     "catalog": "facts about chips, pods and models, and where they come from",
     "estimate": "one explicit configuration: time, memory, what bounds it",
     "plan": "the best deployment of a model on a fleet, inside an SLO",
+    "sweep": "many plans from one file, resumable, as one table",
     "validate": "predictions beside measurements: errors, bands, reasons",
     "calibrate": "your own measured rows as a calibration of your own",
     "claims": "what the field's systems claim, reproduced or contradicted",
@@ -36,7 +37,7 @@ first steps:
 
 --catalog DIR lets a folder of your own entries take part (accelerators/, pods/, links/, models/).
 Quantities wear units ("50ms", "400Gb/s"). --json prints one object on stdout; notes go to stderr.
-Exit codes: 0 done, 1 no feasible answer, 2 bad input or a failed run.
+Exit codes: 0 done, 1 no feasible answer, 2 bad input or a failed run, 130 interrupted.
 """
 
 

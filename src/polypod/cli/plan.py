@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polypod import units
 from polypod.cli.asking import add_engine, model_of, published_beside, tokens
-from polypod.engine.settings import NAMES, PLAYED, EngineArgs, read_engine_args
+from polypod.engine.settings import read_plan_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
 from polypod.plan.place import parse_fleet
@@ -46,17 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _engine_args(text: str) -> EngineArgs:
-    """Settings of the engine; what is of a benchmark's load or of the front end moves no plan."""
-    said = read_engine_args(text)
-    known = (*PLAYED, "max_num_batched_tokens")
-    for name in NAMES:
-        if name not in known and getattr(said, name) is not None:
-            msg = f"--engine-args: {name} moves no plan, which knows {', '.join(known)}; polypod estimate --concurrency takes it"
-            raise InputError(msg)
-    return said
-
-
 def run(args: argparse.Namespace) -> int:
     if not 0 < args.percentile < 100:
         msg = f"--percentile {args.percentile:g} is no share of requests that a run can show; give one between 0 and 100, as 99"
@@ -71,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         percentile=slo.percentile,
         rate_per_s=None if args.rate is None else units.parse(args.rate, "per_s"),
         backend=args.backend,
-        engine_args=_engine_args(args.engine_args),
+        engine_args=read_plan_args(args.engine_args),
     )
     answer = plan_model(question, parse_fleet(args.on), slo)
     beside = published_beside(question.model, [choice.island for choice in answer.choices])

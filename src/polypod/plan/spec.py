@@ -167,20 +167,25 @@ class Plan(Strict, frozen=True, kw_only=True, omit_defaults=True):
 
 def read_plan(path: Path) -> Plan:
     """Read and check a plan file. Raises `FileError` with the path to the key and what is accepted."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(path, f"cannot be read: {error}") from error
-    try:
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 (a safe loader)
-    except yaml.YAMLError as error:
-        raise FileError(path, f"is not YAML: {error}") from error
+    raw = read_yaml(path)
     try:
         plan = msgspec.convert(raw, Plan)
         check(plan)
     except (msgspec.ValidationError, InputError) as error:
         raise FileError(path, str(error)) from error
     return plan
+
+
+def read_yaml(path: Path) -> Any:  # noqa: ANN401 (whatever the file holds; the caller converts it)
+    """What a YAML file holds, `on` being a word. Raises `FileError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(path, f"cannot be read: {error}") from error
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a safe loader)
+    except yaml.YAMLError as error:
+        raise FileError(path, f"is not YAML: {error}") from error
 
 
 def write_plan(plan: Plan, path: Path) -> None:
