@@ -11,6 +11,7 @@ from pathlib import Path
 from polypod import units
 from polypod.cli.asking import count, note
 from polypod.plan.sweep import MOST_POINTS, Point, Row, read_sweep
+from polypod.report.tables import entry
 from polypod.sweep.on_ray import RayRunner
 from polypod.sweep.pool import Pool
 from polypod.sweep.progress import Progress
@@ -107,10 +108,11 @@ def _summary(rows: list[Row], file: Path) -> str:
     kinds = tally(rows)
     spent_s = sum(float(row["spent_s"] or 0) for row in rows)
     lines = [
-        f"{file}: {len(rows):,} points, {kinds['ok']:,} with a plan, {kinds['infeasible']:,} infeasible, {kinds['error']:,} errors; "
-        f"{units.show(spent_s, 's')} of one core"
-    ]
-    errors = [row for row in rows if row["status"] == "error"]
-    if errors:
-        lines.append(f"first error: {errors[0]['model']} on {errors[0]['on']}: {errors[0]['reason']}")  # fmt: skip
+        entry("wrote", str(file)),
+        entry("points", f"{len(rows):,}: {kinds['ok']:,} with a plan, {kinds['infeasible']:,} infeasible, {kinds['error']:,} with an error"),
+        entry("spent", f"{units.show(spent_s, 's')} of one core"),
+    ]  # fmt: skip
+    first = next((row for row in rows if row["status"] == "error"), None)
+    if first is not None:
+        lines.append(entry("first error", f"{first['model']} on {first['on']}: {first['reason']}"))
     return "\n".join(lines)

@@ -4,12 +4,18 @@ Ray is the extra `ray`, imported here alone. Results are small and travel back w
 finished with it; what it was at Ray gives to another, `RETRIES` times. Nodes need Polypod, and the same catalog: they are asked which they have.
 """
 
+import io
 import os
+import sys
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
-from polypod.catalog.load import FOLDERS_VARIABLE
+import msgspec
+
+from polypod.catalog.load import FOLDERS_VARIABLE, known_names
 from polypod.errors import InputError, RunError
 from polypod.plan.sweep import Point, Row
 from polypod.plan.version import data_version
@@ -20,6 +26,9 @@ RETRIES: Final = 3
 
 _CARRIED: Final = (FOLDERS_VARIABLE, "XDG_CONFIG_HOME", "PYTHONPATH")
 """Of the environment, what says which code and catalog answer."""
+
+
+_MOST_SAID: Final = 200
 
 
 def task(point: Point, version: str) -> Row | None:
@@ -40,6 +49,10 @@ class RayRunner:
     def __call__(self, points: Sequence[Point]) -> Generator[list[Result], None, None]:
         import ray
 
+        with redirect_stdout(_Aside()):
+            yield from self._results(ray, points)
+
+    def _results(self, ray: Any, points: Sequence[Point]) -> Generator[list[Result], None, None]:  # noqa: ANN401 (a module that need not be there)
         self._connect(ray)
         remote = ray.remote(task).options(max_retries=RETRIES, num_cpus=1)
         versions = {name: data_version([name]) for name in {point.model for point in points}}
@@ -48,7 +61,7 @@ class RayRunner:
         try:
             while True:
                 for point in _next(waiting, self._room(ray) - len(running)):
-                    running[remote.remote(point, versions[point.model])] = point
+                    running[remote.remote(_sent(point), versions[point.model])] = point
                 if not running:
                     return
                 ready, _ = ray.wait(list(running), num_returns=len(running), timeout=TICK_S)
@@ -56,8 +69,8 @@ class RayRunner:
         finally:
             ray.shutdown()
 
-    def _connect(self, ray: Any) -> None:  # noqa: ANN401 (a module that need not be there)
-        carried = {name: os.environ[name] for name in _CARRIED if name in os.environ}
+    def _connect(self, ray: Any) -> None:  # noqa: ANN401
+        carried = {name: _absolute(os.environ[name]) for name in _CARRIED if name in os.environ}
         try:
             ray.init(
                 self.address, runtime_env={"env_vars": carried}, log_to_driver=False, logging_level="error"
@@ -70,6 +83,27 @@ class RayRunner:
     def _room(self, ray: Any) -> int:  # noqa: ANN401
         """How many tasks to have under way: as many as asked for, else two a core, as nodes come and go."""
         return self.jobs or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+
+
+class _Aside(io.TextIOBase):
+    """Takes what Ray prints of nodes and workers that died, page after page on stdout; the first line goes to stderr."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            sys.stderr.write(f"{text.strip().splitlines()[0][:_MOST_SAID]}\n")
+        return len(text)
+
+
+def _absolute(paths: str) -> str:
+    """Folders as a process that runs elsewhere finds them."""
+    return os.pathsep.join(str(Path(path).absolute()) for path in paths.split(os.pathsep))
+
+
+def _sent(point: Point) -> Point:
+    """The point as a process that runs elsewhere understands it: a model's own file by its whole path."""
+    if point.model.casefold() in known_names() or not Path(point.model).exists():
+        return point
+    return msgspec.structs.replace(point, model=str(Path(point.model).resolve()))
 
 
 def _next(waiting: Iterator[Point], most: int) -> list[Point]:
@@ -88,4 +122,4 @@ def _result(ray: Any, ref: Any, point: Point) -> Result:  # noqa: ANN401
     if row is None:
         msg = f"a node of the cluster would answer {point.model} from another Polypod or catalog; give every node the same"
         raise RunError(msg)
-    return point, row
+    return point, row | {"model": point.model}

@@ -110,6 +110,7 @@ class Pool:
         self._deaths_in_a_row += 1
         most = max(_LEAST_DEATHS, 4 * self.jobs)
         if self._deaths_in_a_row >= most:
+            dead.process.join(TICK_S)
             msg = (
                 f"{most} workers in a row died before they answered (the last one: exit code {dead.process.exitcode}); "
                 "is there memory for so many? Try --jobs 1; what is finished is kept"
