@@ -1,6 +1,7 @@
 """Ray at its edge; scripts/sweep_ray.py runs a cluster and kills parts of it."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from polypod.errors import InputError, RunError
 from polypod.plan.sweep import Point, answer
 from polypod.plan.version import data_version
 from polypod.sweep import on_ray
-from polypod.sweep.on_ray import RayRunner, _absolute, _Aside, _sent, task
+from polypod.sweep.on_ray import RayRunner, _absolute, _Aside, _sent, answers, task, wait_for_head
 
 
 def test_without_ray_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +27,23 @@ def test_where_no_cluster_is_the_message_says_how_to_start_one(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(RunError, match=r"--ray auto: no cluster answers there .*ray start --head"):
         next(RayRunner("auto")([Point(model="a", on="x")]))
+
+
+def test_a_head_that_answers_is_waited_for_no_longer_and_one_that_is_gone_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        assert answers(address)
+        wait_for_head(address, patience_s=0)
+    assert not answers(address)
+    assert not answers("127.0.0.1:port")
+    with pytest.raises(RunError, match=rf"head of the Ray cluster, {address}, has not answered for 0.5 s; .*same command again"):  # fmt: skip
+        wait_for_head(address, patience_s=0.5)
+
+
+def test_an_address_where_nothing_listens_is_said_at_once() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(RunError, match=r"--ray 127.0.0.1:1: nothing listens there"):
+        next(RayRunner("127.0.0.1:1")([Point(model="a", on="x")]))
 
 
 def test_a_node_answers_only_from_the_same_data() -> None:

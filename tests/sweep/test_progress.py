@@ -26,8 +26,8 @@ def test_a_file_gets_one_line_for_every_tenth() -> None:
     watch.end()
     lines = out.getvalue().splitlines()
     assert len(lines) == 10
-    assert lines[0] == "10 %: 20 of 200 points, 2 /s, 1.5 min left"
-    assert lines[-1] == "100 %: 200 of 200 points, 2 /s in 1.67 min"
+    assert lines[0] == "10 %: 20 of 200 points, 2/s, 1.5 min left"
+    assert lines[-1] == "100 %: 200 of 200 points, 2/s in 1.67 min"
 
 
 def test_what_an_earlier_run_finished_counts_as_done_and_not_as_speed() -> None:
@@ -35,7 +35,10 @@ def test_what_an_earlier_run_finished_counts_as_done_and_not_as_speed() -> None:
     watch = Progress(100, 50, io.StringIO(), clock)
     clock.now_s += 10
     watch.add(10)
-    assert watch.text() == "60 of 100 points, 1 /s, 40 s left"
+    assert watch.text() == "60 of 100 points, 1/s, 40 s left"
+    clock.now_s += 10
+    watch.add(0)
+    assert watch.text() == "60 of 100 points, 2 s a point, 1.33 min left"
 
 
 def test_a_terminal_gets_a_bar_that_fits_it_and_is_wiped_at_the_end() -> None:

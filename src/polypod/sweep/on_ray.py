@@ -6,9 +6,11 @@ finished with it; what it was at Ray gives to another, `RETRIES` times. Nodes ne
 
 import io
 import os
+import socket
 import sys
+import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +31,8 @@ _CARRIED: Final = (FOLDERS_VARIABLE, "XDG_CONFIG_HOME", "PYTHONPATH")
 
 
 _MOST_SAID: Final = 200
+
+_CONNECT_S: Final = 5.0
 
 
 def task(point: Point, version: str) -> Row | None:
@@ -54,12 +58,14 @@ class RayRunner:
 
     def _results(self, ray: Any, points: Sequence[Point]) -> Generator[list[Result], None, None]:  # noqa: ANN401 (a module that need not be there)
         self._connect(ray)
+        head = ray.get_runtime_context().gcs_address
         remote = ray.remote(task).options(max_retries=RETRIES, num_cpus=1)
         versions = {name: data_version([name]) for name in {point.model for point in points}}
         waiting = iter(points)
         running: dict[Any, Point] = {}
         try:
             while True:
+                wait_for_head(head)
                 for point in _next(waiting, self._room(ray) - len(running)):
                     running[remote.remote(_sent(point), versions[point.model])] = point
                 if not running:
@@ -70,6 +76,9 @@ class RayRunner:
             ray.shutdown()
 
     def _connect(self, ray: Any) -> None:  # noqa: ANN401
+        if self.address.count(":") == 1 and not answers(self.address):
+            msg = f"--ray {self.address}: nothing listens there; start a cluster with: ray start --head"  # fmt: skip
+            raise RunError(msg)
         carried = {name: _absolute(os.environ[name]) for name in _CARRIED if name in os.environ}
         try:
             ray.init(
@@ -83,6 +92,24 @@ class RayRunner:
     def _room(self, ray: Any) -> int:  # noqa: ANN401
         """How many tasks to have under way: as many as asked for, else two a core, as nodes come and go."""
         return self.jobs or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+
+
+def answers(address: str) -> bool:
+    """Whether anything takes a connection at HOST:PORT. Ray by itself waits two minutes before it says no."""
+    host, _, port = address.rpartition(":")
+    with suppress(OSError, ValueError), socket.create_connection((host, int(port)), _CONNECT_S):
+        return True
+    return False
+
+
+def wait_for_head(address: str, patience_s: float = 20.0) -> None:
+    """Come back when the cluster's head answers. Raises `RunError` where it does not any more, before Ray ends the process over it."""
+    until_s = time.monotonic() + patience_s
+    while not answers(address):
+        if time.monotonic() >= until_s:
+            msg = f"the head of the Ray cluster, {address}, has not answered for {patience_s:g} s; what is finished is kept where there is -o FILE: start the cluster, and say the same command again"
+            raise RunError(msg)
+        time.sleep(TICK_S / 4)
 
 
 class _Aside(io.TextIOBase):

@@ -18,8 +18,11 @@ from polypod.sweep.work import MOST_DEATHS, Result, gave_up, work
 TICK_S: Final = 1.0
 """How long to wait for a result before yielding none."""
 
+_MOST_STARTS: Final = 3
 _LEAST_DEATHS: Final = 20
-"""So many workers in a row that died without an answer: it is not the points."""
+"""So many workers that died in a row, none having started yet or none having answered: it is not the points."""
+
+_READY: Final = "ready"
 
 
 class _Worker:
@@ -30,8 +33,10 @@ class _Worker:
         self.pipe, theirs = spawn.Pipe()
         self.process = spawn.Process(target=serve, args=(theirs,), daemon=True)
         self.process.start()
+        self.pid = self.process.pid or 0
         theirs.close()
         self.point: Point | None = None
+        self.is_ready = False
 
     def give(self, point: Point) -> None:
         """Send it a point; that it is dead shows when the answer is asked for."""
@@ -41,13 +46,13 @@ class _Worker:
         except OSError:
             return
 
-    def take(self) -> Row | None:
-        """Its answer; None where it died over it."""
+    def take(self) -> Row | str | None:
+        """Its answer, or that it is ready for a point; None where it died."""
         try:
-            row: Row = self.pipe.recv()
+            said: Row | str = self.pipe.recv()
         except (EOFError, OSError):
             return None
-        return row
+        return said
 
     def end(self) -> None:
         self.process.kill()
@@ -59,11 +64,12 @@ class _Worker:
 def serve(pipe: Connection) -> None:
     """A worker's life: answer points until the pipe ends. Ctrl-C is the parent's to hear."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while True:
-        try:
+    try:
+        pipe.send(_READY)
+        while True:
             pipe.send(work(pipe.recv()))
-        except (EOFError, OSError):
-            return
+    except (EOFError, OSError):
+        return
 
 
 class Pool:
@@ -75,15 +81,24 @@ class Pool:
         self._waiting: deque[Point] = deque()
         self._deaths: Counter[Point] = Counter()
         self._deaths_in_a_row = 0
+        self._was_ready = False
+
+    @property
+    def at_work(self) -> list[int]:
+        """Processes that are at a point."""
+        return [one.pid for one in self._workers if one.point is not None]
 
     def __call__(self, points: Sequence[Point]) -> Generator[list[Result], None, None]:
         self._waiting.extend(points)
         try:
             self._workers += [_Worker() for _ in range(min(self.jobs, len(points)))]
-            for worker in self._workers:
-                worker.give(self._waiting.popleft())
-            while busy := {one.pipe: one for one in self._workers if one.point is not None}:
-                ready = [busy[pipe] for pipe in wait(list(busy), TICK_S)]  # type: ignore[index]
+            while self._waiting or self.at_work:
+                heard = {
+                    one.pipe: one
+                    for one in self._workers
+                    if one.point is not None or not one.is_ready
+                }
+                ready = [heard[pipe] for pipe in wait(list(heard), TICK_S)]  # type: ignore[index]
                 yield [result for one in ready for result in self._result(one)]
         finally:
             for worker in self._workers:
@@ -91,35 +106,38 @@ class Pool:
             self._workers.clear()
 
     def _result(self, worker: _Worker) -> Iterator[Result]:
-        """What a worker has to say, and its next point."""
-        point = worker.point
-        assert point is not None
-        row = worker.take()
-        if row is None:
-            worker = self._replaced(worker)
-            row = self._lost(point)
+        """What a worker has to say; then it gets its next point, or another takes its place."""
+        point, said = worker.point, worker.take()
+        if said is None:
+            self._replace(worker)
+            row = None if point is None else self._lost(point)
+        elif isinstance(said, str):
+            worker.is_ready = self._was_ready = True
+            row = None
         else:
             self._deaths_in_a_row = 0
-        worker.point = None
-        if self._waiting:
-            worker.give(self._waiting.popleft())
-        if row is not None:
+            row = said
+        if said is not None:
+            worker.point = None
+            if self._waiting:
+                worker.give(self._waiting.popleft())
+        if point is not None and row is not None:
             yield point, row
 
-    def _replaced(self, dead: _Worker) -> _Worker:
+    def _replace(self, dead: _Worker) -> None:
         self._deaths_in_a_row += 1
-        most = max(_LEAST_DEATHS, 4 * self.jobs)
+        most = max(_LEAST_DEATHS, 4 * self.jobs) if self._was_ready else _MOST_STARTS
         if self._deaths_in_a_row >= most:
             dead.process.join(TICK_S)
+            when = "answered" if self._was_ready else "began"
             msg = (
-                f"{most} workers in a row died before they answered (the last one: exit code {dead.process.exitcode}); "
+                f"{most} workers in a row died before they {when} (the last one: exit code {dead.process.exitcode}); "
                 "is there memory for so many? Try --jobs 1; what is finished is kept"
             )
             raise RunError(msg)
         self._workers.remove(dead)
         dead.end()
-        self._workers.append(fresh := _Worker())
-        return fresh
+        self._workers.append(_Worker())
 
     def _lost(self, point: Point) -> Row | None:
         """None where the point may be tried again."""

@@ -51,7 +51,8 @@ class Progress:
         rate_per_s = fresh / spent_s
         left_s = (self.total - self.done) / rate_per_s
         left = f", {units.show(left_s, 's')} left" if self.done < self.total else f" in {units.show(spent_s, 's')}"  # fmt: skip
-        return f"{text}, {units.show(rate_per_s, 'per_s')}{left}"
+        fast = f"{units.significant(rate_per_s)}/s" if rate_per_s >= 1 else f"{units.show(1 / rate_per_s, 's')} a point"  # fmt: skip
+        return f"{text}, {fast}{left}"
 
     def _draw(self) -> None:
         now_s = self._clock()
