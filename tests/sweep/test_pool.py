@@ -94,10 +94,13 @@ def test_a_point_that_kills_its_worker_twice_is_an_error_with_what_to_do() -> No
     assert list(row) == list(COLUMNS)
 
 
-def test_workers_that_all_die_end_the_run_instead_of_condemning_every_point() -> None:
+def test_workers_that_all_die_end_the_run_instead_of_condemning_every_point(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("polypod.sweep.pool._LEAST_DEATHS", 5)
     pool = Pool(1)
     many = [Point(model="llama-3.1-8b", on="nvidia-h200-sxm:1", input_tokens=n) for n in range(1000, 1040)]  # fmt: skip
-    with workers_killed(100, lambda: pool.at_work), pytest.raises(RunError, match=r"20 workers in a row died before they answered .*exit code -9.* --jobs 1"):  # fmt: skip
+    with workers_killed(100, lambda: pool.at_work), pytest.raises(RunError, match=r"5 workers in a row died before they answered .*exit code -9.* --jobs 1"):  # fmt: skip
         list(pool(many))
     assert started() == []
 
