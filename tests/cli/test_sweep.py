@@ -128,6 +128,20 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
     ended(folder, whole, kept(folder))
 
 
+def test_ctrl_c_while_workers_start_is_as_quiet(folder: Path) -> None:
+    run = start(folder)
+    deadline_s = time.monotonic() + 30
+    while len(workers(run.pid)) < 1:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert f"none of {POINTS} points was finished" in err
+    assert "Traceback" not in err
+    assert [path.name for path in folder.iterdir()] == ["sweep.yaml"]
+
+
 def test_a_worker_that_is_killed_in_the_middle_loses_nothing(
     folder: Path, whole: list[dict[str, str]]
 ) -> None:

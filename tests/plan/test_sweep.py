@@ -142,6 +142,9 @@ def test_unlike_pools_are_summed_and_the_slowest_one_gives_the_times() -> None:
     )
     assert whole["goodput_per_s"] == pytest.approx(one["goodput_per_s"] + other["goodput_per_s"])  # type: ignore[operator]
     assert whole["accelerators"] == 3
+    assert whole["output_tokens_per_s_per_accelerator"] == pytest.approx(
+        whole["goodput_per_s"] * 256 / 3
+    )  # type: ignore[operator]
     assert whole["ttft_p99_s"] == max(one["ttft_p99_s"], other["ttft_p99_s"])  # type: ignore[type-var]
     assert whole["layout"] == f"{one['layout']} + {other['layout']}"
 

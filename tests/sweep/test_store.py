@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -61,6 +62,26 @@ def test_a_full_disk_is_named_with_what_is_kept_and_what_to_do(
             store.keep({"two": ROW})
     with Store(tmp_path / "out.csv") as store:
         assert "one" in store.finished()
+
+
+class Sip:
+    """A file that takes ten bytes at a time, as a disk does where it is nearly full."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.fileno, self.close = file.fileno, file.close
+
+    def write(self, data: memoryview) -> int:
+        return self.file.write(data[:10])
+
+
+def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path: Path) -> None:
+    with Store(tmp_path / "out.csv") as store:
+        store.keep({"one": ROW})
+        assert store._file is not None
+        store._file = Sip(store._file)  # type: ignore[assignment]
+        store.keep({"two": ROW, "three": ROW})
+        assert store.finished() == {"one": ROW, "two": ROW, "three": ROW}
 
 
 def test_two_sweeps_do_not_write_the_same_file_at_once(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def _rows(
             rows = run_points(keys, finished, runner, store, watch)
         except KeyboardInterrupt:
             watch.end()
-            note(_how_to_go_on(watch, store))
+            note(_how_to_go_on(keys, store))
             raise
         finally:
             watch.end()
@@ -79,11 +79,14 @@ def _rows(
     return rows
 
 
-def _how_to_go_on(watch: Progress, store: Store | None) -> str:
-    done = f"{watch.done:,} of {watch.total:,} points are finished"
+def _how_to_go_on(keys: Mapping[Point, str], store: Store | None) -> str:
     if store is None:
-        return f"{done} and lost: with -o FILE they would be kept"
-    return f"{done} and kept in {store.folder}; say the same command again to go on"
+        return "nothing is kept: with -o FILE what is finished would be"
+    finished = store.finished()
+    done = sum(key in finished for key in keys.values())
+    if not done:
+        return f"none of {len(keys):,} points was finished"
+    return f"{done:,} of {len(keys):,} points are finished and kept in {store.folder}; say the same command again to go on"
 
 
 def _show(rows: list[Row], file: Path | None, columns: Sequence[str], *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ import signal
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Final
 
 from polypod.errors import RunError
@@ -32,7 +33,7 @@ class _Worker:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
         self.process = spawn.Process(target=serve, args=(theirs,), daemon=True)
-        self.process.start()
+        _start_deaf(self.process)
         self.pid = self.process.pid or 0
         theirs.close()
         self.point: Point | None = None
@@ -61,9 +62,17 @@ class _Worker:
         self.pipe.close()
 
 
+def _start_deaf(process: SpawnProcess) -> None:
+    """Start a process that does not hear Ctrl-C from its first moment on: it is the parent's to hear."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def serve(pipe: Connection) -> None:
-    """A worker's life: answer points until the pipe ends. Ctrl-C is the parent's to hear."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker's life: answer points until the pipe ends."""
     try:
         pipe.send(_READY)
         while True:
