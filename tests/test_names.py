@@ -40,6 +40,7 @@ RATIOS_AND_COUNTS = {
     "decoding",  # share of the time
     "low",  # of a Band: measured over predicted
     "high",
+    "likely",  # of an Estimate, as low and high: what holds it has the unit
     "batch",
     "median_abs_error",
     "median_abs_error_after",

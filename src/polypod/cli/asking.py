@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from polypod import units
 from polypod.catalog.load import load_model
@@ -9,6 +10,7 @@ from polypod.cost.deployment import Deployment, native_precision
 from polypod.cost.measured import BACKENDS
 from polypod.errors import InputError, QuantityError
 from polypod.plan.compose import BesidePublished, beside_published
+from polypod.plan.money import Site, site
 from polypod.plan.place import Island
 from polypod.workload.config import read_model
 from polypod.workload.layout import Layout
@@ -19,6 +21,16 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     """Which engine, and how it is set."""
     parser.add_argument("--backend", metavar="NAME", choices=BACKENDS, help=f"the engine whose kernels and defaults to use ({', '.join(BACKENDS)}; default: a blend)")  # fmt: skip
     parser.add_argument("--engine-args", default="", metavar="ARGS", help="its settings, as 'prefill=exclusive prefix_hits=0.3' or in its own flags; docs/how-to/estimate-a-service.md lists them")  # fmt: skip
+
+
+def add_prices(parser: argparse.ArgumentParser) -> None:
+    """What a site's hours cost."""
+    parser.add_argument("--prices", metavar="FILE", help="your own prices, tariffs, PUE and grid, in place of those on record; docs/how-to/compare.md lists them")  # fmt: skip
+
+
+def prices_of(args: argparse.Namespace) -> Site:
+    """The site's figures, with the person's own in their place. Raises `FileError`."""
+    return site(None if args.prices is None else Path(args.prices))
 
 
 def model_of(name: str) -> Model:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from polypod import units
-from polypod.cli.asking import add_engine, model_of, published_beside, tokens
+from polypod.cli.asking import add_engine, add_prices, model_of, prices_of, published_beside, tokens
 from polypod.engine.settings import NAMES, PLAYED, EngineArgs, read_engine_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests to carry, as '20 /s' (default: as many as the fleet can)",
     )
     add_engine(parser)
+    add_prices(parser)
     parser.add_argument("-o", dest="file", metavar="FILE", help="write the plan file here")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         backend=args.backend,
         engine_args=_engine_args(args.engine_args),
     )
-    answer = plan_model(question, parse_fleet(args.on), slo)
+    answer = plan_model(question, parse_fleet(args.on), slo, prices_of(args))
     beside = published_beside(question.model, [choice.island for choice in answer.choices])
     if args.file:
         write_plan(answer.plan, Path(args.file))
