@@ -156,3 +156,13 @@ def test_a_broken_figure_is_named(tmp_path: Path, text: str, says: str) -> None:
 def test_a_name_that_the_catalog_does_not_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="no failure rate, repair, cooling or grid is called 'co2-uss'"):  # fmt: skip
         own(tmp_path, 'kg_co2_per_kwh = {catalog = "co2-uss"}')
+
+
+def test_the_file_that_the_documents_show_is_read(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "compare.md"
+    text = page.read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
+    at = own(tmp_path, text)
+    assert at.rent_usd_per_h["nvidia-h800-sxm"] == Estimate(1.9, 1.9, 1.9)
+    assert at.usd_per_kwh == Estimate(0.65 / 7.1, 0.775 / 7.1, 0.9 / 7.1)
+    rented = known(costs("nvidia-hgx-h800", at).usd_per_h)
+    assert rented.likely == pytest.approx(8 * 1.9)

@@ -23,6 +23,37 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine-args", default="", metavar="ARGS", help="its settings, as 'prefill=exclusive prefix_hits=0.3' or in its own flags; docs/how-to/estimate-a-service.md lists them")  # fmt: skip
 
 
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """What requests have to keep."""
+    parser.add_argument("--ttft", metavar="TIME", help="limit on time to first token, as 2s")
+    parser.add_argument("--tpot", metavar="TIME", help="limit on time per output token, as 50ms")
+    parser.add_argument(
+        "--percentile",
+        type=float,
+        default=99.0,
+        metavar="P",
+        help="of requests that keep the limits (default: 99)",
+    )
+
+
+def percentile(value: float) -> float:
+    """A share of requests, in percent. Raises `InputError`."""
+    if not 0 < value < 100:
+        msg = f"--percentile {value:g} is no share of requests that a run can show; give one between 0 and 100, as 99"
+        raise InputError(msg)
+    return value
+
+
+def add_lengths(parser: argparse.ArgumentParser) -> None:
+    """Mean lengths of the requests."""
+    parser.add_argument(
+        "--input", default="1024", metavar="TOKENS", help="mean prompt length (default: 1024)"
+    )
+    parser.add_argument(
+        "--output", default="256", metavar="TOKENS", help="mean answer length (default: 256)"
+    )
+
+
 def add_prices(parser: argparse.ArgumentParser) -> None:
     """What a site's hours cost."""
     parser.add_argument("--prices", metavar="FILE", help="your own prices, tariffs, PUE and grid, in place of those on record; docs/how-to/compare.md lists them")  # fmt: skip

@@ -21,6 +21,7 @@ VERBS = {
     "catalog": "facts about chips, pods and models, and where they come from",
     "estimate": "one explicit configuration: time, memory, what bounds it",
     "plan": "the best deployment of a model on a fleet, inside an SLO",
+    "compare": "the best deployment on each of several pods, side by side",
     "validate": "predictions beside measurements: errors, bands, reasons",
     "calibrate": "your own measured rows as a calibration of your own",
     "claims": "what the field's systems claim, reproduced or contradicted",

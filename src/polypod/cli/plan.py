@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _engine_args(text: str) -> EngineArgs:
+def played_args(text: str) -> EngineArgs:
     """Settings of the engine; what is of a benchmark's load or of the front end moves no plan."""
     said = read_engine_args(text)
     known = (*PLAYED, "max_num_batched_tokens")
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         percentile=slo.percentile,
         rate_per_s=None if args.rate is None else units.parse(args.rate, "per_s"),
         backend=args.backend,
-        engine_args=_engine_args(args.engine_args),
+        engine_args=played_args(args.engine_args),
     )
     answer = plan_model(question, parse_fleet(args.on), slo, prices_of(args))
     beside = published_beside(question.model, [choice.island for choice in answer.choices])

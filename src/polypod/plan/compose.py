@@ -105,7 +105,7 @@ def plan_model(
         if wanted is not None:
             wanted -= choice.replicas * choice.confirmed.outcome.rate_per_s
     if not choices:
-        raise InfeasibleError(_nearest(question, searches))
+        raise InfeasibleError(nearest(question, searches))
     if wanted is not None and wanted > 1e-9 and question.rate_per_s is not None:
         reached = question.rate_per_s - wanted
         msg = (
@@ -311,7 +311,8 @@ def _assumptions(choice: Choice) -> list[str]:
     return notes
 
 
-def _nearest(question: Question, searches: list[Search]) -> str:
+def nearest(question: Question, searches: list[Search]) -> str:
+    """Why nothing keeps the SLO: the nearest layout and what was left out, or what no layout has."""
     misses: list[Miss] = [miss for found in searches for miss in found.misses]
     pruned = ", ".join(
         f"{count} {why}" for found in searches for why, count in found.pruned.most_common()

@@ -219,6 +219,7 @@ class Nameplate:
     accelerator_w: float
     host_w: Estimate
     most_w: float  # both, as provisioned
+    evidence: str  # of the design power
     note: str = ""
 
 
@@ -235,14 +236,29 @@ def nameplate(island: Island) -> Nameplate | str:
         design_w = each_w / (1 + at.host.likely)
         note = f"{chip.id}: no design power on record; {units.show(design_w, 'w')} taken, its pod's share of {units.show(each_w, 'w')} less a host"
         rest_w = each_w - design_w
-        return Nameplate(accelerator_w=design_w, host_w=at.of_nameplate * rest_w, most_w=each_w, note=note)  # fmt: skip
+        return Nameplate(
+            accelerator_w=design_w,
+            host_w=at.of_nameplate * rest_w,
+            most_w=each_w,
+            evidence="estimated",
+            note=note,
+        )
     design_w = chip.power_w.value
     if each_w is None or each_w <= design_w:
         host_w = at.host * design_w
         note = f"{chip.id}: no power of its pod on record; host and network taken at {at.host.likely:.0%} of its design power"
-        return Nameplate(accelerator_w=design_w, host_w=host_w, most_w=design_w + host_w.likely, note=note)  # fmt: skip
+        return Nameplate(
+            accelerator_w=design_w,
+            host_w=host_w,
+            most_w=design_w + host_w.likely,
+            evidence=chip.power_w.kind,
+            note=note,
+        )
     return Nameplate(
-        accelerator_w=design_w, host_w=at.of_nameplate * (each_w - design_w), most_w=each_w
+        accelerator_w=design_w,
+        host_w=at.of_nameplate * (each_w - design_w),
+        most_w=each_w,
+        evidence=chip.power_w.kind,
     )
 
 

@@ -180,6 +180,7 @@ class Hourly:
     capital_usd: Estimate
     hosting_usd: Estimate
     power_usd: Estimate
+    evidence: str  # of the price
     note: str
 
     @property
@@ -187,60 +188,75 @@ class Hourly:
         return self.capital_usd + self.hosting_usd + self.power_usd
 
 
+@dataclass(frozen=True, slots=True)
+class _Paid:
+    """A price or a rent of one accelerator."""
+
+    usd: Estimate
+    evidence: str
+    note: str
+
+
 def hourly(island: Island, watts: Watts | None, at: Site) -> Hourly | str:
     """An accelerator's hour, owned where a purchase price is on record, else rented; else in words what is missing."""
     price = _bought(island, at)
     if price is not None and watts is not None:
-        each_usd, note = price
         years = Estimate.exactly(1.0) / at.life_years + at.upkeep_fraction_per_year
         return Hourly(
-            capital_usd=each_usd * years * (1 / HOURS_A_YEAR),
+            capital_usd=price.usd * years * (1 / HOURS_A_YEAR),
             hosting_usd=at.usd_per_kw_month * (watts.plate.most_w / 1e3 / HOURS_A_MONTH),
             power_usd=at.usd_per_kwh * watts.site_w * 1e-3,
-            note=note,
+            evidence=price.evidence,
+            note=price.note,
         )
     rent = _rented(island, at)
     if rent is not None:
         nothing = Estimate.exactly(0.0)
-        return Hourly(capital_usd=rent[0], hosting_usd=nothing, power_usd=nothing, note=rent[1])
+        return Hourly(
+            capital_usd=rent.usd,
+            hosting_usd=nothing,
+            power_usd=nothing,
+            evidence=rent.evidence,
+            note=rent.note,
+        )
     chip = island.rank.chip
     if price is not None:
-        return f"{chip} has a price on record ({price[1]}) but no power, which hosting and electricity are paid by"
+        return f"{chip} has a price on record ({price.note}) but no power, which hosting and electricity are paid by"
     looked = ", though one was looked for" if looked_for_price(chip) else ""
     return (
         f"no price of {chip} on record{looked}; say one in a --prices file, under [accelerator_usd]"
     )
 
 
-def _bought(island: Island, at: Site) -> tuple[Estimate, str] | None:
+def _bought(island: Island, at: Site) -> _Paid | None:
     """A purchase price per accelerator with its server: the person's, the pod's, or the accelerator's own times a server's share."""
     chip, pod = island.rank.chip, island.pod
     if chip in at.accelerator_usd:
-        return at.accelerator_usd[chip], "your own price"
+        return _Paid(at.accelerator_usd[chip], "your own", "your own price")
     if pod is not None and (found := _usable(prices_of(pod.id), "purchase", at)):
         each = [_each(one, pod.accelerators, at) for one in found]
-        return _spanned(each), _named(found)
+        return _Paid(_spanned(each), found[0].basis, _named(found))
     found = _usable(prices_of(chip), "purchase", at)
     if not found:
         return None
     each = [
         _each(one, 1, at) * (at.server_ratio if _WHOLE[one.unit] == 1 else 1.0) for one in found
     ]
-    return _spanned(each), _named(found)
+    return _Paid(_spanned(each), found[0].basis, _named(found))
 
 
 def _each(price: Price, whole: int, at: Site) -> Estimate:
     return _usd(price, _rates(at)) * (1 / (_WHOLE[price.unit] or whole))
 
 
-def _rented(island: Island, at: Site) -> tuple[Estimate, str] | None:
+def _rented(island: Island, at: Site) -> _Paid | None:
     chip = island.rank.chip
     if chip in at.rent_usd_per_h:
-        return at.rent_usd_per_h[chip], "your own rent"
+        return _Paid(at.rent_usd_per_h[chip], "your own", "your own rent")
     found = _usable(prices_of(chip), "cloud-hourly", at)
     if not found:
         return None
-    return _spanned([_usd(one, _rates(at)) for one in found]), _named(found)
+    return _Paid(_spanned([_usd(one, _rates(at)) for one in found]), found[0].basis, _named(found))
 
 
 def _rates(at: Site) -> dict[str, Estimate]:
@@ -279,6 +295,8 @@ class Running:
     power_usd_per_million_tokens: Estimate | None  # the electricity's part
     kg_co2_per_million_tokens: Estimate | None
     usd_per_h: Estimate | None
+    power_evidence: str = ""
+    price_evidence: str = ""
     notes: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
@@ -320,6 +338,8 @@ def running(island: Island, run: Serving, output: Output, at: Site) -> Running:
         power_usd_per_million_tokens=None if paid is None else paid.power_usd * hours,
         kg_co2_per_million_tokens=None if joules is None else joules * at.kg_co2_per_kwh * (1 / _J_PER_KWH),
         usd_per_h=None if paid is None else paid.total_usd * output.accelerators,
+        power_evidence="" if isinstance(plate, str) else plate.evidence,
+        price_evidence="" if paid is None else paid.evidence,
         notes=tuple(note for note in notes if note),
         unknown=tuple(one for one in (plate, cost) if isinstance(one, str)),
     )  # fmt: skip
@@ -341,9 +361,15 @@ def in_all(parts: Sequence[tuple[float, Running]]) -> Running:
     return Running(
         **summed,
         **meant,
+        power_evidence=_several(run.power_evidence for _, run in parts),
+        price_evidence=_several(run.price_evidence for _, run in parts),
         notes=tuple(dict.fromkeys(note for _, run in parts for note in run.notes)),
         unknown=tuple(dict.fromkeys(why for _, run in parts for why in run.unknown)),
     )
+
+
+def _several(evidence: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(one for one in evidence if one))
 
 
 _SUMMED: Final = ("it_w", "site_w", "usd_per_h")

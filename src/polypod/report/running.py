@@ -5,10 +5,10 @@ import msgspec
 from polypod import units
 from polypod.plan.energy import Estimate
 from polypod.plan.money import Running
-from polypod.report.tables import entry
+from polypod.report.tables import WIDTH, entry
 
 
-def running_lines(run: Running) -> list[str]:
+def running_lines(run: Running, width: int = WIDTH) -> list[str]:
     """What they draw and cost, each with its ends, what that rests on, and what is not known."""
     lines = []
     if run.site_w is not None and run.it_w is not None:
@@ -16,6 +16,7 @@ def running_lines(run: Running) -> list[str]:
             entry(
                 "power",
                 f"{spanned(run.site_w, 'W')} with cooling, {spanned(run.it_w, 'W')} of IT",
+                width=width,
             )
         )
     per_million = [
@@ -28,9 +29,9 @@ def running_lines(run: Running) -> list[str]:
         if value is not None
     ]
     if per_million:
-        lines.append(entry("a million", f"output tokens: {', '.join(per_million)}"))
-    lines += [entry("not known", why) for why in run.unknown]
-    return [*lines, *(entry("taken", note) for note in run.notes)]
+        lines.append(entry("a million", f"output tokens: {', '.join(per_million)}", width=width))
+    lines += [entry("not known", why, width=width) for why in run.unknown]
+    return [*lines, *(entry("taken", note, width=width) for note in run.notes)]
 
 
 _LARGE = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
