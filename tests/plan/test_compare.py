@@ -153,3 +153,8 @@ def test_pods_of_one_chip_that_differ_in_size_alone_give_in_proportion() -> None
     one, other = found.placed
     assert one.per_accelerator.likely == pytest.approx(other.per_accelerator.likely)
     assert other.tokens_per_s.likely == pytest.approx(64 * one.tokens_per_s.likely)
+
+
+def test_a_model_that_fits_before_an_unknown_link_is_judged_by_the_limits() -> None:
+    (missing,) = on(ask("llama-3.1-8b", tpot_s=0.001), "baidu-256").missing
+    assert missing.why.startswith("nothing on this fleet keeps the SLO")

@@ -1,11 +1,12 @@
 """Power of accelerators at work: between idle and design power, as measured, and falling for each token with the batch."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from polypod.cli.asking import model_of
 from polypod.cost.deployment import Deployment, native_precision
+from polypod.cost.roofline import OpTime
 from polypod.plan.confirm import confirm
 from polypod.plan.energy import (
     Estimate,
@@ -15,6 +16,7 @@ from polypod.plan.energy import (
     serving,
     serving_at,
     shares,
+    step_energy,
     watts,
 )
 from polypod.plan.place import Island, island, parse_fleet
@@ -90,15 +92,120 @@ def test_exchanges_alone_draw_less_than_kernels_do() -> None:
     assert drawn_fraction(few).likely < drawn_fraction(many).likely
 
 
-def test_a_confirmed_plan_runs_fewer_sequences_than_its_batch_holds() -> None:
-    where = place("nvidia-hgx-h200")
-    model = model_of("llama-3.1-8b")
-    question = Question(model=model, input_tokens=1024, output_tokens=256, ttft_s=1.0, tpot_s=0.02)
-    best = search(question, where, native_precision(model, where.rank)).ranked()[0]
+def test_no_kernel_draws_more_than_the_design_power() -> None:
+    """With memory and arithmetic at full power each, a kernel that does both draws it once, and what waits draws idle power."""
+    quiet = replace(
+        shares(),
+        idle=Estimate.exactly(0.1),
+        memory=Estimate.exactly(1.0),
+        compute=Estimate.exactly(1.0),
+        launch=Estimate.exactly(0.1),
+        link=Estimate.exactly(0.1),
+    )
+    run = at_batch(192)
+    ops = run.deployment.ops(sequences=192.0, kv_tokens=192.0 * 512)
+    cost = run.deployment.cost(ops)
+    kernels_s = float(sum(part.total_s for part in cost.parts))
+    both_s = float(
+        sum(part.count * (part.time.compute_s + part.time.memory_s) for part in cost.parts)
+    )  # type: ignore[union-attr]
+    whole_s, joules = step_energy(run.deployment, ops, 192.0, quiet, "likely")
+    assert both_s > kernels_s
+    assert joules <= 0.1 * whole_s + 0.9 * kernels_s
+
+
+def test_the_mean_step_is_of_all_its_sequences_and_their_contexts() -> None:
+    run = at_batch(64)
+    ops = run.deployment.ops(sequences=64.0, kv_tokens=64.0 * 512)
+    whole_s, joules = step_energy(run.deployment, ops, 64.0, shares(), "likely")
+    assert drawn_fraction(run).likely == pytest.approx(joules / whole_s)
+
+
+def test_a_prompt_takes_as_many_steps_as_it_has_chunks() -> None:
+    run = at_batch(8)
+    question = Question(model=run.deployment.model, input_tokens=1000, output_tokens=100)
+    found = serving_at(question, run.deployment, sequences=8, chunk_tokens=300)
+    assert found.chunk_share == pytest.approx(8 / 100 * 4)
+    assert found.pairs == pytest.approx(300 * 1000 / 2)
+    assert found.context_tokens == 1050
+
+
+def test_a_quotient_is_lowest_where_what_it_is_of_is_least_and_by_most() -> None:
+    assert Estimate(1, 4, 9) / Estimate(1, 2, 3) == Estimate(1 / 3, 2, 9)
+    assert Estimate(1, 4, 9) / 2 == Estimate(0.5, 2, 4.5)
+
+
+def test_exchanges_draw_what_exchanges_do_and_engine_time_what_launches_do() -> None:
+    """Nothing but exchanges draws above idle: joules are idle for the whole step and the rest of `link` for theirs."""
+    deployment = deployed("deepseek-v3", "nvidia-hgx-h200", Layout(tp=8, ep=8))
+    ops = deployment.ops(sequences=16.0, kv_tokens=16.0 * 4096)
+    cost = deployment.cost(ops)
+    idle = Estimate.exactly(0.1)
+    nothing = replace(shares(), idle=idle, memory=idle, compute=idle, launch=idle, link=idle)
+    sent_s = float(sum(part.total_s for part in cost.parts if not isinstance(part.time, OpTime)))
+    whole_s, joules = step_energy(
+        deployment, ops, 16.0, replace(nothing, link=Estimate.exactly(0.5)), "likely"
+    )
+    assert sent_s > 0
+    assert joules == pytest.approx(0.1 * whole_s + 0.4 * sent_s)
+    fixed_s = float(sum(part.count * part.time.fixed_s for part in cost.parts if isinstance(part.time, OpTime)))  # fmt: skip
+    engine = deployment.served.calibration.engine
+    own_s = cost.engine_s + engine.sequence_s[1] * 16
+    _, joules = step_energy(
+        deployment, ops, 16.0, replace(nothing, launch=Estimate.exactly(0.5)), "likely"
+    )
+    assert own_s > 0
+    assert joules == pytest.approx(0.1 * whole_s + 0.4 * (fixed_s + own_s))
+
+
+def test_ranks_that_wait_for_anothers_prompt_draw_as_in_an_exchange() -> None:
+    deployment = deployed("deepseek-v3", "huawei-cm384", Layout(dp=256, ep=256))
+    question = Question(model=deployment.model, input_tokens=4096, output_tokens=1024)
+    run = serving_at(question, deployment, sequences=8, chunk_tokens=512)
+    quiet = replace(shares(), link=Estimate.exactly(0.2))
+    loud = replace(shares(), link=Estimate.exactly(0.8))
+    mixed_s, _ = run_step(run, chunk=True)
+    decode_s, _ = run_step(run, chunk=False)
+    sent_s = sum(
+        float(part.total_s)
+        for part in deployment.cost(
+            deployment.ops(sequences=8.0, kv_tokens=8 * run.context_tokens)
+        ).parts
+        if not isinstance(part.time, OpTime)
+    )
+    # nearly every step carries some rank's prompt, and a rank waits in nearly all of them
+    assert 256 * run.chunk_share > 10
+    waited = (mixed_s - decode_s + sent_s) / mixed_s
+    gained = drawn_fraction(run, loud).likely - drawn_fraction(run, quiet).likely
+    assert gained == pytest.approx(0.6 * waited, rel=0.1)
+
+
+def run_step(run: Serving, *, chunk: bool) -> tuple[float, float]:
+    ops = run.deployment.ops(
+        sequences=run.sequences,
+        kv_tokens=run.sequences * run.context_tokens,
+        prompt_tokens=run.chunk_tokens if chunk else 0.0,
+        pairs=run.pairs if chunk else 0.0,
+    )
+    return step_energy(run.deployment, ops, run.sequences, shares(), "likely")
+
+
+@pytest.mark.parametrize(
+    ("name", "on"), [("llama-3.1-8b", "nvidia-hgx-h200"), ("deepseek-v3", "nvidia-hgx-h200")]
+)
+def test_a_confirmed_plan_runs_fewer_sequences_than_its_batch_holds(name: str, on: str) -> None:
+    where = place(on)
+    model = model_of(name)
+    question = Question(model=model, input_tokens=1024, output_tokens=256, ttft_s=1.0, tpot_s=0.03)
+    ranked = search(question, where, native_precision(model, where.rank)).ranked()
+    best = next(one for one in ranked if one.deployment.layout.dp > 1 or not model.is_moe)
     confirmed = confirm(question, best)
     assert confirmed is not None
     run = serving(question, confirmed)
     assert 0 < run.sequences <= best.sequences_per_rank
+    tpot_s = float(confirmed.outcome.tpot_s.mean())
+    all_ranks = confirmed.outcome.rate_per_s * 256 * tpot_s  # Little's law
+    assert run.sequences == pytest.approx(all_ranks / best.deployment.layout.dp)
     assert 0 < run.busy_fraction <= 1
 
 
@@ -120,6 +227,7 @@ def test_what_is_taken_without_a_figure_is_said() -> None:
     assert not isinstance(assumed, str)
     assert "huawei-ascend-910c: no design power on record" in derived.note
     assert derived.most_w == pytest.approx(559e3 / 384)
+    assert derived.accelerator_w * (1 + shares().host.likely) == pytest.approx(derived.most_w)
     assert "no power of its pod on record" in assumed.note
     assert nameplate(place("baidu-256")) == "no power of kunlun-p800 nor of baidu-256 on record"
 

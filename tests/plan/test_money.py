@@ -166,3 +166,18 @@ def test_the_file_that_the_documents_show_is_read(tmp_path: Path) -> None:
     assert at.usd_per_kwh == Estimate(0.65 / 7.1, 0.775 / 7.1, 0.9 / 7.1)
     rented = known(costs("nvidia-hgx-h800", at).usd_per_h)
     assert rented.likely == pytest.approx(8 * 1.9)
+
+
+def test_a_servers_price_is_divided_by_its_accelerators(tmp_path: Path) -> None:
+    """H20: a module of 12,000 to 15,000 USD, or an eighth of a server of 1.0 to 1.2 million CNY."""
+    text = "usd_per_kwh = 1e-9\nusd_per_kw_month = 1e-9\nlife_years = 4\nupkeep_fraction_per_year = 1e-9\n"
+    at = own(tmp_path, text + "server_ratio = 1.3\ncny_per_usd = 7\n")
+    found = known(costs("nvidia-hgx-h20", at).usd_per_h)
+    hours = 4 * 8766
+    assert found.low == pytest.approx(8 * 12_000 * 1.3 / hours)
+    assert found.high == pytest.approx(8 * 1.2e6 / 7 / 8 / hours)
+
+
+def test_the_middle_of_several_figures_is_the_middle_one() -> None:
+    """PUE: 1.115 of the best air, 1.175 of cold plates, 1.57 of air everywhere."""
+    assert site().pue == Estimate(1.08, 1.175, 1.58)
