@@ -105,3 +105,22 @@ def test_bad_input_is_named_without_a_traceback(
 ) -> None:
     assert main(["compare", "llama-3.1-8b", *words]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_plan_takes_the_same_file_of_prices(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["plan", "llama-3.1-8b", "--on", "sugon-scalex640:8", "--json"]
+    assert main(asked) == 0
+    bare = json.loads(capsys.readouterr().out)["in_all"]
+    file = tmp_path / "prices.toml"
+    file.write_text("[accelerator_usd]\nhygon-bw1000 = 12000\n")
+    assert main([*asked, "--prices", str(file)]) == 0
+    paid = json.loads(capsys.readouterr().out)["in_all"]
+    assert bare["usd_per_million_tokens"] is None
+    assert (
+        paid["usd_per_million_tokens"]["likely"]
+        > paid["power_usd_per_million_tokens"]["likely"]
+        > 0
+    )
+    assert paid["joules_per_million_tokens"] == bare["joules_per_million_tokens"]

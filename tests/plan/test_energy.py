@@ -62,7 +62,7 @@ def test_decode_of_a_small_model_draws_what_was_measured_on_an_h200() -> None:
 
 
 def test_prompts_draw_more_than_decode_and_waiting_for_work_least() -> None:
-    """Referee: POLCA (https://arxiv.org/abs/2308.12908), prompts near the design power, tokens below."""
+    """Referee: Splitwise (https://arxiv.org/abs/2311.18677), token generation can run with less power than prompts."""
     decode = at_batch(16)
     question = Question(model=decode.deployment.model, input_tokens=4096, output_tokens=16)
     prompts = serving_at(question, decode.deployment, sequences=16, chunk_tokens=8192)
