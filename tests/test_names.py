@@ -40,6 +40,7 @@ RATIOS_AND_COUNTS = {
     "decoding",  # share of the time
     "low",  # of a Band: measured over predicted
     "high",
+    "likely",  # of an Estimate, as low and high: what holds it has the unit
     "batch",
     "median_abs_error",
     "median_abs_error_after",
@@ -78,6 +79,19 @@ RATIOS_AND_COUNTS = {
     "tokens_per_rank",
     "finished_prompts",
     "decode_sequences",
+    "card_costs",  # of what is minimised: cards, US dollars an hour or watts
+    "most_shares",
+    "gap",  # a fraction of the value
+    "runner_up",  # of an objective, as value
+    "one_more",
+    "one_less",
+    "of_rate",  # a share
+    "share",
+    "new_cards",
+    "bound",  # of a mixed-integer program, as its costs and its variables' ends
+    "costs",
+    "lows",
+    "highs",
 }
 
 

@@ -53,6 +53,13 @@ def test_fewest_cards_of_a_vendor_uses_the_other(capsys: pytest.CaptureFixture[s
     assert chips == {"amd-mi300x"}
 
 
+def test_least_money_is_told_in_usd_an_hour_with_what_it_rests_on(capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    assert main([*TWO, "--objective", "cost"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for part in ("USD an hour, proven best", "output tokens:", "a fifth more for electricity", "price buy-"):  # fmt: skip
+        assert part in out
+
+
 def test_energy_is_least_where_watts_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     found = asked(capsys, *TWO, "--objective", "energy")
     assert found["objective"]["value"] > 100  # watts
@@ -69,7 +76,6 @@ def test_energy_is_least_where_watts_are_counted(capsys: pytest.CaptureFixture[s
         (("--apart", "--together"), 2, "--apart and --together contradict each other"),
         (("--spare", "row"), 2, "--spare 'row' is nothing to keep free"),
         (("--spare", "rack"), 2, "no source on record says which cards of a (nvidia-h100-sxm) share a rack"),
-        (("--objective", "cost"), 2, "not on record"),
     ],
 )  # fmt: skip
 def test_constraints_that_cannot_be_are_named(

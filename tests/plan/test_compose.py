@@ -118,3 +118,34 @@ def test_a_fleet_that_is_none_is_refused(text: str, error: type[Exception], says
 def test_more_of_a_pod_than_it_has_is_refused() -> None:
     with pytest.raises(InputError, match="has 384 accelerators, 400 were asked for"):
         island("a", parse_fleet("huawei-cm384:400")["a"])
+
+
+def test_a_plan_says_what_it_draws_and_costs_and_what_that_is_for_a_token() -> None:
+    answer = plan_model(
+        ask("llama-3.1-8b", tpot_s=0.03, ttft_s=2.0), parse_fleet("nvidia-hgx-h200")
+    )
+    total, predicted = answer.in_all, answer.plan.predicted
+    assert predicted is not None
+    assert predicted.tokens_per_s is not None
+    assert total.site_w is not None
+    assert total.joules_per_million_tokens is not None
+    assert total.usd_per_million_tokens is not None
+    assert total.it_w is not None
+    assert total.it_w.high <= 10200  # what the pod is rated
+    assert predicted.watts == round(total.site_w.likely)
+    assert predicted.usd_per_million_tokens == pytest.approx(total.usd_per_million_tokens.likely, rel=1e-3)  # fmt: skip
+    joules = total.site_w.likely / predicted.tokens_per_s * 1e6
+    assert total.joules_per_million_tokens.likely == pytest.approx(joules, rel=1e-3)
+
+
+def test_power_and_money_of_several_islands_are_added() -> None:
+    one, other = (
+        plan_model(ask("llama-3.1-8b", tpot_s=0.03, ttft_s=2.0), parse_fleet(fleet))
+        for fleet in ("nvidia-hgx-h200", "nvidia-hgx-h200+nvidia-hgx-h200")
+    )
+    assert one.in_all.usd_per_h is not None
+    assert other.in_all.usd_per_h is not None
+    assert other.in_all.usd_per_h.likely == pytest.approx(2 * one.in_all.usd_per_h.likely)
+    assert other.in_all.usd_per_million_tokens is not None
+    assert one.in_all.usd_per_million_tokens is not None
+    assert other.in_all.usd_per_million_tokens.likely == pytest.approx(one.in_all.usd_per_million_tokens.likely)  # fmt: skip

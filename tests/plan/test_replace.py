@@ -7,6 +7,7 @@ import pytest
 from polypod.cli.asking import model_of
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.fleet import Aim, Chosen, Short, Used, choose
+from polypod.plan.money import site
 from polypod.plan.place import Island, island
 from polypod.plan.replace import Option, Replaced, migration, replaced
 from polypod.plan.search import Question
@@ -31,7 +32,7 @@ def cards(chip: str, count: int, name: str = "today") -> Island:
 @pytest.fixture(scope="module")
 def answer() -> Replaced:
     goes = [cards("nvidia-h20", 16)]
-    return replaced([ask()], (goes, []), ["amd-mi300x", "kunlun-p800"], Aim(), "2026-01")
+    return replaced([ask()], (goes, []), ["amd-mi300x", "kunlun-p800"], Aim(), site(), "2026-01")
 
 
 def of(answer: Replaced, *chips: str) -> Option:
@@ -79,9 +80,9 @@ def test_events_after_the_date_do_not_count(answer: Replaced) -> None:
 
 
 def test_what_stays_saves_new_cards() -> None:
-    full = replaced([ask(4.0)], ([cards("nvidia-h20", 16)], []), ["amd-mi300x"], Aim())
+    full = replaced([ask(4.0)], ([cards("nvidia-h20", 16)], []), ["amd-mi300x"], Aim(), site())
     goes, stays = [cards("nvidia-h20", 8, "goes")], [cards("nvidia-h20", 8, "stays")]
-    half = replaced([ask(4.0)], (goes, stays), ["amd-mi300x"], Aim())
+    half = replaced([ask(4.0)], (goes, stays), ["amd-mi300x"], Aim(), site())
     assert of(half, "amd-mi300x").cards <= of(full, "amd-mi300x").cards
     assert any(one.chips == () for one in half.options)
     moved = of(half, "amd-mi300x")
@@ -111,9 +112,11 @@ def test_cards_that_stay_and_never_come_free_are_said_to_be_short() -> None:
 
 def test_more_than_today_serves_is_refused() -> None:
     with pytest.raises(InfeasibleError, match="today's fleet does not serve this"):
-        replaced([ask(1000.0)], ([cards("nvidia-h20", 8)], []), ["amd-mi300x"], Aim())
+        replaced([ask(1000.0)], ([cards("nvidia-h20", 8)], []), ["amd-mi300x"], Aim(), site())
 
 
 def test_several_models_need_rates() -> None:
     with pytest.raises(InputError, match="2 models share the fleet; say how much of each"):
-        replaced([ask(), ask(name="llama-3.1-8b")], ([cards("nvidia-h20", 8)], []), [], Aim())
+        replaced(
+            [ask(), ask(name="llama-3.1-8b")], ([cards("nvidia-h20", 8)], []), [], Aim(), site()
+        )

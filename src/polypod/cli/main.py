@@ -24,6 +24,7 @@ VERBS = {
     "emit": "a plan as launch commands for vLLM, SGLang or MindIE",
     "replace": "the chips that hold the same traffic when others go",
     "sweep": "many plans from one file, resumable, as one table",
+    "compare": "the best deployment on each of several pods, side by side",
     "validate": "predictions beside measurements: errors, bands, reasons",
     "calibrate": "your own measured rows as a calibration of your own",
     "claims": "what the field's systems claim, reproduced or contradicted",

@@ -4,7 +4,7 @@ import argparse
 import json
 
 from polypod import units
-from polypod.cli.asking import add_engine, model_of, published_beside, tokens
+from polypod.cli.asking import add_engine, add_prices, model_of, prices_of, published_beside, tokens
 from polypod.cli.emit import add_writing, write_answer
 from polypod.cli.plan_fleet import add_fleet, is_fleet, run_fleet, run_frontier
 from polypod.engine.settings import read_plan_args
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests to carry, as '20 /s' (default: as many as the fleet can)",
     )
     add_engine(parser)
+    add_prices(parser)
     add_fleet(parser)
     parser.add_argument(
         "-o",
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         backend=args.backend,
         engine_args=read_plan_args(args.engine_args),
     )
-    answer = plan_model(question, fleet, slo)
+    answer = plan_model(question, fleet, slo, prices_of(args))
     beside = published_beside(question.model, [choice.island for choice in answer.choices])
     write_answer(answer.plan, args)
     print(

@@ -9,11 +9,12 @@ from typing import Final, get_args
 
 from polypod import units
 from polypod.catalog.load import load_accelerator, load_pod, pods_accelerator
-from polypod.cli.asking import model_of, tokens
+from polypod.cli.asking import model_of, prices_of, tokens
 from polypod.cli.emit import write_answer
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.compose_fleet import fleet_answer
 from polypod.plan.fleet import Aim, Objective, Short, Spare, choose
+from polypod.plan.fleet_cost import ShapeCosts
 from polypod.plan.fleet_file import Fleet
 from polypod.plan.frontier import frontier
 from polypod.plan.place import Island, islands
@@ -57,7 +58,7 @@ def run_fleet(args: argparse.Namespace, fleet: Fleet) -> int:
     found = choose(questions, places, aim)
     if isinstance(found, Short):
         raise InfeasibleError(short_text(found, tuple(questions)))
-    answer = fleet_answer(questions, places, found, kept, slos, aim.objective)
+    answer = fleet_answer(questions, places, found, kept, slos, aim.objective, prices_of(args))
     write_answer(answer.plan, args)
     print(json.dumps(fleet_json(answer), indent=2) if args.json else fleet_text(answer))
     return 0
@@ -235,17 +236,6 @@ def _with_costs(aim: Aim, args: argparse.Namespace, places: Sequence[Island]) ->
         return replace(
             aim, card_costs={chip: 1.0 if its == vendor else 1e-3 for chip, its in chips.items()}
         )
-    if aim.objective == "energy":
-        watts = {place.rank.chip: watts_of(place) for place in places}
-        return replace(
-            aim, card_costs={chip: value for chip, value in watts.items() if value is not None}
-        )
-    return aim  # fmt: skip
-
-
-def watts_of(place: Island) -> float | None:
-    """Of one accelerator: its share of the pod, or its own; None where neither is on record."""
-    if place.watts is not None:
-        return place.watts / place.accelerators
-    power = load_accelerator(place.rank.chip).power_w
-    return None if power is None else power.value
+    if aim.objective in ("cost", "energy"):
+        return replace(aim, shape_cost=ShapeCosts(at=prices_of(args), what=aim.objective))
+    return aim

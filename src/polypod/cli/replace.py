@@ -6,7 +6,8 @@ import re
 
 from polypod.catalog.dates import parse_date
 from polypod.catalog.load import load_accelerator
-from polypod.cli.plan_fleet import aim_of, chip_of, demand_of, watts_of
+from polypod.cli.asking import add_prices, prices_of
+from polypod.cli.plan_fleet import aim_of, chip_of, demand_of
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.fleet_file import fleet_of
 from polypod.plan.place import Island, island, islands, parse_fleet
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", metavar="RATE", help="requests that are served today (default: as many as today's fleet can)")  # fmt: skip
     parser.add_argument("--percentile", type=float, default=99.0, metavar="P", help="of requests that keep the limits (default: 99)")  # fmt: skip
     parser.add_argument("--fabric", metavar="BANDWIDTH", help="of one rank between islands, as 400Gb/s")  # fmt: skip
+    add_prices(parser)
     parser.add_argument("--together", action="store_true", help="co-located replicas alone")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(backend=None)
@@ -48,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
         msg = "nothing stays and nothing may come; say --with CHIP,CHIP, or --keep N"
         raise InputError(msg)
     demands = [demand_of(args, text) for text in _models(args.models)]
-    answer = replaced([one.question for one in demands], (goes, stays), chips, aim_of(args), args.by)  # fmt: skip
-    watts = {chip: watts_of(island("x", Source(accelerator=chip, count=1))) for chip in chips}
-    print(json.dumps(replaced_json(answer, watts), indent=2) if args.json else replaced_text(answer, watts))  # fmt: skip
+    answer = replaced([one.question for one in demands], (goes, stays), chips, aim_of(args), prices_of(args), args.by)  # fmt: skip
+    print(json.dumps(replaced_json(answer), indent=2) if args.json else replaced_text(answer))  # fmt: skip
     if not any(option.holds for option in answer.options):
         msg = "none of these holds the traffic inside its limits"
         raise InfeasibleError(msg)

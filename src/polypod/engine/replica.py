@@ -384,20 +384,26 @@ class ReplicaEmulation:
         chunks: list[tuple[_Sequence, int]] = []
         shared = 0.0 if self._behaviour.exclusive_prefill and self._prefilling else self._checked
         most_tokens, most_pairs = shared * int(self._sequences_R.max()), 0.0
+        budget, stages = self.limits.max_step_tokens, self.step_time.stages
         for rank, prefilling in self._prefilling.items():
-            tokens, pairs, before = shared * len(self._decoding[rank]), 0.0, len(chunks)
+            decoded = shared * len(self._decoding[rank])
+            tokens, pairs, count = decoded, 0.0, 0
             for sequence in prefilling:
-                room = int(self.limits.max_step_tokens - tokens)
+                room = int(budget - tokens)
                 if room <= 0:
                     break
-                chunk = min(room, sequence.prompt_tokens - sequence.computed)
+                left = sequence.prompt_tokens - sequence.computed
+                chunk = room if room < left else left
                 chunks.append((sequence, chunk))
                 pairs += causal_pairs(chunk, sequence.computed)
                 tokens += chunk
-            decoded = shared * len(self._decoding[rank])
-            bubbles = self.step_time.stages / min(self.step_time.stages, max(len(chunks) - before, 1))  # fmt: skip
-            most_tokens = max(most_tokens, decoded + bubbles * (tokens - decoded))
-            most_pairs = max(most_pairs, bubbles * pairs)
+                count += 1
+            bubbles = stages / min(stages, max(count, 1))
+            tokens, pairs = decoded + bubbles * (tokens - decoded), bubbles * pairs
+            if tokens > most_tokens:
+                most_tokens = tokens
+            if pairs > most_pairs:
+                most_pairs = pairs
         return chunks, most_tokens, most_pairs
 
     def _steps_ahead(self) -> int:

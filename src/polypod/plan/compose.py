@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +14,9 @@ from polypod.cost.deployment import Deployment, native_precision
 from polypod.engine.settings import NOTHING, PLAYED, EngineArgs, Move
 from polypod.errors import InfeasibleError
 from polypod.plan.confirm import Confirmed, confirm
+from polypod.plan.energy import serving
 from polypod.plan.launchable import state_of
+from polypod.plan.money import Output, Running, Site, in_all, running, site
 from polypod.plan.place import Island, islands
 from polypod.plan.search import Candidate, Miss, Question, Search, mean_pairs, search
 from polypod.plan.served import Asked, Workers, band_under, own_of, served
@@ -75,9 +78,15 @@ class Answer:
     pruned: Counter[str]
     looked_at: int
     assumptions: tuple[str, ...]
+    in_all: Running
 
 
-def plan_model(question: Question, fleet: dict[str, Source], slo: Slo | None = None) -> Answer:
+def plan_model(
+    question: Question,
+    fleet: dict[str, Source],
+    slo: Slo | None = None,
+    prices: Site | None = None,
+) -> Answer:
     """The best co-located deployment on every island of the fleet, as one plan.
 
     Without a rate, the layout that gets most out of each whole island; with one, the layout that gets most out of an
@@ -97,7 +106,7 @@ def plan_model(question: Question, fleet: dict[str, Source], slo: Slo | None = N
         if wanted is not None:
             wanted -= choice.replicas * choice.confirmed.outcome.rate_per_s
     if not choices:
-        raise InfeasibleError(_nearest(question, searches))
+        raise InfeasibleError(nearest(question, searches))
     if wanted is not None and wanted > 1e-9 and question.rate_per_s is not None:
         reached = question.rate_per_s - wanted
         msg = (
@@ -106,16 +115,36 @@ def plan_model(question: Question, fleet: dict[str, Source], slo: Slo | None = N
         )
         raise InfeasibleError(msg)
     pruned: Counter[str] = sum((found.pruned for found in searches), Counter())
+    total = cost_of(question, choices, prices or site())
     return Answer(
         question=question,
-        plan=_plan(question, fleet, slo, choices),
+        plan=_plan(question, fleet, slo, choices, total),
         choices=tuple(choices),
         pruned=pruned,
         looked_at=sum(found.looked_at for found in searches),
         assumptions=tuple(
             dict.fromkeys(note for choice in choices for note in _assumptions(choice))
         ),
+        in_all=total,
     )
+
+
+def cost_of(question: Question, choices: Sequence[Choice], at: Site) -> Running:
+    """Power, money and carbon of all the replicas at work."""
+    parts = []
+    for choice in choices:
+        tokens_per_s = (
+            choice.replicas * choice.confirmed.outcome.rate_per_s * question.output_tokens
+        )
+        accelerators = choice.replicas * choice.confirmed.candidate.deployment.accelerators
+        output = Output(
+            accelerators=accelerators,
+            tokens_per_s=tokens_per_s / accelerators,
+            band=choice.band("tpot"),
+        )
+        run = serving(question, choice.confirmed)
+        parts.append((tokens_per_s, running(choice.island, run, output, at)))
+    return in_all(parts)
 
 
 def _choose(
@@ -146,11 +175,15 @@ def _choose(
 
 
 def _plan(
-    question: Question, fleet: dict[str, Source], slo: Slo | None, choices: list[Choice]
+    question: Question,
+    fleet: dict[str, Source],
+    slo: Slo | None,
+    choices: list[Choice],
+    total: Running,
 ) -> Plan:
     rate = None if question.rate_per_s is None else f"{question.rate_per_s:g} /s"
     goodput = sum(choice.replicas * choice.confirmed.outcome.rate_per_s for choice in choices)
-    watts = [choice.island.watts for choice in choices]
+    usd = total.usd_per_million_tokens
     only = choices[0] if len(choices) == 1 else None
     service = Service(
         model=question.model.name,
@@ -167,7 +200,8 @@ def _plan(
             tokens_per_s=round(goodput * question.output_tokens, 1),
             ttft=_spread(only, "ttft") if only else None,
             tpot=_spread(only, "tpot") if only else None,
-            watts=None if None in watts else round(sum(w for w in watts if w is not None)),
+            watts=None if total.site_w is None else round(total.site_w.likely),
+            usd_per_million_tokens=None if usd is None else float(f"{usd.likely:.4g}"),
         ),
     )
 
@@ -278,7 +312,8 @@ def _assumptions(choice: Choice) -> list[str]:
     return notes
 
 
-def _nearest(question: Question, searches: list[Search]) -> str:
+def nearest(question: Question, searches: list[Search]) -> str:
+    """Why nothing keeps the SLO: the nearest layout and what was left out, or what no layout has."""
     misses: list[Miss] = [miss for found in searches for miss in found.misses]
     pruned = ", ".join(
         f"{count} {why}" for found in searches for why, count in found.pruned.most_common()

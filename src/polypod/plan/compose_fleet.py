@@ -13,7 +13,9 @@ from polypod.cost.bands import Band, Metric
 from polypod.cost.chip import Rank
 from polypod.cost.deployment import Deployment
 from polypod.plan.fleet import Chosen, Objective, Pair, Used, prompt_wait_s
+from polypod.plan.fleet_cost import fleet_running
 from polypod.plan.launchable import state_of
+from polypod.plan.money import Running, Site
 from polypod.plan.place import Island
 from polypod.plan.search import Question, steady
 from polypod.plan.served import band_under, own_of
@@ -50,17 +52,21 @@ class FleetAnswer:
     sensitivities: tuple[tuple[Sensitivity, ...], ...]  # by model
     assumptions: tuple[str, ...]
     objective: Objective = "throughput"
+    running: tuple[Running, ...] = ()  # by model
+    in_all: Running
 
 
-def fleet_answer(
+def fleet_answer(  # noqa: PLR0913  # what was asked, what was chosen, and what it is told with
     questions: Sequence[Question],
     islands: Sequence[Island],
     chosen: Chosen,
     fleet: dict[str, Source],
     slos: Sequence[Slo],
-    objective: Objective = "throughput",
+    objective: Objective,
+    at: Site,
 ) -> FleetAnswer:
     """Put it together."""
+    running, in_all = fleet_running(questions, chosen, at)
     services = tuple(
         _service(m, question, chosen, slo)
         for m, (question, slo) in enumerate(zip(questions, slos, strict=True))
@@ -71,7 +77,12 @@ def fleet_answer(
         fleet=fleet,
         services=services,
         predicted=Predicted(
-            goodput=f"{sum(chosen.served_per_s):.4g} /s", tokens_per_s=round(tokens, 1)
+            goodput=f"{sum(chosen.served_per_s):.4g} /s",
+            tokens_per_s=round(tokens, 1),
+            watts=None if in_all.site_w is None else round(in_all.site_w.likely, 1),
+            usd_per_million_tokens=None
+            if in_all.usd_per_million_tokens is None
+            else round(in_all.usd_per_million_tokens.likely, 4),
         ),
     )
     return FleetAnswer(
@@ -82,6 +93,8 @@ def fleet_answer(
         sensitivities=tuple(_sensitivities(m, q, chosen) for m, q in enumerate(questions)),
         assumptions=tuple(dict.fromkeys(_assumptions(islands, chosen))),
         objective=objective,
+        running=running,
+        in_all=in_all,
     )
 
 

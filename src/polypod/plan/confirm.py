@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from polypod.cost.steptime import StepTime
 from polypod.engine import EngineLimits, ReplicaEmulation
+from polypod.engine.replica import Progress
 from polypod.plan.search import Candidate, Question
 
 Floats = NDArray[np.float64]
@@ -73,8 +74,8 @@ def confirm(question: Question, candidate: Candidate, seed: int = 0) -> Confirme
     low, high = 0.05, 1.0
     for attempt in range(BISECTIONS):
         share = high if attempt == 0 else (low + high) / 2
-        outcome = emulate(question, candidate, step_time, rate_per_s=share * ceiling, seed=seed)
-        if outcome.keeps(question):
+        outcome = _kept(question, candidate, step_time, rate_per_s=share * ceiling, seed=seed)
+        if outcome is not None:
             best = outcome
             low = share
             if share == high:
@@ -82,6 +83,19 @@ def confirm(question: Question, candidate: Candidate, seed: int = 0) -> Confirme
         else:
             high = share
     return None if best is None else Confirmed(candidate=candidate, outcome=best)
+
+
+def _kept(
+    question: Question,
+    candidate: Candidate,
+    step_time: StepTime,
+    *,
+    rate_per_s: float,
+    seed: int,
+) -> Outcome | None:
+    """The outcome at one rate if it keeps the SLO; a run that has missed too often already is not played to its end."""
+    outcome = _emulated(question, candidate, step_time, (rate_per_s, seed), give_up=True)
+    return outcome if outcome is not None and outcome.keeps(question) else None
 
 
 def emulate(
@@ -93,6 +107,20 @@ def emulate(
     seed: int = 0,
 ) -> Outcome:
     """Play Poisson arrivals at `rate_per_s` through one replica of the candidate."""
+    outcome = _emulated(question, candidate, step_time, (rate_per_s, seed), give_up=False)
+    assert outcome is not None, "only a run that may give up has no outcome"
+    return outcome
+
+
+def _emulated(
+    question: Question,
+    candidate: Candidate,
+    step_time: StepTime,
+    drawn: tuple[float, int],
+    *,
+    give_up: bool,
+) -> Outcome | None:
+    rate_per_s, seed = drawn
     ranks = min(step_time.data_ranks, MOST_RANKS)
     part = ranks / step_time.data_ranks
     context = question.input_tokens + question.output_tokens / 2
@@ -108,29 +136,57 @@ def emulate(
     warm = math.ceil(2 * residence_s * rate)
     count = warm + max(LEAST_REQUESTS, math.ceil(residence_s * rate))
     arrivals_s = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))
-    first_s, last_s, busy = _play(ReplicaEmulation(shrunk, limits), arrivals_s, question)
-    steps = max(question.output_tokens - 1, 1)
+    allowed = math.floor((count - warm) * (1 - question.percentile / 100) + 1e-9)
+    seen = _Seen(arrivals_s, question, warm, allowed if give_up else count)
+    replica = ReplicaEmulation(shrunk, limits)
+    if not _play(replica, seen):
+        return None
     return Outcome(
         rate_per_s=rate_per_s,
-        ttft_s=(first_s - arrivals_s)[warm:],
-        tpot_s=((last_s - first_s) / steps)[warm:],
-        busy_fraction=busy,
+        ttft_s=(seen.first_s - arrivals_s)[warm:],
+        tpot_s=((seen.last_s - seen.first_s) / seen.steps)[warm:],
+        busy_fraction=replica.busy_s / float(np.nanmax(seen.last_s)),
     )
 
 
-def _play(
-    replica: ReplicaEmulation, arrivals_s: Floats, question: Question
-) -> tuple[Floats, Floats, float]:
-    first_s, last_s = np.full_like(arrivals_s, np.nan), np.full_like(arrivals_s, np.nan)
-    for request, at_s in enumerate(arrivals_s.tolist()):
-        for progress in replica.advance(at_s):
-            (first_s if progress.kind == "first" else last_s)[progress.request] = progress.at_s
+class _Seen:
+    """When requests gave their first and last tokens, and how many of those counted have missed a limit."""
+
+    def __init__(self, arrivals_s: Floats, question: Question, warm: int, allowed: int) -> None:
+        self.arrivals_s = arrivals_s
+        self.question = question
+        self.first_s, self.last_s = np.full_like(arrivals_s, np.nan), np.full_like(arrivals_s, np.nan)  # fmt: skip
+        self.steps = max(question.output_tokens - 1, 1)
+        self._warm, self._allowed = warm, allowed
+        self._missed: set[int] = set()
+
+    def note(self, several: list[Progress]) -> bool:
+        """Whether too many have missed."""
+        limits = self.question
+        for progress in several:
+            request, at_s = progress.request, progress.at_s
+            if progress.kind == "first":
+                self.first_s[request] = at_s
+                late = limits.ttft_s is not None and at_s - self.arrivals_s[request] > limits.ttft_s
+            else:
+                self.last_s[request] = at_s
+                token_s = (at_s - self.first_s[request]) / self.steps
+                late = limits.tpot_s is not None and token_s > limits.tpot_s
+            if late and request >= self._warm:
+                self._missed.add(request)
+        return len(self._missed) > self._allowed
+
+
+def _play(replica: ReplicaEmulation, seen: _Seen) -> bool:
+    """Play all requests; False where it gave up."""
+    question = seen.question
+    for request, at_s in enumerate(seen.arrivals_s.tolist()):
+        if seen.note(replica.advance(at_s)):
+            return False
         replica.submit(
             at_s,
             request=request,
             prompt_tokens=question.input_tokens,
             output_tokens=question.output_tokens,
         )
-    for progress in replica.advance(math.inf):
-        (first_s if progress.kind == "first" else last_s)[progress.request] = progress.at_s
-    return first_s, last_s, replica.busy_s / float(np.nanmax(last_s))
+    return not seen.note(replica.advance(math.inf))

@@ -16,7 +16,7 @@ then emulated, their rates set to what the emulation gave, and the program solve
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -48,10 +48,13 @@ _EXTRA: Final = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aim:
-    """What is wanted of the whole fleet. Prices and watts are of one accelerator, by chip; shares of all cards used, by vendor."""
+    """What is wanted of the whole fleet. What a card counts is by its chip, or by the shape it is part of; shares are of all cards used, by vendor."""
 
     objective: Objective = "throughput"
     card_costs: Mapping[str, float] = field(default_factory=dict)
+    shape_cost: Callable[[Question, Shape], float | str] | None = (
+        None  # in words where it is not known
+    )
     most_shares: Mapping[str, float] = field(default_factory=dict)
     spare_fraction: float = 0.0
     spare: Spare | None = None
@@ -261,7 +264,7 @@ def _program(questions: Sequence[Question], islands: Sequence[Island], aim: Aim,
     program = _Program(milp=milp, counts={}, flows={}, card_rows={})
     for m, shapes in offers.shapes.items():
         for s, shape in enumerate(shapes):
-            cost = _card_cost(shape, aim) * shape.accelerators
+            cost = _card_cost(questions[m], shape, aim) * shape.accelerators
             weight = -_EXTRA * shape.accelerators if maximise else cost
             program.counts[m, s] = milp.variable(cost=weight, high=shape.most_replicas, whole=True)
         for pair in offers.pairs:
@@ -295,15 +298,15 @@ def _sends(shape: Shape, island: str, width: float) -> bool:
     return (shape.role, shape.island.name) == ("prefill", island) and shape.narrowest_bytes_per_s <= width  # fmt: skip
 
 
-def _card_cost(shape: Shape, aim: Aim) -> float:
+def _card_cost(question: Question, shape: Shape, aim: Aim) -> float:
     """What is minimised, of one accelerator. Raises `InputError` for a chip without one."""
-    if aim.objective in ("throughput", "cards") and not aim.card_costs:
-        return 1.0
-    chip = shape.island.rank.chip
-    if chip not in aim.card_costs:
-        msg = f"{aim.objective} of {chip} is not on record; say it, leave the chip out, or take another objective"
-        raise InputError(msg)
-    return aim.card_costs[chip]
+    if aim.shape_cost is not None:
+        found = aim.shape_cost(question, shape)
+        if isinstance(found, str):
+            msg = f"--objective {aim.objective}: {found}; or --exclude {shape.island.rank.chip}"
+            raise InputError(msg)
+        return found
+    return aim.card_costs.get(shape.island.rank.chip, 1.0)
 
 
 def _served(program: _Program, offers: _Offers, m: int) -> dict[int, float]:

@@ -35,13 +35,6 @@ class Island:
     def ranks(self) -> int:
         return self.accelerators * self.rank.ranks_per_accelerator
 
-    @property
-    def watts(self) -> float | None:
-        """IT power of these accelerators' share of the pod; None where no source says."""
-        if self.pod is None or self.pod.power_w is None:
-            return None
-        return self.pod.power_w.value * self.accelerators / self.pod.accelerators
-
 
 def parse_fleet(text: str) -> dict[str, Source]:
     """Read `huawei-cm384`, `nvidia-h200-sxm:64` or several of them joined by `+`, named a, b, c and so on.

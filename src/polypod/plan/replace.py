@@ -12,8 +12,12 @@ from typing import Final
 from polypod.catalog.dates import parse_date
 from polypod.catalog.interop import EngineAnswer, engines_on, events_of, regimes_of
 from polypod.catalog.market_schema import Event, Regime
+from polypod.cost.calibration import for_chip
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.fleet import Aim, Chosen, Objective, Short, Used, choose
+from polypod.plan.fleet_cost import Load, load_of, used_running
+from polypod.plan.launchable import LaunchState, state_of
+from polypod.plan.money import Running, Site, added
 from polypod.plan.place import Island, island
 from polypod.plan.search import Question
 from polypod.plan.spec import Source
@@ -43,6 +47,10 @@ class Risk:
     events: tuple[Event, ...]
     regimes: tuple[Regime, ...]
     engines: tuple[EngineAnswer, ...]
+    models: tuple[
+        tuple[str, LaunchState, str], ...
+    ]  # each model: whether an engine on record runs it there, and why
+    kernels: str  # what its step times rest on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +70,7 @@ class Option:
     new_cards: Mapping[str, float]
     speeds: tuple[Speed, ...] = ()
     steps: tuple[Step, ...] = ()
+    running: Running | None = None  # of the new cards alone, per million of all tokens
 
     @property
     def holds(self) -> bool:
@@ -90,8 +99,9 @@ def replaced(
     fleet: tuple[Sequence[Island], Sequence[Island]],
     chips: Sequence[str],
     aim: Aim,
+    at: Site,
     until: str | None = None,
-) -> Replaced:
+) -> Replaced:  # what is served, by what, with what, and what is told of it
     """`fleet` is what goes and what stays; `chips` may come.
 
     Raises `InfeasibleError` where the traffic that was said is more than today's fleet serves, `InputError` for several models without rates.
@@ -99,9 +109,9 @@ def replaced(
     goes, stays = fleet
     questions, today = _today(questions, [*goes, *stays], aim)
     asked = [*(((chip,)) for chip in chips), *([tuple(chips)] if len(chips) > 1 else [])]
-    options = [_option(questions, today, fleet, names, aim) for names in asked]
+    options = [_option(questions, today, fleet, names, (aim, at)) for names in asked]
     if stays:
-        options.append(_option(questions, today, fleet, (), aim))
+        options.append(_option(questions, today, fleet, (), (aim, at)))
     concerned = dict.fromkeys([*(one.rank.chip for one in goes), *chips])
     return Replaced(
         questions=tuple(questions),
@@ -109,7 +119,7 @@ def replaced(
         speeds=speeds(questions, today),
         stays=tuple(stays),
         options=tuple(sorted(options, key=lambda one: one.cards)),
-        risks=tuple(_risk(chip, until) for chip in concerned),
+        risks=tuple(_risk(chip, questions, until) for chip in concerned),
     )
 
 
@@ -135,9 +145,10 @@ def _option(
     today: Chosen,
     fleet: tuple[Sequence[Island], Sequence[Island]],
     chips: tuple[str, ...],
-    aim: Aim,
+    how: tuple[Aim, Site],
 ) -> Option:
     goes, stays = fleet
+    aim, at = how
     most = MOST_TIMES * sum(one.accelerators for one in goes)
     new = [_island(f"new-{chip}", chip, most) for chip in chips]
     costs = {one.rank.chip: _KEPT for one in stays} | dict.fromkeys(chips, 1.0)
@@ -154,7 +165,20 @@ def _option(
         new_cards={chip: count for chip, count in cards.items() if count},
         speeds=speeds(questions, found),
         steps=migration(questions, today, found, stays),
+        running=_running(questions, found, new, at),
     )
+
+
+def _running(questions: Sequence[Question], found: Chosen, new: Sequence[Island], at: Site) -> Running | None:  # fmt: skip
+    """Of what runs on the new cards."""
+    loads = [load_of(q, rate) for q, rate in zip(questions, found.served_per_s, strict=True)]
+    tokens = sum(load * rate * q.output_tokens for load, rate, q in zip(loads, found.served_per_s, questions, strict=True))  # fmt: skip
+    parts = [
+        (1.0, used_running(questions[one.model], one, Load(tokens, loads[one.model]), at))
+        for one in found.used
+        if one.shape.island in new
+    ]
+    return added(parts) if parts else None
 
 
 def _island(name: str, chip: str, most: int) -> Island:
@@ -181,12 +205,14 @@ def speeds(questions: Sequence[Question], found: Chosen) -> tuple[Speed, ...]:
     return tuple(each)
 
 
-def _risk(chip: str, until: str | None) -> Risk:
+def _risk(chip: str, questions: Sequence[Question], until: str | None) -> Risk:
     return Risk(
         chip=chip,
         events=tuple(events_of(chip, until)),
         regimes=tuple(one for one in regimes_of(chip) if _was_known(one, until)),
         engines=tuple(engines_on(chip)),
+        models=tuple((one.model.name, *state_of(chip, one.model)) for one in questions),
+        kernels=f"{(fits := for_chip(chip)).evidence} ({fits.id})",
     )
 
 

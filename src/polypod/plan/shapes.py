@@ -257,7 +257,7 @@ def exchanging_fraction(question: Question, shape: Shape) -> float:
 def way_out_bytes_per_s(island: Island) -> float | None:
     """One rank's link to other islands: its outermost tier without an end; None where none is on record."""
     for tier in reversed(island.rank.tiers):
-        if tier.bytes_per_s is not None and (tier.ranks is None or tier.ranks > island.ranks):
+        if tier.bytes_per_s is not None and tier.ranks is None:
             return float(tier.bytes_per_s.value)
     return None
 

@@ -150,7 +150,7 @@ class Predicted(Strict, frozen=True, kw_only=True, omit_defaults=True):
     tokens_per_s: float | None = None
     ttft: Spread | None = None
     tpot: Spread | None = None
-    watts: float | None = None
+    watts: float | None = None  # of the site, for the accelerators used
     usd_per_million_tokens: float | None = None
 
 

@@ -1,5 +1,6 @@
 """A plan over a fleet as a person reads it, and as a program does. Computes nothing new."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -8,8 +9,10 @@ from polypod import units
 from polypod.plan.compose import describe
 from polypod.plan.compose_fleet import FleetAnswer, shape_band
 from polypod.plan.fleet import Short, Used
+from polypod.plan.money import Running
 from polypod.plan.search import Question
 from polypod.plan.spec import Pool, Spread
+from polypod.report.running import running_json, running_lines
 from polypod.report.tables import entry, table
 
 _SAME = "no change"
@@ -27,7 +30,9 @@ def fleet_text(answer: FleetAnswer) -> str:
         if _is_stretch(answer)
         else "requests/s"
         if _is_rate(answer)
-        else "cards' worth"
+        else {"cost": "USD an hour", "energy": "W with cooling"}.get(
+            answer.objective, "cards' worth"
+        )
     )
     proven = (
         "proven best"
@@ -45,11 +50,14 @@ def fleet_text(answer: FleetAnswer) -> str:
         )
         lines.append(entry("runner-up", f"without {chosen.without}: {other}"))
     lines += _one_card(answer)
+    if len(answer.questions) > 1:
+        lines += running_lines(replace(answer.in_all, notes=(), unknown=()))
     pruned = ", ".join(
         f"{count} {why}" for why, count in sorted(chosen.pruned.items(), key=lambda one: -one[1])
     )
     lines.append(entry("looked at", f"{chosen.looked_at} layouts; left out: {pruned or 'none'}"))
     lines += [entry("assumed", note) for note in answer.assumptions]
+    lines += [entry("taken", note) for note in answer.in_all.notes]
     lines += [entry("not used", note) for note in chosen.refused_pairs[:3]]
     if len(chosen.refused_pairs) > 3:
         lines.append(
@@ -71,11 +79,15 @@ def _is_rate(answer: FleetAnswer) -> bool:
 def _model(answer: FleetAnswer, m: int, question: Question) -> list[str]:
     served = answer.chosen.served_per_s[m]
     asked = "" if question.rate_per_s is None else f" of {question.rate_per_s:g} asked"
+    room = ""
+    if question.rate_per_s is not None and served > 1.005 * question.rate_per_s:
+        room = f", room for {units.significant(served, 4)}"
+        served = question.rate_per_s
     limits = [f"{name} <= {units.show(limit, 's')}" for name, limit in (("TTFT", question.ttft_s), ("TPOT", question.tpot_s)) if limit is not None]  # fmt: skip
     lines = [
         question.model.name,
         entry("asked", f"input {question.input_tokens}, output {question.output_tokens} tokens{'; ' if limits else ''}{' and '.join(limits)}"),
-        entry("serves", f"{units.significant(served, 4)}{asked} requests/s, {units.significant(served * question.output_tokens, 4)} output tokens/s"),
+        entry("serves", f"{units.significant(served, 4)}{asked} requests/s{room}; {units.significant(served * question.output_tokens, 4)} output tokens/s"),
     ]  # fmt: skip
     pools = answer.plan.services[m].pools
     for used, pool in zip((one for one in answer.chosen.used if one.model == m), pools, strict=True):  # fmt: skip
@@ -86,8 +98,20 @@ def _model(answer: FleetAnswer, m: int, question: Question) -> list[str]:
         for (_, start, end), rate in flows.items()
     ]  # fmt: skip
     moves = ", ".join(f"{one.what} {one.change_fraction:+.0%}" for one in answer.sensitivities[m])
+    run = answer.running[m]
+    lines += running_lines(replace(run, notes=()))
+    lines += _dearer(run)
     lines.append(entry("a fifth less", f"of this would serve so much less on the same cards: {moves}"))  # fmt: skip
     return lines
+
+
+def _dearer(run: Running) -> list[str]:
+    """What prices a fifth higher would add to a token's cost; nothing for rent, which has its power in it."""
+    whole, power = run.usd_per_million_tokens, run.power_usd_per_million_tokens
+    if whole is None or power is None or power.likely == 0:
+        return []
+    share = power.likely / whole.likely
+    return [entry("a fifth more", f"for electricity would add {0.2 * share:.1%} to a token's cost, for accelerators and hosting {0.2 * (1 - share):.1%}")]  # fmt: skip
 
 
 def _pool(used: Used, pool: Pool) -> list[str]:
@@ -171,6 +195,7 @@ def fleet_json(answer: FleetAnswer) -> dict[str, Any]:
                 "served_per_s": chosen.served_per_s[m],
                 "asked_per_s": question.rate_per_s,
                 "pools": [_used_json(question, one) for one in chosen.used if one.model == m],
+                "running": running_json(answer.running[m]),
                 "sensitivity": {one.what: one.change_fraction for one in answer.sensitivities[m]},
             }
             for m, question in enumerate(answer.questions)
@@ -182,6 +207,7 @@ def fleet_json(answer: FleetAnswer) -> dict[str, Any]:
         "objective": {"value": chosen.value, "gap_fraction": chosen.gap, "status": chosen.status, "runner_up": chosen.runner_up, "without": chosen.without},
         "one_accelerator_more": dict(chosen.one_more),
         "one_accelerator_less": dict(chosen.one_less),
+        "running": running_json(answer.in_all),
         "not_used": list(chosen.refused_pairs),
         "looked_at": chosen.looked_at,
         "pruned": dict(chosen.pruned),

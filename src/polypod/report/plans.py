@@ -10,6 +10,7 @@ from polypod.cost.bands import METRICS, Metric
 from polypod.engine.settings import Move
 from polypod.plan.compose import Answer, BesidePublished, Choice, cache_bytes, describe
 from polypod.plan.spec import Spread
+from polypod.report.running import running_json, running_lines
 from polypod.report.tables import entry
 
 
@@ -39,6 +40,7 @@ def plan_json(answer: Answer, beside: list[BesidePublished]) -> dict[str, Any]:
         "looked_at": answer.looked_at,
         "pruned": dict(answer.pruned),
         "assumptions": list(answer.assumptions),
+        "in_all": running_json(answer.in_all),
         "published": [_beside_json(one) for one in beside],
     }
 
@@ -147,9 +149,7 @@ def _totals(answer: Answer) -> list[str]:
     if predicted is None or predicted.tokens_per_s is None:
         return []
     text = f"{units.significant(predicted.tokens_per_s, 4)} output tokens/s, goodput {predicted.goodput}"
-    if predicted.watts is not None:
-        text += f", {units.show(predicted.watts, 'w')} of IT power ({units.significant(predicted.watts / predicted.tokens_per_s)} J per output token)"
-    return [entry("in all", text)]
+    return [entry("in all", text), *running_lines(answer.in_all)]
 
 
 def _spread(spread: Spread | None) -> str:

@@ -1,5 +1,6 @@
 """What replaces what, as a person reads it and as a program does. Computes nothing new."""
 
+from dataclasses import replace
 from typing import Any
 
 from polypod import units
@@ -7,18 +8,19 @@ from polypod.catalog.market_schema import Event
 from polypod.plan.compose import describe
 from polypod.plan.fleet import Chosen, Short
 from polypod.plan.replace import Option, Replaced, Risk
-from polypod.report.tables import entry, table
+from polypod.report.running import running_json, running_lines
+from polypod.report.tables import WIDTH, entry, table
 
 _MOST_EVENTS = 5
 
 
-def replaced_text(answer: Replaced, watts: dict[str, float | None]) -> str:
-    """The whole answer, at most 80 columns wide. `watts` are of one accelerator, by chip."""
+def replaced_text(answer: Replaced) -> str:
+    """The whole answer, at most 80 columns wide."""
     lines: list[str] = []
     for question, speed in zip(answer.questions, answer.speeds, strict=True):
         lines.append(f"{question.model.name}  input {question.input_tokens}, output {question.output_tokens} tokens, {question.rate_per_s:.4g} requests/s")  # fmt: skip
         lines.append(entry("today", f"TTFT {units.show(speed.ttft_s, 's')}, TPOT {units.show(speed.tpot_s, 's')} on {_cards(answer.today)}"))  # fmt: skip
-    lines += ["", _options(answer, watts)]
+    lines += ["", _options(answer)]
     for option in answer.options:
         lines += ["", *_option(answer, option)]
     for risk in answer.risks:
@@ -40,27 +42,33 @@ def _name(option: Option) -> str:
     return "".join(option.chips) or "what stays alone"
 
 
-def _options(answer: Replaced, watts: dict[str, float | None]) -> str:
+def _options(answer: Replaced) -> str:
     rows = []
     for option in answer.options:
         if not isinstance(option.found, Chosen):
-            rows.append([_name(option), "does not do", "", "", ""])
+            rows.append([_name(option), "does not do", "", "", "", ""])
             continue
-        power = _power(option, watts)
         tpot = _over([(new.tpot_s, old.tpot_s) for new, old in zip(option.speeds, answer.speeds, strict=True)])  # fmt: skip
         ttft = _over([(new.ttft_s, old.ttft_s) for new, old in zip(option.speeds, answer.speeds, strict=True)])  # fmt: skip
-        rows.append([_name(option), f"{option.cards:g}", power, ttft, tpot])
-    return table(["comes", "new cards", "their power", "TTFT", "TPOT"], rows, right=[1, 2, 3, 4])
+        rows.append(
+            [_name(option), f"{option.cards:g}", _power(option), _money(option), ttft, tpot]
+        )
+    return table(
+        ["comes", "new cards", "their power", "USD/h", "TTFT", "TPOT"], rows, right=[1, 2, 3, 4, 5]
+    )
 
 
-def _power(option: Option, watts: dict[str, float | None]) -> str:
-    total = 0.0
-    for chip, count in option.new_cards.items():
-        each = watts.get(chip)
-        if each is None:
-            return "?"
-        total += count * each
-    return units.show(total, "w") if total else "-"
+def _power(option: Option) -> str:
+    """Of the new cards at work, with cooling."""
+    if option.running is None:
+        return "-"
+    return "?" if option.running.site_w is None else units.show(option.running.site_w.likely, "w")
+
+
+def _money(option: Option) -> str:
+    if option.running is None:
+        return "-"
+    return "?" if option.running.usd_per_h is None else units.significant(option.running.usd_per_h.likely)  # fmt: skip
 
 
 def _over(pairs: list[tuple[float, float]]) -> str:
@@ -85,6 +93,10 @@ def _option(answer: Replaced, option: Option) -> list[str]:
         shape = one.shape
         model = answer.questions[one.model].model.name.rpartition("/")[2]
         lines.append(entry(f"  {shape.role}", f"{one.replicas} x [{describe(shape.deployment.layout)}] of {model} on {one.accelerators:g} {shape.island.rank.chip}"))  # fmt: skip
+    if option.running is not None:
+        lines += [
+            f"  {line}" for line in running_lines(replace(option.running, notes=()), WIDTH - 2)
+        ]
     for number, step in enumerate(option.steps, start=1):
         lines.append(entry(f"  step {number}", f"{step.what}: {min(step.share, 9.99):.0%} of the demand is up"))  # fmt: skip
     return lines
@@ -94,6 +106,8 @@ def _risk(risk: Risk) -> list[str]:
     lines = [risk.chip]
     engines = [f"{one.engine} {one.state}" for one in risk.engines]
     lines.append(entry("  engines", ", ".join(engines) or "none on record"))
+    lines += [entry("  runs", f"{name}: {state}, {why}") for name, state, why in risk.models]
+    lines.append(entry("  kernels", risk.kernels))
     lines += [entry("  stands", f"{one.what}: {one.planner_state}") for one in risk.regimes[:2]]
     lines += [entry(f"  {one.date}", _event(one)) for one in risk.events[:_MOST_EVENTS]]
     if not risk.events:
@@ -107,18 +121,20 @@ def _event(event: Event) -> str:
     return f"{event.kind}, {event.effect}: {event.what} ({event.sources[0].title})"
 
 
-def replaced_json(answer: Replaced, watts: dict[str, float | None]) -> dict[str, Any]:
+def replaced_json(answer: Replaced) -> dict[str, Any]:
     """All of it."""
     return {
         "models": [
             {"model": question.model.name, "rate_per_s": question.rate_per_s, "today_ttft_s": speed.ttft_s, "today_tpot_s": speed.tpot_s}
             for question, speed in zip(answer.questions, answer.speeds, strict=True)
         ],
-        "options": [_option_json(one, watts) for one in answer.options],
+        "options": [_option_json(one) for one in answer.options],
         "risks": [
             {
                 "chip": risk.chip,
                 "engines": [{"engine": one.engine, "state": one.state, "reason": one.reason} for one in risk.engines],
+                "models": [{"model": name, "state": state, "reason": why} for name, state, why in risk.models],
+                "kernels": risk.kernels,
                 "regimes": [{"what": one.what, "planner_state": one.planner_state} for one in risk.regimes],
                 "events": [{"id": one.id, "date": one.date, "kind": one.kind, "effect": one.effect, "what": one.what} for one in risk.events],
             }
@@ -127,15 +143,14 @@ def replaced_json(answer: Replaced, watts: dict[str, float | None]) -> dict[str,
     }  # fmt: skip
 
 
-def _option_json(option: Option, watts: dict[str, float | None]) -> dict[str, Any]:
+def _option_json(option: Option) -> dict[str, Any]:
     if isinstance(option.found, Short):
         return {"chips": list(option.chips), "holds": False, "fraction": option.found.fraction, "reasons": list(option.found.reasons.values())}  # fmt: skip
-    known = all(watts.get(chip) is not None for chip in option.new_cards)
     return {
         "chips": list(option.chips),
         "holds": True,
         "new_cards": dict(option.new_cards),
-        "watts": sum(count * (watts[chip] or 0.0) for chip, count in option.new_cards.items()) if known else None,
+        "running": None if option.running is None else running_json(option.running),
         "ttft_s": [one.ttft_s for one in option.speeds],
         "tpot_s": [one.tpot_s for one in option.speeds],
         "pools": [

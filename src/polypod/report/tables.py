@@ -27,12 +27,12 @@ def table(
     )
 
 
-def entry(label: str, text: str, *, indent: int = 14) -> str:
+def entry(label: str, text: str, *, indent: int = 14, width: int = WIDTH) -> str:
     """One labelled paragraph, wrapped under itself.
 
     >>> print(entry("TPOT", "49.4 ms"))
     TPOT          49.4 ms
     """
-    lines = wrap(text, WIDTH - indent, break_on_hyphens=False) or [""]
+    lines = wrap(text, width - indent, break_on_hyphens=False) or [""]
     head = f"{label:<{indent}}{lines[0]}"
     return "\n".join([head, *[" " * indent + line for line in lines[1:]]])

@@ -1,0 +1,121 @@
+"""What the shapes of a fleet draw and cost at work: of one accelerator, for what is minimised; of all pools, for what is told.
+
+A co-located replica runs as many sequences as its rate keeps; a decode worker likewise, without prompts. A prefill worker is busy for the part of the time that its
+rate asks for and idles for the rest. A model's joules and dollars per million output tokens are those of all its pools, prefill included. Accelerators that
+nothing runs on are not counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from polypod.cost.bands import Band
+from polypod.plan.energy import (
+    ENDS,
+    Estimate,
+    Serving,
+    drawn_fraction,
+    nameplate,
+    serving_at,
+    shares,
+    step_energy,
+    watts_at,
+)
+from polypod.plan.fleet import Chosen, Used
+from polypod.plan.money import Output, Running, Site, added, hourly, in_all, pue_of, running_at
+from polypod.plan.search import Question, mean_pairs
+from polypod.plan.served import band_under, own_of
+from polypod.plan.shapes import Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeCosts:
+    """What is minimised, of one accelerator of a shape at work: US dollars an hour, or watts with cooling."""
+
+    at: Site
+    what: Literal["cost", "energy"]
+
+    def __call__(self, question: Question, shape: Shape) -> float | str:
+        """The likely figure; else in words what is missing."""
+        plate = nameplate(shape.island)
+        pue, _ = pue_of(shape.island, self.at)
+        drawn = None if isinstance(plate, str) else watts_at(shape_fraction(question, shape), plate, pue)  # fmt: skip
+        if self.what == "energy":
+            return str(plate) if drawn is None else drawn.site_w.likely
+        paid = hourly(shape.island, drawn, self.at)
+        return paid if isinstance(paid, str) else paid.total_usd.likely
+
+
+def shape_fraction(question: Question, shape: Shape) -> Estimate:
+    """What an accelerator of a shape draws in the mean, over its design power."""
+    deployment = shape.deployment
+    if shape.role == "prefill":
+        return _prefill_fraction(question, shape)
+    running = shape.rate_per_s * question.output_tokens * shape.tpot_s / deployment.layout.dp
+    sequences = min(running, float(shape.sequences_per_rank))
+    if shape.candidate is not None:
+        return drawn_fraction(serving_at(question, deployment, sequences=sequences, chunk_tokens=shape.candidate.chunk_tokens))  # fmt: skip
+    context = question.input_tokens + question.output_tokens / 2
+    return drawn_fraction(Serving(deployment=deployment, sequences=sequences, context_tokens=context))  # fmt: skip
+
+
+def _prefill_fraction(question: Question, shape: Shape) -> Estimate:
+    deployment, tokens = shape.deployment, float(shape.max_step_tokens)
+    length = float(question.input_tokens)
+    ops = deployment.ops(prompt_tokens=tokens, pairs=mean_pairs(tokens, length))
+    at = shares()
+    found = []
+    for end in ENDS:
+        step_s, joules = step_energy(deployment, ops, 0.0, at, end)
+        steps_per_s = shape.rate_per_s * length / (tokens * deployment.layout.dp)
+        busy = min(steps_per_s * step_s, 1.0)
+        found.append(busy * joules / step_s + (1 - busy) * float(getattr(at.idle, end)))
+    return Estimate(*found)
+
+
+def load_of(question: Question, served_per_s: float) -> float:
+    """What is asked over what could be served; 1 where all that can be is asked for."""
+    if question.rate_per_s is None or served_per_s <= 0:
+        return 1.0
+    return min(question.rate_per_s / served_per_s, 1.0)
+
+
+def model_running(question: Question, m: int, chosen: Chosen, at: Site) -> Running:
+    """Power, money and carbon of one model's pools at what is asked of them."""
+    load = load_of(question, chosen.served_per_s[m])
+    tokens_per_s = load * chosen.served_per_s[m] * question.output_tokens
+    mine = [one for one in chosen.used if one.model == m]
+    return added([(1.0, used_running(question, one, Load(tokens_per_s, load), at)) for one in mine])
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Output tokens/s that a pool's power and money are told per million of, and the part of its rate that is asked for."""
+
+    tokens_per_s: float
+    of_rate: float = 1.0
+
+
+def used_running(question: Question, used: Used, load: Load, at: Site) -> Running:
+    """Of one pool; where less than its rate is asked for it idles the rest of the time."""
+    shape = used.shape
+    output = Output(
+        accelerators=used.accelerators,
+        tokens_per_s=load.tokens_per_s / used.accelerators,
+        band=_band(question, shape),
+    )
+    drawn = shape_fraction(question, shape) * load.of_rate + shares().idle * (1 - load.of_rate)
+    return running_at(shape.island, drawn, output, at)
+
+
+def fleet_running(questions: Sequence[Question], chosen: Chosen, at: Site) -> tuple[tuple[Running, ...], Running]:  # fmt: skip
+    """Of each model, and of all of them."""
+    each = tuple(model_running(question, m, chosen, at) for m, question in enumerate(questions))
+    tokens = [load_of(question, rate) * rate * question.output_tokens for rate, question in zip(chosen.served_per_s, questions, strict=True)]  # fmt: skip
+    return each, in_all(list(zip(tokens, each, strict=True)))
+
+
+def _band(question: Question, shape: Shape) -> Band:
+    kind = "agg" if shape.role == "both" else "disagg"
+    own = own_of(shape.deployment, question.backend)
+    return band_under(own, shape.island.rank.calibration.evidence, kind, "tpot")
