@@ -6,7 +6,8 @@ workers of another. For every model m and island i, j:
     served_m   = sum of rate x over shapes that do both  +  sum of f over all pairs
     prefill    sum over j of f(m, i, j) <= sum of rate x over m's prefill shapes on i          decode likewise on j
     cache      sum over m of f(m, i, j) * cache bytes <= what the narrower end can send       for i other than j
-    cards      sum of cards x <= cards of the island, less the spare ones; replicas that would straddle tiers leave the rest of theirs idle
+    cards      sum of cards x <= cards of the island, less the spare ones; replicas that would straddle tiers leave the rest of theirs idle;
+               a decode replica with its experts on another island (`plan.afd`) takes cards of both
     demand     served_m >= rate_m, or served_m = rate_m * t with t as large as can be where no rate is to be met
 
 Pairs are those whose chips the catalog says a cache goes between (`interop.kv_handover`), at one width of the cache. The chosen co-located shapes are
@@ -18,15 +19,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from polypod import units
 from polypod.catalog.interop import HandoverAnswer, kv_handover
 from polypod.catalog.load import load_accelerator
 from polypod.cost.deployment import native_precision
 from polypod.errors import InputError
+from polypod.plan.afd import exchange_of
 from polypod.plan.confirm import confirm
-from polypod.plan.milp import INFINITY, Milp, Solved
+from polypod.plan.milp import Milp, Solved
 from polypod.plan.place import Island
 from polypod.plan.search import Question, Search, search
-from polypod.plan.shapes import Shape, apart, cache_bytes, together, transfer_s, way_out_bytes_per_s
+from polypod.plan.shapes import (
+    Shape,
+    apart,
+    cache_bytes,
+    experts_apart,
+    together,
+    transfer_s,
+    way_out_bytes_per_s,
+)
 
 Objective = Literal["throughput", "cards", "cost", "energy"]
 GOES: Final = ("supported", "experimental", "reported")
@@ -47,6 +58,7 @@ class Aim:
     fabric_bytes_per_s: float | None = None  # of one rank between islands; None: what is on record
     unproven: bool = False  # plan hand-overs that no source speaks of
     apart: bool = True
+    experts_apart: bool = False  # decode with attention and experts on ranks of their own
     time_limit_s: float = 30.0
 
 
@@ -70,7 +82,11 @@ class Used:
 
     @property
     def accelerators(self) -> float:
+        """On all islands."""
         return self.replicas * self.shape.accelerators
+
+    def accelerators_on(self, island: Island) -> float:
+        return self.replicas * self.shape.accelerators_on(island)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +107,7 @@ class Chosen:
     refused_pairs: tuple[str, ...]
     looked_at: int
     pruned: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +146,7 @@ class _Offers:
     pairs: list[Pair]
     refused: list[str]
     searches: dict[int, list[Search]]
+    notes: list[str]
 
     @classmethod
     def of(cls, questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -> "_Offers":
@@ -144,7 +162,12 @@ class _Offers:
                 if aim.apart:
                     shapes[m] += apart(question, island, precision)
         pairs, refused = _pairs(islands, aim) if aim.apart else ([], [])
-        return cls(shapes=shapes, pairs=pairs, refused=refused, searches=searches)
+        notes: list[str] = []
+        if aim.experts_apart:
+            ways, no_ways = _exchanges(islands, aim)
+            refused += no_ways
+            notes = _add_experts_apart(questions, ways, shapes)
+        return cls(shapes=shapes, pairs=pairs, refused=refused, searches=searches, notes=notes)
 
     def serves(self, m: int) -> bool:
         """Whether any combination serves the model."""
@@ -199,6 +222,47 @@ def _pairs(islands: Sequence[Island], aim: Aim) -> tuple[list[Pair], list[str]]:
     return pairs, refused
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """From attention ranks on one island to expert ranks on another or the same."""
+
+    first: Island
+    second: Island
+    bytes_per_s: float  # of one rank
+    note: str
+
+
+def _exchanges(islands: Sequence[Island], aim: Aim) -> tuple[list[_Way], list[str]]:
+    """Between which islands activations can go, and what speaks against the others."""
+    ways, refused = [], []
+    for first in islands:
+        for second in islands:
+            answer = exchange_of(first.rank.chip, second.rank.chip)
+            width = _width(first, second, aim)
+            what = f"activations between {first.name} ({first.rank.chip}) and {second.name} ({second.rank.chip})"
+            if not answer.goes and not aim.unproven:
+                refused.append(f"{what}: {answer.state}, {answer.reason}")
+            elif width is None:
+                refused.append(f"{what}: no link between them is on record; say --fabric")
+            else:
+                note = f"{what}: {answer.state}, {answer.reason}; {units.show(width, 'bytes_per_s')} a rank"
+                ways.append(_Way(first=first, second=second, bytes_per_s=width, note=note))
+    return ways, refused
+
+
+def _add_experts_apart(questions: Sequence[Question], ways: Sequence[_Way], shapes: dict[int, list[Shape]]) -> list[str]:  # fmt: skip
+    """Offer them to every model with experts; what is said of the ways. Raises `InputError` where no model has any."""
+    without = [question.model.name for question in questions if not question.model.is_moe]
+    if len(without) == len(questions):
+        msg = f"{' and '.join(without)}: no experts to put apart; leave --afd out, or ask for a model with experts"
+        raise InputError(msg)
+    for m, question in enumerate(questions):
+        if question.model.is_moe:
+            for way in ways:
+                shapes[m] += experts_apart(question, way.first, way.second, way.bytes_per_s)
+    return [f"{name} has no experts to put apart: planned whole" for name in without]
+
+
 def _width(first: Island, second: Island, aim: Aim) -> float | None:
     """What one rank sends to another worker: within an island over its own widest tier, between two over the narrower way out."""
     if first is second:
@@ -228,7 +292,7 @@ def _program(questions: Sequence[Question], islands: Sequence[Island], aim: Aim,
     program = _Program(milp=milp, counts={}, flows={}, card_rows={})
     for m, shapes in offers.shapes.items():
         for s, shape in enumerate(shapes):
-            cost = _card_cost(shape, aim) * shape.accelerators
+            cost = sum(_card_cost(one, aim) * shape.accelerators_on(one) for one in shape.islands)
             weight = -_EXTRA * shape.accelerators if maximise else cost
             program.counts[m, s] = milp.variable(cost=weight, high=shape.most_replicas, whole=True)
         for pair in offers.pairs:
@@ -253,11 +317,11 @@ def _one_width(shapes: Sequence[Shape], pair: Pair) -> bool:
     return bool(widths[0] & widths[1])
 
 
-def _card_cost(shape: Shape, aim: Aim) -> float:
+def _card_cost(island: Island, aim: Aim) -> float:
     """What is minimised, of one accelerator. Raises `InputError` for a chip without one."""
     if aim.objective in ("throughput", "cards") and not aim.card_costs:
         return 1.0
-    chip = shape.island.rank.chip
+    chip = island.rank.chip
     if chip not in aim.card_costs:
         msg = f"{aim.objective} of {chip} is not on record; say it, leave the chip out, or take another objective"
         raise InputError(msg)
@@ -301,7 +365,8 @@ def _loss_rows(program: _Program, aim: Aim, offers: _Offers, m: int, rate: float
 
 
 def _lost_per_s(shape: Shape, spare: Literal["card", "node"]) -> float:
-    replicas = 1 if spare == "card" else max(1, _node_ranks(shape.island) // shape.ranks)
+    most = max(_node_ranks(island) // shape.ranks_on(island) for island in shape.islands)
+    replicas = 1 if spare == "card" else max(1, most)
     return replicas * shape.rate_per_s
 
 
@@ -359,15 +424,18 @@ def _card_rows(program: _Program, islands: Sequence[Island], aim: Aim, offers: _
     for island in islands:
         # a shape that fills a tier badly takes with each replica its part of what it leaves idle
         terms = {
-            number: max(shape.accelerators, island.accelerators / shape.most_replicas if shape.most_replicas else INFINITY)
+            number: shape.taken_on(island)
             for number, shape in numbered
-            if shape.island is island and shape.most_replicas
+            if any(one is island for one in shape.islands) and shape.most_replicas
         }  # fmt: skip
         free = island.accelerators * (1 - aim.spare_fraction)
         program.card_rows[island.name] = milp.row(terms, high=free)
     for vendor, most in aim.most_shares.items():
         shares = {
-            number: shape.accelerators * ((vendor == _vendor(shape.island)) - most)
+            number: sum(
+                shape.accelerators_on(one) * ((vendor == _vendor(one)) - most)
+                for one in shape.islands
+            )
             for number, shape in numbered
         }
         milp.row(shares, high=0.0)
@@ -452,13 +520,25 @@ def _chosen(
         refused_pairs=tuple(offers.refused),
         looked_at=offers.looked_at,
         pruned=offers.pruned,
+        notes=(*offers.notes, *_exchange_notes(used, aim)),
     )  # fmt: skip
+
+
+def _exchange_notes(used: Sequence[Used], aim: Aim) -> list[str]:
+    """What is said of the ways that activations take in the answer, or that none of what was asked for is in it."""
+    if aim.experts_apart and not any(one.shape.split for one in used):
+        return ["attention and experts apart were offered, and serve no more than what was chosen"]
+    pairs = {(one.shape.island.name, also.name): (one.shape.island, also) for one in used for also, _ in one.shape.also}  # fmt: skip
+    return [way.note for first, second in pairs.values() for way in _exchanges([first, second], aim)[0] if (way.first, way.second) == (first, second)]  # fmt: skip
 
 
 def _words(shape: Shape) -> str:
     layout = shape.deployment.layout
     sizes = " ".join(f"{axis}{getattr(layout, axis)}" for axis in ("tp", "pp", "dp", "ep") if getattr(layout, axis) > 1)  # fmt: skip
-    return f"{shape.role} [{sizes or 'tp1'}] on {shape.island.rank.chip}"
+    experts = (
+        f", experts on {shape.split.expert_ranks} {shape.split.experts.chip}" if shape.split else ""
+    )
+    return f"{shape.role} [{sizes or 'tp1'}] on {shape.island.rank.chip}{experts}"
 
 
 def _without(program: _Program, number: int, aim: Aim) -> float | None:
