@@ -370,14 +370,27 @@ def link_between(first: Island, second: Island, bytes_per_s: float) -> Link:
     """So wide a link as it is reached: by the worse side's all-to-all, at the longer latency and launch."""
     ends = [island.rank.calibration for island in (first, second)]
     share = min(float(of(fits.all_to_all.bytes_fraction, "likely")) for fits in ends)
-    latency_s = max(_latency_s(island.rank) for island in (first, second))
+    latency_s = max(_latency_s(island, within=first is second) for island in (first, second))
     launch_s = max(float(of(fits.all_to_all.launch_s, "likely")) for fits in ends)
     return Link(bytes_per_s=share * bytes_per_s, latency_s=latency_s + launch_s)
 
 
-def _latency_s(rank: Rank) -> float:
-    links = rank.links(rank.calibration.all_to_all, "likely")
-    return float(links[-1].latency_s if links else of(rank.calibration.unknown_latency_s, "likely"))
+def _latency_s(island: Island, *, within: bool) -> float:
+    """Of the tier that joins the island, or of its outermost for a way out; as assumed where none is on record."""
+    fits = island.rank.calibration
+    links = island.rank.links(fits.all_to_all, "likely")
+    joining = [one for one in links if one.ranks is None or one.ranks >= _joined(island)]
+    if not links:
+        return float(of(fits.unknown_latency_s, "likely"))
+    return float(joining[0].latency_s if within and joining else links[-1].latency_s)
+
+
+def own_way_bytes_per_s(island: Island) -> float | None:
+    """One rank's link to any other of its island: the nearest tier that joins them all; None where none is on record."""
+    for tier in island.rank.tiers:
+        if tier.bytes_per_s is not None and (tier.ranks is None or tier.ranks >= _joined(island)):
+            return float(tier.bytes_per_s.value)
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from polypod.catalog.interop import HandoverAnswer, kv_handover
 from polypod.catalog.load import load_accelerator
 from polypod.cost.deployment import native_precision
 from polypod.errors import InputError
-from polypod.plan.afd import exchange_of
+from polypod.plan.afd import exchange_of, own_way_bytes_per_s
 from polypod.plan.confirm import confirm
 from polypod.plan.milp import Milp, Solved
 from polypod.plan.place import Island
@@ -238,7 +238,7 @@ def _exchanges(islands: Sequence[Island], aim: Aim) -> tuple[list[_Way], list[st
     for first in islands:
         for second in islands:
             answer = exchange_of(first.rank.chip, second.rank.chip)
-            width = _width(first, second, aim)
+            width = own_way_bytes_per_s(first) if first is second else _width(first, second, aim)
             what = f"activations between {first.name} ({first.rank.chip}) and {second.name} ({second.rank.chip})"
             if not answer.goes and not aim.unproven:
                 refused.append(f"{what}: {answer.state}, {answer.reason}")
