@@ -1,10 +1,10 @@
 """Attention on one island, experts on another (attention/expert disaggregation): the closed form of one decode step, and the best split of a model.
 
-Attention ranks (dp groups of tp) keep caches, attention, norms, routers, dense layers, embedding and head; E expert ranks hold whole routed experts and
-all shared ones. A group's batch is cut into m micro-batches of b sequences that go round between the two sides. Of one layer with experts:
+Attention ranks (dp groups of tp) keep caches, attention, norms, routers, dense layers, embedding and head; E expert ranks hold whole routed experts, or
+past one expert a rank s slices of each, and all shared ones. A group's batch is cut into m micro-batches of b sequences that go round between the two sides. Of one layer with experts:
 
     N        dp b                                             tokens of a micro-batch, on all groups
-    c        min(k, E) copies to routed experts, and one to a shared one                       of each token
+    c        min(k, E / s) s copies to routed experts, and one to a shared one                 of each token
     t_a      what a rank does of the layer without its experts, on b sequences
     t_e      the experts of N tokens, on the busiest of E ranks: `workload.forward`, whose law of unevenly chosen experts holds here too
     t_d      max(b c / tp, N c / E) * H * dispatch bytes / link    sent by a rank, or come in at one, whichever is more
@@ -16,7 +16,9 @@ The two terms of `layer_s`: the busiest of the four never rests, or a micro-batc
 t_d = t_b = t_c the exchange is hidden where t_c <= t_f and m >= 2 (1 + t_c / t_f): 3 micro-batches where t_c < t_f / 2, else 4 (MegaScale-Infer,
 arXiv 2504.02263; Step-3, arXiv 2507.19427, has 3 stages too). Every micro-batch reads all weights anew.
 
-Left out: the first and last layer's filling of the pipeline (1 layer of 60), experts cut over several ranks, uneven loads of ranks (part of calibration,
+Every slice of an expert is sent the whole token and sends its part of the sum back; nothing is exchanged among expert ranks.
+
+Left out: the first and last layer's filling of the pipeline (1 layer of 60), uneven loads of ranks (part of calibration,
 as everywhere). The exchange reaches the share of the link that the all-to-all of the worse side does; a M2N library made for it may do better.
 """
 
@@ -39,7 +41,7 @@ from polypod.errors import InputError, LayoutError
 from polypod.plan.place import Island
 from polypod.plan.search import UTILISATION_LIMIT, Floats, Question, batches, data_ranks
 from polypod.workload.forward import Op, StepShape, step_ops
-from polypod.workload.layout import Layout, check_layout, leaves_copies
+from polypod.workload.layout import Layout, check_layout
 from polypod.workload.memory import stage_layers, weight_bytes_per_rank
 from polypod.workload.model import Model, Moe, router_parameters
 from polypod.workload.ops import ACTIVATION_BYTES
@@ -212,8 +214,13 @@ class ExpertSide:
     link: Link
 
     @property
+    def slices(self) -> int:
+        """Ranks that share each expert."""
+        return slices_of(self.model, self.ranks)
+
+    @property
     def layout(self) -> Layout:
-        return Layout(dp=self.ranks, ep=self.ranks)
+        return _experts_layout(self.model, self.ranks)
 
     def experts_s(self, tokens: Number) -> dict[int, Number]:
         """Seconds of one layer's experts on the busiest rank, by kind of layers, for the tokens of a micro-batch."""
@@ -244,7 +251,8 @@ class ExpertSide:
     def elements(self, kind: int) -> float:
         """What is sent of one token: its copies, at most one to each rank, and one to a shared expert."""
         moe = moe_of(self.model, kind)
-        routed = min(moe.experts_per_token, self.ranks) * (moe.latent or self.model.hidden)
+        copies = min(moe.experts_per_token, self.ranks // self.slices) * self.slices
+        routed = copies * (moe.latent or self.model.hidden)
         return float(routed + (self.model.hidden if moe.shared_intermediate else 0))
 
     def free_bytes(self, tokens: Number) -> Number:
@@ -262,6 +270,15 @@ class ExpertSide:
 def moe_kinds(model: Model) -> dict[int, int]:
     """Layers of every kind that has experts, by the number an operator names its kind by."""
     return {kind: int(layers) for kind, (group, layers) in enumerate(stage_layers(model, Layout())) if isinstance(group.feed_forward, Moe)}  # fmt: skip
+
+
+def slices_of(model: Model, ranks: int) -> int:
+    """How many ranks share each expert: one, until there are more ranks than experts of any layer."""
+    return max(ranks // max(moe_of(model, kind).experts for kind in moe_kinds(model)), 1)
+
+
+def _experts_layout(model: Model, ranks: int) -> Layout:
+    return Layout(dp=ranks, ep=ranks // slices_of(model, ranks))
 
 
 def moe_of(model: Model, kind: int) -> Moe:
@@ -304,7 +321,7 @@ def expert_bytes(model: Model, ranks: int, precision: Precision) -> float:
     """Weights of the fullest expert rank: its routed experts, and all shared ones."""
     only = tuple(replace(group, attention=None, norms=0, others=0) for group in model.layers if isinstance(group.feed_forward, Moe))  # fmt: skip
     held = replace(model, layers=only, vocab=0, others=0)
-    whole = weight_bytes_per_rank(held, Layout(dp=ranks, ep=ranks), precision)
+    whole = weight_bytes_per_rank(held, _experts_layout(model, ranks), precision)
     last_norm = element_bytes(KEPT) * model.hidden  # counted of any model; stays with attention
     return float(whole) - _routing_bytes(model, 1, precision) - last_norm
 
@@ -454,16 +471,12 @@ def _beats(one: Found, other: Found) -> bool:
 
 
 def _expert_ranks(model: Model, island: Island) -> Iterator[int]:
-    """Numbers of ranks that hold whole experts, and as many each."""
-    most = max(moe_of(model, kind).experts for kind in moe_kinds(model))
-    for ranks in range(1, min(most, island.ranks) + 1):
-        layout = Layout(dp=ranks, ep=ranks)
-        try:
-            check_layout(replace(model, layers=tuple(replace(group, attention=None) for group in model.layers)), layout)  # fmt: skip
-        except LayoutError:
-            continue
-        if not leaves_copies(model, layout):
-            yield ranks
+    """Numbers of ranks that hold whole experts, as many each, or up to eight equal slices of one."""
+    moes = [moe_of(model, kind) for kind in moe_kinds(model)]
+    most = max(moe.experts for moe in moes)
+    whole = [ranks for ranks in range(1, most + 1) if all(moe.experts % ranks == 0 for moe in moes)]
+    sliced = [most * cut for cut in (2, 4, 8) if all(moe.experts == most and moe.expert_intermediate % cut == 0 for moe in moes)]  # fmt: skip
+    yield from (ranks for ranks in (*whole, *sliced) if ranks <= island.ranks)
 
 
 def _tensor_ranks(model: Model, island: Island) -> Iterator[int]:
