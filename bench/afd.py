@@ -20,7 +20,9 @@ import msgspec
 
 from polypod.catalog.load import load_model
 from polypod.cost.deployment import Deployment, native_precision
-from polypod.plan.afd import Split, link_between, own_way_bytes_per_s, splits
+from polypod.plan.afd import Split
+from polypod.plan.afd_link import link_between, own_way_bytes_per_s
+from polypod.plan.afd_search import splits
 from polypod.plan.place import Island, islands, parse_fleet
 from polypod.plan.search import Question, batches, layouts
 from polypod.workload.config import read_model

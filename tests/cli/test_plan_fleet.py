@@ -120,6 +120,8 @@ def test_attention_and_experts_on_two_islands_are_shown_and_written(
     assert "no engine in the catalog is on record with it" in words
     (pool,) = [one for one in read_plan(path).services[0].pools if one.experts_on]
     assert (pool.on, pool.experts_on, pool.expert_ranks, pool.state) == ("a", "b", 64, "modelled")
+    capsys.readouterr()
+    path.write_text(path.read_text().replace("output: 512", "output: 512\n    rate: 5 /s"))
     assert main(["simulate", str(path)]) == 2
     assert "experts of this pool are apart, on 'b'" in capsys.readouterr().err
 

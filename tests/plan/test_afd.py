@@ -11,20 +11,16 @@ from polypod.cli.asking import model_of
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.errors import InputError
 from polypod.plan.afd import (
-    MICRO_BATCHES,
     ExpertSide,
-    Link,
     Round,
     Split,
     attention_bytes,
-    exchange_of,
     expert_bytes,
-    link_between,
-    own_way_bytes_per_s,
     rate_per_s,
     slices_of,
-    splits,
 )
+from polypod.plan.afd_link import Link, exchange_of, link_between, own_way_bytes_per_s
+from polypod.plan.afd_search import MICRO_BATCHES, splits
 from polypod.plan.fleet import Aim, Chosen, choose
 from polypod.plan.place import Island, islands, parse_fleet
 from polypod.plan.predict import pool_replicas

@@ -1,4 +1,4 @@
-"""Attention on one island, experts on another (attention/expert disaggregation): the closed form of one decode step, and the best split of a model.
+"""Attention on one island, experts on another (attention/expert disaggregation): the closed form of one decode step.
 
 Attention ranks (dp groups of tp) keep caches, attention, norms, routers, dense layers, embedding and head; E expert ranks hold whole routed experts, or
 past one expert a rank s slices of each, and all shared ones. A group's batch is cut into m micro-batches of b sequences that go round between the two sides. Of one layer with experts:
@@ -14,7 +14,7 @@ past one expert a rank s slices of each, and all shared ones. A group's batch is
 
 The two terms of `layer_s`: the busiest of the four never rests, or a micro-batch comes back before the others are done. With t_a = t_e = t_f and
 t_d = t_b = t_c the exchange is hidden where t_c <= t_f and m >= 2 (1 + t_c / t_f): 3 micro-batches where t_c < t_f / 2, else 4 (MegaScale-Infer,
-arXiv 2504.02263; Step-3, arXiv 2507.19427, has 3 stages too). Every micro-batch reads all weights anew.
+arXiv 2504.02263; Step-3, arXiv 2507.19427, splits a model the same way). Every micro-batch reads all weights anew.
 
 Every slice of an expert is sent the whole token and sends its part of the sum back; nothing is exchanged among expert ranks.
 
@@ -22,43 +22,25 @@ Left out: the first and last layer's filling of the pipeline (1 layer of 60), un
 as everywhere). The exchange reaches the share of the link that the all-to-all of the worse side does; a M2N library made for it may do better.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polypod import units
-from polypod.catalog.interop import shared_collectives
 from polypod.cost.calibration import Calibration, of
 from polypod.cost.chip import Rank
-from polypod.cost.deployment import Deployment, Memory, native_precision
+from polypod.cost.deployment import Deployment, Memory
 from polypod.cost.roofline import Number
 from polypod.cost.step import step_cost
-from polypod.errors import InputError, LayoutError
-from polypod.plan.place import Island
-from polypod.plan.search import UTILISATION_LIMIT, Floats, Question, batches, data_ranks
+from polypod.plan.afd_link import Link
+from polypod.plan.search import UTILISATION_LIMIT, Floats, Question
 from polypod.workload.forward import Op, StepShape, step_ops
-from polypod.workload.layout import Layout, check_layout
+from polypod.workload.layout import Layout
 from polypod.workload.memory import stage_layers, weight_bytes_per_rank
 from polypod.workload.model import Model, Moe, router_parameters
 from polypod.workload.ops import ACTIVATION_BYTES
 from polypod.workload.precision import KEPT, Precision, element_bytes, of_the_rest
-
-MICRO_BATCHES: Final = (1, 2, 3, 4)
-"""Worth asking: past 4 nothing more is hidden, and every one reads the weights anew."""
-
-_ONE: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """One rank's way to the other side, in one direction."""
-
-    bytes_per_s: float  # as reached
-    latency_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +117,7 @@ class Split:
         side = attention_side(self.attention, np.array([float(self.sequences)]), context_tokens)
         layers_s = sum(one.layers * one.layer_s(self.micro_batches) for one in self.rounds(context_tokens))  # fmt: skip
         return float(
-            layers_s + _beside_s(side, self.attention, self.micro_batches, self.sequences)[0]
+            layers_s + beside_s(side, self.attention, self.micro_batches, self.sequences)[0]
         )
 
     def attention_memory(self) -> Memory:
@@ -302,7 +284,7 @@ def _factor(calibration: Calibration) -> float:
     return float(of(calibration.step_factor, "likely"))
 
 
-def _beside_s(side: AttentionSide, deployment: Deployment, micro_batches: Number, micro: Number) -> Floats:  # fmt: skip
+def beside_s(side: AttentionSide, deployment: Deployment, micro_batches: Number, micro: Number) -> Floats:  # fmt: skip
     """Of a step what no layer with experts is: the rest of the model for each micro-batch, sampling, the engine once."""
     fits = deployment.served.calibration
     sampling_s = of(fits.engine.sequence_s, "likely") * micro_batches * micro
@@ -344,247 +326,6 @@ def attention_memory(deployment: Deployment, micro: float) -> Memory:
     whole = deployment.memory(int(micro))
     weights = attention_bytes(deployment.model, deployment.layout.tp, deployment.precision)
     return replace(whole, weight_bytes=weights)
-
-
-SHOWN: Final = {
-    frozenset(
-        {"nvidia-h20", "nvidia-l40s"}
-    ): "MegaScale-Infer ran attention on H20 and experts on L40S (https://arxiv.org/abs/2504.02263)",
-}
-"""Pairs of chips that somebody reports to have run apart, where the catalog has no software of one."""
-
-_GOES: Final = ("supported", "experimental", "reported")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exchange:
-    """Whether two chips can exchange activations layer by layer, and who says so."""
-
-    goes: bool
-    state: str
-    reason: str
-
-
-def exchange_of(first: str, second: str) -> Exchange:
-    """By the best library on record that joins two chips without their hosts' memory and carries an all-to-all.
-
-    >>> exchange_of("nvidia-h20", "hygon-bw1000").goes, exchange_of("nvidia-h20", "huawei-ascend-910c").goes
-    (True, False)
-    """
-    if first == second:
-        return Exchange(goes=True, state="supported", reason="both are the same chip")
-    if (shown := SHOWN.get(frozenset({first, second}))) is not None:
-        return Exchange(goes=True, state="reported", reason=shown)
-    answers = shared_collectives(first, second)
-    fit = [one for one in answers if one.state in _GOES and not one.through_host and "alltoallv" not in one.lacks]  # fmt: skip
-    best = fit[0] if fit else answers[0]
-    how = f" by {best.library}" if best.library else ""
-    state = "through host memory" if best.through_host else best.state
-    return Exchange(goes=bool(fit), state=state, reason=f"{best.reason}{how}")
-
-
-def link_between(first: Island, second: Island, bytes_per_s: float) -> Link:
-    """So wide a link as it is reached: by the worse side's all-to-all, at the longer latency and launch."""
-    ends = [island.rank.calibration for island in (first, second)]
-    share = min(float(of(fits.all_to_all.bytes_fraction, "likely")) for fits in ends)
-    latency_s = max(_latency_s(island, within=first is second) for island in (first, second))
-    launch_s = max(float(of(fits.all_to_all.launch_s, "likely")) for fits in ends)
-    return Link(bytes_per_s=share * bytes_per_s, latency_s=latency_s + launch_s)
-
-
-def _latency_s(island: Island, *, within: bool) -> float:
-    """Of the tier that joins the island, or of its outermost for a way out; as assumed where none is on record."""
-    fits = island.rank.calibration
-    links = island.rank.links(fits.all_to_all, "likely")
-    joining = [one for one in links if one.ranks is None or one.ranks >= _joined(island)]
-    if not links:
-        return float(of(fits.unknown_latency_s, "likely"))
-    return float(joining[0].latency_s if within and joining else links[-1].latency_s)
-
-
-def own_way_bytes_per_s(island: Island) -> float | None:
-    """One rank's link to any other of its island: the nearest tier that joins them all; None where none is on record."""
-    for tier in island.rank.tiers:
-        if tier.bytes_per_s is not None and (tier.ranks is None or tier.ranks >= _joined(island)):
-            return float(tier.bytes_per_s.value)
-    return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A split and what it gives."""
-
-    split: Split
-    tokens_per_s: float
-
-    @property
-    def ranks(self) -> tuple[int, int]:
-        return self.split.attention.layout.world, self.split.expert_ranks
-
-    @property
-    def accelerators(self) -> float:
-        sides = (self.split.attention.rank, self.split.experts)
-        return sum(ranks / rank.ranks_per_accelerator for ranks, rank in zip(self.ranks, sides, strict=True))  # fmt: skip
-
-
-def splits(question: Question, first: Island, second: Island, bytes_per_s: float) -> list[Split]:
-    """Splits of a model worth offering: attention on `first`, experts on `second`, `bytes_per_s` from rank to rank between them.
-
-    Of every number of attention ranks the one with the most requests a second per accelerator inside the limits and the one with the most in all, less
-    those that another beats with no more ranks on either side. Raises `InputError` for a model without experts.
-    """
-    model = question.model
-    if not model.is_moe:
-        msg = f"{model.name}: no experts to put apart; leave --afd out, or ask for a model with experts"
-        raise InputError(msg)
-    link = link_between(first, second, bytes_per_s)
-    precision = native_precision(model, second.rank)
-    sides = [
-        ExpertSide(model=model, rank=second.rank, ranks=ranks, precision=precision, link=link)
-        for ranks in _expert_ranks(model, second)
-    ]
-    found: list[Found] = []
-    for tp in _tensor_ranks(model, first):
-        deployment = Deployment.make(model, Layout(tp=tp), native_precision(model, first.rank), first.rank)  # fmt: skip
-        grid = _Grid.of(question, first, deployment)
-        if grid is not None:
-            found += [one for side in sides for one in grid.best(side, second)]
-    return [one.split for one in _worth_offering(found)]
-
-
-def _worth_offering(found: list[Found]) -> list[Found]:
-    by_ranks: dict[int, list[Found]] = {}
-    for one in found:
-        by_ranks.setdefault(one.ranks[0], []).append(one)
-    kept: list[Found] = []
-    for _, some in sorted(by_ranks.items()):
-        most = max(some, key=lambda one: (one.tokens_per_s, -one.accelerators))
-        each = max(some, key=lambda one: one.tokens_per_s / one.accelerators)
-        kept += [each] if each is most else [each, most]
-    return [one for one in kept if not any(_beats(other, one) for other in kept)]
-
-
-def _beats(one: Found, other: Found) -> bool:
-    """With no more ranks on either side."""
-    fewer = all(mine <= its for mine, its in zip(one.ranks, other.ranks, strict=True))
-    return fewer and one.tokens_per_s > other.tokens_per_s
-
-
-def _expert_ranks(model: Model, island: Island) -> Iterator[int]:
-    """Numbers of ranks that hold whole experts, as many each, or up to eight equal slices of one."""
-    moes = [moe_of(model, kind) for kind in moe_kinds(model)]
-    most = max(moe.experts for moe in moes)
-    whole = [ranks for ranks in range(1, most + 1) if all(moe.experts % ranks == 0 for moe in moes)]
-    sliced = [most * cut for cut in (2, 4, 8) if all(moe.experts == most and moe.expert_intermediate % cut == 0 for moe in moes)]  # fmt: skip
-    yield from (ranks for ranks in (*whole, *sliced) if ranks <= island.ranks)
-
-
-def _tensor_ranks(model: Model, island: Island) -> Iterator[int]:
-    bare = tuple(replace(group, feed_forward=None) if isinstance(group.feed_forward, Moe) else group for group in model.layers)  # fmt: skip
-    for tp in (1, 2, 4, 8, 16):
-        if tp > _joined(island):
-            continue
-        try:
-            check_layout(replace(model, layers=bare), Layout(tp=tp))
-        except LayoutError:
-            continue
-        yield tp
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Grid:
-    """All there is to choose at one tp. Axes: G groups, M micro-batches, B sequences in each."""
-
-    question: Question
-    island: Island
-    deployment: Deployment
-    context_tokens: float
-    groups_GMB: Floats
-    micros_GMB: Floats
-    batch_GMB: Floats
-    held: int  # sequences of a group that its memory holds
-    side: AttentionSide
-
-    @classmethod
-    def of(cls, question: Question, island: Island, deployment: Deployment) -> "_Grid | None":
-        """None where weights and one request do not fit."""
-        whole = question.input_tokens + question.output_tokens
-        context = question.input_tokens + question.output_tokens / 2
-        memory = attention_memory(deployment, 512.0)
-        held = int(memory.tokens_of(context) // context)
-        if memory.tokens_of(whole) < whole or held < 1:
-            return None
-        batch = batches(held)
-        most = _joined(island) // deployment.layout.tp
-        return cls(
-            question=question,
-            island=island,
-            deployment=deployment,
-            context_tokens=context,
-            groups_GMB=np.array(data_ranks(most), dtype=float)[:, None, None],
-            micros_GMB=np.array(MICRO_BATCHES, dtype=float)[None, :, None],
-            batch_GMB=batch[None, None, :],
-            held=held,
-            side=attention_side(deployment, batch, context),
-        )
-
-    def step_s(self, other: ExpertSide) -> Floats:
-        """TPOT of every choice."""
-        experts_s = other.experts_s(self.groups_GMB * self.batch_GMB)
-        tp = self.deployment.layout.tp
-        share = np.maximum(1 / tp, self.groups_GMB / other.ranks)
-        one_s = other.exchange_s(_ONE, Layout(tp=1, dp=other.ranks))  # of one sequence, sent whole
-        total_s = _beside_s(self.side, self.deployment, self.micros_GMB, self.batch_GMB)
-        for kind, layers in moe_kinds(self.question.model).items():
-            sent = self.batch_GMB * share
-            one = Round(
-                layers=layers,
-                attention_s=self.side.layer_s[kind],
-                experts_s=experts_s[kind],
-                dispatch_s=sent * one_s[kind][0],
-                combine_s=sent * one_s[kind][1],
-                latency_s=other.link.latency_s,
-            )
-            total_s = total_s + layers * one.layer_s(self.micros_GMB)
-        return np.asarray(total_s)
-
-    def best(self, other: ExpertSide, island: Island) -> Iterator["Found"]:
-        """Of every number of groups the most requests a second that keep memory and limit."""
-        step_s = self.step_s(other)
-        kept = self._fits(other, island) & (self.micros_GMB * self.batch_GMB <= self.held)
-        if self.question.tpot_s is not None:
-            kept = kept & (step_s <= self.question.tpot_s)
-        sequences = self.groups_GMB * self.micros_GMB * self.batch_GMB
-        worth = np.where(kept, sequences / step_s, 0.0)
-        for g, worth_MB in enumerate(worth):
-            m, b = np.unravel_index(int(np.argmax(worth_MB)), worth_MB.shape)
-            if worth_MB[m, b] == 0.0:
-                continue
-            layout = Layout(tp=self.deployment.layout.tp, dp=int(self.groups_GMB[g, 0, 0]))
-            split = Split(
-                attention=replace(self.deployment, layout=layout),
-                experts=other.rank,
-                expert_ranks=other.ranks,
-                expert_precision=other.precision,
-                link=other.link,
-                micro_batches=int(self.micros_GMB[0, m, 0]),
-                sequences=int(self.batch_GMB[0, 0, b]),
-            )
-            yield Found(split=split, tokens_per_s=float(worth_MB[m, b]))
-
-    def _fits(self, other: ExpertSide, island: Island) -> NDArray[np.bool_]:
-        """Where experts and what arrives fit on their ranks, and both sides on the links of an island that they share."""
-        room = other.free_bytes(self.groups_GMB * self.batch_GMB) >= 0
-        if island is not self.island:
-            return np.asarray(room)
-        together = self.groups_GMB * self.deployment.layout.tp + other.ranks
-        return np.asarray(room & (together <= _joined(island)))
-
-
-def _joined(island: Island) -> int:
-    """Ranks of an island that its links of known bandwidth join."""
-    reach = island.rank.reach
-    return island.ranks if reach is None else min(island.ranks, reach)
 
 
 def rate_per_s(question: Question, split: Split) -> float:

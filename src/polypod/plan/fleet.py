@@ -24,7 +24,7 @@ from polypod.catalog.interop import HandoverAnswer, kv_handover
 from polypod.catalog.load import load_accelerator
 from polypod.cost.deployment import native_precision
 from polypod.errors import InputError
-from polypod.plan.afd import exchange_of, own_way_bytes_per_s
+from polypod.plan.afd_link import exchange_of, own_way_bytes_per_s
 from polypod.plan.confirm import confirm
 from polypod.plan.milp import Milp, Solved
 from polypod.plan.place import Island

@@ -21,7 +21,8 @@ import numpy as np
 
 from polypod.cost.deployment import Deployment
 from polypod.errors import LayoutError
-from polypod.plan.afd import Split, rate_per_s, splits
+from polypod.plan.afd import Split, rate_per_s
+from polypod.plan.afd_search import splits
 from polypod.plan.place import Island
 from polypod.plan.search import (
     UTILISATION_LIMIT,
