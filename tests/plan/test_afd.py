@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from polypod.cli.asking import model_of
+from polypod.cost.calibration import of
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.errors import InputError
 from polypod.plan.afd import (
@@ -15,18 +16,20 @@ from polypod.plan.afd import (
     Round,
     Split,
     attention_bytes,
+    attention_side,
     expert_bytes,
     rate_per_s,
     slices_of,
 )
 from polypod.plan.afd_link import Link, exchange_of, link_between, own_way_bytes_per_s
 from polypod.plan.afd_search import MICRO_BATCHES, splits
+from polypod.plan.compose_fleet import fleet_answer, shape_band
 from polypod.plan.fleet import Aim, Chosen, choose
 from polypod.plan.place import Island, islands, parse_fleet
 from polypod.plan.predict import pool_replicas
 from polypod.plan.search import UTILISATION_LIMIT, Question, batches
 from polypod.plan.shapes import experts_apart
-from polypod.plan.spec import Plan, Pool, Service, check
+from polypod.plan.spec import Plan, Pool, Service, Slo, check
 from polypod.workload.layout import Layout
 from polypod.workload.memory import weight_bytes_per_rank
 from polypod.workload.precision import Precision
@@ -66,7 +69,7 @@ def test_one_rank_of_each_side_over_a_free_link_takes_what_the_whole_model_takes
     assert split.step_s(CONTEXT) == pytest.approx(float(expected), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["deepseek-v3", "mixtral-8x22b", "gpt-oss-120b", "stepfun-ai/step3", "qwen3-235b-a22b"])  # fmt: skip
+@pytest.mark.parametrize("name", ["deepseek-v3", "mixtral-8x22b", "gpt-oss-120b", "stepfun-ai/step3", "qwen3-235b-a22b", "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4"])  # fmt: skip
 def test_both_sides_hold_all_weights_and_none_twice(name: str) -> None:
     model = model_of(name)
     precision = Precision(weights="fp8", kv="bf16")
@@ -271,6 +274,114 @@ def test_the_link_is_the_worse_sides_and_within_an_island_the_tier_that_joins_it
     alone = [link_between(one, one, 25e9) for one in (h20, ascend)]
     assert both.bytes_per_s == min(one.bytes_per_s for one in alone)
     assert both.latency_s >= max(one.latency_s for one in alone) - 1e-12
+
+
+def test_every_micro_batch_passes_the_rest_of_the_model_and_the_engine_runs_once() -> None:
+    """What two micro-batches take more than one is their layers, the rest of the model once more, and sampling."""
+    island = place("nvidia-h200-sxm:8")
+    one, two = (split_of("deepseek-v3", island, FREE, micro_batches=m) for m in (1, 2))
+    layers_s = [sum(kind.layers * float(kind.layer_s(m)) for kind in split.rounds(CONTEXT)) for m, split in ((1, one), (2, two))]  # fmt: skip
+    whole = Deployment.make(one.attention.model, Layout(), one.expert_precision, island.rank)
+    ops = whole.ops(sequences=16.0, kv_tokens=16.0 * CONTEXT)
+    (kind,) = {op.layers for op in ops if op.name == "experts"}
+    parts = whole.cost(ops).parts
+    rest_s = sum(float(part.total_s) for op, part in zip(ops, parts, strict=True) if op.layers != kind)  # fmt: skip
+    fits = island.rank.calibration
+    factor, sampling_s = (float(of(what, "likely")) for what in (fits.step_factor, fits.engine.sequence_s))  # fmt: skip
+    more_s = two.step_s(CONTEXT) - one.step_s(CONTEXT) - (layers_s[1] - layers_s[0])
+    assert more_s == pytest.approx(factor * (rest_s + 16 * sampling_s), rel=1e-6)
+    assert sampling_s > 0
+
+
+def test_what_arrives_at_an_expert_rank_takes_room_beside_its_weights() -> None:
+    island = place("nvidia-h800-sxm:64")
+    few, many = (split_of("deepseek-v3", island, FREE, groups=8, experts=32, sequences=n) for n in (100, 200))  # fmt: skip
+    # 8 groups of 100 more, 9 copies of 7,168 in bf16 on 32 ranks, four times over: in, between, out, spare
+    assert few.expert_free_bytes - many.expert_free_bytes == pytest.approx(4 * 2 * 800 * 9 * 7168 / 32)  # fmt: skip
+    usable = island.rank.memory_bytes * island.rank.calibration.engine.memory_fraction
+    assert few.expert_free_bytes + few.expert_weight_bytes < usable
+
+
+def test_experts_that_do_not_fit_are_not_offered() -> None:
+    first, second = islands(parse_fleet("nvidia-h20:32+nvidia-l40s:64"))
+    ranks = {shape.also[0][1] for shape in experts_apart(ask("deepseek-v3", tpot_s=None), first, second, 25e9)}  # fmt: skip
+    # 656 GB of experts in fp8, and 2.6 GB of shared ones on each: 16 ranks of 48 GB are too few
+    assert ranks
+    assert min(ranks) >= 32
+
+
+def test_a_token_goes_to_each_rank_once_and_to_every_slice() -> None:
+    model = model_of("mixtral-8x22b")  # 2 of 8 experts a token, hidden 6,144
+    island = place("nvidia-h800-sxm:32")
+    sides = [ExpertSide(model=model, rank=island.rank, ranks=ranks, precision=native_precision(model, island.rank), link=FREE) for ranks in (1, 2, 8, 16, 32)]  # fmt: skip
+    assert [side.elements(0) / 6144 for side in sides] == [1, 2, 2, 4, 8]
+
+
+def test_results_are_gathered_in_an_attention_group_and_not_reduced() -> None:
+    island = place("nvidia-h800-sxm:8")
+    model = model_of("deepseek-v3")
+    deployment = Deployment.make(model, Layout(tp=8), native_precision(model, island.rank), island.rank)  # fmt: skip
+    (spent_s,) = attention_side(deployment, np.array([64.0]), CONTEXT).layer_s.values()
+    ops = deployment.ops(sequences=64.0, kv_tokens=64.0 * CONTEXT)
+    (kind,) = {op.layers for op in ops if op.name == "experts"}
+    left = [op for op in ops if op.layers == kind and op.name != "experts" and not op.name.startswith("shared")]  # fmt: skip
+    reduced_s = sum(float(part.total_s) for part in deployment.cost(left).parts) / 58
+    gathered = [replace(op, pattern="all_gather") if op.name == "feed-forward all-reduce" else op for op in left]  # fmt: skip
+    expected_s = sum(float(part.total_s) for part in deployment.cost(gathered).parts) / 58
+    factor = float(of(island.rank.calibration.step_factor, "likely"))
+    assert spent_s[0] == pytest.approx(factor * expected_s)
+    assert expected_s != pytest.approx(reduced_s, rel=1e-3)
+
+
+def test_a_library_without_sends_of_any_size_carries_no_experts() -> None:
+    """FlagCX joins NVIDIA and Kunlun and has no alltoallv there."""
+    answer = exchange_of("nvidia-h20", "kunlun-p800")
+    assert not answer.goes
+
+
+def test_a_link_waits_for_its_tier_and_for_the_launch() -> None:
+    island = place("huawei-cm384")
+    fits = island.rank.calibration
+    launch_s = float(of(fits.all_to_all.launch_s, "likely"))
+    links = island.rank.links(fits.all_to_all, "likely")
+    assert own_way_bytes_per_s(island) == 196e9
+    assert launch_s > 0
+    within, out = link_between(island, island, 1e9), link_between(island, place("nvidia-h20:8"), 1e9)  # fmt: skip
+    assert within.latency_s == pytest.approx(links[2].latency_s + launch_s)
+    assert out.latency_s >= links[-1].latency_s + launch_s - 1e-12
+
+
+def test_no_more_replicas_are_had_than_the_fuller_island_holds() -> None:
+    first, second = islands(parse_fleet("nvidia-h20:64+nvidia-l40s:64"))
+    for shape in experts_apart(ask("deepseek-v3", tpot_s=0.08), first, second, 25e9):
+        most = min(64 // shape.ranks, 64 // shape.also[0][1])
+        assert shape.most_replicas == most
+        assert shape.taken_on(first) == shape.ranks
+
+
+def test_the_band_is_the_wider_of_both_chips() -> None:
+    first, second = islands(parse_fleet("nvidia-h20:48+hygon-bw1000:64"))
+    question = ask("deepseek-v3", tpot_s=0.08)
+    shape = experts_apart(question, first, second, 25e9)[0]
+    alone = [shape_band(question, replace(shape, island=one, also=()), "tpot") for one in (first, second)]  # fmt: skip
+    band = shape_band(question, shape, "tpot")
+    assert (band.low, band.high) == (min(one.low for one in alone), max(one.high for one in alone))
+    assert alone[0] != alone[1]
+
+
+def test_a_fifth_less_is_less_of_both_sides() -> None:
+    found = chosen(Aim(experts_apart=True, fabric_bytes_per_s=25e9))
+    apart = next(one for one in found.used if one.shape.split)
+    fleet = parse_fleet(FLEET)
+    alone = replace(found, used=(apart,), flows_per_s={})
+    answer = fleet_answer([ask("deepseek-v3", tpot_s=0.06)], islands(fleet), alone, fleet, [Slo()])
+    split = apart.shape.split
+    assert split is not None
+    slow = [replace(rank, hbm_bytes_per_s=0.8 * rank.hbm_bytes_per_s) for rank in (split.attention.rank, split.experts)]  # fmt: skip
+    slower = replace(split, attention=replace(split.attention, rank=slow[0]), experts=slow[1])
+    (change,) = [one.change_fraction for one in answer.sensitivities[0] if one.what == "memory bandwidth"]  # fmt: skip
+    assert change == pytest.approx(split.step_s(CONTEXT) / slower.step_s(CONTEXT) - 1)
+    assert change < split.step_s(CONTEXT) / replace(slower, experts=split.experts).step_s(CONTEXT) - 1  # fmt: skip
 
 
 def test_a_model_without_experts_has_none_to_put_apart() -> None:
