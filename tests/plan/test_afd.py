@@ -32,6 +32,7 @@ from polypod.plan.shapes import experts_apart
 from polypod.plan.spec import Plan, Pool, Service, Slo, check
 from polypod.workload.layout import Layout
 from polypod.workload.memory import weight_bytes_per_rank
+from polypod.workload.model import Moe, expert_parameters
 from polypod.workload.precision import Precision
 
 FREE = Link(bytes_per_s=float("inf"), latency_s=0.0)
@@ -75,6 +76,18 @@ def test_both_sides_hold_all_weights_and_none_twice(name: str) -> None:
     precision = Precision(weights="fp8", kv="bf16")
     parts = attention_bytes(model, 1, precision) + expert_bytes(model, 1, precision)
     assert parts == pytest.approx(float(weight_bytes_per_rank(model, Layout(), precision)), rel=1e-12)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4"])  # fmt: skip
+def test_expert_ranks_hold_experts_and_neither_routers_nor_the_way_to_a_latent(name: str) -> None:
+    model = model_of(name)
+    parameters = sum(
+        group.count * (moe.experts * expert_parameters(moe, model.hidden) + moe.matrices * model.hidden * moe.shared_intermediate)
+        for group in model.layers
+        if isinstance(moe := group.feed_forward, Moe)
+    )  # fmt: skip
+    held = expert_bytes(model, 1, Precision(weights="bf16", kv="bf16"))
+    assert held == pytest.approx(2 * parameters, rel=1e-9)
 
 
 def test_experts_past_one_a_rank_are_sliced_and_a_slice_is_its_part() -> None:
