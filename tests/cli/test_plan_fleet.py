@@ -76,6 +76,9 @@ def test_energy_is_least_where_watts_are_counted(capsys: pytest.CaptureFixture[s
         (("--apart", "--together"), 2, "--apart and --together contradict each other"),
         (("--spare", "row"), 2, "--spare 'row' is nothing to keep free"),
         (("--spare", "rack"), 2, "no source on record says which cards of a (nvidia-h100-sxm) share a rack"),
+        (("--afd", "--together"), 2, "--afd and --together contradict each other"),
+        (("--afd", "--frontier"), 2, "--frontier is of one model"),
+        (("--afd",), 2, "Qwen/Qwen3-32B and meta-llama/Llama-3.1-8B: no experts to put apart"),
     ],
 )  # fmt: skip
 def test_constraints_that_cannot_be_are_named(
@@ -105,6 +108,49 @@ def test_what_cannot_be_asked_is_a_message(
 ) -> None:
     assert main(["plan", *words]) == 2
     assert says in capsys.readouterr().err
+
+
+AFD = ("plan", "deepseek-v3", "--on", "nvidia-h20:48+nvidia-l40s:64", "--afd", "--fabric", "200Gb/s", "--ttft", "4s", "--tpot", "60ms", "--input", "2048", "--output", "512")  # fmt: skip
+
+
+def test_attention_and_experts_on_two_islands_are_shown_and_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.yaml"
+    assert main([*AFD, "-o", str(path)]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "nvidia-h20 (a) for attention, experts on 64 nvidia-l40s (b)" in words
+    assert "micro-batches" in words
+    assert "decode waits for" in words
+    assert "of a layer and micro-batch attention" in words
+    assert "activations between a (nvidia-h20) and b (nvidia-l40s): reported" in words
+    assert "no engine in the catalog is on record with it" in words
+    (pool,) = [one for one in read_plan(path).services[0].pools if one.experts_on]
+    assert (pool.on, pool.experts_on, pool.expert_ranks, pool.state) == ("a", "b", 64, "modelled")
+    capsys.readouterr()
+    path.write_text(path.read_text().replace("output: 512", "output: 512\n    rate: 5 /s"))
+    assert main(["simulate", str(path)]) == 2
+    assert "experts of this pool are apart, on 'b'" in capsys.readouterr().err
+
+
+def test_experts_apart_are_an_object_of_a_pool(capsys: pytest.CaptureFixture[str]) -> None:
+    found = asked(capsys, *AFD)
+    pools = found["models"][0]["pools"]
+    (apart,) = [one for one in pools if one["experts_apart"]]
+    assert apart["experts_apart"]["chip"] == "nvidia-l40s"
+    assert apart["experts_apart"]["ranks"] == 64
+    assert apart["experts_apart"]["free_bytes_per_rank"] >= 0
+    assert apart["accelerators"] > 64
+    assert all(one["experts_apart"] is None for one in pools if one["role"] == "prefill")
+
+
+def test_what_was_offered_and_not_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "mixtral-8x7b", "--on", "nvidia-h100-sxm:4", "--afd", *LIMITS)
+    found = asked(capsys, *words)
+    assert all(one["experts_apart"] is None for one in found["models"][0]["pools"])
+    assert any("offered, and serve no more" in note for note in found["assumptions"])
+    assert main([*words, "--frontier"]) == 2
+    assert "--frontier is of co-located layouts" in capsys.readouterr().err
 
 
 REPLACE = ("replace", "qwen3-32b", "--from", "nvidia-h20:16", "--with", "amd-mi300x,huawei-ascend-910c", *LIMITS)  # fmt: skip

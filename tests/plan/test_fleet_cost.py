@@ -77,7 +77,7 @@ def test_least_money_costs_no_more_than_fewest_cards_and_least_power_draws_no_mo
     }.items():
         _, found = chosen(fleet, question, aim)
         costs = {what: ShapeCosts(at=site(), what=what) for what in ("cost", "energy")}  # type: ignore[arg-type]
-        totals[objective] = {what: sum(one.accelerators * float(each(question, one.shape)) for one in found.used) for what, each in costs.items()}  # fmt: skip
+        totals[objective] = {what: sum(one.replicas * float(each(question, one.shape)) for one in found.used) for what, each in costs.items()}  # fmt: skip
     assert totals["cost"]["cost"] <= min(one["cost"] for one in totals.values()) + 1e-6
     assert totals["energy"]["energy"] <= min(one["energy"] for one in totals.values()) + 1e-6
 

@@ -37,14 +37,15 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fabric", metavar="BANDWIDTH", help="of one rank between islands, as 400Gb/s (default: the narrower of what is on record)")  # fmt: skip
     parser.add_argument("--apart", action="store_true", help="prefill and decode workers too (several models or islands always may)")  # fmt: skip
     parser.add_argument("--together", action="store_true", help="co-located replicas alone")
-    parser.add_argument("--unproven", action="store_true", help="hand caches over where no source says whether it works")  # fmt: skip
+    parser.add_argument("--afd", action="store_true", help="also decode with attention and experts on cards of their own, of one kind or two")  # fmt: skip
+    parser.add_argument("--unproven", action="store_true", help="hand caches and activations over where no source says whether it works")  # fmt: skip
     parser.add_argument("--frontier", action="store_true", help="what nothing beats in TTFT, TPOT and tokens/s per accelerator at once, limits aside")  # fmt: skip
     parser.add_argument("--time-limit", metavar="TIME", default="30s", help="of the solver, for each time it is asked (30s)")  # fmt: skip
 
 
 def is_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> bool:
     """Whether what is asked takes the whole fleet at once."""
-    named = (args.objective, args.fewest, args.max_share, args.exclude, args.spare, args.fabric, args.apart, args.together, args.unproven)  # fmt: skip
+    named = (args.objective, args.fewest, args.max_share, args.exclude, args.spare, args.fabric, args.apart, args.together, args.unproven, args.afd)  # fmt: skip
     return len(args.models) > 1 or len(fleet) > 1 or any(named) or _asked(args.models[0])[1] != {}
 
 
@@ -82,6 +83,9 @@ def run_frontier(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
         raise InputError(msg)
     if args.file is not None:
         msg = f"--frontier is many deployments and no plan; leave out -o {args.file}, or --frontier"
+        raise InputError(msg)
+    if args.afd:
+        msg = "--frontier is of co-located layouts, which --afd is not; give one"
         raise InputError(msg)
     question = demand_of(args, args.models[0]).question
     points = frontier(question, islands(_kept(args.exclude, fleet), args.backend))
@@ -166,6 +170,9 @@ def _aim(args: argparse.Namespace, questions: Sequence[Question], places: Sequen
     if args.apart and args.together:
         msg = "--apart and --together contradict each other; give one"
         raise InputError(msg)
+    if args.afd and args.together:
+        msg = "--afd and --together contradict each other: experts are put apart in decode workers; give one"
+        raise InputError(msg)
     rated = [question.rate_per_s is not None for question in questions]
     if any(rated) and not all(rated):
         m = rated.index(False)
@@ -184,6 +191,7 @@ def _aim(args: argparse.Namespace, questions: Sequence[Question], places: Sequen
         fabric_bytes_per_s=None if args.fabric is None else units.parse(args.fabric, "bytes_per_s"),
         unproven=args.unproven,
         apart=not args.together,
+        experts_apart=args.afd,
         time_limit_s=units.parse(args.time_limit, "s"),
     )
     return _with_costs(_with_spare(aim, args.spare), args, places)

@@ -12,6 +12,7 @@ from polypod.catalog.schema import Tier
 from polypod.cost.bands import Band, Metric
 from polypod.cost.chip import Rank
 from polypod.cost.deployment import Deployment
+from polypod.plan.afd import Split
 from polypod.plan.fleet import Chosen, Objective, Pair, Used, prompt_wait_s
 from polypod.plan.fleet_cost import fleet_running
 from polypod.plan.launchable import state_of
@@ -116,9 +117,9 @@ def _service(m: int, question: Question, chosen: Chosen, slo: Slo) -> Service:
 def _pool(
     name: str, question: Question, used: Used, waits_s: Mapping[tuple[str, str], float]
 ) -> Pool:
-    shape = used.shape
+    shape, split = used.shape, used.shape.split
     per_package = shape.island.rank.ranks_per_accelerator
-    memory = shape.deployment.memory()
+    memory = shape.deployment.memory() if split is None else split.attention_memory()
     context = question.input_tokens + question.output_tokens / 2
     cache = memory.cache_bytes(sequences=shape.sequences_per_rank, context_tokens=context)
     held = memory.weight_bytes + memory.activation_bytes + cache
@@ -130,10 +131,15 @@ def _pool(
         layout=shape.deployment.layout,
         replicas=used.replicas,
         precision=shape.deployment.precision,
-        state=state_of(shape.island.rank.chip, question.model, question.backend)[0],
+        state="modelled"
+        if shape.split
+        else state_of(shape.island.rank.chip, question.model, question.backend)[0],
         engine=question.backend,
         max_sequences=max(shape.sequences, 1),
         max_step_tokens=shape.max_step_tokens,
+        experts_on=shape.also[0][0].name if split else None,
+        expert_ranks=split.expert_ranks if split else None,
+        micro_batches=split.micro_batches if split else None,
         predicted=PoolPrediction(
             memory_per_accelerator=units.show(held * per_package, "bytes"),
             tokens_per_s_per_accelerator=round(tokens, 1),
@@ -164,11 +170,14 @@ def shape_band(question: Question, shape: Shape, what: Metric) -> Band:
     """The 80 % band of one metric of a shape."""
     own = own_of(shape.deployment, question.backend)
     kind = "agg" if shape.role == "both" else "disagg"
-    return band_under(own, shape.island.rank.calibration.evidence, kind, what)
+    bands = [band_under(own, one.rank.calibration.evidence, kind, what) for one in shape.islands]
+    return Band(low=min(band.low for band in bands), high=max(band.high for band in bands))
 
 
 def bound(question: Question, shape: Shape) -> dict[Literal["prefill", "decode"], str]:
     """What each phase that the shape has waits for."""
+    if shape.split is not None:
+        return {"decode": shape.split.bound(question.input_tokens + question.output_tokens / 2)}
     deployment, length = shape.deployment, float(question.input_tokens)
     batch = float(shape.sequences_per_rank)
     found: dict[Literal["prefill", "decode"], str] = {}
@@ -203,8 +212,19 @@ def _sensitivities(m: int, question: Question, chosen: Chosen) -> tuple[Sensitiv
 def _slowed(question: Question, shape: Shape, what: str) -> float:
     """The shape's rate over what it is, at the same batch, with one figure a fifth lower."""
     slower = replace(shape.deployment, rank=_with_less(shape.deployment.rank, what))
+    if shape.split is not None:
+        context = question.input_tokens + question.output_tokens / 2
+        return shape.split.step_s(context) / _slowed_split(shape.split, slower, what).step_s(context)  # fmt: skip
     before, after = (_pace(question, shape, one) for one in (shape.deployment, slower))
     return after / before
+
+
+def _slowed_split(split: Split, slower: Deployment, what: str) -> Split:
+    """With one figure a fifth lower on both sides and between them."""
+    link = split.link
+    if what == "link bandwidth":
+        link = replace(link, bytes_per_s=_FIFTH * link.bytes_per_s)
+    return replace(split, attention=slower, experts=_with_less(split.experts, what), link=link)
 
 
 def _with_less(rank: Rank, what: str) -> Rank:
@@ -239,16 +259,24 @@ def _pace(question: Question, shape: Shape, deployment: Deployment) -> float:
 
 
 def _assumptions(islands: Sequence[Island], chosen: Chosen) -> list[str]:
-    used = {one.shape.island.name for one in chosen.used}
-    notes = []
+    used = {island.name for one in chosen.used for island in one.shape.islands}
+    notes = list(chosen.notes)
     for island in islands:
         if island.name in used:
             fits = island.rank.calibration
             notes.append(f"{island.rank.chip}: efficiencies are {fits.evidence} ({fits.id})")
             notes += island.rank.assumptions
     ways = {(start, end) for _, start, end in chosen.flows_per_s}
+    notes += [_UNPROVEN_APART] if any(one.shape.split for one in chosen.used) else []
     notes += [_way(pair) for pair in chosen.pairs if (pair.prefill, pair.decode) in ways]
     return notes
+
+
+_UNPROVEN_APART: Final = (
+    "attention and experts apart: no engine in the catalog is on record with it; vLLM has an experimental plug-in for GPUs and Ascend "
+    "(https://github.com/vllm-project/afd-plugin), SGLang's was closed unmerged (https://github.com/sgl-project/sglang/pull/10900); MegaScale-Infer and "
+    "Step-3 report their own"
+)
 
 
 def _way(pair: Pair) -> str:

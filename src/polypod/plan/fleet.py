@@ -7,7 +7,8 @@ workers of another. For every model m and island i, j:
     prefill    sum over j of f(m, i, j) <= sum of rate x over m's prefill shapes on i          decode likewise on j
     cache      sum over m, j of f(m, i, j) * cache bytes / width(i, j) <= ranks that prefill on i, each by what its own exchanges with experts
                leave of nine tenths of its link's time; likewise those that decode on j
-    cards      sum of cards x <= cards of the island, less the spare ones; replicas that would straddle tiers leave the rest of theirs idle
+    cards      sum of cards x <= cards of the island, less the spare ones; replicas that would straddle tiers leave the rest of theirs idle;
+               a decode replica with its experts on another island (`plan.afd`) takes cards of both
     demand     served_m >= rate_m, or served_m = rate_m * t with t as large as can be where no rate is to be met
 
 Pairs are those whose chips the catalog says a cache goes between (`interop.kv_handover`), at one width of the cache. The chosen co-located shapes are
@@ -20,10 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from polypod import units
 from polypod.catalog.interop import HandoverAnswer, kv_handover
 from polypod.catalog.load import load_accelerator
 from polypod.cost.deployment import native_precision
 from polypod.errors import InputError
+from polypod.plan.afd_link import exchange_of, own_way_bytes_per_s
 from polypod.plan.confirm import confirm
 from polypod.plan.milp import INFINITY, Milp, Solved
 from polypod.plan.place import Island
@@ -33,6 +36,7 @@ from polypod.plan.shapes import (
     apart,
     cache_bytes,
     exchanging_fraction,
+    experts_apart,
     together,
     transfer_s,
     way_out_bytes_per_s,
@@ -64,6 +68,7 @@ class Aim:
     )
     unproven: bool = False  # plan hand-overs that no source speaks of
     apart: bool = True
+    experts_apart: bool = False  # decode with attention and experts on ranks of their own
     time_limit_s: float = 30.0
 
 
@@ -87,7 +92,11 @@ class Used:
 
     @property
     def accelerators(self) -> float:
+        """On all islands."""
         return self.replicas * self.shape.accelerators
+
+    def accelerators_on(self, island: Island) -> float:
+        return self.replicas * self.shape.accelerators_on(island)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +117,7 @@ class Chosen:
     refused_pairs: tuple[str, ...]
     looked_at: int
     pruned: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +162,7 @@ class _Offers:
     pairs: list[Pair]
     refused: list[str]
     searches: dict[int, list[Search]]
+    notes: list[str]
 
     @classmethod
     def of(cls, questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -> "_Offers":
@@ -166,9 +177,14 @@ class _Offers:
                 searches[m].append(found)
                 shapes[m] += together(question, found)
                 if aim.apart:
-                    ways = [one.bytes_per_s for one in pairs if one.prefill == island.name]
-                    shapes[m] += apart(question, island, precision, ways)
-        return cls(shapes=shapes, pairs=pairs, refused=refused, searches=searches)
+                    widths = [one.bytes_per_s for one in pairs if one.prefill == island.name]
+                    shapes[m] += apart(question, island, precision, widths)
+        notes: list[str] = []
+        if aim.experts_apart:
+            ways, no_ways = _exchanges(islands, aim)
+            refused += no_ways
+            notes = _add_experts_apart(questions, ways, shapes)
+        return cls(shapes=shapes, pairs=pairs, refused=refused, searches=searches, notes=notes)
 
     def serves(self, m: int) -> bool:
         """Whether any combination serves the model."""
@@ -233,6 +249,47 @@ def _pairs(islands: Sequence[Island], aim: Aim) -> tuple[list[Pair], list[str]]:
     return pairs, refused
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """From attention ranks on one island to expert ranks on another or the same."""
+
+    first: Island
+    second: Island
+    bytes_per_s: float  # of one rank
+    note: str
+
+
+def _exchanges(islands: Sequence[Island], aim: Aim) -> tuple[list[_Way], list[str]]:
+    """Between which islands activations can go, and what speaks against the others."""
+    ways, refused = [], []
+    for first in islands:
+        for second in islands:
+            answer = exchange_of(first.rank.chip, second.rank.chip)
+            width = own_way_bytes_per_s(first) if first is second else _width(first, second, aim)
+            what = f"activations between {first.name} ({first.rank.chip}) and {second.name} ({second.rank.chip})"
+            if not answer.goes and not aim.unproven:
+                refused.append(f"{what}: {answer.state}, {answer.reason}")
+            elif width is None:
+                refused.append(f"{what}: no link between them is on record; say --fabric")
+            else:
+                note = f"{what}: {answer.state}, {answer.reason}; {units.show(width, 'bytes_per_s')} a rank"
+                ways.append(_Way(first=first, second=second, bytes_per_s=width, note=note))
+    return ways, refused
+
+
+def _add_experts_apart(questions: Sequence[Question], ways: Sequence[_Way], shapes: dict[int, list[Shape]]) -> list[str]:  # fmt: skip
+    """Offer them to every model with experts; what is said of the ways. Raises `InputError` where no model has any."""
+    without = [question.model.name for question in questions if not question.model.is_moe]
+    if len(without) == len(questions):
+        msg = f"{' and '.join(without)}: no experts to put apart; leave --afd out, or ask for a model with experts"
+        raise InputError(msg)
+    for m, question in enumerate(questions):
+        if question.model.is_moe:
+            for way in ways:
+                shapes[m] += experts_apart(question, way.first, way.second, way.bytes_per_s)
+    return [f"{name} has no experts to put apart: planned whole" for name in without]
+
+
 def _width(first: Island, second: Island, aim: Aim) -> float | None:
     """What one rank sends to another worker: within an island over its own widest tier, between two over the narrower way out."""
     if first is second:
@@ -264,7 +321,7 @@ def _program(questions: Sequence[Question], islands: Sequence[Island], aim: Aim,
     program = _Program(milp=milp, counts={}, flows={}, card_rows={})
     for m, shapes in offers.shapes.items():
         for s, shape in enumerate(shapes):
-            cost = _card_cost(questions[m], shape, aim) * shape.accelerators
+            cost = _replica_cost(questions[m], shape, aim)
             weight = -_EXTRA * shape.accelerators if maximise else cost
             program.counts[m, s] = milp.variable(cost=weight, high=shape.most_replicas, whole=True)
         for pair in offers.pairs:
@@ -298,15 +355,15 @@ def _sends(shape: Shape, island: str, width: float) -> bool:
     return (shape.role, shape.island.name) == ("prefill", island) and shape.narrowest_bytes_per_s <= width  # fmt: skip
 
 
-def _card_cost(question: Question, shape: Shape, aim: Aim) -> float:
-    """What is minimised, of one accelerator. Raises `InputError` for a chip without one."""
-    if aim.shape_cost is not None:
-        found = aim.shape_cost(question, shape)
-        if isinstance(found, str):
-            msg = f"--objective {aim.objective}: {found}; or --exclude {shape.island.rank.chip}"
-            raise InputError(msg)
-        return found
-    return aim.card_costs.get(shape.island.rank.chip, 1.0)
+def _replica_cost(question: Question, shape: Shape, aim: Aim) -> float:
+    """What is minimised, of one replica. Raises `InputError` for a chip without it."""
+    if aim.shape_cost is None:
+        return sum(aim.card_costs.get(one.rank.chip, 1.0) * shape.accelerators_on(one) for one in shape.islands)  # fmt: skip
+    found = aim.shape_cost(question, shape)
+    if isinstance(found, str):
+        msg = f"--objective {aim.objective}: {found}; or --exclude {', '.join(one.rank.chip for one in shape.islands)}"
+        raise InputError(msg)
+    return found
 
 
 def _served(program: _Program, offers: _Offers, m: int) -> dict[int, float]:
@@ -348,7 +405,7 @@ def _lost_rows(program: _Program, terms: Mapping[int, float], floor: float, of: 
     """`terms` are still at least `floor` without min(k, x) of the x replicas: either of both is enough."""
     count, shape = of
     rate, most = shape.rate_per_s, shape.most_replicas
-    lost = max(1, math.ceil(domain_ranks(shape.island, spare) / shape.ranks))
+    lost = max(math.ceil(domain_ranks(one, spare) / shape.ranks_on(one)) for one in shape.islands)
     all_of_them = program.milp.variable(high=1.0, whole=True)
     program.milp.row(dict(terms) | {all_of_them: lost * rate}, low=floor + lost * rate)
     fewer = dict(terms)
@@ -426,15 +483,18 @@ def _card_rows(program: _Program, islands: Sequence[Island], aim: Aim, offers: _
     for island in islands:
         # a shape that fills a tier badly takes with each replica its part of what it leaves idle
         terms = {
-            number: max(shape.accelerators, island.accelerators / shape.most_replicas if shape.most_replicas else INFINITY)
+            number: shape.taken_on(island)
             for number, shape in numbered
-            if shape.island is island and shape.most_replicas
+            if any(one is island for one in shape.islands) and shape.most_replicas
         }  # fmt: skip
         free = island.accelerators * (1 - aim.spare_fraction)
         program.card_rows[island.name] = milp.row(terms, high=free)
     for vendor, most in aim.most_shares.items():
         shares = {
-            number: shape.accelerators * ((vendor == _vendor(shape.island)) - most)
+            number: sum(
+                shape.accelerators_on(one) * ((vendor == _vendor(one)) - most)
+                for one in shape.islands
+            )
             for number, shape in numbered
         }
         milp.row(shares, high=0.0)
@@ -519,13 +579,25 @@ def _chosen(
         refused_pairs=tuple(offers.refused),
         looked_at=offers.looked_at,
         pruned=offers.pruned,
+        notes=(*offers.notes, *_exchange_notes(used, aim)),
     )  # fmt: skip
+
+
+def _exchange_notes(used: Sequence[Used], aim: Aim) -> list[str]:
+    """What is said of the ways that activations take in the answer, or that none of what was asked for is in it."""
+    if aim.experts_apart and not any(one.shape.split for one in used):
+        return ["attention and experts apart were offered, and serve no more than what was chosen"]
+    pairs = {(one.shape.island.name, also.name): (one.shape.island, also) for one in used for also, _ in one.shape.also}  # fmt: skip
+    return [way.note for first, second in pairs.values() for way in _exchanges([first, second], aim)[0] if (way.first, way.second) == (first, second)]  # fmt: skip
 
 
 def _words(shape: Shape) -> str:
     layout = shape.deployment.layout
     sizes = " ".join(f"{axis}{getattr(layout, axis)}" for axis in ("tp", "pp", "dp", "ep") if getattr(layout, axis) > 1)  # fmt: skip
-    return f"{shape.role} [{sizes or 'tp1'}] on {shape.island.rank.chip}"
+    experts = (
+        f", experts on {shape.split.expert_ranks} {shape.split.experts.chip}" if shape.split else ""
+    )
+    return f"{shape.role} [{sizes or 'tp1'}] on {shape.island.rank.chip}{experts}"
 
 
 def _without(program: _Program, number: int, aim: Aim) -> float | None:

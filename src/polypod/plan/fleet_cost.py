@@ -23,6 +23,7 @@ from polypod.plan.energy import (
 )
 from polypod.plan.fleet import Chosen, Used
 from polypod.plan.money import Output, Running, Site, added, hourly, in_all, pue_of, running_at
+from polypod.plan.place import Island
 from polypod.plan.search import Question, mean_pairs
 from polypod.plan.served import band_under, own_of
 from polypod.plan.shapes import Shape
@@ -30,25 +31,36 @@ from polypod.plan.shapes import Shape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeCosts:
-    """What is minimised, of one accelerator of a shape at work: US dollars an hour, or watts with cooling."""
+    """What is minimised, of one replica of a shape at work: US dollars an hour, or watts with cooling."""
 
     at: Site
     what: Literal["cost", "energy"]
 
     def __call__(self, question: Question, shape: Shape) -> float | str:
         """The likely figure; else in words what is missing."""
-        plate = nameplate(shape.island)
-        pue, _ = pue_of(shape.island, self.at)
-        drawn = None if isinstance(plate, str) else watts_at(shape_fraction(question, shape), plate, pue)  # fmt: skip
+        fraction = shape_fraction(question, shape)
+        found = [self._card(one, fraction) for one in shape.islands]
+        missing = [one for one in found if isinstance(one, str)]
+        if missing:
+            return missing[0]
+        return sum(float(one) * shape.accelerators_on(island) for one, island in zip(found, shape.islands, strict=True))  # fmt: skip
+
+    def _card(self, island: Island, fraction: Estimate) -> float | str:
+        plate = nameplate(island)
+        pue, _ = pue_of(island, self.at)
+        drawn = None if isinstance(plate, str) else watts_at(fraction, plate, pue)
         if self.what == "energy":
             return str(plate) if drawn is None else drawn.site_w.likely
-        paid = hourly(shape.island, drawn, self.at)
+        paid = hourly(island, drawn, self.at)
         return paid if isinstance(paid, str) else paid.total_usd.likely
 
 
 def shape_fraction(question: Question, shape: Shape) -> Estimate:
     """What an accelerator of a shape draws in the mean, over its design power."""
     deployment = shape.deployment
+    if shape.split is not None:  # both sides wait for memory or the exchange
+        at = shares()
+        return Estimate(min(at.link.low, at.memory.low), at.memory.likely, at.memory.high)
     if shape.role == "prefill":
         return _prefill_fraction(question, shape)
     running = shape.rate_per_s * question.output_tokens * shape.tpot_s / deployment.layout.dp
@@ -99,13 +111,17 @@ class Load:
 def used_running(question: Question, used: Used, load: Load, at: Site) -> Running:
     """Of one pool; where less than its rate is asked for it idles the rest of the time."""
     shape = used.shape
-    output = Output(
-        accelerators=used.accelerators,
-        tokens_per_s=load.tokens_per_s / used.accelerators,
-        band=_band(question, shape),
-    )
     drawn = shape_fraction(question, shape) * load.of_rate + shares().idle * (1 - load.of_rate)
-    return running_at(shape.island, drawn, output, at)
+    parts = []
+    for island in shape.islands:
+        accelerators = used.replicas * shape.accelerators_on(island)
+        output = Output(
+            accelerators=accelerators,
+            tokens_per_s=load.tokens_per_s / accelerators,
+            band=_band(question, shape),
+        )
+        parts.append((1.0, running_at(island, drawn, output, at)))
+    return added(parts)
 
 
 def fleet_running(questions: Sequence[Question], chosen: Chosen, at: Site) -> tuple[tuple[Running, ...], Running]:  # fmt: skip

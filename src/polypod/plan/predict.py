@@ -98,6 +98,12 @@ class _Timed:
 def _replicas(
     service: Service, model: Model, pool: Pool, source: Source, place: str
 ) -> list[ReplicaUp]:
+    if pool.experts_on is not None:
+        msg = (
+            f"experts of this pool are apart, on {pool.experts_on!r}: attention and experts on ranks of their own are planned in closed form and not "
+            "played; plan without --afd for a plan that can be"
+        )
+        raise InputError(msg)
     context = _context(service, model)
     name = pool.name or f"pool{place}"
     if source.measured is not None:

@@ -165,7 +165,7 @@ def layouts(model: Model, island: Island) -> Iterator[Layout]:
     """
     for tp in _powers(min(16, island.ranks)):
         for pp in _powers(min(16, island.ranks // tp)):
-            for dp in _data_ranks(island.ranks // (tp * pp)) if model.is_moe else (1,):
+            for dp in data_ranks(island.ranks // (tp * pp)) if model.is_moe else (1,):
                 spread = tp * dp
                 yield from (
                     Layout(tp=tp, pp=pp, dp=dp, ep=ep)
@@ -179,7 +179,8 @@ def _powers(limit: int) -> list[int]:
     return [2**n for n in range(int(math.log2(limit)) + 1)] if limit >= 1 else []
 
 
-def _data_ranks(limit: int) -> list[int]:
+def data_ranks(limit: int) -> list[int]:
+    """Numbers of data-parallel groups worth asking: powers of two, and three and five times those."""
     odd = [3 * n for n in _powers(limit // 3)] + [5 * n for n in _powers(limit // 5)]
     return sorted({*_powers(limit), *odd})
 

@@ -7,7 +7,8 @@ Together is `plan.search`'s closed form. Apart, with L tokens in and O out:
               exponential tail of M/D/1 with its mean), and r is the highest with T + W + the cache's way inside the limit
     decode    the most sequences b a rank whose step of T is inside the limit and the memory; dp b / (O T) requests a second
 
-Both are taken to nine tenths at most. A prefill worker is offered once for every width its prompts' caches may leave at, with that much less time to wait.
+Both are taken to nine tenths at most. A prefill worker is offered once for every width its prompts' caches may leave at, with that much less time to wait. A
+decode replica can also have its experts on ranks of their own, of the same island or another (`plan.afd`).
 """
 
 import math
@@ -20,6 +21,8 @@ import numpy as np
 from polypod.cost.collective import CollectiveTime
 from polypod.cost.deployment import Deployment
 from polypod.errors import LayoutError
+from polypod.plan.afd import Split, rate_per_s
+from polypod.plan.afd_search import splits
 from polypod.plan.place import Island
 from polypod.plan.search import (
     UTILISATION_LIMIT,
@@ -61,14 +64,41 @@ class Shape:
     )
     candidate: Candidate | None = None  # what the emulation can confirm
     confirmed: bool = False
+    also: tuple[tuple[Island, int], ...] = ()  # further ranks that a replica takes
+    split: Split | None = None  # of decode with its experts on those
 
     @property
     def ranks(self) -> int:
+        """On `island`, for what is not apart."""
         return self.deployment.layout.world
 
     @property
+    def islands(self) -> tuple[Island, ...]:
+        """All that a replica takes part of, the one with its cache first."""
+        found = [self.island, *(island for island, _ in self.also)]
+        return tuple(one for n, one in enumerate(found) if all(one is not other for other in found[:n]))  # fmt: skip
+
+    def ranks_on(self, island: Island) -> int:
+        """All ranks that a replica takes of an island."""
+        own = self.ranks if island is self.island else 0
+        return own + sum(ranks for other, ranks in self.also if other is island)
+
+    def accelerators_on(self, island: Island) -> float:
+        return self.ranks_on(island) / island.rank.ranks_per_accelerator
+
+    def taken_on(self, island: Island) -> float:
+        """Accelerators that a replica makes unusable for others: its own, and its part of what a tier has left over.
+
+        Of a replica on two islands nothing is left over: only the ranks of one attention group stay on one tier.
+        """
+        if len(self.islands) > 1:
+            return self.accelerators_on(island)
+        return max(self.accelerators_on(island), island.accelerators / self.most_replicas)
+
+    @property
     def accelerators(self) -> float:
-        return self.ranks / self.island.rank.ranks_per_accelerator
+        """On all islands."""
+        return sum(self.accelerators_on(island) for island in self.islands)
 
     @property
     def sequences(self) -> int:
@@ -77,7 +107,9 @@ class Shape:
     @property
     def most_replicas(self) -> int:
         """How many fit where none straddles two instances of the tier that holds one."""
-        return whole_replicas(self.island, self.ranks)
+        if len(self.islands) > 1:
+            return min(island.ranks // self.ranks_on(island) for island in self.islands)
+        return whole_replicas(self.island, self.ranks_on(self.island))
 
 
 def together(question: Question, found: Search) -> list[Shape]:
@@ -226,6 +258,30 @@ def _decode(question: Question, island: Island, deployment: Deployment) -> Shape
     )
 
 
+def experts_apart(question: Question, first: Island, second: Island, bytes_per_s: float) -> list[Shape]:  # fmt: skip
+    """Decode workers with attention on one island and experts on another, or on other ranks of the same.
+
+    Raises `InputError` for a model without experts.
+    """
+    context = question.input_tokens + question.output_tokens / 2
+    shapes = [
+        Shape(
+            role="decode",
+            island=first,
+            deployment=split.attention,
+            sequences_per_rank=split.sequences_per_rank,
+            max_step_tokens=split.sequences_per_rank,
+            rate_per_s=rate_per_s(question, split),
+            ttft_s=0.0,
+            tpot_s=split.step_s(context),
+            also=((second, split.expert_ranks),),
+            split=split,
+        )
+        for split in splits(question, first, second, bytes_per_s)
+    ]
+    return [one for one in shapes if one.most_replicas]
+
+
 def cache_bytes(question: Question, shape: Shape) -> float:
     """What a request's cache comes to when its prompt is done, no copy counted twice."""
     return _cache_bytes(question, shape.deployment)
@@ -239,6 +295,8 @@ def _cache_bytes(question: Question, deployment: Deployment) -> float:
 
 def exchanging_fraction(question: Question, shape: Shape) -> float:
     """The part of a step's time in which the shape's own exchanges with experts fill its ranks' outermost links: none is left then for caches."""
+    if shape.split is not None:
+        return _split_fraction(question, shape.split)
     deployment, length = shape.deployment, float(question.input_tokens)
     inner = [tier.ranks for tier in shape.island.rank.tiers if tier.ranks is not None]
     if not inner or deployment.layout.world <= max(inner):
@@ -252,6 +310,12 @@ def exchanging_fraction(question: Question, shape: Shape) -> float:
     cost = deployment.cost(ops)
     sent_s = sum(float(part.count * part.time.transfer_s) for part in cost.parts if isinstance(part.time, CollectiveTime) and part.kind == "all_to_all")  # fmt: skip
     return sent_s / float(cost.total_s)
+
+
+def _split_fraction(question: Question, split: Split) -> float:
+    context = question.input_tokens + question.output_tokens / 2
+    sent_s = sum(one.layers * float(one.exchange_s) for one in split.rounds(context))
+    return min(split.micro_batches * sent_s / split.step_s(context), 1.0)
 
 
 def way_out_bytes_per_s(island: Island) -> float | None:

@@ -107,7 +107,11 @@ class PoolPrediction(Strict, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
-    """Replicas of one role, layout and island."""
+    """Replicas of one role, layout and island.
+
+    With `experts_on` and `expert_ranks`, both or neither, the routed and shared experts of a replica are on so many ranks of that part of the fleet,
+    which may be the same; `layout` is then of all else, and tokens go round in `micro_batches`.
+    """
 
     role: Literal["prefill", "decode", "both"]
     on: Name
@@ -120,6 +124,9 @@ class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
     max_sequences: Count = 256
     max_step_tokens: Count = 8192
     engine_args: EngineArgs = NOTHING
+    experts_on: Name | None = None
+    expert_ranks: Count | None = None
+    micro_batches: Count | None = None  # of a step, with experts apart
     predicted: PoolPrediction | None = None
 
 
@@ -257,6 +264,7 @@ def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
     if pool.on not in plan.fleet:
         msg = f"{pool.on!r} is not in the fleet ({', '.join(plan.fleet)}) - at `{path}.on`"
         raise InputError(msg)
+    _check_experts(path, pool, plan)
     for name in NAMES:
         if name not in PLAYED and getattr(pool.engine_args, name) is not None:
             instead = "; say max_step_tokens beside it" if name == "max_num_batched_tokens" else ""
@@ -268,4 +276,20 @@ def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
             f"ep={layout.ep} does not divide the world of tp*pp*dp*cp={layout.world} ranks; "
             f"make ep a divisor of it - at `{path}.layout`"
         )
+        raise InputError(msg)
+
+
+def _check_experts(path: str, pool: Pool, plan: Plan) -> None:
+    """Experts that are apart say where and on how many ranks, and only decode has them so."""
+    if pool.experts_on is None and pool.expert_ranks is None and pool.micro_batches is None:
+        return
+    if pool.experts_on is None or pool.expert_ranks is None:
+        missing = "experts_on" if pool.experts_on is None else "expert_ranks"
+        msg = f"experts that are apart need experts_on and expert_ranks; say both, or neither and no micro_batches - at `{path}.{missing}`"
+        raise InputError(msg)
+    if pool.experts_on not in plan.fleet:
+        msg = f"{pool.experts_on!r} is not in the fleet ({', '.join(plan.fleet)}) - at `{path}.experts_on`"
+        raise InputError(msg)
+    if pool.role != "decode":
+        msg = f"experts apart of a pool for {pool.role!r}; only decode puts them apart, make role decode - at `{path}.role`"
         raise InputError(msg)

@@ -119,8 +119,13 @@ def _pool(used: Used, pool: Pool) -> list[str]:
     assert predicted is not None
     role = {"both": "pool", "prefill": "prefill", "decode": "decode"}[pool.role]
     shape = used.shape
+    where = f"{used.replicas * shape.ranks / shape.island.rank.ranks_per_accelerator:g} {shape.island.rank.chip} ({pool.on})"
+    if shape.split is not None:
+        also, ranks = shape.also[0]
+        experts = used.replicas * ranks / also.rank.ranks_per_accelerator
+        where = f"{where} for attention, experts on {experts:g} {also.rank.chip} ({also.name}), {shape.split.micro_batches} micro-batches"
     lines = [
-        entry(role, f"{pool.replicas} x [{describe(pool.layout)}] on {used.accelerators:g} {shape.island.rank.chip} ({pool.on}), {pool.precision.weights} weights, up to {pool.max_sequences} sequences, {pool.state}"),
+        entry(role, f"{pool.replicas} x [{describe(pool.layout)}] on {where}, {pool.precision.weights} weights, up to {pool.max_sequences} sequences, {pool.state}"),
     ]  # fmt: skip
     times = [text for name, spread in (("TTFT", predicted.ttft), ("TPOT", predicted.tpot)) if (text := _spread(name, spread))]  # fmt: skip
     if times:
@@ -136,7 +141,7 @@ def _spread(name: str, spread: Spread | None) -> str:
 def _fleet(answer: FleetAnswer) -> list[str]:
     rows = []
     for island in answer.islands:
-        used = sum(one.accelerators for one in answer.chosen.used if one.shape.island is island)
+        used = sum(one.accelerators_on(island) for one in answer.chosen.used)
         rows.append([island.name, island.rank.chip, f"{used:g}", f"{island.accelerators - used:g}", f"{island.accelerators}"])  # fmt: skip
     return [table(["island", "chip", "used", "free", "of"], rows, right=[2, 3, 4])]
 
@@ -218,6 +223,15 @@ def fleet_json(answer: FleetAnswer) -> dict[str, Any]:
 def _used_json(question: Question, one: Used) -> dict[str, Any]:
     shape = one.shape
     bands = {what: shape_band(question, shape, what) for what in ("ttft", "tpot")}
+    experts = None if shape.split is None else {
+        "on": shape.also[0][0].name,
+        "chip": shape.split.experts.chip,
+        "ranks": shape.split.expert_ranks,
+        "micro_batches": shape.split.micro_batches,
+        "weights": shape.split.expert_precision.weights,
+        "weight_bytes_per_rank": shape.split.expert_weight_bytes,
+        "free_bytes_per_rank": shape.split.expert_free_bytes,
+    }  # fmt: skip
     return {
         "role": shape.role,
         "on": shape.island.name,
@@ -226,6 +240,7 @@ def _used_json(question: Question, one: Used) -> dict[str, Any]:
         "layout": msgspec.structs.asdict(shape.deployment.layout),
         "replicas": one.replicas,
         "accelerators": one.accelerators,
+        "experts_apart": experts,
         "requests_per_s_per_replica": shape.rate_per_s,
         "emulated": shape.confirmed,
         "ttft_s": shape.ttft_s,
