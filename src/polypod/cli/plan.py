@@ -8,6 +8,7 @@ from pathlib import Path
 from polypod import units
 from polypod.cli.asking import add_engine, model_of, published_beside, tokens
 from polypod.cli.plan_fleet import add_fleet, is_fleet, run_fleet, run_frontier
+from polypod.cli.plan_stages import run_stages
 from polypod.engine.settings import NAMES, PLAYED, EngineArgs, read_engine_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         msg = f"--percentile {args.percentile:g} is no share of requests that a run can show; give one between 0 and 100, as 99"
         raise InputError(msg)
     fleet = parse_fleet(args.on)
+    if args.stages:
+        return run_stages(args, fleet)
     if args.frontier:
         return run_frontier(args, fleet)
     if is_fleet(args, fleet):

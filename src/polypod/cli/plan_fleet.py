@@ -38,6 +38,12 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--together", action="store_true", help="co-located replicas alone")
     parser.add_argument("--unproven", action="store_true", help="hand caches over where no source says whether it works")  # fmt: skip
     parser.add_argument("--frontier", action="store_true", help="what nothing beats in TTFT, TPOT and tokens/s per accelerator at once, limits aside")  # fmt: skip
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="pipelines of unequal stages over unlike chips that a network joins (--fabric)",
+    )
+    parser.add_argument("--stage-tp", default="1", metavar="RANKS", help="a stage's ranks at most, cut by tp within their own fabric (default: 1)")  # fmt: skip
     parser.add_argument("--time-limit", metavar="TIME", default="30s", help="of the solver, for each time it is asked (30s)")  # fmt: skip
 
 
@@ -50,7 +56,7 @@ def is_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> bool:
 def run_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
     demands = [demand_of(args, text) for text in args.models]
     questions, slos = [one.question for one in demands], [one.slo for one in demands]
-    kept = _kept(args.exclude, fleet)
+    kept = not_excluded(args.exclude, fleet)
     places = islands(kept, args.backend)
     aim = _aim(args, questions, places)
     found = choose(questions, places, aim)
@@ -75,7 +81,7 @@ def run_frontier(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
         msg = f"--frontier is of one model, {len(args.models)} are named"
         raise InputError(msg)
     question = demand_of(args, args.models[0]).question
-    points = frontier(question, islands(_kept(args.exclude, fleet), args.backend))
+    points = frontier(question, islands(not_excluded(args.exclude, fleet), args.backend))
     if not points:
         msg = f"{question.model.name} does not run on this fleet: no layout holds its weights and one request"
         raise InfeasibleError(msg)
@@ -134,7 +140,7 @@ def chip_of(source: Source) -> str:
     return source.accelerator
 
 
-def _kept(excluded: Sequence[str], fleet: dict[str, Source]) -> dict[str, Source]:
+def not_excluded(excluded: Sequence[str], fleet: dict[str, Source]) -> dict[str, Source]:
     """The fleet without the chips and vendors that are not to be used."""
     chips = {name: load_accelerator(chip_of(source)) for name, source in fleet.items()}
     gone: set[str] = set()

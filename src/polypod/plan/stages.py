@@ -129,10 +129,10 @@ class Pipeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """What came of it. `apart` is the best of pipelines that are of one island each; None where there is none."""
+    """What came of it. `separate` is the best of pipelines of one island each; None where there is none."""
 
     pipelines: tuple[tuple[Pipeline, int], ...]
-    apart: tuple[tuple[Pipeline, int], ...] | None
+    separate: tuple[tuple[Pipeline, int], ...] | None
     bytes_per_s: float
     gap: float
     looked_at: int
@@ -257,6 +257,30 @@ def _part_sequences(question: Question, deployment: Deployment, part: Part) -> f
     return memory.tokens_of(half) // half
 
 
+def by_layer(
+    worker: Worker,
+    question: Question,
+    decode_s: tuple[Floats, Floats],
+    prompt_s: tuple[Floats, Floats],
+) -> Worker:
+    """The same worker timed by measured curves of one layer, each from nothing on: by sequences in decode, by tokens of prompts.
+
+    Between points a straight line, beyond them the last stretch's.
+    """
+
+    def step_s(part: Part, sizes: Floats) -> Floats:
+        prompt_tokens = sizes * question.input_tokens / question.output_tokens
+        return part.layers * (_along(decode_s, sizes) + _along(prompt_s, prompt_tokens))
+
+    return replace(worker, step_s=step_s)
+
+
+def _along(curve: tuple[Floats, Floats], at: Floats) -> Floats:
+    x, y = curve
+    beyond = np.maximum(at - x[-1], 0) * (y[-1] - y[-2]) / (x[-1] - x[-2])
+    return np.asarray(np.interp(at, x, y) + beyond, dtype=float)
+
+
 def plan_stages(
     question: Question, workers: Sequence[Worker], bytes_per_s: float, time_limit_s: float = 30.0
 ) -> Staged:
@@ -282,7 +306,7 @@ def plan_stages(
     alone = [one for one in found if len({workers[j].island.name for j in one[0]}) == 1]
     return Staged(
         pipelines=chosen,
-        apart=_counted(workers, alone, time_limit_s)[0] if alone else None,
+        separate=_counted(workers, alone, time_limit_s)[0] if alone else None,
         bytes_per_s=bytes_per_s,
         gap=gap,
         looked_at=looked_at,

@@ -1,0 +1,62 @@
+"""polypod plan --stages: pipelines of unequal stages over unlike chips."""
+
+import argparse
+import json
+from dataclasses import replace
+from typing import Final
+
+import msgspec
+
+from polypod import units
+from polypod.cli.asking import count
+from polypod.cli.plan_fleet import demand_of, not_excluded
+from polypod.errors import InputError
+from polypod.plan.place import Island, island
+from polypod.plan.spec import Source
+from polypod.plan.stages import fabric_bytes_per_s, plan_stages, workers_of
+from polypod.report.stages import stages_json, stages_text
+
+_UNASKED: Final = {
+    "objective": "the most output tokens/s is all that is looked for",
+    "rate": "a pipeline carries as much as it can",
+    "fewest": "cards are not weighed",
+    "max_share": "cards are not weighed",
+    "spare": "nothing is kept free",
+    "apart": "every stage computes prompts and answers",
+    "together": "every stage computes prompts and answers",
+    "unproven": "no cache is handed over",
+    "frontier": "one answer is looked for",
+    "engine_args": "every step takes its share of the prompts",
+    "file": "a plan file has no pools over unlike chips, and nothing plays them yet; take --json",
+}
+"""What else `plan` asks and has no meaning here, and why."""
+
+
+def run_stages(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
+    """Raises `InputError` for what does not go with stages."""
+    for name, why in _UNASKED.items():
+        if getattr(args, name):
+            flag = "-o" if name == "file" else f"--{name.replace('_', '-')}"
+            msg = f"{flag} does not go with --stages: {why}"
+            raise InputError(msg)
+    if len(args.models) > 1:
+        msg = f"--stages is of one model, {len(args.models)} are named"
+        raise InputError(msg)
+    question = demand_of(args, args.models[0]).question
+    if question.rate_per_s is not None:
+        msg = f"{args.models[0]}: rate= does not go with --stages: {_UNASKED['rate']}"
+        raise InputError(msg)
+    places = [joined_by_network(name, source, args.backend) for name, source in not_excluded(args.exclude, fleet).items()]  # fmt: skip
+    workers = workers_of(question, places, count("--stage-tp", args.stage_tp))
+    fabric = fabric_bytes_per_s(places) if args.fabric is None else units.parse(args.fabric, "bytes_per_s")  # fmt: skip
+    found = plan_stages(question, workers, fabric, units.parse(args.time_limit, "s"))
+    print(json.dumps(stages_json(question, places, found), indent=2) if args.json else stages_text(question, places, found))  # fmt: skip
+    return 0
+
+
+def joined_by_network(name: str, source: Source, backend: str | None) -> Island:
+    """Accelerators that need no fabric of their own to take part."""
+    if source.accelerator is None or source.count is None:
+        return island(name, source, backend)
+    one = island(name, msgspec.structs.replace(source, count=1), backend)
+    return replace(one, accelerators=source.count)
