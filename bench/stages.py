@@ -4,7 +4,8 @@
 
 LLaMA-30B on 4 A100 40GB, 8 L4 and 12 T4 joined at 10 Gb/s, prompts of 763 tokens and answers of 232 in the mean, offline. Measured in tokens/s of decode
 (ae_readme.md of https://github.com/Thesys-lab/Helix-ASPLOS25, commit 148b733080): Helix 321.2, pipelines of one kind each 295.1, Swarm 142.9; its simulator says
-339.6, 309.0 and 151.6. The profiles are in tests/data/helix. Nothing here is fitted to any of them.
+339.6, 309.0 and 151.6. Helix's own placement is three pipelines of one kind each as well: what it gains over them it gains by scheduling.
+The profiles are in tests/data/helix. Nothing here is fitted to any of them.
 """
 
 from dataclasses import replace
@@ -19,6 +20,7 @@ from polypod.plan.place import Island
 from polypod.plan.search import Question
 from polypod.plan.spec import Source
 from polypod.plan.stages import (
+    Pipeline,
     Staged,
     Worker,
     by_layer,
@@ -31,6 +33,8 @@ from polypod.workload.layout import Layout
 DATA = Path(__file__).parents[1] / "tests" / "data" / "helix"
 CHIPS = {"a100": ("nvidia-a100-40g-sxm", 4), "l4": ("nvidia-l4", 8), "t4": ("nvidia-t4", 12)}
 FABRIC_BYTES_PER_S = 1.25e9
+KINDS = {"a100": (198.9, 0.169), "l4": (64.8, 0.533), "t4": (57.5, 0.697)}
+"""What Helix's prototype measured of each kind: tokens/s, and mean seconds between a sequence's tokens."""
 MEASURED, MEASURED_SEPARATE = 321.2, 295.1
 SIMULATED, SIMULATED_SEPARATE = 339.6, 309.0
 QUESTION = Question(model=model_of("huggyllama/llama-30b"), input_tokens=763, output_tokens=232)
@@ -58,6 +62,23 @@ def main() -> None:
     ]
     for what, mixed, separate in rows:
         print(f"{what:<44}{mixed:>14.1f}{separate:>15.1f}{mixed / separate - 1:>7.1%}")
+    print(
+        "\nkind  layers        measured            ours, cost model    ours, profiles      ours, profiles, as many in flight"
+    )
+    print(
+        "      of a stage    tokens/s  in flight  tokens/s  in flight  tokens/s  in flight  tokens/s  micro-batches"
+    )
+    for name, (tokens_per_s, tpot_s) in KINDS.items():
+        in_flight = tokens_per_s * tpot_s  # Little's law
+        [own], [theirs] = (
+            alone(one) for one in (workers_of(QUESTION, [places()[name]]), profiled(name))
+        )
+        capped = [at_most(one, round(in_flight)) for one in profiled(name)]
+        [held] = alone(capped)
+        layers = sorted({stage.part.layers for stage in own.stages})
+        print(
+            f"{name:<5} {'-'.join(map(str, layers)):<12}{tokens_per_s:>10.1f}{in_flight:>11.0f}{own.tokens_per_s:>10.1f}{own.sequences:>11}{theirs.tokens_per_s:>10.1f}{theirs.sequences:>11}{held.tokens_per_s:>10.1f}{f'{held.micro_batches} of {held.micro_batch}':>15}"
+        )
     mixed, separate = rows[-1][1:]
     print(
         f"\nours with their profiles over measured: {mixed / MEASURED:.2f}, one kind each {separate / MEASURED_SEPARATE:.2f}"
@@ -77,9 +98,11 @@ def curve(name: str, phase: str) -> tuple[np.ndarray, np.ndarray]:
     return table[:, 0], table[:, 1] / 1000
 
 
-def profiled() -> list[Worker]:
-    """Workers timed by Helix's profiles."""
-    workers = workers_of(QUESTION, list(places().values()))
+def profiled(*names: str) -> list[Worker]:
+    """Workers timed by Helix's profiles: of all kinds, or of these."""
+    workers = workers_of(
+        QUESTION, [place for name, place in places().items() if name in (names or CHIPS)]
+    )
     return [
         by_layer(one, QUESTION, curve(one.island.name, "decode"), curve(one.island.name, "prompt"))
         for one in workers
@@ -88,6 +111,14 @@ def profiled() -> list[Worker]:
 
 def planned(workers: list[Worker]) -> Staged:
     return plan_stages(QUESTION, workers, FABRIC_BYTES_PER_S)
+
+
+def at_most(worker: Worker, in_flight: int) -> Worker:
+    return replace(worker, sequences=lambda part: min(worker.sequences(part), in_flight))
+
+
+def alone(workers: list[Worker]) -> list[Pipeline]:
+    return [pipeline for pipeline, _ in planned(workers).pipelines]
 
 
 def both(found: Staged) -> tuple[float, float]:

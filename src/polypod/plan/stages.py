@@ -134,7 +134,7 @@ class Staged:
     pipelines: tuple[tuple[Pipeline, int], ...]
     separate: tuple[tuple[Pipeline, int], ...] | None
     bytes_per_s: float
-    gap: float
+    gap_fraction: float
     looked_at: int
     most_stages: int
 
@@ -308,7 +308,7 @@ def plan_stages(
         pipelines=chosen,
         separate=_counted(workers, alone, time_limit_s)[0] if alone else None,
         bytes_per_s=bytes_per_s,
-        gap=gap,
+        gap_fraction=gap,
         looked_at=looked_at,
         most_stages=most_stages,
     )

@@ -38,7 +38,7 @@ def _tokens(tokens_per_s: float) -> str:
 
 
 def _proven(found: Staged) -> str:
-    return "proven best of them" if found.gap < 1e-4 else f"at most {found.gap:.1%} from the best of them"  # fmt: skip
+    return "proven best of them" if found.gap_fraction < 1e-4 else f"at most {found.gap_fraction:.1%} from the best of them"  # fmt: skip
 
 
 def _separate(found: Staged) -> str:
@@ -104,7 +104,7 @@ def stages_json(question: Question, places: Sequence[Island], found: Staged) -> 
         "fabric_bytes_per_s": found.bytes_per_s,
         "tokens_per_s": found.tokens_per_s,
         "separate_tokens_per_s": None if found.separate is None else total_tokens_per_s(found.separate),
-        "gap_fraction": found.gap,
+        "gap_fraction": found.gap_fraction,
         "looked_at": found.looked_at,
         "most_stages": found.most_stages,
         "islands": [{"name": place.name, "chip": place.rank.chip, "ranks": place.ranks, "used_ranks": used[place.name]} for place in places],
