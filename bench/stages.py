@@ -19,15 +19,8 @@ from polypod.cost.deployment import Deployment, native_precision
 from polypod.plan.place import Island
 from polypod.plan.search import Question
 from polypod.plan.spec import Source
-from polypod.plan.stages import (
-    Pipeline,
-    Staged,
-    Worker,
-    by_layer,
-    plan_stages,
-    total_tokens_per_s,
-    workers_of,
-)
+from polypod.plan.stages import Pipeline, Staged, plan_stages, total_tokens_per_s
+from polypod.plan.workers import Worker, by_layer, workers_of
 from polypod.workload.layout import Layout
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "helix"

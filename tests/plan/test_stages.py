@@ -19,19 +19,8 @@ from polypod.errors import InfeasibleError, InputError
 from polypod.plan.place import Island
 from polypod.plan.search import Question
 from polypod.plan.spec import Source
-from polypod.plan.stages import (
-    SIZES,
-    Floats,
-    Part,
-    Pipeline,
-    Staged,
-    Worker,
-    by_layer,
-    fabric_bytes_per_s,
-    plan_stages,
-    total_tokens_per_s,
-    workers_of,
-)
+from polypod.plan.stages import SIZES, Pipeline, Staged, plan_stages, total_tokens_per_s
+from polypod.plan.workers import Floats, Part, Worker, by_layer, fabric_bytes_per_s, workers_of
 from polypod.workload.layout import Layout
 
 HELIX = Path(__file__).parents[1] / "data" / "helix"

@@ -13,7 +13,8 @@ from polypod.cli.plan_fleet import demand_of, not_excluded
 from polypod.errors import InputError
 from polypod.plan.place import Island, island
 from polypod.plan.spec import Source
-from polypod.plan.stages import fabric_bytes_per_s, plan_stages, workers_of
+from polypod.plan.stages import plan_stages
+from polypod.plan.workers import fabric_bytes_per_s, workers_of
 from polypod.report.stages import stages_json, stages_text
 
 _UNASKED: Final = {

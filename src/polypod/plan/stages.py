@@ -11,14 +11,15 @@ one A100 with 30 layers and two L4 with 15 each. Of a pipeline of S stages with 
 Layers are spread so that the slowest stage is the fastest it can be, where every stage's memory holds its layers and its part of the
 cache of m * b sequences. The best sum of compositions within the ranks there are is a mixed-integer program.
 
-The roomiest worker takes the head, the next the embedding. Layers of unlike kinds count as evenly spread. Left out: the network's
-latency, the spread of lengths, networks that are not alike between all workers.
+The roomiest worker takes the head, the next the embedding. Left out: the network's latency, the spread of lengths, networks that are
+not alike between all workers; and spreads that trade a slower slowest stage for a shorter way through, which only micro-batches of
+single sequences on a crawling network were found to gain by (0.3 %).
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement
 from typing import Final, Literal
@@ -26,19 +27,15 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from polypod.cost.calibration import of
-from polypod.cost.deployment import Deployment, native_precision
-from polypod.errors import InfeasibleError, InputError, LayoutError
+from polypod.errors import InfeasibleError
 from polypod.plan.milp import Milp
-from polypod.plan.place import Island
 from polypod.plan.search import Question
+from polypod.plan.workers import Floats, Part, Worker
 from polypod.units import show
-from polypod.workload.layout import Layout, check_layout
 from polypod.workload.model import Model, layer_parameters
 from polypod.workload.ops import ACTIVATION_BYTES
-from polypod.workload.precision import KEPT, element_bytes
+from polypod.workload.precision import element_bytes
 
-Floats = NDArray[np.float64]
 Bound = Literal["computing", "sending", "the way through"]
 
 SIZES: Final[Floats] = np.unique(np.round(np.geomspace(1, 1024, num=56)))
@@ -52,38 +49,6 @@ MOST_COMPOSITIONS: Final = 5000
 
 _IN_FLIGHT: Final = 8
 """How many numbers of micro-batches are tried at most."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """What one stage holds."""
-
-    layers: int
-    first: bool = False  # the embedding
-    last: bool = False  # the head
-
-
-@dataclass(frozen=True, kw_only=True)
-class Worker:
-    """One kind of worker: as many ranks of an island as one stage takes."""
-
-    island: Island
-    tp: int
-    weights: str
-    step_s: Callable[[Part, Floats], Floats]  # by the sequences of a micro-batch
-    sequences: Callable[[Part], float]  # whose cache fits beside the part
-
-    @property
-    def chip(self) -> str:
-        return self.island.rank.chip
-
-    @property
-    def available(self) -> int:
-        return self.island.ranks // self.tp
-
-    @property
-    def memory_bytes(self) -> float:
-        return self.tp * self.island.rank.memory_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,130 +120,6 @@ class Staged:
 def total_tokens_per_s(pipelines: Sequence[tuple[Pipeline, int]]) -> float:
     """Of so many of each."""
     return sum(count * pipeline.tokens_per_s for pipeline, count in pipelines)
-
-
-def fabric_bytes_per_s(places: Sequence[Island]) -> float:
-    """Between islands, of one rank: the narrowest of their outermost tiers. Raises `InputError` where one is not on record."""
-    unknown = sorted(
-        {
-            place.rank.chip
-            for place in places
-            if not place.rank.tiers or place.rank.tiers[-1].bytes_per_s is None
-        }
-    )
-    if unknown:
-        msg = f"no network bandwidth is on record between {', '.join(unknown)} and others; say it, as --fabric 10Gb/s"
-        raise InputError(msg)
-    return min(
-        fact.value for place in places if (fact := place.rank.tiers[-1].bytes_per_s) is not None
-    )
-
-
-def workers_of(question: Question, places: Sequence[Island], most_tp: int = 1) -> list[Worker]:
-    """Every kind of worker on these islands, timed by the cost model.
-
-    Raises `InputError` for a chip that cannot compute the model in any format on record.
-    """
-    found = []
-    for place in places:
-        tp = 1
-        while tp <= min(most_tp, place.ranks, place.rank.reach or most_tp):
-            if _divides(question.model, tp):
-                found.append(_worker(question, place, tp))
-            tp *= 2
-    return found
-
-
-def _divides(model: Model, tp: int) -> bool:
-    try:
-        check_layout(model, Layout(tp=tp))
-    except LayoutError:
-        return False
-    return True
-
-
-def _worker(question: Question, place: Island, tp: int) -> Worker:
-    precision = native_precision(question.model, place.rank)
-    kinds = _kinds(question.model)
-
-    def cut(part: Part) -> Deployment:
-        """A model of the part's layers alone, embedding and head in it."""
-        counts = Counter(kinds[: part.layers])
-        layers = tuple(
-            replace(group, count=counts[number])
-            for number, group in enumerate(question.model.layers)
-            if counts[number]
-        )
-        model = replace(question.model, layers=layers)
-        return Deployment.make(model, Layout(tp=tp), precision, place.rank)
-
-    return Worker(
-        island=place,
-        tp=tp,
-        weights=precision.weights,
-        step_s=lambda part, sizes: _part_step_s(question, cut(part), part, sizes),
-        sequences=lambda part: _part_sequences(question, cut(part), part),
-    )
-
-
-def _kinds(model: Model) -> list[int]:
-    """The kind of each layer, with all kinds spread evenly."""
-    at = [((n + 0.5) / group.count, number) for number, group in enumerate(model.layers) for n in range(group.count)]  # fmt: skip
-    return [number for _, number in sorted(at)]
-
-
-def _part_step_s(question: Question, deployment: Deployment, part: Part, sizes: Floats) -> Floats:
-    prompt_tokens = sizes * question.input_tokens / question.output_tokens
-    ops = deployment.ops(
-        sequences=sizes,
-        kv_tokens=sizes * (question.input_tokens + question.output_tokens / 2),
-        prompt_tokens=prompt_tokens,
-        pairs=prompt_tokens * question.input_tokens / 2,
-    )
-    gone = {name for name, has in (("embedding", part.first), ("head", part.last)) if not has}
-    fits = deployment.served.calibration
-    sampling_s = of(fits.engine.sequence_s, "likely") * sizes if part.last else 0.0
-    kept = deployment.cost([op for op in ops if op.name not in gone]).total_s
-    return np.asarray(of(fits.step_factor, "likely") * (kept + sampling_s), dtype=float)
-
-
-def _part_sequences(question: Question, deployment: Deployment, part: Part) -> float:
-    model = deployment.model
-    whole = question.input_tokens + question.output_tokens
-    memory = deployment.memory(whole)
-    tables = part.first + part.last - (1 if model.tied else 2)
-    if model.tied and part.first and part.last:
-        tables = 0
-    table_bytes = model.embedding_parameters * element_bytes(KEPT) / deployment.layout.tp
-    memory = replace(memory, weight_bytes=memory.weight_bytes + tables * table_bytes)
-    if memory.tokens_of(whole) < whole:
-        return 0.0
-    half = question.input_tokens + question.output_tokens / 2
-    return memory.tokens_of(half) // half
-
-
-def by_layer(
-    worker: Worker,
-    question: Question,
-    decode_s: tuple[Floats, Floats],
-    prompt_s: tuple[Floats, Floats],
-) -> Worker:
-    """The same worker timed by measured curves of one layer, each from nothing on: by sequences in decode, by tokens of prompts.
-
-    Between points a straight line, beyond them the last stretch's.
-    """
-
-    def step_s(part: Part, sizes: Floats) -> Floats:
-        prompt_tokens = sizes * question.input_tokens / question.output_tokens
-        return part.layers * (_along(decode_s, sizes) + _along(prompt_s, prompt_tokens))
-
-    return replace(worker, step_s=step_s)
-
-
-def _along(curve: tuple[Floats, Floats], at: Floats) -> Floats:
-    x, y = curve
-    beyond = np.maximum(at - x[-1], 0) * (y[-1] - y[-2]) / (x[-1] - x[-2])
-    return np.asarray(np.interp(at, x, y) + beyond, dtype=float)
 
 
 def plan_stages(
