@@ -67,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
     fleet = parse_fleet(args.on)
     if args.stages:
         return run_stages(args, fleet)
+    if args.stage_tp is not None:
+        msg = "--stage-tp cuts the stages of --stages, which is not asked for; say --stages as well"
+        raise InputError(msg)
     if args.frontier:
         return run_frontier(args, fleet)
     if is_fleet(args, fleet):

@@ -43,7 +43,7 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="pipelines of unequal stages over unlike chips that a network joins (--fabric)",
     )
-    parser.add_argument("--stage-tp", default="1", metavar="RANKS", help="a stage's ranks at most, cut by tp within their own fabric (default: 1)")  # fmt: skip
+    parser.add_argument("--stage-tp", metavar="RANKS", help="a stage's ranks at most, cut by tp within their own fabric (default: 1)")  # fmt: skip
     parser.add_argument("--time-limit", metavar="TIME", default="30s", help="of the solver, for each time it is asked (30s)")  # fmt: skip
 
 

@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -11,8 +14,9 @@ from polypod import units
 from polypod.cli.asking import count
 from polypod.cli.plan_fleet import demand_of, not_excluded
 from polypod.errors import InputError
+from polypod.plan.compose_stages import staged_plan
 from polypod.plan.place import Island, island
-from polypod.plan.spec import Source
+from polypod.plan.spec import Source, write_plan
 from polypod.plan.stages import plan_stages
 from polypod.plan.workers import fabric_bytes_per_s, workers_of
 from polypod.report.stages import stages_json, stages_text
@@ -28,31 +32,47 @@ _UNASKED: Final = {
     "unproven": "no cache is handed over",
     "frontier": "one answer is looked for",
     "engine_args": "every step takes its share of the prompts",
-    "file": "a plan file has no pools over unlike chips, and nothing plays them yet; take --json",
 }
 """What else `plan` asks and has no meaning here, and why."""
 
 
 def run_stages(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
     """Raises `InputError` for what does not go with stages."""
+    _refuse_what_has_no_meaning(args)
+    demand = demand_of(args, args.models[0])
+    question = demand.question
+    if question.rate_per_s is not None:
+        msg = f"{args.models[0]}: rate= does not go with --stages: {_UNASKED['rate']}"
+        raise InputError(msg)
+    kept = not_excluded(args.exclude, fleet)
+    places = [joined_by_network(name, source, args.backend) for name, source in kept.items()]
+    workers = workers_of(question, places, count("--stage-tp", args.stage_tp or "1"))
+    found = plan_stages(question, workers, _fabric_bytes_per_s(args.fabric, places), units.parse(args.time_limit, "s"))  # fmt: skip
+    if args.file:
+        write_plan(staged_plan(question, kept, found, demand.slo), Path(args.file))
+        print(f"wrote {args.file}", file=sys.stderr)
+    print(json.dumps(stages_json(question, places, found), indent=2) if args.json else stages_text(question, places, found))  # fmt: skip
+    return 0
+
+
+def _refuse_what_has_no_meaning(args: argparse.Namespace) -> None:
     for name, why in _UNASKED.items():
         if getattr(args, name):
-            flag = "-o" if name == "file" else f"--{name.replace('_', '-')}"
-            msg = f"{flag} does not go with --stages: {why}"
+            msg = f"--{name.replace('_', '-')} does not go with --stages: {why}"
             raise InputError(msg)
     if len(args.models) > 1:
         msg = f"--stages is of one model, {len(args.models)} are named"
         raise InputError(msg)
-    question = demand_of(args, args.models[0]).question
-    if question.rate_per_s is not None:
-        msg = f"{args.models[0]}: rate= does not go with --stages: {_UNASKED['rate']}"
+
+
+def _fabric_bytes_per_s(text: str | None, places: Sequence[Island]) -> float:
+    if text is None:
+        return fabric_bytes_per_s(places)
+    said = units.parse(text, "bytes_per_s")
+    if not said > 0:
+        msg = f"--fabric {text} joins nothing; give a bandwidth above 0, as 10Gb/s"
         raise InputError(msg)
-    places = [joined_by_network(name, source, args.backend) for name, source in not_excluded(args.exclude, fleet).items()]  # fmt: skip
-    workers = workers_of(question, places, count("--stage-tp", args.stage_tp))
-    fabric = fabric_bytes_per_s(places) if args.fabric is None else units.parse(args.fabric, "bytes_per_s")  # fmt: skip
-    found = plan_stages(question, workers, fabric, units.parse(args.time_limit, "s"))
-    print(json.dumps(stages_json(question, places, found), indent=2) if args.json else stages_text(question, places, found))  # fmt: skip
-    return 0
+    return said
 
 
 def joined_by_network(name: str, source: Source, backend: str | None) -> Island:

@@ -45,6 +45,7 @@ def pool_replicas(plan: Plan) -> list[ReplicaUp]:
 
     Raises `InputError` for a role, layout or fleet entry that cannot be played, with its path in the plan.
     """
+    _refuse_stages(plan)
     ups: list[ReplicaUp] = []
     for s, service in enumerate(plan.services):
         model = service_model(service)
@@ -58,7 +59,11 @@ def pool_replicas(plan: Plan) -> list[ReplicaUp]:
 
 
 def evidence(plan: Plan) -> dict[str, str]:
-    """What the step times of each pool on catalog chips rest on, by its name; hosts are measured, and have bands of their own."""
+    """What the step times of each pool on catalog chips rest on, by its name; hosts are measured, and have bands of their own.
+
+    Raises `InputError` as `pool_replicas` does for what cannot be played.
+    """
+    _refuse_stages(plan)
     found = {}
     for s, service in enumerate(plan.services):
         for p, pool in enumerate(service.pools):
@@ -67,6 +72,18 @@ def evidence(plan: Plan) -> dict[str, str]:
                 where = island(pool.on, source, _backend(pool))
                 found[pool.name or f"pool{s}.{p}"] = str(where.rank.calibration.evidence)
     return found
+
+
+def _refuse_stages(plan: Plan) -> None:
+    for s, service in enumerate(plan.services):
+        for p, pool in enumerate(service.pools):
+            if pool.stages:
+                parts = ", ".join(dict.fromkeys(stage.on for stage in pool.stages))
+                msg = (
+                    f"pool {pool.name or pool.on!r} is a pipeline of unequal stages over {parts}, which is not played or launched yet; "
+                    f"its figures are those of polypod plan --stages - at `$.services[{s}].pools[{p}].stages`"
+                )
+                raise InputError(msg)
 
 
 def _backend(pool: Pool) -> str | None:

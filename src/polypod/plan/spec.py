@@ -106,8 +106,16 @@ class PoolPrediction(Strict, frozen=True, kw_only=True, omit_defaults=True):
     tpot: Spread | None = None
 
 
+class PoolStage(Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """One stage of a pipeline over unlike chips: how many layers, on how many ranks of which part of the fleet."""
+
+    on: Name
+    layers: Count
+    ranks: Count = 1
+
+
 class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
-    """Replicas of one role, layout and island."""
+    """Replicas of one role, layout and island; with `stages`, pipelines over several, each replica one of them."""
 
     role: Literal["prefill", "decode", "both"]
     on: Name
@@ -120,6 +128,7 @@ class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
     max_sequences: Count = 256
     max_step_tokens: Count = 8192
     engine_args: EngineArgs = NOTHING
+    stages: tuple[PoolStage, ...] = ()
     predicted: PoolPrediction | None = None
 
 
@@ -250,6 +259,7 @@ def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
     if pool.on not in plan.fleet:
         msg = f"{pool.on!r} is not in the fleet ({', '.join(plan.fleet)}) - at `{path}.on`"
         raise InputError(msg)
+    _check_stages(path, pool, plan)
     for name in NAMES:
         if name not in PLAYED and getattr(pool.engine_args, name) is not None:
             instead = "; say max_step_tokens beside it" if name == "max_num_batched_tokens" else ""
@@ -261,4 +271,14 @@ def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
             f"ep={layout.ep} does not divide the world of tp*pp*dp*cp={layout.world} ranks; "
             f"make ep a divisor of it - at `{path}.layout`"
         )
+        raise InputError(msg)
+
+
+def _check_stages(path: str, pool: Pool, plan: Plan) -> None:
+    for n, stage in enumerate(pool.stages):
+        if stage.on not in plan.fleet:
+            msg = f"{stage.on!r} is not in the fleet ({', '.join(plan.fleet)}) - at `{path}.stages[{n}].on`"
+            raise InputError(msg)
+    if pool.stages and pool.layout.pp != len(pool.stages):
+        msg = f"pp={pool.layout.pp} and {len(pool.stages)} stages are given; make them the same number - at `{path}.stages`"
         raise InputError(msg)

@@ -27,7 +27,7 @@ def stages_text(question: Question, places: Sequence[Island], found: Staged) -> 
     lines += [
         entry("in all", f"{_tokens(found.tokens_per_s)} on {chips}"),
         entry("one kind each", _separate(found)),
-        entry("looked at", f"{found.looked_at:,} compositions of up to {found.most_stages} stages; {_proven(found)}"),
+        entry("looked at", f"{found.looked_at:,} composition{'' if found.looked_at == 1 else 's'} of up to {found.most_stages} stages; {_proven(found)}"),
         *_assumed(places),
     ]  # fmt: skip
     return "\n".join(lines)
