@@ -21,7 +21,7 @@ def test_the_text_says_what_holds_which_layers_and_what_it_waits_for(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     words = " ".join(out.split())
-    for part in ("1.25 GB/s", "micro-batches of", "waits for", "embedding", "head", "one kind each", "proven best", "specification only"):  # fmt: skip
+    for part in ("1.25 GB/s", "micro-batches of", "waits for", "embedding", "head", "one kind each", "proven best", "specification only", "bf16 on nvidia-l4, fp16 on nvidia-t4"):  # fmt: skip
         assert part in words
 
 
@@ -52,7 +52,7 @@ def test_the_plan_file_has_the_stages_and_is_not_played(
     capsys.readouterr()
     assert main(["simulate", str(path)]) == 2
     problem = capsys.readouterr().err
-    assert "pool pipeline-1 is a pipeline of unequal stages over b, a" in problem
+    assert "pool 'pipeline-1' is a pipeline of unequal stages over b, a" in problem
     assert "at `$.services[0].pools[0].stages`" in problem
     with pytest.raises(InputError, match="not played or launched yet"):
         pool_replicas(read_plan(path))

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from polypod.cost.deployment import native_precision
 from polypod.plan.search import Question
 from polypod.plan.spec import (
-    FORMAT,
     Plan,
     Pool,
     PoolStage,
@@ -36,7 +35,7 @@ def staged_plan(question: Question, fleet: Mapping[str, Source], found: Staged, 
         ),
     )
     return Plan(
-        polypod=FORMAT,
+        polypod=1,
         fleet=dict(fleet),
         services=(service,),
         predicted=Predicted(tokens_per_s=round(found.tokens_per_s, 1)),

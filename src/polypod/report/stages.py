@@ -28,9 +28,18 @@ def stages_text(question: Question, places: Sequence[Island], found: Staged) -> 
         entry("in all", f"{_tokens(found.tokens_per_s)} on {chips}"),
         entry("one kind each", _separate(found)),
         entry("looked at", f"{found.looked_at:,} composition{'' if found.looked_at == 1 else 's'} of up to {found.most_stages} stages; {_proven(found)}"),
+        *_weights(found),
         *_assumed(places),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _weights(found: Staged) -> list[str]:
+    """What chips store weights in, where they differ."""
+    stored = {stage.worker.chip: stage.worker.weights for pipeline, _ in found.pipelines for stage in pipeline.stages}  # fmt: skip
+    if len(set(stored.values())) == 1:
+        return []
+    return [entry("weights", ", ".join(f"{dtype} on {chip}" for chip, dtype in sorted(stored.items())))]  # fmt: skip
 
 
 def _tokens(tokens_per_s: float) -> str:
