@@ -84,7 +84,9 @@ def test_a_round_is_what_its_stages_take(helix: Staged) -> None:
             sum(times_s) + (len(times_s) - 1) * send_s,
         )
         assert pipeline.round_s == pytest.approx(round_s)
-        assert pipeline.tokens_per_s == pytest.approx(pipeline.micro_batches * pipeline.micro_batch / round_s)  # fmt: skip
+        in_flight = pipeline.micro_batches * pipeline.micro_batch
+        assert pipeline.tokens_per_s == pytest.approx(in_flight / round_s)
+        assert pipeline.ttft_s == pytest.approx(round_s * (0.5 + max(1, 232 / in_flight)))
 
 
 def test_equal_chips_get_equal_stages() -> None:
@@ -163,6 +165,59 @@ def test_one_worker_that_holds_everything_computes_what_the_deployment_does() ->
     assert worker.step_s(whole, SIZES) == pytest.approx(np.asarray(step_s))
 
 
+def test_the_roomiest_worker_takes_the_head_and_the_next_the_embedding() -> None:
+    [(pipeline, _)] = planned(LLAMA, l4=1, t4=3, a100=1).pipelines
+    memory = [stage.worker.memory_bytes for stage in pipeline.stages]
+    assert memory[-1] == max(memory) == 40e9
+    assert memory[0] == max(memory[:-1]) == 24e9
+
+
+def test_the_head_takes_time_and_the_embedding_next_to_none() -> None:
+    [worker] = workers_of(SMALL, [place("a100", 1)])
+    bare, first, last = (
+        float(worker.step_s(part, SIZES)[-1])
+        for part in (Part(layers=4), Part(layers=4, first=True), Part(layers=4, last=True))
+    )
+    assert 0 < first - bare < 1e-3 < last - bare
+
+
+@pytest.mark.parametrize(("name", "tables"), [("smollm2-135m", 1), ("llama-3.1-8b", 2)])
+def test_a_part_keeps_the_tables_it_has_once_where_they_are_one(name: str, tables: int) -> None:
+    model = model_of(name)
+    one = place("a100", 1)
+    [worker] = workers_of(replace(SMALL, model=model), [one])
+    none, first, last, both = (
+        worker.sequences(Part(layers=model.num_layers, first=has_first, last=has_last))
+        for has_first, has_last in ((False, False), (True, False), (False, True), (True, True))
+    )
+    memory = Deployment.make(model, Layout(), native_precision(model, one.rank), one.rank).memory(512 + 128)  # fmt: skip
+    assert both == memory.tokens_of(512 + 64) // (512 + 64)
+    assert none > first == last >= both
+    assert (first == both) == (tables == 1)
+
+
+def test_layers_of_unlike_kinds_count_as_evenly_spread() -> None:
+    question = replace(SMALL, model=model_of("deepseek-v3"))  # 3 dense layers, then 58 of experts
+    big = joined_by_network("big", Source(accelerator="amd-mi300x", count=1), None)
+    [worker] = workers_of(question, [big])
+    times_s = [float(worker.step_s(Part(layers=count), SIZES)[-1]) for count in (10, 20, 30, 61)]
+    each_s = (times_s[3] - times_s[0]) / 51
+    assert times_s[1] - times_s[0] == pytest.approx(10 * each_s, rel=0.1)
+    assert times_s[2] - times_s[1] == pytest.approx(10 * each_s, rel=0.1)
+
+
+def test_fewer_micro_batches_than_stages_where_one_stage_takes_most_of_the_time() -> None:
+    model = replace(SMALL.model, layers=(replace(SMALL.model.layers[0], count=5),))
+    slow, fast = toy("a", 1, 1e-4, 1e-2, 1), toy("b", 1, 1e-4, 1e-3, 1)
+    two = [
+        replace(one, sequences=lambda part: 16.0 if part.layers <= 3 else 0.0)
+        for one in (slow, fast)
+    ]
+    [(pipeline, _)] = plan_stages(replace(SMALL, model=model), two, 1e12).pipelines
+    # one batch of 16 goes around in 11 ms and more; two of 8 would wait for the slow stage twice
+    assert (len(pipeline.stages), pipeline.micro_batches, pipeline.micro_batch) == (2, 1, 16)
+
+
 def test_stages_cut_by_tp_join_ranks_within_their_fabric() -> None:
     ways = workers_of(LLAMA, [place("a100", 4), place("l4", 8)], most_tp=8)
     assert [(worker.chip, worker.tp) for worker in ways] == [
@@ -177,9 +232,20 @@ def test_stages_cut_by_tp_join_ranks_within_their_fabric() -> None:
 
 
 def test_a_network_nobody_knows_has_to_be_said() -> None:
-    with pytest.raises(InputError, match=r"between nvidia-l4, nvidia-t4 and others.*--fabric"):
-        fabric_bytes_per_s([place("a100", 4), place("l4", 1), place("t4", 1)])
-    assert fabric_bytes_per_s([place("a100", 4)]) == 300e9
+    # NVLink joins 8 A100 to each other, and to nothing else
+    for counts, unknown in (({"a100": 4, "l4": 1}, "nvidia-a100-40g-sxm, nvidia-l4"), ({"a100": 9}, "nvidia-a100-40g-sxm")):  # fmt: skip
+        with pytest.raises(InputError, match=f"between {unknown} and others; say it, as --fabric"):
+            fabric_bytes_per_s([place(name, count) for name, count in counts.items()])
+    assert fabric_bytes_per_s([place("a100", 8)]) == 300e9
+
+
+def test_between_islands_the_narrowest_network_on_record_counts() -> None:
+    one, other = (
+        joined_by_network(chip, Source(accelerator=chip, count=1), None)
+        for chip in ("nvidia-h100-sxm", "huawei-ascend-910c")
+    )
+    assert fabric_bytes_per_s([one]) == 50e9  # 400 Gb/s of scale-out
+    assert fabric_bytes_per_s([one, other]) == fabric_bytes_per_s([other]) == 25e9
 
 
 def test_what_does_not_fit_says_by_how_much() -> None:

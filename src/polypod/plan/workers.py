@@ -56,20 +56,25 @@ class Worker:
 
 
 def fabric_bytes_per_s(places: Sequence[Island]) -> float:
-    """Between islands, of one rank: the narrowest of their outermost tiers. Raises `InputError` where one is not on record."""
-    unknown = sorted(
-        {
-            place.rank.chip
-            for place in places
-            if not place.rank.tiers or place.rank.tiers[-1].bytes_per_s is None
-        }
-    )
+    """Of one rank to any other: the narrowest of the islands' outermost tiers, where these lead out of the island.
+
+    An island by itself needs none that leads further than its own ranks. Raises `InputError` where one is not on record.
+    """
+    ways = {place.rank.chip: _way_bytes_per_s(place, alone=len(places) == 1) for place in places}
+    unknown = [chip for chip, way in ways.items() if way is None]
     if unknown:
-        msg = f"no network bandwidth is on record between {', '.join(unknown)} and others; say it, as --fabric 10Gb/s"
+        msg = f"no network bandwidth is on record between {', '.join(sorted(unknown))} and others; say it, as --fabric 10Gb/s"
         raise InputError(msg)
-    return min(
-        fact.value for place in places if (fact := place.rank.tiers[-1].bytes_per_s) is not None
-    )
+    return min(way for way in ways.values() if way is not None)
+
+
+def _way_bytes_per_s(place: Island, *, alone: bool) -> float | None:
+    if not place.rank.tiers:
+        return None
+    last = place.rank.tiers[-1]
+    if last.bytes_per_s is None or not (last.ranks is None or (alone and place.ranks <= last.ranks)):  # fmt: skip
+        return None
+    return last.bytes_per_s.value
 
 
 def workers_of(question: Question, places: Sequence[Island], most_tp: int = 1) -> list[Worker]:
