@@ -200,10 +200,23 @@ def test_layers_of_unlike_kinds_count_as_evenly_spread() -> None:
     question = replace(SMALL, model=model_of("deepseek-v3"))  # 3 dense layers, then 58 of experts
     big = joined_by_network("big", Source(accelerator="amd-mi300x", count=1), None)
     [worker] = workers_of(question, [big])
-    times_s = [float(worker.step_s(Part(layers=count), SIZES)[-1]) for count in (10, 20, 30, 61)]
-    each_s = (times_s[3] - times_s[0]) / 51
-    assert times_s[1] - times_s[0] == pytest.approx(10 * each_s, rel=0.1)
-    assert times_s[2] - times_s[1] == pytest.approx(10 * each_s, rel=0.1)
+    sizes = np.array([16.0])  # with prompts enough to read every expert
+    few_s, half_s, all_s = (
+        float(worker.step_s(Part(layers=count), sizes)[0]) for count in (10, 30, 61)
+    )
+    assert few_s == pytest.approx(all_s * 10 / 61, rel=0.1)
+    assert half_s == pytest.approx(all_s * 30 / 61, rel=0.1)
+
+
+def test_a_measured_layer_goes_on_as_it_ended() -> None:
+    [worker] = workers_of(SMALL, [place("t4", 1)])
+    line = (np.array([0.0, 2.0, 4.0]), np.array([0.0, 1e-3, 3e-3]))
+    none = (np.array([0.0, 1.0]), np.array([0.0, 0.0]))
+    sequences = np.array([1.0, 3.0, 6.0])
+    decode = by_layer(worker, SMALL, line, none).step_s(Part(layers=2), sequences)
+    assert decode == pytest.approx([1e-3, 4e-3, 10e-3])
+    prompt = by_layer(worker, SMALL, none, line).step_s(Part(layers=1), sequences / 4)
+    assert prompt == pytest.approx([0.5e-3, 2e-3, 5e-3])  # 512 / 128 tokens for each sequence
 
 
 def test_fewer_micro_batches_than_stages_where_one_stage_takes_most_of_the_time() -> None:
