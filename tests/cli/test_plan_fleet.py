@@ -67,7 +67,8 @@ def test_energy_is_least_where_watts_are_counted(capsys: pytest.CaptureFixture[s
         (("--exclude", "intel"), 2, "--exclude intel: nothing of the fleet is of it"),
         (("--exclude", "amd", "--exclude", "nvidia"), 2, "leave nothing: every part of the fleet is excluded"),
         (("--apart", "--together"), 2, "--apart and --together contradict each other"),
-        (("--spare", "rack"), 2, "--spare 'rack' is nothing to keep free"),
+        (("--spare", "row"), 2, "--spare 'row' is nothing to keep free"),
+        (("--spare", "rack"), 2, "no source on record says which cards of a (nvidia-h100-sxm) share a rack"),
         (("--objective", "cost"), 2, "not on record"),
     ],
 )  # fmt: skip

@@ -54,6 +54,8 @@ def test_the_plan_file_has_the_stages_and_is_not_played(
     problem = capsys.readouterr().err
     assert "pool 'pipeline-1' is a pipeline of unequal stages over b, a" in problem
     assert "at `$.services[0].pools[0].stages`" in problem
+    assert main(["emit", str(path), "--engine", "vllm", "-o", str(tmp_path / "launch")]) == 2
+    assert "not played or launched yet" in capsys.readouterr().err
     with pytest.raises(InputError, match="not played or launched yet"):
         pool_replicas(read_plan(path))
 
@@ -87,6 +89,7 @@ def test_a_plan_file_whose_stages_cannot_be_is_refused(
         ((*ASKED, "--rate", "2/s"), "--rate does not go with --stages: a pipeline carries as much as it can"),
         ((*ASKED, "--max-share", "nvidia=20%"), "--max-share does not go with --stages"),
         ((*ASKED, "--engine-args", "prefix_hits=0.3"), "--engine-args does not go with --stages"),
+        ((*ASKED, "--emit", "vllm", "-o", "launch"), "--emit does not go with --stages"),
         ((*ASKED, "--stage-tp", "none"), "--stage-tp 'none' is no number"),
         ((*FLEET[:-1], "--stage-tp", "2"), "say --stages as well"),
         (("plan", "llama-3.1-8b", "qwen3-32b", *ASKED[2:]), "--stages is of one model, 2 are named"),
@@ -98,6 +101,35 @@ def test_what_cannot_be_asked_says_why(
 ) -> None:
     assert main([*words]) == 2
     assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fabrics", "alone", "problem"),
+    [
+        ("[{joins: [a, b, c], bandwidth: 10 Gb/s}]", "[]", None),
+        ("[{joins: [a, b], bandwidth: 10 Gb/s}]", "[c]", "no fabric joins a and c"),
+    ],
+)
+def test_the_fabrics_of_a_fleet_file_have_to_join_every_two_islands(
+    fabrics: str,
+    alone: str,
+    problem: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    islands = "\n".join(f"  {name}: {{accelerator: {chip}, count: 1}}" for name, chip in (("a", "nvidia-l4"), ("b", "nvidia-t4"), ("c", "nvidia-t4")))  # fmt: skip
+    path = tmp_path / "fleet.yaml"
+    path.write_text(f"fleet:\n{islands}\nfabrics: {fabrics}\nalone: {alone}\n", encoding="utf-8")
+    words = ("plan", "llama-3.1-8b", "--on", str(path), "--stages")
+    if problem is None:
+        assert main([*words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["fabric_bytes_per_s"] == 1.25e9
+        assert main([*words, "--fabric", "10Gb/s"]) == 2
+        assert "contradict each other" in capsys.readouterr().err
+    else:
+        assert main([*words]) == 2
+        assert problem in capsys.readouterr().err
+        assert main([*words, "--exclude", "nvidia-l4"]) == 2  # b and c are not joined either
 
 
 def test_a_model_that_the_fleet_cannot_hold_says_by_how_much(

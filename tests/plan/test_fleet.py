@@ -2,15 +2,16 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
 from polypod.cli.asking import model_of
 from polypod.cost.deployment import native_precision
-from polypod.plan.fleet import Aim, Chosen, Short, choose
+from polypod.plan.fleet import Aim, Chosen, Short, choose, domain_ranks, prompt_wait_s
 from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question, search
-from polypod.plan.shapes import apart, together
+from polypod.plan.shapes import apart, cache_bytes, exchanging_fraction, together
 
 
 def ask(name: str = "qwen3-32b", rate: float | None = None, ttft_s: float = 2.0, tpot_s: float = 0.05) -> Question:  # fmt: skip
@@ -77,6 +78,27 @@ def test_a_faster_fabric_never_hurts() -> None:
     assert slow <= fast * 1.0001
 
 
+def test_a_slow_fabric_is_no_worse_than_none() -> None:
+    alone = best("nvidia-h100-sxm:8+hygon-bw1000:8")
+    slow = best("nvidia-h100-sxm:8+hygon-bw1000:8", Aim(fabric_bytes_per_s=1e9, unproven=True))
+    assert slow >= alone * 0.999
+
+
+def test_a_prompts_cache_is_at_its_decode_worker_inside_the_limit_and_its_links_are_not_overrun() -> None:  # fmt: skip
+    question = ask()
+    width = 2e9
+    found = chosen("nvidia-h100-sxm:8+nvidia-h20:8", (("qwen3-32b", None),), Aim(fabric_bytes_per_s=width, unproven=True))  # fmt: skip
+    assert isinstance(found, Chosen)
+    crossing = {key: rate for key, rate in found.flows_per_s.items() if key[1] != key[2]}
+    assert crossing
+    assert max(prompt_wait_s(0, question, found).values()) <= 2.0
+    sent = sum(rate * cache_bytes(question, one.shape) for (_, start, _), rate in crossing.items() for one in found.used[:1])  # fmt: skip
+    for role, end in (("prefill", 1), ("decode", 2)):
+        names = {key[end] for key in crossing}
+        ranks = sum(one.replicas * one.shape.ranks for one in found.used if one.shape.role == role and one.shape.island.name in names)  # fmt: skip
+        assert sent <= 0.9 * width * ranks * 1.0001
+
+
 def test_a_cache_crosses_only_where_a_source_says_so_or_it_is_asked_for() -> None:
     fleet = "nvidia-h20:8+huawei-ascend-910c:8"
     proven = chosen(fleet, (("qwen3-32b", None),), Aim(fabric_bytes_per_s=50e9))
@@ -117,6 +139,22 @@ def test_a_spare_card_or_node_costs_cards_and_what_is_left_still_meets_the_deman
         assert rest + flows - one.shape.rate_per_s >= 3.0 - 1e-6
 
 
+def test_what_is_left_of_any_pool_after_its_worst_loss_meets_the_demand() -> None:
+    """Worked by hand from the answer: min(k, x) replicas of each shape in turn, where k of them share a node or a rack."""
+    for spare, fleet in (
+        ("node", "nvidia-h100-sxm:64"),
+        ("rack", "nvidia-gb200-nvl72+nvidia-gb200-nvl72"),
+    ):
+        aim = Aim(objective="cards", spare=spare, apart=False)  # type: ignore[arg-type]
+        found = chosen(fleet, (("qwen3-32b", 30.0),), aim)
+        assert isinstance(found, Chosen)
+        total = sum(one.replicas * one.shape.rate_per_s for one in found.used)
+        for one in found.used:
+            lost = min(one.replicas, math.ceil(domain_ranks(one.shape.island, spare) / one.shape.ranks))  # type: ignore[arg-type]  # fmt: skip
+            assert total - lost * one.shape.rate_per_s >= 30.0 - 1e-6
+        assert total - 30.0 < 0.5 * total
+
+
 def test_a_vendors_share_is_kept() -> None:
     aim = Aim(objective="cards", most_shares={"nvidia": 0.25})
     found = chosen("nvidia-h100-sxm:32+amd-mi300x:32", (("qwen3-32b", 8.0),), aim)
@@ -141,6 +179,18 @@ def test_a_model_that_fits_nowhere_says_why() -> None:
     assert "do not fit in memory" in found.reasons[0]
 
 
+def test_limits_that_nothing_keeps_name_the_nearest_layout_of_all_islands_and_by_how_much() -> None:
+    question = ask(ttft_s=0.02, tpot_s=0.004)
+    places = islands(parse_fleet("hygon-bw1000:8+nvidia-h100-sxm:8"))
+    found = choose([question], places, Aim())
+    assert isinstance(found, Short)
+    chip, miss = found.nearest[0]
+    assert chip == "nvidia-h100-sxm"
+    assert miss.factor == pytest.approx(max(miss.ttft_s / 0.02, miss.tpot_s / 0.004))
+    alone = [search(question, one, native_precision(question.model, one.rank)) for one in places]
+    assert miss.factor == min(one.factor for each in alone for one in each.misses)
+
+
 def test_prefill_is_slower_the_more_it_waits_and_decode_fuller_the_more_it_may_take() -> None:
     (island,) = islands(parse_fleet("nvidia-h100-sxm:8"))
     precision = native_precision(ask().model, island.rank)
@@ -151,3 +201,24 @@ def test_prefill_is_slower_the_more_it_waits_and_decode_fuller_the_more_it_may_t
         each = [max(one.rate_per_s / one.ranks for one in shapes if one.role == role) for shapes in (tight, loose)]  # fmt: skip
         assert each[0] <= each[1]
     assert all(one.ttft_s <= 1.0 and one.tpot_s <= 1.0 / 40 for one in tight)
+
+
+def test_ten_times_the_cards_serve_no_more_each() -> None:
+    """Wider groups and rounding are done with at a thousand cards; past that a card's share does not rise for free."""
+    question = replace(ask("deepseek-v3"), input_tokens=4000, output_tokens=1000)
+    served = []
+    for cards in (1024, 10240):
+        found = choose([question], islands(parse_fleet(f"nvidia-h200-sxm:{cards}")), Aim())
+        assert isinstance(found, Chosen)
+        served.append(found.served_per_s[0] / cards)
+    assert served[1] == pytest.approx(served[0], rel=0.02)
+
+
+def test_exchanges_with_experts_take_of_the_links_only_where_they_leave_the_node() -> None:
+    question = ask("deepseek-v3")
+    (island,) = islands(parse_fleet("nvidia-h200-sxm:32"))
+    shapes = apart(question, island, native_precision(question.model, island.rank), [50e9])
+    fractions = {one.ranks: exchanging_fraction(question, one) for one in shapes if one.role == "prefill"}  # fmt: skip
+    assert all(0.05 < share < 0.9 for ranks, share in fractions.items() if ranks > 8)
+    assert all(share == 0 for ranks, share in fractions.items() if ranks <= 8)
+    assert any(ranks > 8 for ranks in fractions)

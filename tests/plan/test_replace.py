@@ -1,14 +1,21 @@
 """What replaces what: as much is served, never less on the way, and what does not do says why."""
 
+from dataclasses import replace
+
 import pytest
 
 from polypod.cli.asking import model_of
 from polypod.errors import InfeasibleError, InputError
-from polypod.plan.fleet import Aim, Chosen, Short
+from polypod.plan.fleet import Aim, Chosen, Short, Used, choose
 from polypod.plan.place import Island, island
-from polypod.plan.replace import Option, Replaced, replaced
+from polypod.plan.replace import Option, Replaced, migration, replaced
 from polypod.plan.search import Question
 from polypod.plan.spec import Source
+from polypod.workload.layout import Layout
+
+
+def key(one: Used) -> tuple[str, Layout]:
+    return one.shape.role, one.shape.deployment.layout
 
 
 def ask(rate: float | None = None, name: str = "qwen3-32b") -> Question:
@@ -77,6 +84,29 @@ def test_what_stays_saves_new_cards() -> None:
     half = replaced([ask(4.0)], (goes, stays), ["amd-mi300x"], Aim())
     assert of(half, "amd-mi300x").cards <= of(full, "amd-mi300x").cards
     assert any(one.chips == () for one in half.options)
+    moved = of(half, "amd-mi300x")
+    assert isinstance(moved.found, Chosen)
+    # what is used of what stays is either left alone or started when cards of it are free, and never more than there are
+    kept = [one for one in moved.found.used if one.shape.island.name == "stays"]
+    before = [one for one in half.today.used if one.shape.island.name == "stays"]
+    said = " ".join(step.what for step in moved.steps if step.what.startswith("start "))
+    assert all(key(one) in map(key, before) or "on nvidia-h20" in said for one in kept)
+    assert all(step.share >= 1 - 1e-9 for step in moved.steps)
+
+
+def test_cards_that_stay_and_never_come_free_are_said_to_be_short() -> None:
+    """One pool fills what there is, and the other way to cut the same cards serves as much: neither can go before the other is up."""
+    stays = [cards("nvidia-h20", 8, "stays")]
+    whole = choose([ask()], stays, Aim())
+    assert isinstance(whole, Chosen)
+    rate = whole.served_per_s[0]
+    today = replace(whole, used=whole.used[:1], served_per_s=(rate,))
+    shape = today.used[0].shape
+    after = replace(today, used=(replace(today.used[0], shape=replace(shape, rate_per_s=shape.rate_per_s * 1.01, narrowest_bytes_per_s=1.0)),))  # fmt: skip
+    served = today.used[0].replicas * shape.rate_per_s
+    (step,) = migration([ask(served)], today, after, stays)
+    assert step.what.startswith("what stays has no card free for 1 replica on nvidia-h20")
+    assert step.share == pytest.approx(1.0)
 
 
 def test_more_than_today_serves_is_refused() -> None:

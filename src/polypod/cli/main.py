@@ -21,6 +21,7 @@ VERBS = {
     "catalog": "facts about chips, pods and models, and where they come from",
     "estimate": "one explicit configuration: time, memory, what bounds it",
     "plan": "the best deployment of one or more models on a fleet, inside SLOs",
+    "emit": "a plan as launch commands for vLLM, SGLang or MindIE",
     "replace": "the chips that hold the same traffic when others go",
     "validate": "predictions beside measurements: errors, bands, reasons",
     "calibrate": "your own measured rows as a calibration of your own",

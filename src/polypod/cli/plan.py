@@ -2,26 +2,29 @@
 
 import argparse
 import json
-import sys
-from pathlib import Path
 
 from polypod import units
 from polypod.cli.asking import add_engine, model_of, published_beside, tokens
+from polypod.cli.emit import add_writing, write_answer
 from polypod.cli.plan_fleet import add_fleet, is_fleet, run_fleet, run_frontier
 from polypod.cli.plan_stages import run_stages
 from polypod.engine.settings import NAMES, PLAYED, EngineArgs, read_engine_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
-from polypod.plan.place import parse_fleet
+from polypod.plan.flags import TARGETS
+from polypod.plan.fleet_file import fleet_of
 from polypod.plan.search import Question
-from polypod.plan.spec import Slo, write_plan
+from polypod.plan.spec import Slo
 from polypod.report.plans import plan_json, plan_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a model of the catalog, or a path to a config.json; several each with what is asked of it, as qwen3-32b:rate=20/s,ttft=2s")  # fmt: skip
     parser.add_argument(
-        "--on", required=True, metavar="FLEET", help="a pod, or chip:count terms joined by +"
+        "--on",
+        required=True,
+        metavar="FLEET",
+        help="a pod, chip:count terms joined by +, or a fleet file (.yaml)",
     )
     parser.add_argument("--ttft", metavar="TIME", help="limit on time to first token, as 2s")
     parser.add_argument("--tpot", metavar="TIME", help="limit on time per output token, as 50ms")
@@ -45,7 +48,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_engine(parser)
     add_fleet(parser)
-    parser.add_argument("-o", dest="file", metavar="FILE", help="write the plan file here")
+    parser.add_argument(
+        "-o",
+        dest="file",
+        metavar="FILE",
+        help="write the plan file here; with --emit, the folder of plan.yaml and of the launch files",
+    )
+    parser.add_argument(
+        "--emit",
+        action="append",
+        default=[],
+        metavar="ENGINE",
+        help=f"write launch files too, for {', '.join(TARGETS)}; PART=ENGINE for one part of the fleet; may be repeated",
+    )
+    add_writing(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -61,19 +77,26 @@ def _engine_args(text: str) -> EngineArgs:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.emit and not args.file:
+        msg = "--emit writes a folder; say which, with -o DIR"
+        raise InputError(msg)
+    if not args.emit and (args.force or args.overwrite or args.node_ranks is not None):
+        msg = "--force, --overwrite and --node-ranks are of launch files; say --emit ENGINE too"
+        raise InputError(msg)
     if not 0 < args.percentile < 100:
         msg = f"--percentile {args.percentile:g} is no share of requests that a run can show; give one between 0 and 100, as 99"
         raise InputError(msg)
-    fleet = parse_fleet(args.on)
+    whole = fleet_of(args.on)
+    fleet = whole.sources
     if args.stages:
-        return run_stages(args, fleet)
+        return run_stages(args, whole)
     if args.stage_tp is not None:
         msg = "--stage-tp cuts the stages of --stages, which is not asked for; say --stages as well"
         raise InputError(msg)
     if args.frontier:
         return run_frontier(args, fleet)
     if is_fleet(args, fleet):
-        return run_fleet(args, fleet)
+        return run_fleet(args, whole)
     slo = Slo(ttft=args.ttft, tpot=args.tpot, percentile=args.percentile)
     question = Question(
         model=model_of(args.models[0]),
@@ -88,9 +111,7 @@ def run(args: argparse.Namespace) -> int:
     )
     answer = plan_model(question, fleet, slo)
     beside = published_beside(question.model, [choice.island for choice in answer.choices])
-    if args.file:
-        write_plan(answer.plan, Path(args.file))
-        print(f"wrote {args.file}", file=sys.stderr)
+    write_answer(answer.plan, args)
     print(
         json.dumps(plan_json(answer, beside), indent=2) if args.json else plan_text(answer, beside)
     )

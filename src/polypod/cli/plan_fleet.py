@@ -3,22 +3,22 @@
 import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final, get_args
 
 from polypod import units
 from polypod.catalog.load import load_accelerator, load_pod, pods_accelerator
 from polypod.cli.asking import model_of, tokens
+from polypod.cli.emit import write_answer
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.compose_fleet import fleet_answer
-from polypod.plan.fleet import Aim, Objective, Short, choose
+from polypod.plan.fleet import Aim, Objective, Short, Spare, choose
+from polypod.plan.fleet_file import Fleet
 from polypod.plan.frontier import frontier
 from polypod.plan.place import Island, islands
 from polypod.plan.search import Question
-from polypod.plan.spec import Slo, Source, write_plan
+from polypod.plan.spec import Slo, Source
 from polypod.report.fleet import fleet_json, fleet_text, short_text
 from polypod.report.frontier import frontier_json, frontier_text
 
@@ -32,7 +32,7 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fewest", metavar="VENDOR", help="fewest cards of this vendor; the others count a thousandth")  # fmt: skip
     parser.add_argument("--max-share", action="append", default=[], metavar="VENDOR=SHARE", help="of all cards used, as nvidia=20%%")  # fmt: skip
     parser.add_argument("--exclude", action="append", default=[], metavar="NAME", help="a chip or a vendor that is not to be used")  # fmt: skip
-    parser.add_argument("--spare", metavar="WHAT", help="kept free: a share of every island as 2%%, or what may fail: card, node")  # fmt: skip
+    parser.add_argument("--spare", metavar="WHAT", help="kept free: a share of every island as 2%%, or what may fail: card, node, rack")  # fmt: skip
     parser.add_argument("--fabric", metavar="BANDWIDTH", help="of one rank between islands, as 400Gb/s (default: the narrower of what is on record)")  # fmt: skip
     parser.add_argument("--apart", action="store_true", help="prefill and decode workers too (several models or islands always may)")  # fmt: skip
     parser.add_argument("--together", action="store_true", help="co-located replicas alone")
@@ -53,21 +53,26 @@ def is_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> bool:
     return len(args.models) > 1 or len(fleet) > 1 or any(named) or _asked(args.models[0])[1] != {}
 
 
-def run_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
+def run_fleet(args: argparse.Namespace, fleet: Fleet) -> int:
     demands = [demand_of(args, text) for text in args.models]
     questions, slos = [one.question for one in demands], [one.slo for one in demands]
-    kept = not_excluded(args.exclude, fleet)
+    kept = not_excluded(args.exclude, fleet.sources)
     places = islands(kept, args.backend)
-    aim = _aim(args, questions, places)
+    aim = replace(_aim(args, questions, places), widths_bytes_per_s=fleet.widths_bytes_per_s)
+    one_fabric(args, fleet)
     found = choose(questions, places, aim)
     if isinstance(found, Short):
         raise InfeasibleError(short_text(found, tuple(questions)))
     answer = fleet_answer(questions, places, found, kept, slos, aim.objective)
-    if args.file:
-        write_plan(answer.plan, Path(args.file))
-        print(f"wrote {args.file}", file=sys.stderr)
+    write_answer(answer.plan, args)
     print(json.dumps(fleet_json(answer), indent=2) if args.json else fleet_text(answer))
     return 0
+
+
+def one_fabric(args: argparse.Namespace, fleet: Fleet) -> None:
+    if args.fabric is not None and fleet.widths_bytes_per_s is not None:
+        msg = f"--fabric {args.fabric} and the fabrics of {args.on} contradict each other; leave one out"
+        raise InputError(msg)
 
 
 def aim_of(args: argparse.Namespace) -> Aim:
@@ -79,6 +84,9 @@ def aim_of(args: argparse.Namespace) -> Aim:
 def run_frontier(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
     if len(args.models) > 1:
         msg = f"--frontier is of one model, {len(args.models)} are named"
+        raise InputError(msg)
+    if args.file is not None:
+        msg = f"--frontier is many deployments and no plan; leave out -o {args.file}, or --frontier"
         raise InputError(msg)
     question = demand_of(args, args.models[0]).question
     points = frontier(question, islands(not_excluded(args.exclude, fleet), args.backend))
@@ -210,13 +218,12 @@ def _shares(texts: Sequence[str], places: Sequence[Island]) -> dict[str, float]:
 def _with_spare(aim: Aim, text: str | None) -> Aim:
     if text is None:
         return aim
-    if text == "card":
-        return replace(aim, spare="card")
-    if text == "node":
-        return replace(aim, spare="node")
+    for what in get_args(Spare):
+        if text == what:
+            return replace(aim, spare=what)
     match = re.fullmatch(r"([\d.]+)\s*%", text)
     if match is None or not 0 <= float(match[1]) < 100:
-        msg = f"--spare {text!r} is nothing to keep free; write a share as 2%, or what may fail: card, node"
+        msg = f"--spare {text!r} is nothing to keep free; write a share as 2%, or what may fail: card, node, rack"
         raise InputError(msg)
     return replace(aim, spare_fraction=float(match[1]) / 100)
 

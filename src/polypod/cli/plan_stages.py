@@ -3,8 +3,9 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Final
 
@@ -12,9 +13,10 @@ import msgspec
 
 from polypod import units
 from polypod.cli.asking import count
-from polypod.cli.plan_fleet import demand_of, not_excluded
+from polypod.cli.plan_fleet import demand_of, not_excluded, one_fabric
 from polypod.errors import InputError
 from polypod.plan.compose_stages import staged_plan
+from polypod.plan.fleet_file import Fleet
 from polypod.plan.place import Island, island
 from polypod.plan.spec import Source, write_plan
 from polypod.plan.stages import plan_stages
@@ -31,23 +33,25 @@ _UNASKED: Final = {
     "together": "every stage computes prompts and answers",
     "unproven": "no cache is handed over",
     "frontier": "one answer is looked for",
+    "emit": "no engine on record is launched over unlike chips; -o writes the stages down",
     "engine_args": "every step takes its share of the prompts",
 }
 """What else `plan` asks and has no meaning here, and why."""
 
 
-def run_stages(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
+def run_stages(args: argparse.Namespace, fleet: Fleet) -> int:
     """Raises `InputError` for what does not go with stages."""
     _refuse_what_has_no_meaning(args)
+    one_fabric(args, fleet)
     demand = demand_of(args, args.models[0])
     question = demand.question
     if question.rate_per_s is not None:
         msg = f"{args.models[0]}: rate= does not go with --stages: {_UNASKED['rate']}"
         raise InputError(msg)
-    kept = not_excluded(args.exclude, fleet)
+    kept = not_excluded(args.exclude, fleet.sources)
     places = [joined_by_network(name, source, args.backend) for name, source in kept.items()]
     workers = workers_of(question, places, count("--stage-tp", args.stage_tp or "1"))
-    found = plan_stages(question, workers, _fabric_bytes_per_s(args.fabric, places), units.parse(args.time_limit, "s"))  # fmt: skip
+    found = plan_stages(question, workers, _fabric_bytes_per_s(args.fabric, places, fleet.widths_bytes_per_s), units.parse(args.time_limit, "s"))  # fmt: skip
     if args.file:
         write_plan(staged_plan(question, kept, found, demand.slo), Path(args.file))
         print(f"wrote {args.file}", file=sys.stderr)
@@ -65,7 +69,17 @@ def _refuse_what_has_no_meaning(args: argparse.Namespace) -> None:
         raise InputError(msg)
 
 
-def _fabric_bytes_per_s(text: str | None, places: Sequence[Island]) -> float:
+def _fabric_bytes_per_s(
+    text: str | None, places: Sequence[Island], widths: Mapping[frozenset[str], float] | None
+) -> float:
+    """Any two islands may hold stages side by side, so the narrowest way between two counts."""
+    pairs = [frozenset(place.name for place in pair) for pair in combinations(places, 2)]
+    if widths is not None and pairs:
+        for pair in pairs:
+            if not widths.get(pair, 0.0) > 0:
+                msg = f"no fabric joins {' and '.join(sorted(pair))}, whose chips may hold stages side by side; join them, or --exclude one"
+                raise InputError(msg)
+        return min(widths[pair] for pair in pairs)
     if text is None:
         return fabric_bytes_per_s(places)
     said = units.parse(text, "bytes_per_s")

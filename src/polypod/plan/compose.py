@@ -13,6 +13,7 @@ from polypod.cost.deployment import Deployment, native_precision
 from polypod.engine.settings import NOTHING, PLAYED, EngineArgs, Move
 from polypod.errors import InfeasibleError
 from polypod.plan.confirm import Confirmed, confirm
+from polypod.plan.launchable import state_of
 from polypod.plan.place import Island, islands
 from polypod.plan.search import Candidate, Miss, Question, Search, mean_pairs, search
 from polypod.plan.served import Asked, Workers, band_under, own_of, served
@@ -183,7 +184,7 @@ def _pool(question: Question, choice: Choice) -> Pool:
         layout=deployment.layout,
         replicas=choice.replicas,
         precision=deployment.precision,
-        state="modelled",
+        state=state_of(choice.island.rank.chip, question.model, question.backend)[0],
         engine=question.backend,
         engine_args=_played(question.engine_args),
         max_sequences=candidate.sequences,

@@ -13,6 +13,7 @@ from polypod.cost.bands import Band, Metric
 from polypod.cost.chip import Rank
 from polypod.cost.deployment import Deployment
 from polypod.plan.fleet import Chosen, Objective, Pair, Used, prompt_wait_s
+from polypod.plan.launchable import state_of
 from polypod.plan.place import Island
 from polypod.plan.search import Question, steady
 from polypod.plan.served import band_under, own_of
@@ -116,7 +117,7 @@ def _pool(
         layout=shape.deployment.layout,
         replicas=used.replicas,
         precision=shape.deployment.precision,
-        state="modelled",
+        state=state_of(shape.island.rank.chip, question.model, question.backend)[0],
         engine=question.backend,
         max_sequences=max(shape.sequences, 1),
         max_step_tokens=shape.max_step_tokens,

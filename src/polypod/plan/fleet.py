@@ -5,7 +5,8 @@ workers of another. For every model m and island i, j:
 
     served_m   = sum of rate x over shapes that do both  +  sum of f over all pairs
     prefill    sum over j of f(m, i, j) <= sum of rate x over m's prefill shapes on i          decode likewise on j
-    cache      sum over m of f(m, i, j) * cache bytes <= what the narrower end can send       for i other than j
+    cache      sum over m, j of f(m, i, j) * cache bytes / width(i, j) <= ranks that prefill on i, each by what its own exchanges with experts
+               leave of nine tenths of its link's time; likewise those that decode on j
     cards      sum of cards x <= cards of the island, less the spare ones; replicas that would straddle tiers leave the rest of theirs idle
     demand     served_m >= rate_m, or served_m = rate_m * t with t as large as can be where no rate is to be met
 
@@ -13,6 +14,7 @@ Pairs are those whose chips the catalog says a cache goes between (`interop.kv_h
 then emulated, their rates set to what the emulation gave, and the program solved again until nothing chosen is unconfirmed.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,10 +27,19 @@ from polypod.errors import InputError
 from polypod.plan.confirm import confirm
 from polypod.plan.milp import INFINITY, Milp, Solved
 from polypod.plan.place import Island
-from polypod.plan.search import Question, Search, search
-from polypod.plan.shapes import Shape, apart, cache_bytes, together, transfer_s, way_out_bytes_per_s
+from polypod.plan.search import UTILISATION_LIMIT, Miss, Question, Search, search
+from polypod.plan.shapes import (
+    Shape,
+    apart,
+    cache_bytes,
+    exchanging_fraction,
+    together,
+    transfer_s,
+    way_out_bytes_per_s,
+)
 
 Objective = Literal["throughput", "cards", "cost", "energy"]
+Spare = Literal["card", "node", "rack"]
 GOES: Final = ("supported", "experimental", "reported")
 _ROUNDS: Final = 6
 _EXTRA: Final = 1e-6
@@ -43,8 +54,11 @@ class Aim:
     card_costs: Mapping[str, float] = field(default_factory=dict)
     most_shares: Mapping[str, float] = field(default_factory=dict)
     spare_fraction: float = 0.0
-    spare: Literal["card", "node"] | None = None
+    spare: Spare | None = None
     fabric_bytes_per_s: float | None = None  # of one rank between islands; None: what is on record
+    widths_bytes_per_s: Mapping[frozenset[str], float] | None = (
+        None  # of one rank, by pair of islands; others do not reach each other
+    )
     unproven: bool = False  # plan hand-overs that no source speaks of
     apart: bool = True
     time_limit_s: float = 30.0
@@ -101,6 +115,9 @@ class Short:
     served_per_s: tuple[float, ...]
     without_shape: tuple[int, ...]  # models that no part of the fleet can serve at all
     reasons: Mapping[int, str]
+    nearest: Mapping[int, tuple[str, Miss]] = field(
+        default_factory=dict
+    )  # of those models, by chip
     idle: Mapping[str, str] = field(default_factory=dict)  # islands that serve nothing, and why
 
 
@@ -114,6 +131,9 @@ def choose(questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -
             served_per_s=tuple(0.0 for _ in questions),
             without_shape=lacking,
             reasons={m: offers.why_not(m) for m in lacking},
+            nearest={
+                m: found for m in lacking if (found := offers.nearest(m, islands)) is not None
+            },
         )
     program, solved = _confirmed(questions, islands, aim, offers)
     if not solved.has_solution:
@@ -134,6 +154,7 @@ class _Offers:
     def of(cls, questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -> "_Offers":
         shapes: dict[int, list[Shape]] = {}
         searches: dict[int, list[Search]] = {}
+        pairs, refused = _pairs(islands, aim) if aim.apart else ([], [])
         for m, question in enumerate(questions):
             shapes[m], searches[m] = [], []
             for island in islands:
@@ -142,8 +163,8 @@ class _Offers:
                 searches[m].append(found)
                 shapes[m] += together(question, found)
                 if aim.apart:
-                    shapes[m] += apart(question, island, precision)
-        pairs, refused = _pairs(islands, aim) if aim.apart else ([], [])
+                    ways = [one.bytes_per_s for one in pairs if one.prefill == island.name]
+                    shapes[m] += apart(question, island, precision, ways)
         return cls(shapes=shapes, pairs=pairs, refused=refused, searches=searches)
 
     def serves(self, m: int) -> bool:
@@ -155,8 +176,13 @@ class _Offers:
         )
 
     def why_not(self, m: int) -> str:
-        found = [f"{count} {why}" for one in self.searches[m] for why, count in one.pruned.most_common(2)]  # fmt: skip
-        return ", ".join(found) or "no layout was found"
+        pruned: Counter[str] = sum((one.pruned for one in self.searches[m]), Counter())
+        return ", ".join(f"{count} {why}" for why, count in pruned.most_common(4)) or "no layout was found"  # fmt: skip
+
+    def nearest(self, m: int, islands: Sequence[Island]) -> tuple[str, Miss] | None:
+        """The layout that misses the model's limits by least, and its chip; None where none holds the model."""
+        found = [(island.rank.chip, miss) for island, one in zip(islands, self.searches[m], strict=True) for miss in one.misses]  # fmt: skip
+        return min(found, key=lambda pair: pair[1].factor, default=None)
 
     def idle(self, islands: Sequence[Island]) -> dict[str, str]:
         """Islands on which no model has a shape, and the commonest reason."""
@@ -193,7 +219,12 @@ def _pairs(islands: Sequence[Island], aim: Aim) -> tuple[list[Pair], list[str]]:
             if answer.state not in GOES and not aim.unproven:
                 refused.append(f"cache from {what}: {answer.state}, {answer.reason}")
             elif width is None:
-                refused.append(f"cache from {what}: no link between them is on record; say --fabric")  # fmt: skip
+                why = (
+                    "no link between them is on record; say --fabric"
+                    if aim.widths_bytes_per_s is None
+                    else "no fabric of the fleet's file joins them"
+                )
+                refused.append(f"cache from {what}: {why}")  # fmt: skip
             else:
                 pairs.append(Pair(prefill=first.name, decode=second.name, bytes_per_s=width, answer=answer))  # fmt: skip
     return pairs, refused
@@ -204,6 +235,8 @@ def _width(first: Island, second: Island, aim: Aim) -> float | None:
     if first is second:
         known = [tier.bytes_per_s.value for tier in first.rank.tiers if tier.bytes_per_s is not None]  # fmt: skip
         return float(known[-1]) if known else None
+    if aim.widths_bytes_per_s is not None:
+        return aim.widths_bytes_per_s.get(frozenset((first.name, second.name)))
     if aim.fabric_bytes_per_s is not None:
         return aim.fabric_bytes_per_s
     ways = [way_out_bytes_per_s(island) for island in (first, second)]
@@ -232,7 +265,7 @@ def _program(questions: Sequence[Question], islands: Sequence[Island], aim: Aim,
             weight = -_EXTRA * shape.accelerators if maximise else cost
             program.counts[m, s] = milp.variable(cost=weight, high=shape.most_replicas, whole=True)
         for pair in offers.pairs:
-            if _one_width(shapes, pair):
+            if _one_width(shapes, pair) and _in_time(shapes, pair):
                 program.flows[m, pair.prefill, pair.decode] = milp.variable()
     _demand_rows(program, questions, aim, offers, stretch=stretch)
     _flow_rows(program, questions, aim, offers)
@@ -251,6 +284,15 @@ def _one_width(shapes: Sequence[Shape], pair: Pair) -> bool:
         for end in (("prefill", pair.prefill), ("decode", pair.decode))
     ]
     return bool(widths[0] & widths[1])
+
+
+def _in_time(shapes: Sequence[Shape], pair: Pair) -> bool:
+    """Whether a cache is there inside the limit on TTFT, from any of the prefill workers."""
+    return any(_sends(one, pair.prefill, pair.bytes_per_s) for one in shapes)
+
+
+def _sends(shape: Shape, island: str, width: float) -> bool:
+    return (shape.role, shape.island.name) == ("prefill", island) and shape.narrowest_bytes_per_s <= width  # fmt: skip
 
 
 def _card_cost(shape: Shape, aim: Aim) -> float:
@@ -292,65 +334,87 @@ def _demand_rows(program: _Program, questions: Sequence[Question], aim: Aim, off
 
 
 def _loss_rows(program: _Program, aim: Aim, offers: _Offers, m: int, rate: float) -> None:
-    """The demand is met when a card or a node of any one shape is lost: with it go its replicas."""
+    """The demand is met when what may fail of any one shape does: with it go its replicas."""
     served = _served(program, offers, m)
     for s, shape in enumerate(offers.shapes[m]):
         if shape.role == "both" and aim.spare is not None:
-            lost = _lost_per_s(shape, aim.spare)
-            program.milp.row(served | {_is_used(program, shape, (m, s)): -lost}, low=rate)
+            _lost_rows(program, served, rate, (program.counts[m, s], shape), aim.spare)
 
 
-def _lost_per_s(shape: Shape, spare: Literal["card", "node"]) -> float:
-    replicas = 1 if spare == "card" else max(1, _node_ranks(shape.island) // shape.ranks)
-    return replicas * shape.rate_per_s
+def _lost_rows(program: _Program, terms: Mapping[int, float], floor: float, of: tuple[int, Shape], spare: Spare) -> None:  # fmt: skip
+    """`terms` are still at least `floor` without min(k, x) of the x replicas: either of both is enough."""
+    count, shape = of
+    rate, most = shape.rate_per_s, shape.most_replicas
+    lost = max(1, math.ceil(domain_ranks(shape.island, spare) / shape.ranks))
+    all_of_them = program.milp.variable(high=1.0, whole=True)
+    program.milp.row(dict(terms) | {all_of_them: lost * rate}, low=floor + lost * rate)
+    fewer = dict(terms)
+    fewer[count] = fewer.get(count, 0.0) - rate
+    program.milp.row(fewer | {all_of_them: -most * rate}, low=floor - most * rate)
 
 
-def _is_used(program: _Program, shape: Shape, key: tuple[int, int]) -> int:
-    """A variable that is 1 where there is a replica of the shape."""
-    used = program.milp.variable(high=1.0, whole=True)
-    program.milp.row({program.counts[key]: 1.0, used: -float(shape.most_replicas)}, high=0.0)
-    return used
-
-
-def _node_ranks(island: Island) -> int:
-    first = next((tier.ranks for tier in island.rank.tiers if tier.ranks and tier.ranks > island.rank.ranks_per_accelerator), None)  # fmt: skip
-    return first or island.rank.ranks_per_accelerator
+def domain_ranks(island: Island, spare: Spare) -> int:
+    """Ranks that fail together. Raises `InputError` where no source says which cards share a rack."""
+    rank = island.rank
+    if spare == "card":
+        return rank.ranks_per_accelerator
+    if spare == "node":
+        wider = (tier.ranks for tier in rank.tiers if tier.ranks and tier.ranks > rank.ranks_per_accelerator)  # fmt: skip
+        return next(wider, rank.ranks_per_accelerator)
+    racks = [tier.ranks for tier in rank.tiers if tier.ranks and tier.name.startswith(("rack", "cabinet"))]  # fmt: skip
+    if not racks:
+        msg = f"--spare rack: no source on record says which cards of {island.name} ({rank.chip}) share a rack; use node, or a share as 2%"
+        raise InputError(msg)
+    return racks[0]
 
 
 def _flow_rows(program: _Program, questions: Sequence[Question], aim: Aim, offers: _Offers) -> None:  # fmt: skip
-    milp = program.milp
     for m in offers.shapes:
         ways = [(start, end) for of, start, end in program.flows if of == m]
         for end, role in enumerate(("prefill", "decode")):
             for island in sorted({way[end] for way in ways}):
                 _able_rows(program, aim, offers, (m, role, end + 1, island))
-    for pair in offers.pairs:
-        terms = {}
-        for m, question in enumerate(questions):
-            number = program.flows.get((m, pair.prefill, pair.decode))
-            sender = next((shape for shape in offers.shapes[m] if shape.role == "prefill" and shape.island.name == pair.prefill), None)  # fmt: skip
-            if number is not None and sender is not None:
-                terms[number] = cache_bytes(question, sender)
-        ends = [_ranks_of(offers, name) for name in (pair.prefill, pair.decode)]
-        if terms and pair.prefill != pair.decode:
-            milp.row(terms, high=pair.bytes_per_s * min(ends))
+    for end, role in ((1, "prefill"), (2, "decode")):
+        for name in sorted({str(key[end]) for key in program.flows}):
+            _link_row(program, questions, offers, (end, role, name))
+
+
+def _link_row(program: _Program, questions: Sequence[Question], offers: _Offers, where: tuple[int, str, str]) -> None:  # fmt: skip
+    """The caches that leave or reach an island's workers, and these workers' own exchanges, keep their links busy nine tenths of the time at most."""
+    end, role, island = where
+    widths = {(pair.prefill, pair.decode): pair.bytes_per_s for pair in offers.pairs}
+    busy = {}
+    for key, number in program.flows.items():
+        if key[end] == island:
+            sender = next(one for one in offers.shapes[key[0]] if (one.role, one.island.name) == ("prefill", key[1]))  # fmt: skip
+            busy[number] = cache_bytes(questions[key[0]], sender) / widths[key[1:]]
+    links = {
+        program.counts[m, s]: -one.ranks
+        * max(UTILISATION_LIMIT - exchanging_fraction(questions[m], one), 0.0)
+        for m, shapes in offers.shapes.items()
+        for s, one in enumerate(shapes)
+        if (one.role, one.island.name) == (role, island)
+    }
+    program.milp.row(busy | links, high=0.0)
 
 
 def _able_rows(program: _Program, aim: Aim, offers: _Offers, where: tuple[int, str, int, str]) -> None:  # fmt: skip
-    """What comes to or from an island's workers is no more than they can do, nor than those left can when a card or a node is lost."""
+    """What comes to or from an island's workers is no more than they can do, nor than those left can when a card or a node is lost.
+
+    What leaves by a narrow way comes from workers that leave time for it.
+    """
     m, role, end, island = where
-    flows = {number: 1.0 for key, number in program.flows.items() if key[0] == m and key[end] == island}  # fmt: skip
-    mine = [(s, one) for s, one in enumerate(offers.shapes[m]) if (one.role, one.island.name) == (role, island)]  # fmt: skip
-    able = {program.counts[m, s]: -one.rate_per_s for s, one in mine}
-    program.milp.row(flows | able, high=0.0)
-    for s, one in mine:
-        if aim.spare is not None:
-            used = _is_used(program, one, (m, s))
-            program.milp.row(flows | able | {used: _lost_per_s(one, aim.spare)}, high=0.0)
-
-
-def _ranks_of(offers: _Offers, name: str) -> int:
-    return next(shape.island.ranks for shapes in offers.shapes.values() for shape in shapes if shape.island.name == name)  # fmt: skip
+    widths = {(pair.prefill, pair.decode): pair.bytes_per_s for pair in offers.pairs}
+    flows = {number: widths[key[1:]] for key, number in program.flows.items() if key[0] == m and key[end] == island}  # fmt: skip
+    for width in sorted(set(flows.values())) if role == "prefill" else [INFINITY]:
+        through = {number: 1.0 for number, each in flows.items() if each <= width}
+        mine = [(s, one) for s, one in enumerate(offers.shapes[m]) if (one.role, one.island.name) == (role, island) and one.narrowest_bytes_per_s <= width]  # fmt: skip
+        able = {program.counts[m, s]: -one.rate_per_s for s, one in mine}
+        program.milp.row(through | able, high=0.0)
+        left = {number: -value for number, value in (through | able).items()}
+        for s, one in mine:
+            if aim.spare is not None:
+                _lost_rows(program, left, 0.0, (program.counts[m, s], one), aim.spare)
 
 
 def _card_rows(program: _Program, islands: Sequence[Island], aim: Aim, offers: _Offers) -> None:
@@ -487,7 +551,10 @@ def prompt_wait_s(m: int, question: Question, chosen: Chosen) -> dict[tuple[str,
     for of, start, end in chosen.flows_per_s:
         if of != m:
             continue
-        sender = next(one.shape for one in chosen.used if one.model == m and one.shape.role == "prefill" and one.shape.island.name == start)  # fmt: skip
         pair = next(one for one in chosen.pairs if (one.prefill, one.decode) == (start, end))
-        waits[start, end] = sender.ttft_s + transfer_s(question, sender, pair.bytes_per_s)
+        waits[start, end] = max(
+            one.shape.ttft_s + transfer_s(question, one.shape, pair.bytes_per_s)
+            for one in chosen.used
+            if one.model == m and _sends(one.shape, start, pair.bytes_per_s)
+        )
     return waits

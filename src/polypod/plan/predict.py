@@ -13,7 +13,7 @@ from polypod.engine.settings import played
 from polypod.errors import InputError
 from polypod.plan.host import engine_model, step_times
 from polypod.plan.place import island
-from polypod.plan.spec import Plan, Pool, Service, Source
+from polypod.plan.spec import Plan, Pool, Service, Source, refuse_stages
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings, ServiceSettings
 from polypod.workload.config import read_model
@@ -45,7 +45,7 @@ def pool_replicas(plan: Plan) -> list[ReplicaUp]:
 
     Raises `InputError` for a role, layout or fleet entry that cannot be played, with its path in the plan.
     """
-    _refuse_stages(plan)
+    refuse_stages(plan)
     ups: list[ReplicaUp] = []
     for s, service in enumerate(plan.services):
         model = service_model(service)
@@ -63,7 +63,7 @@ def evidence(plan: Plan) -> dict[str, str]:
 
     Raises `InputError` as `pool_replicas` does for what cannot be played.
     """
-    _refuse_stages(plan)
+    refuse_stages(plan)
     found = {}
     for s, service in enumerate(plan.services):
         for p, pool in enumerate(service.pools):
@@ -72,18 +72,6 @@ def evidence(plan: Plan) -> dict[str, str]:
                 where = island(pool.on, source, _backend(pool))
                 found[pool.name or f"pool{s}.{p}"] = str(where.rank.calibration.evidence)
     return found
-
-
-def _refuse_stages(plan: Plan) -> None:
-    for s, service in enumerate(plan.services):
-        for p, pool in enumerate(service.pools):
-            if pool.stages:
-                parts = ", ".join(dict.fromkeys(stage.on for stage in pool.stages))
-                msg = (
-                    f"pool {pool.name or pool.on!r} is a pipeline of unequal stages over {parts}, which is not played or launched yet; "
-                    f"its figures are those of polypod plan --stages - at `$.services[{s}].pools[{p}].stages`"
-                )
-                raise InputError(msg)
 
 
 def _backend(pool: Pool) -> str | None:

@@ -2,13 +2,14 @@
 
 The traffic is what was said, or what the chips that go serve today at most. Every chip that may come is tried alone, and all of them together, beside
 what stays (`plan.fleet`, fewest new cards). A migration goes in waves: new replicas are started and checked, then as many old ones drained as the demand
-allows, so that what is up never serves less than it.
+allows, so that what is up never serves less than it; what stays is cut anew as cards of it become free.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from polypod.catalog.dates import parse_date
 from polypod.catalog.interop import EngineAnswer, engines_on, events_of, regimes_of
 from polypod.catalog.market_schema import Event, Regime
 from polypod.errors import InfeasibleError, InputError
@@ -184,9 +185,17 @@ def _risk(chip: str, until: str | None) -> Risk:
     return Risk(
         chip=chip,
         events=tuple(events_of(chip, until)),
-        regimes=tuple(regimes_of(chip)),
+        regimes=tuple(one for one in regimes_of(chip) if _was_known(one, until)),
         engines=tuple(engines_on(chip)),
     )
+
+
+def _was_known(regime: Regime, until: str | None) -> bool:
+    """Whether all that a regime rests on had been seen by a date; what bears no date was not."""
+    if until is None:
+        return True
+    last = parse_date(until).last
+    return all(one.date is not None and parse_date(one.date).last <= last for one in regime.sources)
 
 
 # ---- the way there
@@ -195,58 +204,119 @@ def _risk(chip: str, until: str | None) -> Risk:
 def migration(
     questions: Sequence[Question], today: Chosen, after: Chosen, stays: Sequence[Island]
 ) -> tuple[Step, ...]:
-    """Waves of new replicas, each followed by as many drained ones as the demand allows."""
-    names = {one.name for one in stays}
-    old, new = list(today.used), [one for one in after.used if one.shape.island.name not in names]
-    remain = [(one, one.replicas) for one in after.used if one.shape.island.name in names]
-    if not new:
-        return ()
+    """Waves of new replicas, each followed by as many drained ones as the demand allows; then what stays is cut anew, as cards of it become free."""
+    move = _Move.of(questions, today, after, stays)
     steps: list[Step] = []
-    drained = [0] * len(old)
     for wave in range(1, WAVES + 1):
-        started = [round(one.replicas * wave / WAVES) for one in new]
-        before = [round(one.replicas * (wave - 1) / WAVES) for one in new]
-        if started == before:
-            continue
-        added = _words([(one, now - then) for one, now, then in zip(new, started, before, strict=True)])  # fmt: skip
-        share = _share(questions, [*_left(old, drained), *_part(new, started)])
-        steps.append(Step(what=f"start {added}; check their answers and their TPOT against the plan", share=share))  # fmt: skip
-        steps += _drain(questions, (old, drained), [*_part(new, started), *remain])
+        steps += move.start([_wave(one, wave) if one.shape.island.name not in move.room else 0 for one in move.new])  # fmt: skip
+        if steps:
+            steps += move.drain()
+    while move.pending():
+        begun = move.start(move.fitting())
+        if not begun:
+            cards = sum(one.shape.accelerators for one in move.pending())
+            steps.append(Step(what=f"what stays has no card free for {_words([(one, 1) for one in move.pending()])}: have {cards:g} more for a while, or let it go below the demand", share=move.share()))  # fmt: skip
+            return tuple(steps)
+        steps += [*begun, *move.drain()]
     return tuple(steps)
 
 
-def _drain(
-    questions: Sequence[Question],
-    out: tuple[list[Used], list[int]],
-    standing: Sequence[tuple[Used, int]],
-) -> list[Step]:
-    """Drain what is no longer needed, one replica at a time, those of the largest pools first; changes the counts in `out`."""
-    old, drained = out
-    gone = [0] * len(old)
-    for number in sorted(range(len(old)), key=lambda n: -old[n].replicas):
-        while drained[number] < old[number].replicas:
-            drained[number] += 1
-            if _share(questions, [*_left(old, drained), *standing]) < 1 - 1e-9:
-                drained[number] -= 1
-                break
-            gone[number] += 1
-    if not any(gone):
-        return []
-    words = _words(list(zip(old, gone, strict=True)))
-    share = _share(questions, [*_left(old, drained), *standing])
-    return [Step(what=f"send no more to {words}; take them down when they are empty", share=share)]
+def _wave(one: Used, wave: int) -> int:
+    return round(one.replicas * wave / WAVES) - round(one.replicas * (wave - 1) / WAVES)
 
 
-def _left(old: Sequence[Used], drained: Sequence[int]) -> list[tuple[Used, int]]:
-    return [(one, one.replicas - gone) for one, gone in zip(old, drained, strict=True)]
+@dataclass(slots=True, kw_only=True)
+class _Move:
+    """What is up on the way: old replicas left, new ones started, and the cards of what stays, by island."""
+
+    questions: Sequence[Question]
+    old: list[Used]
+    left: list[int]
+    new: list[Used]
+    started: list[int]
+    room: Mapping[str, float]
+
+    @classmethod
+    def of(cls, questions: Sequence[Question], today: Chosen, after: Chosen, stays: Sequence[Island]) -> "_Move":  # fmt: skip
+        """What is the same before and after on cards that stay is left alone."""
+        names = {one.name for one in stays}
+        before = {_key(one): one.replicas for one in today.used if one.shape.island.name in names}
+        same = {_key(one): min(one.replicas, before.get(_key(one), 0)) for one in after.used}
+        return cls(
+            questions=questions,
+            old=list(today.used),
+            left=[one.replicas - same.get(_key(one), 0) for one in today.used],
+            new=list(after.used),
+            started=[same[_key(one)] for one in after.used],
+            room={one.name: float(one.accelerators) for one in stays},
+        )
+
+    def share(self) -> float:
+        up = [*zip(self.old, self.left, strict=True), *zip(self.new, self.started, strict=True)]
+        return _share(self.questions, up)
+
+    def free(self, island: str) -> float:
+        up = [*zip(self.old, self.left, strict=True), *zip(self.new, self.started, strict=True)]
+        return self.room[island] - sum(count * one.shape.accelerators for one, count in up if one.shape.island.name == island)  # fmt: skip
+
+    def pending(self) -> list[Used]:
+        return [one for one, count in zip(self.new, self.started, strict=True) if count < one.replicas]  # fmt: skip
+
+    def fitting(self) -> list[int]:
+        """Replicas of each new pool for which what stays has free cards now."""
+        taken = dict.fromkeys(self.room, 0.0)
+        counts = []
+        for one, started in zip(self.new, self.started, strict=True):
+            name = one.shape.island.name
+            room = self.free(name) - taken[name] if name in self.room else 0.0
+            count = min(one.replicas - started, int(room / one.shape.accelerators + 1e-9))
+            counts.append(max(count, 0))
+            if name in taken:
+                taken[name] += counts[-1] * one.shape.accelerators
+        return counts
+
+    def start(self, counts: Sequence[int]) -> list[Step]:
+        if not any(counts):
+            return []
+        self.started = [was + more for was, more in zip(self.started, counts, strict=True)]
+        words = _words(list(zip(self.new, counts, strict=True)))
+        return [Step(what=f"start {words}; check their answers and their TPOT against the plan", share=self.share())]  # fmt: skip
+
+    def drain(self) -> list[Step]:
+        """Drain what is no longer needed, one replica at a time: first where cards are waited for, then the largest pools."""
+        wanted = {one.shape.island.name for one in self.pending()}
+        order = sorted(range(len(self.old)), key=lambda n: (self.old[n].shape.island.name not in wanted, -self.left[n]))  # fmt: skip
+        gone = [0] * len(self.old)
+        for number in order:
+            while self.left[number]:
+                self.left[number] -= 1
+                if self.share() < 1 - 1e-9:
+                    self.left[number] += 1
+                    break
+                gone[number] += 1
+        if not any(gone):
+            return []
+        words = _words(list(zip(self.old, gone, strict=True)))
+        return [Step(what=f"send no more to {words}; take them down when they are empty", share=self.share())]  # fmt: skip
 
 
-def _part(new: Sequence[Used], started: Sequence[int]) -> list[tuple[Used, int]]:
-    return list(zip(new, started, strict=True))
+def _key(one: Used) -> tuple[object, ...]:
+    shape = one.shape
+    return (
+        one.model,
+        shape.role,
+        shape.island.name,
+        shape.deployment.layout,
+        shape.narrowest_bytes_per_s,
+    )
 
 
 def _words(several: Sequence[tuple[Used, int]]) -> str:
-    named = [f"{count} {'replicas' if count > 1 else 'replica'} on {one.shape.island.rank.chip} ({one.shape.role})" for one, count in several if count]  # fmt: skip
+    total: dict[tuple[str, str], int] = {}
+    for one, count in several:
+        key = (one.shape.island.rank.chip, one.shape.role)
+        total[key] = total.get(key, 0) + count
+    named = [f"{count} {'replicas' if count > 1 else 'replica'} on {chip} ({role})" for (chip, role), count in total.items() if count]  # fmt: skip
     return ", ".join(named) or "nothing"
 
 

@@ -7,17 +7,17 @@ Together is `plan.search`'s closed form. Apart, with L tokens in and O out:
               exponential tail of M/D/1 with its mean), and r is the highest with T + W + the cache's way inside the limit
     decode    the most sequences b a rank whose step of T is inside the limit and the memory; dp b / (O T) requests a second
 
-Both are taken to nine tenths at most. A prompt's cache goes out over the outermost link of the island's ranks.
+Both are taken to nine tenths at most. A prefill worker is offered once for every width its prompts' caches may leave at, with that much less time to wait.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 import numpy as np
 
+from polypod.cost.collective import CollectiveTime
 from polypod.cost.deployment import Deployment
 from polypod.errors import LayoutError
 from polypod.plan.place import Island
@@ -56,6 +56,9 @@ class Shape:
     rate_per_s: float
     ttft_s: float  # of prefill: a prompt's own time and its wait, without the cache's way
     tpot_s: float
+    narrowest_bytes_per_s: float = (
+        0.0  # of prefill: the way of a cache, of one rank, that leaves time for this rate
+    )
     candidate: Candidate | None = None  # what the emulation can confirm
     confirmed: bool = False
 
@@ -75,13 +78,6 @@ class Shape:
     def most_replicas(self) -> int:
         """How many fit where none straddles two instances of the tier that holds one."""
         return whole_replicas(self.island, self.ranks)
-
-    @cached_property
-    def token_kv_bytes(self) -> float:
-        """Cache of one token of one sequence, no copy counted twice: what crosses to another worker."""
-        one = Layout(tp=1)
-        each = kv_bytes_per_token_per_rank(self.deployment.model, one, self.deployment.precision)
-        return float(each)
 
 
 def together(question: Question, found: Search) -> list[Shape]:
@@ -116,17 +112,25 @@ def offered(shapes: list[Shape], most: int = KEPT) -> list[Shape]:
     return kept
 
 
-def apart(question: Question, island: Island, precision: Precision) -> list[Shape]:
-    """Prefill workers and decode workers of the model on the island."""
-    prefills: list[Shape] = []
-    decodes: list[Shape] = []
-    for layout in _possible(question, island):
-        deployment = Deployment.make(question.model, layout, precision, island.rank)
-        if (first := _prefill(question, island, deployment)) is not None:
-            prefills.append(first)
-        if (second := _decode(question, island, deployment)) is not None:
-            decodes.append(second)
-    return [*offered(prefills, 4), *offered(decodes, 4)]
+def apart(
+    question: Question, island: Island, precision: Precision, ways_bytes_per_s: Sequence[float] = ()
+) -> list[Shape]:
+    """Prefill workers and decode workers of the model on the island, whose caches may leave at these widths of one rank."""
+    deployments = [
+        Deployment.make(question.model, layout, precision, island.rank)
+        for layout in _possible(question, island)
+    ]
+    prefills = [
+        shape
+        for width in sorted(set(ways_bytes_per_s)) or [math.inf]
+        for shape in offered(_all(_prefill(question, island, one, width) for one in deployments), 4)
+    ]
+    decodes = _all(_decode(question, island, one) for one in deployments)
+    return [*prefills, *offered(decodes, 4)]
+
+
+def _all(shapes: Iterable[Shape | None]) -> list[Shape]:
+    return [one for one in shapes if one is not None]
 
 
 def _possible(question: Question, island: Island) -> Iterator[Layout]:
@@ -143,7 +147,9 @@ def _possible(question: Question, island: Island) -> Iterator[Layout]:
             yield layout
 
 
-def _prefill(question: Question, island: Island, deployment: Deployment) -> Shape | None:
+def _prefill(
+    question: Question, island: Island, deployment: Deployment, way_bytes_per_s: float
+) -> Shape | None:
     length = float(question.input_tokens)
     room = deployment.memory(int(STEPS[-1])).tokens_of(length)
     steps = STEPS[max(room, 0.0) >= STEPS]
@@ -152,7 +158,8 @@ def _prefill(question: Question, island: Island, deployment: Deployment) -> Shap
     pairs = mean_pairs(steps, length)
     step_s = np.asarray(deployment.step_s(prompt_tokens=steps, pairs=pairs))
     own_s = np.ceil(length / steps) * step_s
-    share = _share(question, own_s, step_s)
+    way_s = cache_s(question, deployment, way_bytes_per_s)
+    share = _share(question, own_s + way_s, step_s)
     rate = share * deployment.layout.dp * steps / (length * step_s)
     if not (rate > 0).any():
         return None
@@ -167,6 +174,7 @@ def _prefill(question: Question, island: Island, deployment: Deployment) -> Shap
         rate_per_s=float(rate[best]),
         ttft_s=float(own_s[best]) + waits_s,
         tpot_s=0.0,
+        narrowest_bytes_per_s=way_bytes_per_s,
     )
 
 
@@ -219,8 +227,31 @@ def _decode(question: Question, island: Island, deployment: Deployment) -> Shape
 
 
 def cache_bytes(question: Question, shape: Shape) -> float:
-    """What a request's cache comes to when its prompt is done."""
-    return question.input_tokens * shape.token_kv_bytes
+    """What a request's cache comes to when its prompt is done, no copy counted twice."""
+    return _cache_bytes(question, shape.deployment)
+
+
+def _cache_bytes(question: Question, deployment: Deployment) -> float:
+    one = Layout(tp=1)
+    each = kv_bytes_per_token_per_rank(deployment.model, one, deployment.precision)
+    return question.input_tokens * float(each)
+
+
+def exchanging_fraction(question: Question, shape: Shape) -> float:
+    """The part of a step's time in which the shape's own exchanges with experts fill its ranks' outermost links: none is left then for caches."""
+    deployment, length = shape.deployment, float(question.input_tokens)
+    inner = [tier.ranks for tier in shape.island.rank.tiers if tier.ranks is not None]
+    if not inner or deployment.layout.world <= max(inner):
+        return 0.0
+    if shape.role == "prefill":
+        tokens = float(shape.max_step_tokens)
+        ops = deployment.ops(prompt_tokens=tokens, pairs=tokens * length / 2)
+    else:
+        batch = float(shape.sequences_per_rank)
+        ops = deployment.ops(sequences=batch, kv_tokens=batch * (length + question.output_tokens / 2))  # fmt: skip
+    cost = deployment.cost(ops)
+    sent_s = sum(float(part.count * part.time.transfer_s) for part in cost.parts if isinstance(part.time, CollectiveTime) and part.kind == "all_to_all")  # fmt: skip
+    return sent_s / float(cost.total_s)
 
 
 def way_out_bytes_per_s(island: Island) -> float | None:
@@ -232,11 +263,11 @@ def way_out_bytes_per_s(island: Island) -> float | None:
 
 
 def transfer_s(question: Question, shape: Shape, bytes_per_s: float) -> float:
-    """A request's cache to another worker: the ranks of one data-parallel group send their shares at once."""
-    senders = max(shape.deployment.layout.tp, 1)
-    return cache_bytes(question, shape) / (bytes_per_s * senders)
+    """A request's cache to another worker."""
+    return cache_s(question, shape.deployment, bytes_per_s)
 
 
-def is_whole(value: float) -> bool:
-    """Whether a solver's number is one."""
-    return math.isclose(value, round(value), abs_tol=1e-6)
+def cache_s(question: Question, deployment: Deployment, bytes_per_s: float) -> float:
+    """The ranks of one data-parallel group send their shares at once."""
+    senders = max(deployment.layout.tp, 1)
+    return _cache_bytes(question, deployment) / (bytes_per_s * senders)

@@ -176,20 +176,26 @@ class Plan(Strict, frozen=True, kw_only=True, omit_defaults=True):
 
 def read_plan(path: Path) -> Plan:
     """Read and check a plan file. Raises `FileError` with the path to the key and what is accepted."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(path, f"cannot be read: {error}") from error
-    try:
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 (a safe loader)
-    except yaml.YAMLError as error:
-        raise FileError(path, f"is not YAML: {error}") from error
+    raw = read_yaml(path)
     try:
         plan = msgspec.convert(raw, Plan)
         check(plan)
     except (msgspec.ValidationError, InputError) as error:
         raise FileError(path, str(error)) from error
     return plan
+
+
+def read_yaml(path: Path) -> object:
+    """A file's YAML with YAML 1.2's booleans. Raises `FileError` where it cannot be read or is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(path, f"cannot be read: {error}") from error
+    try:
+        raw: object = yaml.load(text, Loader=_Loader)  # noqa: S506 (a safe loader)
+    except yaml.YAMLError as error:
+        raise FileError(path, f"is not YAML: {error}") from error
+    return raw
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -216,7 +222,7 @@ def to_yaml(plan: Plan) -> str:
 def check(plan: Plan) -> None:
     """Hold the plan against itself. Raises `InputError` with the path to what cannot be."""
     for name, source in plan.fleet.items():
-        _check_source(f"$.fleet.{name}", source)
+        check_source(f"$.fleet.{name}", source)
     for s, service in enumerate(plan.services):
         slo, traffic = service.slo or Slo(), service.traffic
         _check_quantity(f"$.services[{s}].slo.ttft", slo.ttft, "s")
@@ -242,7 +248,8 @@ def _check_quantity(path: str, text: str | None, unit: units.Unit) -> None:
         raise InputError(msg) from error
 
 
-def _check_source(path: str, source: Source) -> None:
+def check_source(path: str, source: Source) -> None:
+    """Hold one part of a fleet against itself. Raises `InputError` with its path."""
     given = [key for key in ("pod", "accelerator", "host") if getattr(source, key) is not None]
     if len(given) != 1:
         msg = f"names {' and '.join(given) or 'nothing'}; give one of pod, accelerator, host - at `{path}`"
@@ -282,3 +289,16 @@ def _check_stages(path: str, pool: Pool, plan: Plan) -> None:
     if pool.stages and pool.layout.pp != len(pool.stages):
         msg = f"pp={pool.layout.pp} and {len(pool.stages)} stages are given; make them the same number - at `{path}.stages`"
         raise InputError(msg)
+
+
+def refuse_stages(plan: Plan) -> None:
+    """Raise `InputError` for a pipeline of unequal stages: nothing plays or launches one yet."""
+    for s, service in enumerate(plan.services):
+        for p, pool in enumerate(service.pools):
+            if pool.stages:
+                parts = ", ".join(dict.fromkeys(stage.on for stage in pool.stages))
+                msg = (
+                    f"pool {pool.name or pool.on!r} is a pipeline of unequal stages over {parts}, which is not played or launched yet; "
+                    f"its figures are those of polypod plan --stages - at `$.services[{s}].pools[{p}].stages`"
+                )
+                raise InputError(msg)

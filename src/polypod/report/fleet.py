@@ -12,6 +12,8 @@ from polypod.plan.search import Question
 from polypod.plan.spec import Pool, Spread
 from polypod.report.tables import entry, table
 
+_SAME = "no change"
+
 
 def fleet_text(answer: FleetAnswer) -> str:
     """The whole answer, at most 80 columns wide."""
@@ -37,6 +39,8 @@ def fleet_text(answer: FleetAnswer) -> str:
         other = (
             "nothing else would do"
             if chosen.runner_up is None
+            else "the same"
+            if abs(chosen.runner_up - chosen.value) < 1e-6 * abs(chosen.value)
             else f"{units.significant(chosen.runner_up, 4)}"
         )
         lines.append(entry("runner-up", f"without {chosen.without}: {other}"))
@@ -114,14 +118,20 @@ def _fleet(answer: FleetAnswer) -> list[str]:
 
 
 def _one_card(answer: FleetAnswer) -> list[str]:
+    """What a card more or less of each island changes; those that change nothing in one word."""
     chosen = answer.chosen
-    parts = []
+    parts, same = [], []
     for island in answer.islands:
         more, less = (
             _difference(found[island.name], chosen.value)
             for found in (chosen.one_more, chosen.one_less)
         )
-        parts.append(f"{island.name}: {more} with one more, {less} with one less")
+        if more == less == _SAME:
+            same.append(island.name)
+        else:
+            parts.append(f"{island.name}: {more} with one more, {less} with one less")
+    if same:
+        parts.append(f"{', '.join(same)}: {_SAME} with one more or one less")
     return [entry("one card", "; ".join(parts) + " (solved anew)")]
 
 
@@ -129,14 +139,18 @@ def _difference(value: float, before: float) -> str:
     if value != value:
         return "not enough"
     change = value - before
-    return "no change" if abs(change) < 1e-6 * max(abs(before), 1.0) else f"{change:+.4g}"
+    return _SAME if abs(change) < 1e-6 * max(abs(before), 1.0) else f"{change:+.4g}"
 
 
 def short_text(short: Short, questions: tuple[Question, ...]) -> str:
     """Why nothing serves all, and how near it comes."""
     if short.without_shape:
         m = short.without_shape[0]
-        return f"no part of this fleet serves {questions[m].model.name} inside its limits: of the layouts looked at, {short.reasons[m]}"  # fmt: skip
+        near = ""
+        if m in short.nearest:
+            chip, miss = short.nearest[m]
+            near = f"; nearest is {describe(miss.layout)} on {chip} with TTFT {units.show(miss.ttft_s, 's')} and TPOT {units.show(miss.tpot_s, 's')}, over by a factor of {units.significant(miss.factor)}"  # fmt: skip
+        return f"no part of this fleet serves {questions[m].model.name} inside its limits{near} (of the layouts looked at, {short.reasons[m]})"  # fmt: skip
     found = "; ".join(
         f"{question.model.name} {units.significant(rate, 3)} of {question.rate_per_s:g} /s"
         for question, rate in zip(questions, short.served_per_s, strict=True)

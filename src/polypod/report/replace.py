@@ -9,7 +9,7 @@ from polypod.plan.fleet import Chosen, Short
 from polypod.plan.replace import Option, Replaced, Risk
 from polypod.report.tables import entry, table
 
-_MOST_EVENTS = 3
+_MOST_EVENTS = 5
 
 
 def replaced_text(answer: Replaced, watts: dict[str, float | None]) -> str:
@@ -35,19 +35,21 @@ def _cards(found: Chosen) -> str:
 
 
 def _name(option: Option) -> str:
-    return " + ".join(option.chips) or "what stays alone"
+    if len(option.chips) > 1:
+        return "all of them together"
+    return "".join(option.chips) or "what stays alone"
 
 
 def _options(answer: Replaced, watts: dict[str, float | None]) -> str:
     rows = []
     for option in answer.options:
         if not isinstance(option.found, Chosen):
-            rows.append([_name(option)[:34], "does not do", "", "", ""])
+            rows.append([_name(option), "does not do", "", "", ""])
             continue
         power = _power(option, watts)
         tpot = _over([(new.tpot_s, old.tpot_s) for new, old in zip(option.speeds, answer.speeds, strict=True)])  # fmt: skip
         ttft = _over([(new.ttft_s, old.ttft_s) for new, old in zip(option.speeds, answer.speeds, strict=True)])  # fmt: skip
-        rows.append([_name(option)[:34], f"{option.cards:g}", power, ttft, tpot])
+        rows.append([_name(option), f"{option.cards:g}", power, ttft, tpot])
     return table(["comes", "new cards", "their power", "TTFT", "TPOT"], rows, right=[1, 2, 3, 4])
 
 
@@ -75,6 +77,9 @@ def _option(answer: Replaced, option: Option) -> list[str]:
         most = f"{short.fraction:.0%} of the demand at most, at the number tried"
         why = "; ".join([*short.reasons.values(), *idle] or [most])
         return [entry(name, why, indent=max(len(name) + 2, 14))]
+    alone = next((other for other in answer.options if len(option.chips) > 1 and (other.new_cards.keys(), other.cards) == (option.new_cards.keys(), option.cards) and other is not option), None)  # fmt: skip
+    if alone is not None:
+        return [entry(name, f"as {_name(alone)} alone", indent=len(name) + 2)]
     lines = [name]
     for one in option.found.used:
         shape = one.shape

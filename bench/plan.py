@@ -1,0 +1,100 @@
+"""CPU seconds of `polypod plan` as a whole process, beside their targets and, where it is installed, beside aiconfigurator on the same job.
+
+    python bench/plan.py [--aiconfigurator PATH]
+
+PATH is the command of an environment of its own (`pip install aiconfigurator==0.12.0`). Every job starts a new interpreter; CPU seconds are those of the child,
+user and system. The job is aiconfigurator's own: DeepSeek-V3, 4,000 tokens in and 1,000 out, TTFT 1,000 ms, TPOT 40 ms. What each predicts is printed beside the
+measured rows of DeepSeek models that ship and are nearest: the same lengths, inside both limits, on H100 and B200, since none on H200 ships.
+"""
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from polypod.validate.shipped import shipped_rows
+
+LIMITS = ("--input", "4000", "--output", "1000", "--ttft", "1s", "--tpot", "40ms")
+MIXED = "huawei-ascend-910c:3840+nvidia-h200-sxm:3200+hygon-bw1000:3200"
+FIVE = (
+    "deepseek-v3:rate=120/s,ttft=2s,tpot=50ms",
+    "qwen3-235b-a22b:rate=150/s,ttft=2s,tpot=50ms",
+    "qwen3-32b:rate=300/s,ttft=1s,tpot=40ms",
+    "llama-3.1-70b:rate=60/s,ttft=2s,tpot=50ms",
+    "gpt-oss-120b:rate=200/s,ttft=1s,tpot=30ms",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is asked, and the CPU seconds it may take."""
+
+    name: str
+    words: tuple[str, ...]
+    target_s: float
+    gpus: int = 0  # of the same job for the peer
+
+
+JOBS = (
+    Job("DeepSeek-V3, 32 H200", ("deepseek-v3", "--on", "nvidia-h200-sxm:32", "--apart", *LIMITS), 1.5, 32),
+    Job("DeepSeek-V3, 64 H200", ("deepseek-v3", "--on", "nvidia-h200-sxm:64", "--apart", *LIMITS), 1.5, 64),
+    Job("DeepSeek-V3, 10,240 H200", ("deepseek-v3", "--on", "nvidia-h200-sxm:10240", "--apart", *LIMITS), 3.0, 10240),
+    Job("three vendors, five models, 10,240", (*FIVE, "--on", MIXED, "--input", "2000", "--output", "500", "--objective", "cost"), 20.0),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--aiconfigurator", metavar="PATH")
+    args = parser.parse_args()
+    for job in JOBS:
+        spent_s, out = child([sys.executable, "-m", "polypod", "plan", *job.words, "--json"])
+        answer = json.loads(out)
+        served = [one["served_per_s"] for one in answer["models"]]
+        print(f"{job.name}: {spent_s:.2f} s CPU, {spent_s / job.target_s:.2f} of the {job.target_s:g} s allowed")  # fmt: skip
+        if job.gpus:
+            print(f"  polypod          {served[0] * 1000 / job.gpus:.1f} tokens/s an accelerator")
+            if args.aiconfigurator:
+                peer(args.aiconfigurator, job, spent_s)
+    measured()
+
+
+def child(words: list[str]) -> tuple[float, str]:
+    """CPU seconds of one process, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    out = subprocess.run(words, check=True, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, out.stdout + out.stderr  # fmt: skip
+
+
+def peer(command: str, job: Job, ours_s: float) -> None:
+    words = [command, "cli", "default", "--model", "deepseek-ai/DeepSeek-V3", "--system", "h200_sxm", "--isl", "4000", "--osl", "1000", "--ttft", "1000", "--tpot", "40", "--total-gpus", str(job.gpus), "--backend", "trtllm", "--no-color"]  # fmt: skip
+    spent_s, out = child(words)
+    found = re.search(r"Per-GPU Throughput:\s*([\d.,]+)", out)
+    print(f"  aiconfigurator   {found[1] if found else '?'} tokens/s an accelerator in {spent_s:.1f} s CPU: {spent_s / ours_s:.0f} times ours")  # fmt: skip
+
+
+def measured() -> None:
+    print("measured, DeepSeek models, 4,000 in and 1,000 out, TTFT <= 1 s and TPOT <= 40 ms, best of each system, backend and mode:")  # fmt: skip
+    rows, _ = shipped_rows()
+    best: dict[tuple[str, ...], float] = {}
+    for row in rows:
+        like = "deepseek" in row.model.lower() and (row.input_tokens, row.output_tokens) == (4000, 1000)  # fmt: skip
+        if not like or row.ttft_s is None or row.ttft_s > 1 or row.tpot_s is None or row.tpot_s > 0.04:  # fmt: skip
+            continue
+        workers = [one for one in (row.workers, row.prefill, row.decode) if one is not None]
+        ranks = sum(one.count * one.layout.world for one in workers)
+        rate = row.concurrency / (row.ttft_s + row.output_tokens * row.tpot_s)
+        key = (row.system, row.backend, row.precision, row.mode)
+        best[key] = max(best.get(key, 0.0), rate * row.output_tokens / ranks)
+    for key, tokens in sorted(best.items()):
+        print(f"  {' '.join(key):34} {tokens:.1f} tokens/s an accelerator")
+    if not best:
+        print("  none")
+
+
+if __name__ == "__main__":
+    main()
