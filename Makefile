@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check test-fast format docs architectures download-size bench clean
+.PHONY: help setup up test check test-fast format docs architectures sweep-ray download-size bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,15 @@ architectures: .venv-trace/.setup ## trace every architecture of transformers an
 	.venv-trace/bin/python -m pip --disable-pip-version-check install --quiet --editable . torch==2.13.0 transformers==5.23.0 pillow
 	@touch $@
 
+sweep-ray: .venv-ray/.setup ## a sweep on a Ray cluster of this machine, killed in the middle, beside a local one (two minutes; its own environment)
+	.venv-ray/bin/python -m pytest tests/plan/test_sweep.py tests/sweep tests/cli/test_sweep.py $(ARGS)
+	.venv-ray/bin/python scripts/sweep_ray.py
+
+.venv-ray/.setup: pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[sweep,ray]' ray==2.60.0 pyarrow==26.0.1 pytest pytest-timeout
+	@touch $@
+
 bench: $(VENV)/.setup-dev ## speed of our own code, printed as ratios
 	@for one in bench/*.py; do echo "== $$one"; $(BIN)/python $$one || exit 1; done
 
@@ -66,4 +75,4 @@ download-size: $(VENV)/.setup ## what `make setup` downloads on a machine that h
 	@du -s --si --apparent-size $(VENV)/download | cut -f1; rm -rf $(VENV)/download
 
 clean: ## remove what setup and the tests made
-	rm -rf $(VENV) .venv-trace .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-trace .venv-ray .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -23,6 +23,7 @@ VERBS = {
     "plan": "the best deployment of one or more models on a fleet, inside SLOs",
     "emit": "a plan as launch commands for vLLM, SGLang or MindIE",
     "replace": "the chips that hold the same traffic when others go",
+    "sweep": "many plans from one file, resumable, as one table",
     "validate": "predictions beside measurements: errors, bands, reasons",
     "calibrate": "your own measured rows as a calibration of your own",
     "claims": "what the field's systems claim, reproduced or contradicted",
@@ -38,7 +39,7 @@ first steps:
 
 --catalog DIR lets a folder of your own entries take part (accelerators/, pods/, links/, models/).
 Quantities wear units ("50ms", "400Gb/s"). --json prints one object on stdout; notes go to stderr.
-Exit codes: 0 done, 1 no feasible answer, 2 bad input or a failed run.
+Exit codes: 0 done, 1 no feasible answer, 2 bad input or a failed run, 130 interrupted.
 """
 
 

@@ -8,7 +8,7 @@ from polypod.cli.asking import add_engine, model_of, published_beside, tokens
 from polypod.cli.emit import add_writing, write_answer
 from polypod.cli.plan_fleet import add_fleet, is_fleet, run_fleet, run_frontier
 from polypod.cli.plan_stages import run_stages
-from polypod.engine.settings import NAMES, PLAYED, EngineArgs, read_engine_args
+from polypod.engine.settings import read_plan_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
 from polypod.plan.flags import TARGETS
@@ -65,17 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _engine_args(text: str) -> EngineArgs:
-    """Settings of the engine; what is of a benchmark's load or of the front end moves no plan."""
-    said = read_engine_args(text)
-    known = (*PLAYED, "max_num_batched_tokens")
-    for name in NAMES:
-        if name not in known and getattr(said, name) is not None:
-            msg = f"--engine-args: {name} moves no plan, which knows {', '.join(known)}; polypod estimate --concurrency takes it"
-            raise InputError(msg)
-    return said
-
-
 def run(args: argparse.Namespace) -> int:
     if args.emit and not args.file:
         msg = "--emit writes a folder; say which, with -o DIR"
@@ -107,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         percentile=slo.percentile,
         rate_per_s=None if args.rate is None else units.parse(args.rate, "per_s"),
         backend=args.backend,
-        engine_args=_engine_args(args.engine_args),
+        engine_args=read_plan_args(args.engine_args),
     )
     answer = plan_model(question, fleet, slo)
     beside = published_beside(question.model, [choice.island for choice in answer.choices])

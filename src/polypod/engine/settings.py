@@ -125,6 +125,17 @@ def read_engine_args(text: str) -> EngineArgs:
     return args
 
 
+def read_plan_args(text: str) -> EngineArgs:
+    """The same for a plan, which what is of a benchmark's load or of the front end does not move: that is refused by name."""
+    said = read_engine_args(text)
+    known = (*PLAYED, "max_num_batched_tokens")
+    for name in NAMES:
+        if name not in known and getattr(said, name) is not None:
+            msg = f"--engine-args: {name} moves no plan, which knows {', '.join(known)}; polypod estimate --concurrency takes it"
+            raise InputError(msg)
+    return said
+
+
 def _pairs(text: str) -> Iterator[tuple[str, str | None]]:
     """Names in the engines' spelling, dashes as underscores, and their values."""
     try:
