@@ -7,6 +7,7 @@ from polypod import units
 from polypod.cli.asking import add_engine, add_prices, model_of, prices_of, published_beside, tokens
 from polypod.cli.emit import add_writing, write_answer
 from polypod.cli.plan_fleet import add_fleet, is_fleet, run_fleet, run_frontier
+from polypod.cli.plan_stages import run_stages
 from polypod.engine.settings import read_plan_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
@@ -77,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(msg)
     whole = fleet_of(args.on)
     fleet = whole.sources
+    if args.stages:
+        return run_stages(args, whole)
+    if args.stage_tp is not None:
+        msg = "--stage-tp cuts the stages of --stages, which is not asked for; say --stages as well"
+        raise InputError(msg)
     if args.frontier:
         return run_frontier(args, fleet)
     if is_fleet(args, fleet):

@@ -40,6 +40,12 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--afd", action="store_true", help="also decode with attention and experts on cards of their own, of one kind or two")  # fmt: skip
     parser.add_argument("--unproven", action="store_true", help="hand caches and activations over where no source says whether it works")  # fmt: skip
     parser.add_argument("--frontier", action="store_true", help="what nothing beats in TTFT, TPOT and tokens/s per accelerator at once, limits aside")  # fmt: skip
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="pipelines of unequal stages over unlike chips that a network joins (--fabric)",
+    )
+    parser.add_argument("--stage-tp", metavar="RANKS", help="a stage's ranks at most, cut by tp within their own fabric (default: 1)")  # fmt: skip
     parser.add_argument("--time-limit", metavar="TIME", default="30s", help="of the solver, for each time it is asked (30s)")  # fmt: skip
 
 
@@ -52,10 +58,10 @@ def is_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> bool:
 def run_fleet(args: argparse.Namespace, fleet: Fleet) -> int:
     demands = [demand_of(args, text) for text in args.models]
     questions, slos = [one.question for one in demands], [one.slo for one in demands]
-    kept = _kept(args.exclude, fleet.sources)
+    kept = not_excluded(args.exclude, fleet.sources)
     places = islands(kept, args.backend)
     aim = replace(_aim(args, questions, places), widths_bytes_per_s=fleet.widths_bytes_per_s)
-    _one_fabric(args, fleet)
+    one_fabric(args, fleet)
     found = choose(questions, places, aim)
     if isinstance(found, Short):
         raise InfeasibleError(short_text(found, tuple(questions)))
@@ -65,7 +71,7 @@ def run_fleet(args: argparse.Namespace, fleet: Fleet) -> int:
     return 0
 
 
-def _one_fabric(args: argparse.Namespace, fleet: Fleet) -> None:
+def one_fabric(args: argparse.Namespace, fleet: Fleet) -> None:
     if args.fabric is not None and fleet.widths_bytes_per_s is not None:
         msg = f"--fabric {args.fabric} and the fabrics of {args.on} contradict each other; leave one out"
         raise InputError(msg)
@@ -88,7 +94,7 @@ def run_frontier(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
         msg = "--frontier is of co-located layouts, which --afd is not; give one"
         raise InputError(msg)
     question = demand_of(args, args.models[0]).question
-    points = frontier(question, islands(_kept(args.exclude, fleet), args.backend))
+    points = frontier(question, islands(not_excluded(args.exclude, fleet), args.backend))
     if not points:
         msg = f"{question.model.name} does not run on this fleet: no layout holds its weights and one request"
         raise InfeasibleError(msg)
@@ -147,7 +153,7 @@ def chip_of(source: Source) -> str:
     return source.accelerator
 
 
-def _kept(excluded: Sequence[str], fleet: dict[str, Source]) -> dict[str, Source]:
+def not_excluded(excluded: Sequence[str], fleet: dict[str, Source]) -> dict[str, Source]:
     """The fleet without the chips and vendors that are not to be used."""
     chips = {name: load_accelerator(chip_of(source)) for name, source in fleet.items()}
     gone: set[str] = set()

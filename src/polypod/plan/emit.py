@@ -20,7 +20,7 @@ from polypod.plan.flags import TARGETS, Target
 from polypod.plan.launchable import ENGINE_NAMES
 from polypod.plan.place import Island, island
 from polypod.plan.predict import pool_replicas, service_model
-from polypod.plan.spec import Plan, Pool, Service
+from polypod.plan.spec import Plan, Pool, Service, refuse_stages
 
 _WRITERS: Final = {"vllm": emit_vllm, "sglang": emit_sglang, "mindie": emit_mindie}
 
@@ -87,6 +87,8 @@ def emit(plan: Plan, wanted: Wanted) -> dict[str, str]:
 
     Raises `InputError` for a pool that the engine cannot have, with its path and the way out.
     """
+    refuse_stages(plan)
+    _refuse_experts_apart(plan)
     pools = _pools(plan, wanted)
     launches = [_launch(plan, wanted, pool, pools[:index]) for index, pool in enumerate(pools)]
     engines = {pool.name: pool.engine for pool in pools}
@@ -100,6 +102,14 @@ def emit(plan: Plan, wanted: Wanted) -> dict[str, str]:
     files = {file: text for found in written.values() for file, text in found.files.items()}
     assert len(files) == len(scripts), "two pools wrote one file"
     return {**files, **routers, "README.md": readme(emitted)}
+
+
+def _refuse_experts_apart(plan: Plan) -> None:
+    for s, service in enumerate(plan.services):
+        for p, pool in enumerate(service.pools):
+            if pool.experts_on is not None:
+                msg = f"experts of pool {pool.name or pool.on!r} are apart, on {pool.experts_on!r}, which no engine here is launched with; plan without --afd - at `$.services[{s}].pools[{p}].experts_on`"
+                raise InputError(msg)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

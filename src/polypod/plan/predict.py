@@ -13,7 +13,7 @@ from polypod.engine.settings import played
 from polypod.errors import InputError
 from polypod.plan.host import engine_model, step_times
 from polypod.plan.place import island
-from polypod.plan.spec import Plan, Pool, Service, Source
+from polypod.plan.spec import Plan, Pool, Service, Source, refuse_stages
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings, ServiceSettings
 from polypod.workload.config import read_model
@@ -45,6 +45,7 @@ def pool_replicas(plan: Plan) -> list[ReplicaUp]:
 
     Raises `InputError` for a role, layout or fleet entry that cannot be played, with its path in the plan.
     """
+    refuse_stages(plan)
     ups: list[ReplicaUp] = []
     for s, service in enumerate(plan.services):
         model = service_model(service)
@@ -58,7 +59,11 @@ def pool_replicas(plan: Plan) -> list[ReplicaUp]:
 
 
 def evidence(plan: Plan) -> dict[str, str]:
-    """What the step times of each pool on catalog chips rest on, by its name; hosts are measured, and have bands of their own."""
+    """What the step times of each pool on catalog chips rest on, by its name; hosts are measured, and have bands of their own.
+
+    Raises `InputError` as `pool_replicas` does for what cannot be played.
+    """
+    refuse_stages(plan)
     found = {}
     for s, service in enumerate(plan.services):
         for p, pool in enumerate(service.pools):

@@ -106,8 +106,16 @@ class PoolPrediction(Strict, frozen=True, kw_only=True, omit_defaults=True):
     tpot: Spread | None = None
 
 
+class PoolStage(Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """One stage of a pipeline over unlike chips: how many layers, on how many ranks of which part of the fleet."""
+
+    on: Name
+    layers: Count
+    ranks: Count = 1
+
+
 class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
-    """Replicas of one role, layout and island.
+    """Replicas of one role, layout and island; with `stages`, pipelines over several, each replica one of them.
 
     With `experts_on` and `expert_ranks`, both or neither, the routed and shared experts of a replica are on so many ranks of that part of the fleet,
     which may be the same; `layout` is then of all else, and tokens go round in `micro_batches`.
@@ -127,6 +135,7 @@ class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
     experts_on: Name | None = None
     expert_ranks: Count | None = None
     micro_batches: Count | None = None  # of a step, with experts apart
+    stages: tuple[PoolStage, ...] = ()
     predicted: PoolPrediction | None = None
 
 
@@ -265,6 +274,7 @@ def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
         msg = f"{pool.on!r} is not in the fleet ({', '.join(plan.fleet)}) - at `{path}.on`"
         raise InputError(msg)
     _check_experts(path, pool, plan)
+    _check_stages(path, pool, plan)
     for name in NAMES:
         if name not in PLAYED and getattr(pool.engine_args, name) is not None:
             instead = "; say max_step_tokens beside it" if name == "max_num_batched_tokens" else ""
@@ -293,3 +303,26 @@ def _check_experts(path: str, pool: Pool, plan: Plan) -> None:
     if pool.role != "decode":
         msg = f"experts apart of a pool for {pool.role!r}; only decode puts them apart, make role decode - at `{path}.role`"
         raise InputError(msg)
+
+
+def _check_stages(path: str, pool: Pool, plan: Plan) -> None:
+    for n, stage in enumerate(pool.stages):
+        if stage.on not in plan.fleet:
+            msg = f"{stage.on!r} is not in the fleet ({', '.join(plan.fleet)}) - at `{path}.stages[{n}].on`"
+            raise InputError(msg)
+    if pool.stages and pool.layout.pp != len(pool.stages):
+        msg = f"pp={pool.layout.pp} and {len(pool.stages)} stages are given; make them the same number - at `{path}.stages`"
+        raise InputError(msg)
+
+
+def refuse_stages(plan: Plan) -> None:
+    """Raise `InputError` for a pipeline of unequal stages: nothing plays or launches one yet."""
+    for s, service in enumerate(plan.services):
+        for p, pool in enumerate(service.pools):
+            if pool.stages:
+                parts = ", ".join(dict.fromkeys(stage.on for stage in pool.stages))
+                msg = (
+                    f"pool {pool.name or pool.on!r} is a pipeline of unequal stages over {parts}, which is not played or launched yet; "
+                    f"its figures are those of polypod plan --stages - at `$.services[{s}].pools[{p}].stages`"
+                )
+                raise InputError(msg)
