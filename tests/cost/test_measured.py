@@ -370,6 +370,7 @@ def test_few_rows_are_waited_for_like_everything_else(
 def test_only_chips_of_far_less_arithmetic_are_lent_other_fractions() -> None:
     for chip in ("nvidia-h200-sxm", "nvidia-h800-sxm", "nvidia-h100-sxm"):
         assert waiting_share(chip, "nvidia-h100-sxm") == 1
-    assert waiting_share("nvidia-l20", "nvidia-l40s") == 1  # of which the catalog has no peaks
+    assert waiting_share("nobodys-chip", "nvidia-l40s") == 1  # of which the catalog has no peaks
+    assert waiting_share("nvidia-l20", "nvidia-l40s") == pytest.approx((119.5 / 59.8) / (362.05 / 91.6), rel=1e-3)  # fmt: skip
     assert waiting_share("nvidia-h100-sxm", "nvidia-h20") == 1  # never lowered
     assert waiting_share("nvidia-h20", "nvidia-h100-sxm") == pytest.approx((148 / 44) / (989.4 / 67))  # fmt: skip

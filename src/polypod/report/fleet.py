@@ -125,13 +125,18 @@ def _pool(used: Used, pool: Pool) -> list[str]:
         experts = used.replicas * ranks / also.rank.ranks_per_accelerator
         where = f"{where} for attention, experts on {experts:g} {also.rank.chip} ({also.name}), {shape.split.micro_batches} micro-batches"
     lines = [
-        entry(role, f"{pool.replicas} x [{describe(pool.layout)}] on {where}, {pool.precision.weights} weights, up to {pool.max_sequences} sequences, {pool.state}"),
+        entry(role, f"{pool.replicas} x [{describe(pool.layout)}] on {where}, {pool.precision.weights} weights, {_batch(pool)}, {pool.state}"),
     ]  # fmt: skip
     times = [text for name, spread in (("TTFT", predicted.ttft), ("TPOT", predicted.tpot)) if (text := _spread(name, spread))]  # fmt: skip
     if times:
         lines.append(entry("", "; ".join(times)))
     bounds = "; ".join(f"{phase} waits for {what}" for phase, what in predicted.bound.items())
     return [*lines, entry("", bounds)]
+
+
+def _batch(pool: Pool) -> str:
+    what = "prompt" if pool.role == "prefill" else "sequence"
+    return f"up to {pool.max_sequences} {what}{'s' if pool.max_sequences > 1 else ''}"
 
 
 def _spread(name: str, spread: Spread | None) -> str:
