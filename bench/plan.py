@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from polypod.validate.shipped import shipped_rows
 
 LIMITS = ("--input", "4000", "--output", "1000", "--ttft", "1s", "--tpot", "40ms")
-MIXED = "huawei-ascend-910c:3840+nvidia-h200-sxm:3200+hygon-bw1000:3200"
+MIXED = "huawei-ascend-910c:3840+nvidia-h200-sxm:3200+amd-mi300x:3200"
 FIVE = (
-    "deepseek-v3:rate=120/s,ttft=2s,tpot=50ms",
-    "qwen3-235b-a22b:rate=150/s,ttft=2s,tpot=50ms",
-    "qwen3-32b:rate=300/s,ttft=1s,tpot=40ms",
-    "llama-3.1-70b:rate=60/s,ttft=2s,tpot=50ms",
-    "gpt-oss-120b:rate=200/s,ttft=1s,tpot=30ms",
+    "deepseek-v3:rate=1800/s,ttft=2s,tpot=50ms",
+    "qwen3-235b-a22b:rate=2250/s,ttft=2s,tpot=50ms",
+    "qwen3-32b:rate=4500/s,ttft=1s,tpot=40ms",
+    "llama-3.1-70b:rate=900/s,ttft=2s,tpot=50ms",
+    "gpt-oss-120b:rate=3000/s,ttft=1s,tpot=30ms",
 )
 
 

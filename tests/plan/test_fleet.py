@@ -222,3 +222,19 @@ def test_exchanges_with_experts_take_of_the_links_only_where_they_leave_the_node
     assert all(0.05 < share < 0.9 for ranks, share in fractions.items() if ranks > 8)
     assert all(share == 0 for ranks, share in fractions.items() if ranks <= 8)
     assert any(ranks > 8 for ranks in fractions)
+
+
+def test_a_large_fleets_shorter_way_ends_within_the_gap_it_states(monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """The same fleet chosen both ways: exactly, and as those of more than a thousand accelerators are."""
+    questions = [ask("qwen3-32b", 12.0), ask("llama-3.1-8b", 20.0)]
+    places = islands(parse_fleet("nvidia-h100-sxm:32+amd-mi300x:32"))
+    exact = choose(questions, places, Aim(objective="cards"))
+    monkeypatch.setattr("polypod.plan.fleet._is_large", lambda _: True)
+    short = choose(questions, places, Aim(objective="cards"))
+    assert isinstance(exact, Chosen)
+    assert isinstance(short, Chosen)
+    assert not exact.by_duals
+    assert short.by_duals
+    assert all(one.shape.confirmed for one in short.used if one.shape.candidate)
+    assert exact.value * (1 - 1e-3) <= short.value <= exact.value * (1 + short.gap + 1e-3)
+    assert all(more <= short.value + 1e-9 for more in short.one_more.values())

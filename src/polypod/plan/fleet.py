@@ -45,7 +45,10 @@ from polypod.plan.shapes import (
 Objective = Literal["throughput", "cards", "cost", "energy"]
 Spare = Literal["card", "node", "rack"]
 GOES: Final = ("supported", "experimental", "reported")
-_ROUNDS: Final = 6
+_GAP: Final = 1e-4
+_ROUGH_GAP: Final = 1e-3
+"""What the solver may leave open of the value: of fleets of up to, and of more than, a thousand accelerators."""
+
 _EXTRA: Final = 1e-6
 """Weight of a card beside what is maximised: of equal answers, the one with fewer."""
 
@@ -113,6 +116,9 @@ class Chosen:
     without: str | None
     one_more: Mapping[str, float]  # by island, the value with one accelerator more
     one_less: Mapping[str, float]
+    by_duals: bool = (
+        False  # what a card or the runner-up changes is the relaxation's, without whole numbers
+    )
     pairs: tuple[Pair, ...]
     refused_pairs: tuple[str, ...]
     looked_at: int
@@ -162,6 +168,9 @@ class _Offers:
     pairs: list[Pair]
     refused: list[str]
     searches: dict[int, list[Search]]
+    costs: dict[tuple[int, int, float], float] = field(
+        default_factory=dict
+    )  # of a replica, by model, shape and rate
     notes: list[str]
 
     @classmethod
@@ -321,7 +330,10 @@ def _program(questions: Sequence[Question], islands: Sequence[Island], aim: Aim,
     program = _Program(milp=milp, counts={}, flows={}, card_rows={})
     for m, shapes in offers.shapes.items():
         for s, shape in enumerate(shapes):
-            cost = _replica_cost(questions[m], shape, aim)
+            key = (m, s, shape.rate_per_s)
+            if key not in offers.costs:
+                offers.costs[key] = _replica_cost(questions[m], shape, aim)
+            cost = offers.costs[key]
             weight = -_EXTRA * shape.accelerators if maximise else cost
             program.counts[m, s] = milp.variable(cost=weight, high=shape.most_replicas, whole=True)
         for pair in offers.pairs:
@@ -505,15 +517,38 @@ def _vendor(island: Island) -> str:
 
 
 def _confirmed(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: _Offers) -> tuple[_Program, Solved]:  # fmt: skip
-    """Solve, emulate what was chosen, and solve again under what the emulation gave."""
-    program = _program(questions, islands, aim, offers)
-    solved = program.milp.solve(time_limit_s=aim.time_limit_s)
-    for _ in range(_ROUNDS):
-        if not solved.has_solution or not _confirm_used(questions, program, offers, solved):
-            break
+    """Solve, emulate what was chosen, and solve again under what the emulation gave, until all that is chosen is emulated.
+
+    Of a large fleet first without whole numbers, then with them among what was emulated; the gap is to the first, which may choose from all.
+    """
+    if _is_large(islands):
+        program, relaxed = _until_emulated(questions, islands, aim, offers, relaxed=True)
+        emulated = program.milp.copied()
+        for (m, s), number in program.counts.items():
+            if offers.shapes[m][s].candidate is not None and not offers.shapes[m][s].confirmed:
+                emulated.highs[number] = 0.0
+        solved = _solve(emulated, islands, aim)
+        if solved.has_solution:
+            return program, replace(solved, bound=relaxed.value)
+    return _until_emulated(questions, islands, aim, offers, relaxed=False)
+
+
+def _until_emulated(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: _Offers, *, relaxed: bool) -> tuple[_Program, Solved]:  # fmt: skip
+    while True:
         program = _program(questions, islands, aim, offers)
-        solved = program.milp.solve(time_limit_s=aim.time_limit_s)
-    return program, solved
+        solved = program.milp.relaxed() if relaxed else _solve(program.milp, islands, aim)
+        if not solved.has_solution or not _confirm_used(questions, program, offers, solved):
+            return program, solved
+
+
+def _solve(milp: Milp, islands: Sequence[Island], aim: Aim) -> Solved:
+    gap = _ROUGH_GAP if _is_large(islands) else _GAP
+    return milp.solve(time_limit_s=aim.time_limit_s, gap=gap)
+
+
+def _is_large(islands: Sequence[Island]) -> bool:
+    """Whether one accelerator is less than what the solver leaves open."""
+    return sum(one.accelerators for one in islands) > 1 / _ROUGH_GAP
 
 
 def _confirm_used(questions: Sequence[Question], program: _Program, offers: _Offers, solved: Solved) -> bool:  # fmt: skip
@@ -532,7 +567,7 @@ def _confirm_used(questions: Sequence[Question], program: _Program, offers: _Off
 
 def _short(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: _Offers) -> Short:  # fmt: skip
     program = _program(questions, islands, aim, offers, stretch=True)
-    solved = program.milp.solve(time_limit_s=aim.time_limit_s)
+    solved = _solve(program.milp, islands, aim)
     assert program.scale is not None
     fraction = float(solved.x[program.scale]) if solved.has_solution else 0.0
     served = tuple(_sum(_served(program, offers, m), solved) for m in range(len(questions)))
@@ -571,10 +606,11 @@ def _chosen(
         value=solved.value,
         gap=solved.gap,
         status=solved.status,
-        runner_up=_without(program, program.counts[largest], aim),
+        runner_up=_without(found, program.counts[largest], islands, aim),
         without=_words(offers.shapes[largest[0]][largest[1]]),
-        one_more=_changed(program, islands, aim, +1),
-        one_less=_changed(program, islands, aim, -1),
+        one_more=_changed(found, islands, aim, +1),
+        one_less=_changed(found, islands, aim, -1),
+        by_duals=_is_large(islands),
         pairs=tuple(offers.pairs),
         refused_pairs=tuple(offers.refused),
         looked_at=offers.looked_at,
@@ -600,24 +636,34 @@ def _words(shape: Shape) -> str:
     return f"{shape.role} [{sizes or 'tp1'}] on {shape.island.rank.chip}{experts}"
 
 
-def _without(program: _Program, number: int, aim: Aim) -> float | None:
-    """The value where a shape may not be used; None where nothing is left."""
+def _without(found: tuple[_Program, Solved], number: int, islands: Sequence[Island], aim: Aim) -> float | None:  # fmt: skip
+    """The value where a shape may not be used, of a large fleet by how much the relaxation loses; None where nothing is left."""
+    program, solved = found
     other = program.milp.copied()
     other.highs[number] = 0.0
-    solved = other.solve(time_limit_s=aim.time_limit_s)
+    if _is_large(islands):
+        before, after = program.milp.relaxed(), other.relaxed()
+        return solved.value + after.value - before.value if after.has_solution else None
+    solved = _solve(other, islands, aim)
     return solved.value if solved.has_solution else None
 
 
-def _changed(program: _Program, islands: Sequence[Island], aim: Aim, by: int) -> dict[str, float]:
-    """The value with so many accelerators more on each island, solved anew."""
-    found = {}
-    for island in islands:
+def _changed(
+    found: tuple[_Program, Solved], islands: Sequence[Island], aim: Aim, by: int
+) -> dict[str, float]:
+    """The value with so many accelerators more on each island: solved anew, or of a large fleet by the duals of the relaxation."""
+    program, value = found[0], found[1].value
+    rows = [program.card_rows[island.name] for island in islands]
+    if _is_large(islands):
+        return {one.name: value + by * dual for one, dual in zip(islands, program.milp.duals(rows), strict=True)}  # fmt: skip
+    values = {}
+    for island, row in zip(islands, rows, strict=True):
         other = program.milp.copied()
-        terms, low, high = other.rows[program.card_rows[island.name]]
-        other.rows[program.card_rows[island.name]] = (terms, low, high + by)
-        solved = other.solve(time_limit_s=aim.time_limit_s)
-        found[island.name] = solved.value if solved.has_solution else float("nan")
-    return found
+        terms, low, high = other.rows[row]
+        other.rows[row] = (terms, low, high + by)
+        solved = _solve(other, islands, aim)
+        values[island.name] = solved.value if solved.has_solution else float("nan")
+    return values
 
 
 def prompt_wait_s(m: int, question: Question, chosen: Chosen) -> dict[tuple[str, str], float]:

@@ -88,6 +88,13 @@ class Milp:
         found = solver.getSolution().row_dual
         return [float(found[number]) for number in row_numbers]
 
+    def relaxed(self) -> Solved:
+        """The best without whole numbers."""
+        solver = _quiet()
+        solver.passModel(self._lp(relaxed=True))
+        solver.run()
+        return _solved(solver, whole=False)
+
     def copied(self) -> "Milp":
         """One of its own, to be changed and solved again."""
         return replace(

@@ -37,7 +37,7 @@ def fleet_text(answer: FleetAnswer) -> str:
     proven = (
         "proven best"
         if chosen.gap < 1e-4
-        else f"at most {chosen.gap:.1%} from the best there can be ({chosen.status})"
+        else f"at most {chosen.gap:.2%} from the best there can be ({chosen.status})"
     )
     lines += ["", entry("objective", f"{units.significant(chosen.value, 4)} {unit}, {proven}")]
     if chosen.without is not None:
@@ -48,7 +48,8 @@ def fleet_text(answer: FleetAnswer) -> str:
             if abs(chosen.runner_up - chosen.value) < 1e-6 * abs(chosen.value)
             else f"{units.significant(chosen.runner_up, 4)}"
         )
-        lines.append(entry("runner-up", f"without {chosen.without}: {other}"))
+        how = " (by the relaxation)" if chosen.by_duals else ""
+        lines.append(entry("runner-up", f"without {chosen.without}: {other}{how}"))
     lines += _one_card(answer)
     if len(answer.questions) > 1:
         lines += running_lines(replace(answer.in_all, notes=(), unknown=()))
@@ -166,7 +167,8 @@ def _one_card(answer: FleetAnswer) -> list[str]:
             parts.append(f"{island.name}: {more} with one more, {less} with one less")
     if same:
         parts.append(f"{', '.join(same)}: {_SAME} with one more or one less")
-    return [entry("one card", "; ".join(parts) + " (solved anew)")]
+    how = "duals of the relaxation" if chosen.by_duals else "solved anew"
+    return [entry("one card", f"{'; '.join(parts)} ({how})")]
 
 
 def _difference(value: float, before: float) -> str:
@@ -217,6 +219,7 @@ def fleet_json(answer: FleetAnswer) -> dict[str, Any]:
         "objective": {"value": chosen.value, "gap_fraction": chosen.gap, "status": chosen.status, "runner_up": chosen.runner_up, "without": chosen.without},
         "one_accelerator_more": dict(chosen.one_more),
         "one_accelerator_less": dict(chosen.one_less),
+        "one_accelerator_by": "duals" if chosen.by_duals else "solved anew",
         "running": running_json(answer.in_all),
         "not_used": list(chosen.refused_pairs),
         "looked_at": chosen.looked_at,
