@@ -230,6 +230,8 @@ def test_a_large_fleets_shorter_way_ends_within_the_gap_it_states(monkeypatch: p
     places = islands(parse_fleet("nvidia-h100-sxm:32+amd-mi300x:32"))
     exact = choose(questions, places, Aim(objective="cards"))
     monkeypatch.setattr("polypod.plan.fleet._is_large", lambda _: True)
+    monkeypatch.setattr("polypod.plan.fleet._uses_many", lambda *_: True)
+    monkeypatch.setattr("polypod.plan.fleet._MOST_GAP", 1.0)
     short = choose(questions, places, Aim(objective="cards"))
     assert isinstance(exact, Chosen)
     assert isinstance(short, Chosen)

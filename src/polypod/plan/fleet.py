@@ -47,7 +47,8 @@ Spare = Literal["card", "node", "rack"]
 GOES: Final = ("supported", "experimental", "reported")
 _GAP: Final = 1e-4
 _ROUGH_GAP: Final = 1e-3
-"""What the solver may leave open of the value: of fleets of up to, and of more than, a thousand accelerators."""
+_MOST_GAP: Final = 5e-3
+"""What may be left open of the value: by the solver, by it where more than a thousand accelerators are used, and then beside the relaxation."""
 
 _EXTRA: Final = 1e-6
 """Weight of a card beside what is maximised: of equal answers, the one with fewer."""
@@ -321,6 +322,7 @@ class _Program:
     flows: dict[tuple[int, str, str], int]
     card_rows: dict[str, int]
     scale: int | None = None  # served over demanded
+    rough: bool = False  # one accelerator is less than what is left open
 
 
 def _program(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: _Offers, *, stretch: bool = False) -> _Program:  # fmt: skip
@@ -519,7 +521,8 @@ def _vendor(island: Island) -> str:
 def _confirmed(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: _Offers) -> tuple[_Program, Solved]:  # fmt: skip
     """Solve, emulate what was chosen, and solve again under what the emulation gave, until all that is chosen is emulated.
 
-    Of a large fleet first without whole numbers, then with them among what was emulated; the gap is to the first, which may choose from all.
+    Where a large part of a large fleet is used, first without whole numbers, then with them among what was emulated; the gap is to the first, which may
+    choose from all. Where that leaves too much open it is solved as any other.
     """
     if _is_large(islands):
         program, relaxed = _until_emulated(questions, islands, aim, offers, relaxed=True)
@@ -527,28 +530,37 @@ def _confirmed(questions: Sequence[Question], islands: Sequence[Island], aim: Ai
         for (m, s), number in program.counts.items():
             if offers.shapes[m][s].candidate is not None and not offers.shapes[m][s].confirmed:
                 emulated.highs[number] = 0.0
-        solved = _solve(emulated, islands, aim)
-        if solved.has_solution:
-            return program, replace(solved, bound=relaxed.value)
+        solved = emulated.solve(time_limit_s=aim.time_limit_s, gap=_ROUGH_GAP)
+        told = replace(solved, bound=relaxed.value)
+        if _uses_many(program, offers, solved) and told.gap <= _MOST_GAP:
+            program.rough = True
+            return program, told
     return _until_emulated(questions, islands, aim, offers, relaxed=False)
 
 
 def _until_emulated(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: _Offers, *, relaxed: bool) -> tuple[_Program, Solved]:  # fmt: skip
     while True:
         program = _program(questions, islands, aim, offers)
-        solved = program.milp.relaxed() if relaxed else _solve(program.milp, islands, aim)
+        solved = program.milp.relaxed() if relaxed else _solve(program.milp, aim)
         if not solved.has_solution or not _confirm_used(questions, program, offers, solved):
             return program, solved
 
 
-def _solve(milp: Milp, islands: Sequence[Island], aim: Aim) -> Solved:
-    gap = _ROUGH_GAP if _is_large(islands) else _GAP
-    return milp.solve(time_limit_s=aim.time_limit_s, gap=gap)
+def _solve(milp: Milp, aim: Aim) -> Solved:
+    return milp.solve(time_limit_s=aim.time_limit_s, gap=_GAP)
 
 
 def _is_large(islands: Sequence[Island]) -> bool:
-    """Whether one accelerator is less than what the solver leaves open."""
+    """Whether one accelerator may be less than what the solver leaves open."""
     return sum(one.accelerators for one in islands) > 1 / _ROUGH_GAP
+
+
+def _uses_many(program: _Program, offers: _Offers, solved: Solved) -> bool:
+    """Whether it is."""
+    if not solved.has_solution:
+        return False
+    used = sum(float(solved.x[number]) * offers.shapes[m][s].accelerators for (m, s), number in program.counts.items())  # fmt: skip
+    return used > 1 / _ROUGH_GAP
 
 
 def _confirm_used(questions: Sequence[Question], program: _Program, offers: _Offers, solved: Solved) -> bool:  # fmt: skip
@@ -567,7 +579,7 @@ def _confirm_used(questions: Sequence[Question], program: _Program, offers: _Off
 
 def _short(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: _Offers) -> Short:  # fmt: skip
     program = _program(questions, islands, aim, offers, stretch=True)
-    solved = _solve(program.milp, islands, aim)
+    solved = _solve(program.milp, aim)
     assert program.scale is not None
     fraction = float(solved.x[program.scale]) if solved.has_solution else 0.0
     served = tuple(_sum(_served(program, offers, m), solved) for m in range(len(questions)))
@@ -606,11 +618,11 @@ def _chosen(
         value=solved.value,
         gap=solved.gap,
         status=solved.status,
-        runner_up=_without(found, program.counts[largest], islands, aim),
+        runner_up=_without(found, program.counts[largest], aim),
         without=_words(offers.shapes[largest[0]][largest[1]]),
         one_more=_changed(found, islands, aim, +1),
         one_less=_changed(found, islands, aim, -1),
-        by_duals=_is_large(islands),
+        by_duals=program.rough,
         pairs=tuple(offers.pairs),
         refused_pairs=tuple(offers.refused),
         looked_at=offers.looked_at,
@@ -636,15 +648,15 @@ def _words(shape: Shape) -> str:
     return f"{shape.role} [{sizes or 'tp1'}] on {shape.island.rank.chip}{experts}"
 
 
-def _without(found: tuple[_Program, Solved], number: int, islands: Sequence[Island], aim: Aim) -> float | None:  # fmt: skip
+def _without(found: tuple[_Program, Solved], number: int, aim: Aim) -> float | None:  # fmt: skip
     """The value where a shape may not be used, of a large fleet by how much the relaxation loses; None where nothing is left."""
     program, solved = found
     other = program.milp.copied()
     other.highs[number] = 0.0
-    if _is_large(islands):
+    if program.rough:
         before, after = program.milp.relaxed(), other.relaxed()
         return solved.value + after.value - before.value if after.has_solution else None
-    solved = _solve(other, islands, aim)
+    solved = _solve(other, aim)
     return solved.value if solved.has_solution else None
 
 
@@ -654,14 +666,14 @@ def _changed(
     """The value with so many accelerators more on each island: solved anew, or of a large fleet by the duals of the relaxation."""
     program, value = found[0], found[1].value
     rows = [program.card_rows[island.name] for island in islands]
-    if _is_large(islands):
+    if program.rough:
         return {one.name: value + by * dual for one, dual in zip(islands, program.milp.duals(rows), strict=True)}  # fmt: skip
     values = {}
     for island, row in zip(islands, rows, strict=True):
         other = program.milp.copied()
         terms, low, high = other.rows[row]
         other.rows[row] = (terms, low, high + by)
-        solved = _solve(other, islands, aim)
+        solved = _solve(other, aim)
         values[island.name] = solved.value if solved.has_solution else float("nan")
     return values
 
