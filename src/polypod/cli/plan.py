@@ -4,7 +4,17 @@ import argparse
 import json
 
 from polypod import units
-from polypod.cli.asking import add_engine, add_prices, model_of, prices_of, published_beside, tokens
+from polypod.cli.asking import (
+    add_engine,
+    add_lengths,
+    add_limits,
+    add_prices,
+    model_of,
+    percentile,
+    prices_of,
+    published_beside,
+    tokens,
+)
 from polypod.cli.emit import add_writing, write_answer
 from polypod.cli.plan_fleet import add_fleet, is_fleet, run_fleet, run_frontier
 from polypod.cli.plan_stages import run_stages
@@ -26,21 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FLEET",
         help="a pod, chip:count terms joined by +, or a fleet file (.yaml)",
     )
-    parser.add_argument("--ttft", metavar="TIME", help="limit on time to first token, as 2s")
-    parser.add_argument("--tpot", metavar="TIME", help="limit on time per output token, as 50ms")
-    parser.add_argument(
-        "--percentile",
-        type=float,
-        default=99.0,
-        metavar="P",
-        help="of requests that keep the limits (default: 99)",
-    )
-    parser.add_argument(
-        "--input", default="1024", metavar="TOKENS", help="mean prompt length (default: 1024)"
-    )
-    parser.add_argument(
-        "--output", default="256", metavar="TOKENS", help="mean answer length (default: 256)"
-    )
+    add_limits(parser)
+    add_lengths(parser)
     parser.add_argument(
         "--rate",
         metavar="RATE",
@@ -73,9 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.emit and (args.force or args.overwrite or args.node_ranks is not None):
         msg = "--force, --overwrite and --node-ranks are of launch files; say --emit ENGINE too"
         raise InputError(msg)
-    if not 0 < args.percentile < 100:
-        msg = f"--percentile {args.percentile:g} is no share of requests that a run can show; give one between 0 and 100, as 99"
-        raise InputError(msg)
+    percentile(args.percentile)
     whole = fleet_of(args.on)
     fleet = whole.sources
     if args.stages:

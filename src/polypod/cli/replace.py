@@ -6,7 +6,7 @@ import re
 
 from polypod.catalog.dates import parse_date
 from polypod.catalog.load import load_accelerator
-from polypod.cli.asking import add_prices, prices_of
+from polypod.cli.asking import add_lengths, add_limits, add_prices, percentile, prices_of
 from polypod.cli.plan_fleet import aim_of, chip_of, demand_of
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.fleet_file import fleet_of
@@ -24,12 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--with", dest="chips", metavar="CHIP,CHIP", default="", help="what may come; each is tried alone, and all together")  # fmt: skip
     parser.add_argument("--keep", type=int, default=0, metavar="N", help="of the chips of --from, how many stay")  # fmt: skip
     parser.add_argument("--by", metavar="DATE", help="events until then count, as 2026-06 (default: all)")  # fmt: skip
-    for flag, default, what in (("--input", "1024", "mean prompt length"), ("--output", "256", "mean answer length")):  # fmt: skip
-        parser.add_argument(flag, default=default, metavar="TOKENS", help=f"{what} (default: {default})")  # fmt: skip
-    parser.add_argument("--ttft", metavar="TIME", help="limit on time to first token, as 2s")
-    parser.add_argument("--tpot", metavar="TIME", help="limit on time per output token, as 50ms")
+    add_limits(parser)
+    add_lengths(parser)
     parser.add_argument("--rate", metavar="RATE", help="requests that are served today (default: as many as today's fleet can)")  # fmt: skip
-    parser.add_argument("--percentile", type=float, default=99.0, metavar="P", help="of requests that keep the limits (default: 99)")  # fmt: skip
     parser.add_argument("--fabric", metavar="BANDWIDTH", help="of one rank between islands, as 400Gb/s")  # fmt: skip
     add_prices(parser)
     parser.add_argument("--together", action="store_true", help="co-located replicas alone")
@@ -38,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    percentile(args.percentile)
     goes, stays = _fleet(args)
     if args.by is not None:
         parse_date(args.by)
