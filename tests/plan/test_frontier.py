@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from polypod.cli.asking import model_of
+from polypod.cost.bands import Band
+from polypod.plan.energy import serving_at
 from polypod.plan.frontier import Point, frontier, thinned
+from polypod.plan.money import Output, running, site
 from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question, steady
 
@@ -12,11 +15,12 @@ from polypod.plan.search import Question, steady
 @pytest.fixture(scope="module")
 def points() -> list[Point]:
     question = Question(model=model_of("qwen3-32b"), input_tokens=2048, output_tokens=512)
-    return frontier(question, islands(parse_fleet("nvidia-h100-sxm:4+amd-mi300x:2")))
+    return frontier(question, islands(parse_fleet("nvidia-h100-sxm:4+amd-mi300x:2")), site())
 
 
 def test_no_deployment_on_it_is_beaten_by_another(points: list[Point]) -> None:
-    rows = np.array([(one.ttft_s, one.tpot_s, -one.tokens_per_s_per_accelerator) for one in points])
+    assert all(None not in one.figures for one in points)
+    rows = np.array([one.figures for one in points], dtype=float)
     for row in rows:
         at_least = (rows <= row).all(axis=1) & (rows < row).any(axis=1)
         assert not at_least.any()
@@ -33,6 +37,26 @@ def test_every_deployment_off_it_is_beaten(points: list[Point]) -> None:
             other.ttft_s <= mine[0] * 1.0001 and other.tpot_s <= mine[1] * 1.0001 and other.tokens_per_s_per_accelerator >= mine[2] * 0.9999
             for other in points
         )  # fmt: skip
+
+
+def test_money_and_energy_are_those_of_the_deployment_at_work(points: list[Point]) -> None:
+    question = Question(model=model_of("qwen3-32b"), input_tokens=2048, output_tokens=512)
+    for one in points[:: max(len(points) // 7, 1)]:
+        chunk = float(one.max_step_tokens - one.sequences_per_rank)
+        run = serving_at(question, one.deployment, sequences=float(one.sequences_per_rank), chunk_tokens=chunk)  # fmt: skip
+        output = Output(accelerators=one.deployment.accelerators, tokens_per_s=one.tokens_per_s_per_accelerator, band=Band(low=1.0, high=1.0))  # fmt: skip
+        told = running(one.island, run, output, site())
+        assert told.usd_per_million_tokens is not None
+        assert told.joules_per_million_tokens is not None
+        assert one.usd_per_million_tokens == pytest.approx(told.usd_per_million_tokens.likely)
+        assert one.joules_per_million_tokens == pytest.approx(told.joules_per_million_tokens.likely)
+
+
+def test_what_has_no_price_is_beaten_in_it_by_nothing_and_beats_nothing() -> None:
+    question = Question(model=model_of("qwen3-32b"), input_tokens=2048, output_tokens=512)
+    found = frontier(question, islands(parse_fleet("nvidia-h100-sxm:4+hygon-bw1000:4")), site())
+    assert {one.island.rank.chip for one in found} == {"nvidia-h100-sxm", "hygon-bw1000"}
+    assert all((one.usd_per_million_tokens is None) == (one.island.rank.chip == "hygon-bw1000") for one in found)  # fmt: skip
 
 
 def test_it_is_ordered_by_tpot_and_thinned_evenly_with_its_ends(points: list[Point]) -> None:

@@ -39,7 +39,7 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--together", action="store_true", help="co-located replicas alone")
     parser.add_argument("--afd", action="store_true", help="also decode with attention and experts on cards of their own, of one kind or two")  # fmt: skip
     parser.add_argument("--unproven", action="store_true", help="hand caches and activations over where no source says whether it works")  # fmt: skip
-    parser.add_argument("--frontier", action="store_true", help="what nothing beats in TTFT, TPOT and tokens/s per accelerator at once, limits aside")  # fmt: skip
+    parser.add_argument("--frontier", action="store_true", help="what nothing beats in TTFT, TPOT, tokens/s per accelerator, money and energy at once, limits aside")  # fmt: skip
     parser.add_argument(
         "--stages",
         action="store_true",
@@ -94,7 +94,9 @@ def run_frontier(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
         msg = "--frontier is of co-located layouts, which --afd is not; give one"
         raise InputError(msg)
     question = demand_of(args, args.models[0]).question
-    points = frontier(question, islands(not_excluded(args.exclude, fleet), args.backend))
+    points = frontier(
+        question, islands(not_excluded(args.exclude, fleet), args.backend), prices_of(args)
+    )
     if not points:
         msg = f"{question.model.name} does not run on this fleet: no layout holds its weights and one request"
         raise InfeasibleError(msg)

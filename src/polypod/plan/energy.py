@@ -147,6 +147,11 @@ def drawn_fraction(run: Serving, fractions: Shares | None = None) -> Estimate:
     return Estimate(*ends)
 
 
+def likely_fraction(run: Serving) -> float:
+    """Its likely figure alone."""
+    return _drawn(run, shares(), "likely")
+
+
 def _drawn(run: Serving, at: Shares, end: str) -> float:
     """Mean power of a step, mixed of those with and without a prompt; seconds and joules per watt of design power."""
     idle = float(getattr(at.idle, end))

@@ -1,7 +1,8 @@
-"""The frontier of a model on a fleet: deployments that nothing beats in TTFT, TPOT and tokens/s per accelerator at once.
+"""The frontier of a model on a fleet: deployments that nothing beats in TTFT, TPOT, tokens/s per accelerator, dollars and joules per token at once.
 
-Every layout at every batch and budget that `plan.search` asks, by its closed form, on every island; then those of which another is at least as good in all three
-and better in one are left out. Limits of the question are not asked: they are read off.
+Every layout at every batch and budget that `plan.search` asks, by its closed form, on every island. On one island, where an accelerator's hour is nearly
+the same whatever runs on it, those are left out of which another is at least as good in the first three and better in one; then, over all
+islands, in all five. What has no price or power on record is beaten by nothing in it. Limits of the question are not asked: they are read off.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,8 @@ import numpy as np
 
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.errors import LayoutError
+from polypod.plan.energy import Estimate, likely_fraction, nameplate, serving_at, watts_at
+from polypod.plan.money import Site, hourly, pue_of
 from polypod.plan.place import Island
 from polypod.plan.search import (
     CHUNKS,
@@ -35,23 +38,43 @@ class Point:
     ttft_s: float
     tpot_s: float
     tokens_per_s_per_accelerator: float
+    usd_per_million_tokens: float | None  # None: no price on record
+    joules_per_million_tokens: float | None  # with cooling
+
+    @property
+    def figures(self) -> tuple[float | None, ...]:
+        """All less the better."""
+        return self.ttft_s, self.tpot_s, -self.tokens_per_s_per_accelerator, self.usd_per_million_tokens, self.joules_per_million_tokens  # fmt: skip
 
 
-def frontier(question: Question, islands: Sequence[Island]) -> list[Point]:
+def frontier(question: Question, islands: Sequence[Island], at: Site) -> list[Point]:
     """Fastest TPOT first."""
-    found: list[tuple[Deployment, Island, Floats]] = []
-    for island in islands:
-        for deployment in _deployments(question, island):
-            rows = _grid(question, deployment)
-            if rows.size:
-                found.append((deployment, island, rows[_unbeaten(rows)]))
+    points = [point for island in islands for point in _of_island(question, island, at)]
+    return sorted(_unbeaten_points(points), key=lambda one: one.tpot_s)
+
+
+def _unbeaten_points(points: Sequence[Point]) -> list[Point]:
+    """Those of which no other is at least as good in every figure and better in one."""
+    figures = np.array([[np.nan if one is None else one for one in point.figures] for point in points])  # fmt: skip
+    theirs, mine = np.nan_to_num(figures, nan=np.inf), np.nan_to_num(figures, nan=-np.inf)
+    return [
+        point
+        for point, row in zip(points, mine, strict=True)
+        if not ((theirs <= row).all(axis=1) & (theirs < row).any(axis=1)).any()
+    ]
+
+
+def _of_island(question: Question, island: Island, at: Site) -> list[Point]:
+    found: list[tuple[Deployment, Floats]] = []
+    for deployment in _deployments(question, island):
+        rows = _grid(question, deployment)
+        if rows.size:
+            found.append((deployment, rows[_unbeaten(rows)]))
     if not found:
         return []
-    every = np.concatenate([rows for *_, rows in found])
-    whose = np.repeat(np.arange(len(found)), [len(rows) for *_, rows in found])
-    kept = _unbeaten(every)
-    order = kept[np.argsort(every[kept, 1])]
-    return [_point(found[int(whose[at])], every[at]) for at in order]
+    every = np.concatenate([rows for _, rows in found])
+    whose = np.repeat(np.arange(len(found)), [len(rows) for _, rows in found])
+    return [_point(question, found[int(whose[n])][0], island, every[n], at) for n in _unbeaten(every)]  # fmt: skip
 
 
 def _deployments(question: Question, island: Island) -> Iterator[Deployment]:
@@ -100,8 +123,13 @@ def _unbeaten(rows: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
     return np.array(kept, dtype=np.intp)
 
 
-def _point(of: tuple[Deployment, Island, Floats], row: Floats) -> Point:
-    deployment, island, _ = of
+def _point(question: Question, deployment: Deployment, island: Island, row: Floats, at: Site) -> Point:  # fmt: skip
+    tokens_per_s = -float(row[2])
+    run = serving_at(question, deployment, sequences=float(row[3]), chunk_tokens=float(row[4] - row[3]))  # fmt: skip
+    plate = nameplate(island)
+    pue, _ = pue_of(island, at)
+    drawn = None if isinstance(plate, str) else watts_at(Estimate.exactly(likely_fraction(run)), plate, pue)  # fmt: skip
+    paid = hourly(island, drawn, at)
     return Point(
         island=island,
         deployment=deployment,
@@ -109,7 +137,13 @@ def _point(of: tuple[Deployment, Island, Floats], row: Floats) -> Point:
         max_step_tokens=int(row[4]),
         ttft_s=float(row[0]),
         tpot_s=float(row[1]),
-        tokens_per_s_per_accelerator=-float(row[2]),
+        tokens_per_s_per_accelerator=tokens_per_s,
+        usd_per_million_tokens=None
+        if isinstance(paid, str)
+        else paid.total_usd.likely / 3600 * 1e6 / tokens_per_s,
+        joules_per_million_tokens=None
+        if drawn is None
+        else drawn.site_w.likely * 1e6 / tokens_per_s,
     )
 
 
