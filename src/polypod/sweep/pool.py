@@ -8,8 +8,10 @@ import multiprocessing
 import signal
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from threading import current_thread, main_thread
 from typing import Final
 
 from polypod.errors import RunError
@@ -63,12 +65,33 @@ class _Worker:
 
 
 def _start_deaf(process: SpawnProcess) -> None:
-    """Start a process that does not hear Ctrl-C from its first moment on: it is the parent's to hear."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Start a process that does not hear Ctrl-C from its first moment on: it is the parent's to hear, once the process has all it needs to start.
+
+    The mask is inherited. It is of this thread alone, and another may hear the signal for all: hence the handler.
+    """
+    with _heard_later():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _heard_later() -> Iterator[None]:
+    """Ctrl-C in here is an interrupt at its end; where the main thread would hear it at all."""
+    usual = signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or usual is not signal.default_int_handler:
+        yield
+        return
+    heard: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
     try:
-        process.start()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, usual)
+    if heard:
+        raise KeyboardInterrupt
 
 
 def serve(pipe: Connection) -> None:
@@ -100,7 +123,8 @@ class Pool:
     def __call__(self, points: Sequence[Point]) -> Generator[list[Result], None, None]:
         self._waiting.extend(points)
         try:
-            self._workers += [_Worker() for _ in range(min(self.jobs, len(points)))]
+            for _ in range(min(self.jobs, len(points))):
+                self._workers.append(_Worker())  # each is ended should the next not start
             while self._waiting or self.at_work:
                 heard = {
                     one.pipe: one
