@@ -23,13 +23,13 @@ from polypod.plan.afd import (
 )
 from polypod.plan.afd_link import Link, exchange_of, link_between, own_way_bytes_per_s
 from polypod.plan.afd_search import MICRO_BATCHES, splits
-from polypod.plan.compose_fleet import fleet_answer, shape_band
+from polypod.plan.compose_fleet import fleet_answer
 from polypod.plan.fleet import Aim, Chosen, choose
 from polypod.plan.money import site
 from polypod.plan.place import Island, islands, parse_fleet
 from polypod.plan.predict import pool_replicas
 from polypod.plan.search import UTILISATION_LIMIT, Question, batches
-from polypod.plan.shapes import experts_apart
+from polypod.plan.shapes import experts_apart, shape_band
 from polypod.plan.spec import Plan, Pool, Service, Slo, check
 from polypod.workload.layout import Layout
 from polypod.workload.memory import weight_bytes_per_rank

@@ -17,12 +17,11 @@ from polypod.cost.measured import BACKENDS
 from polypod.cost.step import StepCost
 from polypod.engine.settings import read_engine_args
 from polypod.errors import InfeasibleError, InputError
-from polypod.plan.compose import describe
 from polypod.plan.place import Island, island, parse_fleet
 from polypod.plan.served import Asked, Served, Workers, served, served_apart
 from polypod.report.plans import unsaid_json, unsaid_lines
 from polypod.report.tables import entry, table
-from polypod.workload.layout import Layout, check_layout
+from polypod.workload.layout import Layout, check_layout, describe
 from polypod.workload.precision import Precision
 
 

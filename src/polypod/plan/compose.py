@@ -31,6 +31,7 @@ from polypod.plan.spec import (
     Spread,
     Traffic,
 )
+from polypod.workload.layout import describe
 
 CONFIRMED = 3
 """How many of the best candidates of an island are emulated."""
@@ -328,17 +329,6 @@ def nearest(question: Question, searches: list[Search]) -> str:
         f"TTFT {units.show(best.ttft_s, 's')} and TPOT {units.show(best.tpot_s, 's')}, "
         f"over by a factor of {units.significant(best.factor)} ({pruned})"
     )
-
-
-def describe(layout: object) -> str:
-    """A layout in the field's shorthand: only what is cut.
-
-    >>> from polypod.workload.layout import Layout
-    >>> describe(Layout(tp=2, dp=16, ep=32)), describe(Layout())
-    ('tp2 dp16 ep32', 'tp1')
-    """
-    sizes = {key: getattr(layout, key) for key in ("tp", "pp", "dp", "ep", "cp")}
-    return " ".join(f"{key}{size}" for key, size in sizes.items() if size > 1) or "tp1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from polypod import units
 from polypod.catalog.schema import Tier
-from polypod.cost.bands import Band, Metric
+from polypod.cost.bands import Metric
 from polypod.cost.chip import Rank
 from polypod.cost.deployment import Deployment
 from polypod.plan.afd import Split
@@ -19,8 +19,7 @@ from polypod.plan.launchable import state_of
 from polypod.plan.money import Running, Site
 from polypod.plan.place import Island
 from polypod.plan.search import Question, steady
-from polypod.plan.served import band_under, own_of
-from polypod.plan.shapes import Shape
+from polypod.plan.shapes import Shape, shape_band
 from polypod.plan.spec import (  # fmt: skip
     Plan,
     Pool,
@@ -164,14 +163,6 @@ def _spread(question: Question, shape: Shape, what: Metric, likely_s: float | No
     band = shape_band(question, shape, what)
     ends = (units.show(likely_s * band.low, "s"), units.show(likely_s * band.high, "s"))
     return Spread(p50=units.show(likely_s, "s"), band=ends)
-
-
-def shape_band(question: Question, shape: Shape, what: Metric) -> Band:
-    """The 80 % band of one metric of a shape."""
-    own = own_of(shape.deployment, question.backend)
-    kind = "agg" if shape.role == "both" else "disagg"
-    bands = [band_under(own, one.rank.calibration.evidence, kind, what) for one in shape.islands]
-    return Band(low=min(band.low for band in bands), high=max(band.high for band in bands))
 
 
 def bound(question: Question, shape: Shape) -> dict[Literal["prefill", "decode"], str]:

@@ -10,6 +10,8 @@ from typing import Final
 
 from polypod.plan.emitted import (
     A2A_ABOVE,
+    DTYPE,
+    QUANTISED,
     Arg,
     Launch,
     Written,
@@ -30,8 +32,6 @@ CONNECTORS: Final = {"cuda": "mooncake", "cann": "ascend", "rocm": "mori", "dtk"
 
 _A2A: Final = {"cuda": "deepep", "cann": "deepep", "rocm": "mori"}
 _KV: Final = {"bf16": "auto", "fp16": "auto", "fp8": "fp8_e4m3"}
-_DTYPE: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-_QUANTISED: Final = ("fp8", "int8", "fp4", "int4", "mxfp4", "nvfp4")
 
 
 def write(launch: Launch) -> Written:
@@ -67,8 +67,8 @@ def _check(launch: Launch) -> None:
     if layout.pp > 1 and launch.says_prefill and launch.settings.prefill == "chunked":
         msg = f"prefill=chunked with pp={layout.pp}: SGLang mixes no prompts with decode in pipeline stages; plan with prefill=exclusive or pp=1"
         raise launch.refuse(msg)
-    if weights not in (*_DTYPE, *_QUANTISED):
-        msg = f"weights in {weights}: a GGUF format, which polypod up serves with llama.cpp; plan with one of {', '.join((*_DTYPE, *_QUANTISED))}"
+    if weights not in (*DTYPE, *QUANTISED):
+        msg = f"weights in {weights}: a GGUF format, which polypod up serves with llama.cpp; plan with one of {', '.join((*DTYPE, *QUANTISED))}"
         raise launch.refuse(msg)
     if kv not in _KV:
         msg = f"cache in {kv}: --kv-cache-dtype of SGLang takes no such type; plan with one of {', '.join(_KV)}"
@@ -98,7 +98,7 @@ def _setup(launch: Launch) -> list[str]:
 
 
 def _is_online(launch: Launch) -> bool:
-    return launch.pool.precision.weights == "fp8" and launch.model.weight_dtype in _DTYPE
+    return launch.pool.precision.weights == "fp8" and launch.model.weight_dtype in DTYPE
 
 
 def _is_grouped(launch: Launch) -> bool:
@@ -135,8 +135,8 @@ def _args(launch: Launch) -> Iterator[Arg]:
 
 def _precision(launch: Launch) -> Iterator[Arg]:
     weights, kv = launch.pool.precision.weights, launch.pool.precision.kv
-    if weights in _DTYPE:
-        yield arg("--dtype", _DTYPE[weights], "precision.weights")
+    if weights in DTYPE:
+        yield arg("--dtype", DTYPE[weights], "precision.weights")
     elif _is_online(launch):
         yield arg("--quantization", "fp8", "precision.weights, made of the checkpoint's " + launch.model.weight_dtype)  # fmt: skip
     elif launch.stack == "cann" and not is_own(launch):

@@ -9,6 +9,8 @@ from typing import Final
 
 from polypod.plan.emitted import (
     A2A_ABOVE,
+    DTYPE,
+    QUANTISED,
     Arg,
     Launch,
     Written,
@@ -30,8 +32,6 @@ CONNECTORS: Final = {"cuda": "NixlConnector", "rocm": "NixlConnector", "cann": "
 """What vLLM's documents, and those of vllm-ascend, hand a cache on with."""
 
 _KV: Final = {"bf16": "auto", "fp16": "auto", "fp8": "fp8"}
-_DTYPE: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-_QUANTISED: Final = ("fp8", "int8", "fp4", "int4", "mxfp4", "nvfp4")
 
 
 def write(launch: Launch) -> Written:
@@ -59,8 +59,8 @@ def _check(launch: Launch) -> None:
     if layout.ep not in (1, stage):
         msg = f"ep={layout.ep}: vLLM spreads experts over all tp*dp={stage} ranks of a stage or over none; plan with ep={stage} or ep=1, or emit for sglang"
         raise launch.refuse(msg)
-    if weights not in (*_DTYPE, *_QUANTISED):
-        msg = f"weights in {weights}: a GGUF format, which polypod up serves with llama.cpp; plan with one of {', '.join((*_DTYPE, *_QUANTISED))}"
+    if weights not in (*DTYPE, *QUANTISED):
+        msg = f"weights in {weights}: a GGUF format, which polypod up serves with llama.cpp; plan with one of {', '.join((*DTYPE, *QUANTISED))}"
         raise launch.refuse(msg)
     if kv not in _KV:
         msg = f"cache in {kv}: no --kv-cache-dtype of vLLM is written for it; plan with one of {', '.join(_KV)}"
@@ -118,7 +118,7 @@ def _setup(launch: Launch) -> list[str]:
 
 def _is_online(launch: Launch) -> bool:
     """fp8 is made of a bf16 checkpoint while it is loaded."""
-    return launch.pool.precision.weights == "fp8" and launch.model.weight_dtype in _DTYPE
+    return launch.pool.precision.weights == "fp8" and launch.model.weight_dtype in DTYPE
 
 
 def _args(launch: Launch) -> Iterator[Arg]:
@@ -160,8 +160,8 @@ def _args(launch: Launch) -> Iterator[Arg]:
 
 def _precision(launch: Launch) -> Iterator[Arg]:
     weights, kv = launch.pool.precision.weights, launch.pool.precision.kv
-    if weights in _DTYPE:
-        yield arg("--dtype", _DTYPE[weights], "precision.weights")
+    if weights in DTYPE:
+        yield arg("--dtype", DTYPE[weights], "precision.weights")
     elif _is_online(launch):
         yield arg("--quantization", "fp8", "precision.weights, made of the checkpoint's " + launch.model.weight_dtype)  # fmt: skip
     elif launch.stack == "cann" and not is_own(launch):

@@ -26,6 +26,10 @@ VISIBLE: Final = {
 }
 """What keeps a process to some of a node's devices, by stack."""
 
+DTYPE: Final = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+QUANTISED: Final = ("fp8", "int8", "fp4", "int4", "mxfp4", "nvfp4")
+"""What vLLM and SGLang call the types of weights that are not quantised, and the types that are."""
+
 A2A_ABOVE: Final = 8
 """Expert-parallel ranks above which tokens travel by an all-to-all, as the cost model has it."""
 

@@ -41,6 +41,7 @@ from polypod.plan.shapes import (
     transfer_s,
     way_out_bytes_per_s,
 )
+from polypod.workload.layout import describe
 
 Objective = Literal["throughput", "cards", "cost", "energy"]
 Spare = Literal["card", "node", "rack"]
@@ -205,8 +206,7 @@ class _Offers:
         )
 
     def why_not(self, m: int) -> str:
-        pruned: Counter[str] = sum((one.pruned for one in self.searches[m]), Counter())
-        return ", ".join(f"{count} {why}" for why, count in pruned.most_common(4)) or "no layout was found"  # fmt: skip
+        return _commonest(self.searches[m], 4) or "no layout was found"  # fmt: skip
 
     def nearest(self, m: int, islands: Sequence[Island]) -> tuple[str, Miss] | None:
         """The layout that misses the model's limits by least, and its chip; None where none holds the model."""
@@ -219,8 +219,7 @@ class _Offers:
         found = {}
         for number, island in enumerate(islands):
             if island.name not in busy:
-                pruned: Counter[str] = sum((of[number].pruned for of in self.searches.values()), Counter())  # fmt: skip
-                found[island.name] = ", ".join(f"{count} {why}" for why, count in pruned.most_common(2))  # fmt: skip
+                found[island.name] = _commonest([of[number] for of in self.searches.values()], 2)
         return found
 
     @property
@@ -229,12 +228,15 @@ class _Offers:
 
     @property
     def pruned(self) -> dict[str, int]:
-        total: dict[str, int] = {}
-        for found in self.searches.values():
-            for one in found:
-                for why, count in one.pruned.items():
-                    total[why] = total.get(why, 0) + count
-        return total
+        return dict(_pruned([one for found in self.searches.values() for one in found]))
+
+
+def _pruned(searches: Sequence[Search]) -> Counter[str]:
+    return sum((one.pruned for one in searches), Counter())
+
+
+def _commonest(searches: Sequence[Search], most: int) -> str:
+    return ", ".join(f"{count} {why}" for why, count in _pruned(searches).most_common(most))
 
 
 def _pairs(islands: Sequence[Island], aim: Aim) -> tuple[list[Pair], list[str]]:
@@ -640,12 +642,12 @@ def _exchange_notes(used: Sequence[Used], aim: Aim) -> list[str]:
 
 
 def _words(shape: Shape) -> str:
-    layout = shape.deployment.layout
-    sizes = " ".join(f"{axis}{getattr(layout, axis)}" for axis in ("tp", "pp", "dp", "ep") if getattr(layout, axis) > 1)  # fmt: skip
     experts = (
         f", experts on {shape.split.expert_ranks} {shape.split.experts.chip}" if shape.split else ""
     )
-    return f"{shape.role} [{sizes or 'tp1'}] on {shape.island.rank.chip}{experts}"
+    return (
+        f"{shape.role} [{describe(shape.deployment.layout)}] on {shape.island.rank.chip}{experts}"
+    )
 
 
 def _without(found: tuple[_Program, Solved], number: int, aim: Aim) -> float | None:  # fmt: skip

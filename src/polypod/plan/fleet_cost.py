@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from polypod.cost.bands import Band
 from polypod.plan.energy import (
     ENDS,
     Estimate,
@@ -25,8 +24,7 @@ from polypod.plan.fleet import Chosen, Used
 from polypod.plan.money import Output, Running, Site, added, hourly, in_all, pue_of, running_at
 from polypod.plan.place import Island
 from polypod.plan.search import Question, mean_pairs
-from polypod.plan.served import band_under, own_of
-from polypod.plan.shapes import Shape
+from polypod.plan.shapes import Shape, shape_band
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +116,7 @@ def used_running(question: Question, used: Used, load: Load, at: Site) -> Runnin
         output = Output(
             accelerators=accelerators,
             tokens_per_s=load.tokens_per_s / accelerators,
-            band=_band(question, shape),
+            band=shape_band(question, shape, "tpot"),
         )
         parts.append((1.0, running_at(island, drawn, output, at)))
     return added(parts)
@@ -129,9 +127,3 @@ def fleet_running(questions: Sequence[Question], chosen: Chosen, at: Site) -> tu
     each = tuple(model_running(question, m, chosen, at) for m, question in enumerate(questions))
     tokens = [load_of(question, rate) * rate * question.output_tokens for rate, question in zip(chosen.served_per_s, questions, strict=True)]  # fmt: skip
     return each, in_all(list(zip(tokens, each, strict=True)))
-
-
-def _band(question: Question, shape: Shape) -> Band:
-    kind = "agg" if shape.role == "both" else "disagg"
-    own = own_of(shape.deployment, question.backend)
-    return band_under(own, shape.island.rank.calibration.evidence, kind, "tpot")

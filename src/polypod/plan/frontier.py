@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from polypod.cost.deployment import Deployment, native_precision
-from polypod.errors import LayoutError
 from polypod.plan.energy import Estimate, likely_fraction, nameplate, serving_at, watts_at
 from polypod.plan.money import Site, hourly, pue_of
 from polypod.plan.place import Island
@@ -21,10 +20,9 @@ from polypod.plan.search import (
     Floats,
     Question,
     batches,
-    layouts,
+    possible_layouts,
     steady,
 )
-from polypod.workload.layout import check_layout, leaves_copies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,16 +77,8 @@ def _of_island(question: Question, island: Island, at: Site) -> list[Point]:
 
 def _deployments(question: Question, island: Island) -> Iterator[Deployment]:
     precision = native_precision(question.model, island.rank)
-    reach = island.rank.reach
-    for layout in layouts(question.model, island):
-        if reach is not None and layout.world > reach:
-            continue
-        try:
-            check_layout(question.model, layout)
-        except LayoutError:
-            continue
-        if not leaves_copies(question.model, layout):
-            yield Deployment.make(question.model, layout, precision, island.rank)
+    for layout in possible_layouts(question.model, island):
+        yield Deployment.make(question.model, layout, precision, island.rank)
 
 
 def _grid(question: Question, deployment: Deployment) -> Floats:

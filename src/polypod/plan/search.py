@@ -129,25 +129,33 @@ class Search:
 def search(question: Question, island: Island, precision: Precision) -> Search:
     """Score every layout of the model on the island."""
     found = Search()
-    reach = island.rank.reach
     for layout in layouts(question.model, island):
         found.looked_at += 1
-        if reach is not None and layout.world > reach:
-            found.pruned["no bandwidth is on record for the links it would need"] += 1
-            continue
-        try:
-            check_layout(question.model, layout)
-        except LayoutError:
-            found.pruned["the model does not divide that way"] += 1
-            continue
-        if leaves_copies(question.model, layout):
-            found.pruned["the model does not divide that way"] += 1
+        if (why := _impossible(question.model, island, layout)) is not None:
+            found.pruned[why] += 1
             continue
         deployment = Deployment.make(
             question.model, layout, precision, island.rank, _own_scale(question, island, precision)
         )
         _judge(question, island, deployment, found)
     return found
+
+
+def possible_layouts(model: Model, island: Island) -> Iterator[Layout]:
+    """Those that divide the model and reach."""
+    return (one for one in layouts(model, island) if _impossible(model, island, one) is None)
+
+
+def _impossible(model: Model, island: Island, layout: Layout) -> str | None:
+    """Why a layout cannot be, in words; None where it can."""
+    reach = island.rank.reach
+    if reach is not None and layout.world > reach:
+        return "no bandwidth is on record for the links it would need"
+    try:
+        check_layout(model, layout)
+    except LayoutError:
+        return "the model does not divide that way"
+    return "the model does not divide that way" if leaves_copies(model, layout) else None
 
 
 def _own_scale(question: Question, island: Island, precision: Precision) -> float:

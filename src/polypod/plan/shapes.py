@@ -12,15 +12,15 @@ decode replica can also have its experts on ranks of their own, of the same isla
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from polypod.cost.bands import Band, Metric
 from polypod.cost.collective import CollectiveTime
 from polypod.cost.deployment import Deployment
-from polypod.errors import LayoutError
 from polypod.plan.afd import Split, rate_per_s
 from polypod.plan.afd_search import splits
 from polypod.plan.place import Island
@@ -31,12 +31,13 @@ from polypod.plan.search import (
     Question,
     Search,
     batches,
-    layouts,
     mean_pairs,
+    possible_layouts,
     whole_replicas,
 )
+from polypod.plan.served import band_under, own_of
 from polypod.policy.events import Role
-from polypod.workload.layout import Layout, check_layout, leaves_copies
+from polypod.workload.layout import Layout
 from polypod.workload.memory import kv_bytes_per_token_per_rank
 from polypod.workload.precision import Precision
 
@@ -112,6 +113,14 @@ class Shape:
         return whole_replicas(self.island, self.ranks_on(self.island))
 
 
+def shape_band(question: Question, shape: Shape, what: Metric) -> Band:
+    """The 80 % band of one metric of a shape."""
+    own = own_of(shape.deployment, question.backend)
+    kind = "agg" if shape.role == "both" else "disagg"
+    bands = [band_under(own, one.rank.calibration.evidence, kind, what) for one in shape.islands]
+    return Band(low=min(band.low for band in bands), high=max(band.high for band in bands))
+
+
 def together(question: Question, found: Search) -> list[Shape]:
     """Co-located candidates worth offering: `plan.search` found them."""
     shapes = [
@@ -150,7 +159,8 @@ def apart(
     """Prefill workers and decode workers of the model on the island, whose caches may leave at these widths of one rank."""
     deployments = [
         Deployment.make(question.model, layout, precision, island.rank)
-        for layout in _possible(question, island)
+        for layout in possible_layouts(question.model, island)
+        if layout.pp == 1
     ]
     prefills = [
         shape
@@ -163,20 +173,6 @@ def apart(
 
 def _all(shapes: Iterable[Shape | None]) -> list[Shape]:
     return [one for one in shapes if one is not None]
-
-
-def _possible(question: Question, island: Island) -> Iterator[Layout]:
-    """Layouts of one pipeline stage that divide and reach."""
-    reach = island.rank.reach
-    for layout in layouts(question.model, island):
-        if layout.pp > 1 or (reach is not None and layout.world > reach):
-            continue
-        try:
-            check_layout(question.model, layout)
-        except LayoutError:
-            continue
-        if not leaves_copies(question.model, layout):
-            yield layout
 
 
 def _prefill(

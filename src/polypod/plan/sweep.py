@@ -20,11 +20,12 @@ from polypod.cost.bands import METRICS, Metric
 from polypod.cost.measured import BACKENDS
 from polypod.engine.settings import read_plan_args
 from polypod.errors import FileError, InfeasibleError, InputError, PolypodError
-from polypod.plan.compose import Answer, Choice, describe, plan_model
+from polypod.plan.compose import Answer, Choice, plan_model
 from polypod.plan.place import parse_fleet
 from polypod.plan.search import Question
 from polypod.plan.spec import read_yaml
 from polypod.workload.config import read_model
+from polypod.workload.layout import describe
 
 MOST_POINTS: Final = 100_000
 """A product above this is more likely a slip than a wish: at half a second a point it keeps one core busy for 14 hours."""

@@ -7,11 +7,11 @@ import msgspec
 
 from polypod import units
 from polypod.plan.compare import Comparison, Placed
-from polypod.plan.compose import describe
 from polypod.plan.energy import Estimate
 from polypod.report.export import Cell, csv_text, markdown_text
 from polypod.report.running import running_json, running_lines, spanned
 from polypod.report.tables import entry, table
+from polypod.workload.layout import describe
 
 HEADER = ("pod", "used", "each", "all", "/kW", "/USD", "TPOT", "fits", "by")
 LEGEND = (

@@ -6,14 +6,15 @@ from typing import Any
 import msgspec
 
 from polypod import units
-from polypod.plan.compose import describe
-from polypod.plan.compose_fleet import FleetAnswer, shape_band
+from polypod.plan.compose_fleet import FleetAnswer
 from polypod.plan.fleet import Short, Used
 from polypod.plan.money import Running
 from polypod.plan.search import Question
+from polypod.plan.shapes import shape_band
 from polypod.plan.spec import Pool, Spread
 from polypod.report.running import running_json, running_lines
 from polypod.report.tables import entry, table
+from polypod.workload.layout import describe
 
 _SAME = "no change"
 

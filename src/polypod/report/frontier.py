@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 
 from polypod import units
-from polypod.plan.compose import describe
 from polypod.plan.frontier import Point, thinned
 from polypod.report.tables import entry, table
+from polypod.workload.layout import describe
 
 _MOST = 24
 

@@ -8,10 +8,11 @@ import msgspec
 from polypod import units
 from polypod.cost.bands import METRICS, Metric
 from polypod.engine.settings import Move
-from polypod.plan.compose import Answer, BesidePublished, Choice, cache_bytes, describe
+from polypod.plan.compose import Answer, BesidePublished, Choice, cache_bytes
 from polypod.plan.spec import Spread
 from polypod.report.running import running_json, running_lines
 from polypod.report.tables import entry
+from polypod.workload.layout import describe
 
 
 def plan_text(answer: Answer, beside: list[BesidePublished]) -> str:

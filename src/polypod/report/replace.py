@@ -5,11 +5,11 @@ from typing import Any
 
 from polypod import units
 from polypod.catalog.market_schema import Event
-from polypod.plan.compose import describe
 from polypod.plan.fleet import Chosen, Short
 from polypod.plan.replace import Option, Replaced, Risk
 from polypod.report.running import running_json, running_lines
 from polypod.report.tables import WIDTH, entry, table
+from polypod.workload.layout import describe
 
 _MOST_EVENTS = 5
 

@@ -138,3 +138,13 @@ def _check_divides(axis: str, value: int, what: str, whole: int) -> None:
 def _divisors(whole: int, most: int = 8) -> str:
     found = [n for n in range(1, min(whole, 1024) + 1) if whole % n == 0]
     return ", ".join(map(str, found[:most])) + (", ..." if len(found) > most else "")
+
+
+def describe(layout: Layout) -> str:
+    """A layout in the field's shorthand: only what is cut.
+
+    >>> describe(Layout(tp=2, dp=16, ep=32)), describe(Layout())
+    ('tp2 dp16 ep32', 'tp1')
+    """
+    sizes = {key: getattr(layout, key) for key in ("tp", "pp", "dp", "ep", "cp")}
+    return " ".join(f"{key}{size}" for key, size in sizes.items() if size > 1) or "tp1"
