@@ -139,7 +139,7 @@ class _Tally:
             self._event(line.event)
             for action in line.actions:
                 self._action(action)
-        else:
+        elif isinstance(line, Measure):
             self._measure(line)
 
     def _measure(self, line: Measure) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 import polypod
 from polypod.engine import Progress
-from polypod.errors import RunError
+from polypod.errors import InputError, RunError
 from polypod.policy.actions import AnyAction, Cancel, Dispatch, Reject, Retry, WakeAt
 from polypod.policy.events import (
     AnyEvent,
@@ -83,6 +83,8 @@ class _Driver:
 
     def run(self) -> None:
         self._write(_header(self._scenario))
+        for note in self._scenario.notes:
+            self._write(note)
         self._plan_replicas()
         trace = sorted(self._scenario.trace, key=lambda arrival: arrival.at_s)
         self._arrivals = enumerate(trace, start=1)
@@ -126,10 +128,13 @@ class _Driver:
         for up in ups.values():
             self._plan(up.at_s, _Kind.EVENT, up)
         for fault in sorted(self._scenario.faults, key=lambda fault: fault.at_s):
+            if fault.what not in ("down", "up"):
+                msg = f"{fault.what!r} of {fault.replica!r} is not played yet; this driver knows 'down' and 'up'"
+                raise InputError(msg)
             up = ups[fault.replica]
             at_s, name = fault.at_s, fault.replica
             if fault.what == "down":
-                down = ReplicaDown(at_s=at_s, replica=name, epoch=up.epoch, reason="a fault")
+                down = ReplicaDown(at_s=at_s, replica=name, epoch=up.epoch, reason=fault.reason)
                 self._plan(at_s, _Kind.EVENT, down)
             else:
                 ups[name] = msgspec.structs.replace(up, at_s=at_s, epoch=up.epoch + 1)
