@@ -142,6 +142,8 @@ class ReplicaEmulation:
         self._step = 0
         self._order = 0
         self._segment: _Segment | None = None
+        self._factor = 1.0  # of every step's time
+        self._hangs = False
 
     @property
     def next_s(self) -> float:
@@ -178,6 +180,8 @@ class ReplicaEmulation:
         self._by_request[request] = sequence
         blocked = bool(self._waiting)
         self._waiting.append(sequence)
+        if self._hangs:
+            return
         if self._segment is None or self._segment.start_s >= at_s:
             self._compose(at_s)  # idle, or the batch is being made at this very moment
         elif not blocked:
@@ -188,6 +192,16 @@ class ReplicaEmulation:
         if request in self._by_request:
             self._cancelled.add(request)
             self._cut(at_s)
+
+    def speed(self, at_s: float, factor: float) -> None:
+        """From the next step boundary on, steps take `factor` times as long as told; 1 is as told."""
+        self._factor = factor
+        self._cut(at_s)
+
+    def hang(self) -> None:
+        """Stop for good, with all that is aboard."""
+        self._hangs = True
+        self._segment = None
 
     def advance(self, to_s: float) -> list[Progress]:
         """Play until `to_s`, that moment included; return what happened, in time order."""
@@ -252,7 +266,7 @@ class ReplicaEmulation:
         self._decode_kv_at_0_R[sequence.rank] += sequence.prompt_tokens - self._given * self._step
 
     def _drop_cancelled(self) -> None:
-        for request in self._cancelled:
+        for request in sorted(self._cancelled):
             sequence = self._by_request.pop(request, None)
             if sequence is None:
                 continue
@@ -282,6 +296,7 @@ class ReplicaEmulation:
         self._decode_kv_at_0_R[sequence.rank] -= kept
         sequence.output_tokens -= generated
         sequence.prompt_tokens += generated
+        sequence.finish_step = -1
 
     # ---- the next one begins
 
@@ -297,8 +312,10 @@ class ReplicaEmulation:
         self._segment = _Segment(
             start_s=at_s,
             steps=1 if chunks else self._steps_ahead(),
-            first_step_s=self._step_s(tokens, pairs, decode_kv, sequences if decodes else 0),
-            growth_s=self.step_time.kv_token_s * sequences * self._given * (1 + self._drafting),
+            first_step_s=self._factor
+            * self._step_s(tokens, pairs, decode_kv, sequences if decodes else 0),
+            growth_s=self._factor
+            * (self.step_time.kv_token_s * sequences * self._given * (1 + self._drafting)),
             chunks=chunks,
             decodes=decodes,
         )
@@ -340,7 +357,6 @@ class ReplicaEmulation:
                 return  # alone it fits: submit saw to that
             sequence = decoding[next(reversed(decoding))]
             self._leave_decoding(sequence)
-            sequence.finish_step = -1
             sequence.computed = 0
             sequence.rank = -1
             self._waiting.appendleft(sequence)

@@ -8,6 +8,7 @@ from polypod.engine import EngineLimits, Progress, ReplicaEmulation
 from polypod.engine.replica import PLAIN
 from polypod.policy.actions import Dispatch
 from polypod.policy.events import ReplicaDown, ReplicaUp
+from polypod.simulate.scenario import Fault
 from polypod.simulate.trace import Arrival
 
 
@@ -39,7 +40,7 @@ class Engines:
     """An engine knows a dispatch by its ticket, a number used once: a request may come back to where it was."""
 
     def __init__(self, replicas: Sequence[ReplicaUp], slowdowns: Mapping[str, float]) -> None:
-        self._slowdowns = slowdowns
+        self._factors = dict(slowdowns)
         self._engines: dict[str, Engine] = {}
         self._tickets: dict[int, tuple[Engine, int]] = {}  # by request
         self._last_ticket = 0
@@ -51,6 +52,7 @@ class Engines:
         if before is not None:
             self._totals[event.replica].add(before.emulation)
             before.dispatches.clear()
+            before.due_s = math.inf  # what stands in the agenda for it is over
         if isinstance(event, ReplicaUp):
             limits = EngineLimits(
                 max_sequences=event.max_sequences,
@@ -58,9 +60,21 @@ class Engines:
                 kv_capacity_tokens=event.kv_capacity_tokens,
                 behaviour=event.engine or PLAIN,
             )
-            slowdown = self._slowdowns.get(event.replica, 1.0)
-            emulation = ReplicaEmulation(event.step_time.scaled(slowdown), limits)
+            emulation = ReplicaEmulation(event.step_time, limits)
+            emulation.speed(event.at_s, self._factors.get(event.replica, 1.0))
             self._engines[event.replica] = Engine(event, emulation)
+
+    def strike(self, fault: Fault) -> Engine | None:
+        """Let a replica run slower or faster, now and after every start, or hang; its engine, where it is up."""
+        engine = self._engines.get(fault.replica)
+        if fault.what == "speed":
+            self._factors[fault.replica] = fault.factor
+            if engine is not None:
+                engine.emulation.speed(fault.at_s, fault.factor)
+        elif engine is not None and fault.what == "hang":
+            engine.emulation.hang()
+            engine.due_s = math.inf
+        return engine
 
     def submit(self, dispatch: Dispatch, arrival: Arrival, now_s: float) -> Engine:
         """Hand a request to its engine, which is returned. Raises `ValueError` for one that the engine cannot hold."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from polypod.policy.events import RequestArrived
 from polypod.workload.traffic import Trace
 
 
@@ -29,4 +30,16 @@ def arrivals(trace: Trace, model: str) -> tuple[Arrival, ...]:
     return tuple(
         Arrival(at_s=at_s, model=model, input_tokens=asked, output_tokens=answered)
         for at_s, asked, answered in rows
+    )
+
+
+def arrived(request: int, arrival: Arrival) -> RequestArrived:
+    """The arrival as the policy hears of it."""
+    return RequestArrived(
+        at_s=arrival.at_s,
+        request=request,
+        model=arrival.model,
+        input_tokens=arrival.input_tokens,
+        max_output_tokens=arrival.max_output_tokens,
+        priority=arrival.priority,
     )
