@@ -17,6 +17,7 @@ from polypod.record import Step
 from polypod.simulate import Arrival, Fault, Scenario, play, replay
 from polypod.simulate.compiled import play_compiled
 from polypod.simulate.native import build
+from polypod.simulate.series import Cap, Draw, Watch
 
 STEP = StepTime(
     tokens=(1, 64, 256, 1024, 8192), seconds=(0.010, 0.011, 0.015, 0.040, 0.300),
@@ -78,6 +79,26 @@ def faults(rng: np.random.Generator, replicas: list[ReplicaUp], end_s: float) ->
     return found
 
 
+def watch(rng: np.random.Generator, replicas: list[ReplicaUp]) -> Watch | None:
+    if rng.random() < 0.4:
+        return None
+    draw = Draw(idle_w=100.0, prompt_w=700.0, decode_w=450.0)
+    names = [one.replica for one in replicas]
+    caps = [
+        Cap(
+            name="rack 0",
+            replicas=tuple(names[::2]),
+            limit_w=float(rng.uniform(120, 500)) * len(names[::2]),
+        )
+    ]
+    caps += [Cap(name="rack 1", replicas=tuple(names[1::2]), limit_w=1e6)] * (len(names) > 1)
+    return Watch(
+        interval_s=float(rng.choice([0.7, 1.0, 5.0])),
+        draws={"p": draw} if rng.random() < 0.8 else {"p": draw, "q": draw},
+        caps=tuple(caps) if rng.random() < 0.7 else (),
+    )
+
+
 def scenario(seed: int) -> Scenario:
     """Anything: unlike engines, several ranks and stages, small caches, full queues, impatient clients, every kind of fault."""
     rng = np.random.default_rng(seed)
@@ -103,6 +124,7 @@ def scenario(seed: int) -> Scenario:
         seed=seed,
         faults=tuple(faults(rng, replicas, float(at_s[-1]))),
         slowdowns={"r0": 1.5} if rng.random() < 0.3 else {},
+        watch=watch(rng, replicas),
     )
 
 

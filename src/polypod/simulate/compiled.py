@@ -45,20 +45,22 @@ class Progress:
     live: int  # requests that wait or run
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """What a core has written: the log, the intervals' ends in one row of floats each, and the requests that have ended."""
+
+    entries: Rows
+    ticks: Rows
+    outcomes: Rows
+
+
 class Core:
     """One run inside the compiled core; memory is given back with the object."""
 
     def __init__(self, encoded: Encoded) -> None:
         self._library = _declared(library())
         self._kept: list[Any] = [encoded]  # what the core points to
-        self._core = self._library.core_new(
-            *(
-                array.ctypes.data
-                for array in (
-                    encoded.settings, encoded.kinds, encoded.knot_tokens, encoded.knot_seconds, encoded.replicas, encoded.services,
-                )
-            )
-        )  # fmt: skip
+        self._core = self._library.core_new(*encoded.pointers())
         if not self._core:
             self._refuse_memory()
 
@@ -78,18 +80,15 @@ class Core:
         """Play on; whether it is done, wants arrivals, or was paused after so many entries."""
         return self._check(self._library.core_run(self._core, entries))
 
-    def drain(self) -> tuple[Rows, Rows]:
-        """What was written down, and the requests that have ended, since the last time."""
-        found = []
-        for ask, dtype in (
-            (self._library.core_entries, ENTRY),
-            (self._library.core_outcomes, OUTCOME),
-        ):
-            place = ctypes.c_void_p()
-            count = ask(self._core, ctypes.byref(place))
-            found.append(_copy(place, count, dtype))
+    def drain(self) -> Drained:
+        """What has come since the last time."""
+        drained = Drained(
+            entries=self._copied(self._library.core_entries, ENTRY),
+            ticks=self._copied(self._library.core_rows, np.dtype(np.float64)),
+            outcomes=self._copied(self._library.core_outcomes, OUTCOME),
+        )
         self._library.core_drained(self._core)
-        return found[0], found[1]
+        return drained
 
     def progress(self) -> Progress:
         now_s, events, live = ctypes.c_double(), ctypes.c_int64(), ctypes.c_int64()
@@ -101,6 +100,14 @@ class Core:
         values = (ctypes.c_double * len(MEASURES))()
         self._library.core_totals(self._core, replica, values)
         return list(values)
+
+    def _copied(self, ask: Callable[..., int], dtype: np.dtype[Any]) -> Rows:
+        place = ctypes.c_void_p()
+        count = ask(self._core, ctypes.byref(place))
+        if not count:
+            return np.empty(0, dtype=dtype)
+        assert place.value is not None, "rows without a place"
+        return np.frombuffer(ctypes.string_at(place.value, count * dtype.itemsize), dtype=dtype)
 
     def _check(self, status: int) -> int:
         if status == _NO_MEMORY:
@@ -122,15 +129,16 @@ def play_compiled(scenario: Scenario, file: BinaryIO | None = None) -> Run:
     core = Core(encoded)
     core.plan(rows)
     core.feed(arrival_rows(trace, encoded.models), is_last=True)
-    steps = Lines(encoded, scenario.settings, lambda request: trace[request - 1], told)
+    steps = Lines(encoded, scenario, lambda request: trace[request - 1], told)
     write(header(scenario))
     for note in scenario.notes:
         write(note)
     status = _PAUSED
     while status != _DONE:
         status = core.run()
-        for step in steps.steps(core.drain()[0]):
-            write(step)
+        drained = core.drain()
+        for line in steps.lines(drained.entries, drained.ticks):
+            write(line)
     end = core.progress()
     for line in _measures(core, encoded.names, end.now_s):
         write(line)
@@ -161,23 +169,17 @@ def _measures(core: Core, names: Sequence[str], at_s: float) -> Iterator[Measure
             yield Measure(at_s=at_s, of=name, name=what, value=value)
 
 
-def _copy(place: ctypes.c_void_p, count: int, dtype: np.dtype[Any]) -> Rows:
-    if not count:
-        return np.empty(0, dtype=dtype)
-    assert place.value is not None, "entries without a place"
-    return np.frombuffer(ctypes.string_at(place.value, count * dtype.itemsize), dtype=dtype)
-
-
 def _declared(core: ctypes.CDLL) -> ctypes.CDLL:
     """The functions' types: pointers are 64 bits wide."""
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     types: dict[str, tuple[Callable[..., Any] | None, list[Any]]] = {
-        "core_new": (pointer, [pointer] * 6),
+        "core_new": (pointer, [pointer] * 8),
         "core_free": (None, [pointer]),
         "core_plan": (ctypes.c_int, [pointer, pointer, whole]),
         "core_feed": (ctypes.c_int, [pointer, pointer, whole, whole]),
         "core_run": (ctypes.c_int, [pointer, whole]),
         "core_entries": (whole, [pointer, pointer]),
+        "core_rows": (whole, [pointer, pointer]),
         "core_outcomes": (whole, [pointer, pointer]),
         "core_drained": (None, [pointer]),
         "core_now": (None, [pointer] * 4),

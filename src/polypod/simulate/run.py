@@ -32,6 +32,7 @@ from polypod.policy.node import Policy
 from polypod.record import Header, Line, Measure, Step, Writer
 from polypod.simulate.changes import changes
 from polypod.simulate.engines import Engine, Engines, output_tokens
+from polypod.simulate.sampler import Sampler
 from polypod.simulate.scenario import Fault, Scenario
 from polypod.simulate.trace import Arrival, arrived
 
@@ -80,6 +81,8 @@ class _Driver:
         self._entries = 0
         self._arrivals: Iterator[tuple[int, Arrival]] = iter(())
         self._asked: dict[int, Arrival] = {}  # requests that have not ended
+        watch = scenario.watch
+        self._sampler = None if watch is None else Sampler(scenario, watch, self._engines)
 
     def run(self) -> None:
         self._write(header(self._scenario))
@@ -90,10 +93,17 @@ class _Driver:
         self._arrivals = enumerate(trace, start=1)
         self._plan_arrival()
         while self._agenda:
-            at_s, kind, _, item = heapq.heappop(self._agenda)
-            if not self._is_over(at_s, kind, item):
+            at_s, kind, _, item = self._agenda[0]
+            if self._is_over(at_s, kind, item):
+                heapq.heappop(self._agenda)
+            elif self._sampler is not None and self._sampler.next_s <= at_s:
+                self._sample(self._sampler, self._sampler.next_s)
+            else:
+                heapq.heappop(self._agenda)
                 self.now_s = at_s
                 self._play(kind, item)
+        if self._sampler is not None and self._sampler.last_s < self.now_s:
+            self._sample(self._sampler, self.now_s)
         for replica, totals in self._engines.totals().items():
             for name in MEASURES:
                 value = float(getattr(totals, name))
@@ -119,6 +129,12 @@ class _Driver:
         self._tell(item)
         if isinstance(item, ClientGone):
             del self._asked[item.request]
+
+    def _sample(self, sampler: Sampler, at_s: float) -> None:
+        for line in sampler.lines(at_s, self._policy.queues()):
+            self._write(line)
+        for replica, factor in sampler.slowed():
+            self._plan_engine(self._engines.cap(replica, at_s, factor))
 
     # ---- what is to come
 

@@ -10,6 +10,7 @@
 #include "router.h"
 #include "policy.h"
 #include "driver.h"
+#include "series.h"
 
 enum { RUN_DONE, RUN_WANTS_ARRIVALS, RUN_PAUSED, RUN_NO_MEMORY };
 
@@ -34,11 +35,14 @@ static void make(Core *core, const ServiceSpec *services) {
     core->engine = zeroed(core, replicas, sizeof *core->engine);
     core->kind_prompt_s = zeroed(core, core->settings.kinds, sizeof *core->kind_prompt_s);
     core->kind_steps = zeroed(core, core->settings.kinds, sizeof *core->kind_steps);
+    core->slowdowns = zeroed(core, core->settings.caps, sizeof *core->slowdowns);
+    for (i64 c = 0; c < core->settings.caps; c++) core->slowdowns[c] = 1.0;
     for (i64 r = 0; r < replicas; r++) {
         core->engine[r].spec = &core->replicas[r];
         core->engine[r].kind = &core->kinds[core->replicas[r].kind];
         core->engine[r].due_s = INFINITY;
-        core->engine[r].factor = core->replicas[r].slowdown;
+        core->engine[r].slowdown = core->engine[r].factor = core->replicas[r].slowdown;
+        core->engine[r].cap_slowdown = 1.0;
         core->member[r].aboard_head = core->member[r].aboard_tail = NONE;
     }
     for (i64 m = 0; m < core->settings.models; m++) {
@@ -73,6 +77,7 @@ void core_free(Core *core) {
     void *arrays[] = {
         core->request, core->sequence, core->service, core->member, core->engine, core->agenda, core->wakes, core->kind_prompt_s,
         core->kind_steps, core->progress, core->log, core->outcomes,
+        core->rows, core->slowdowns,
     };
     for (size_t one = 0; one < sizeof arrays / sizeof *arrays; one++) free(arrays[one]);
     free(core);
@@ -81,7 +86,7 @@ void core_free(Core *core) {
 /* NULL when there is no memory. What is pointed to must outlive the core. */
 Core *core_new(
     const Settings *settings, const Kind *kinds, const double *knot_tokens, const double *knot_seconds, const ReplicaSpec *replicas,
-    const ServiceSpec *services
+    const ServiceSpec *services, const CapSpec *caps, const i64 *capped
 ) {
     Core *volatile core = calloc(1, sizeof *core);
     if (core == NULL) return NULL;
@@ -90,6 +95,8 @@ Core *core_new(
     core->knot_tokens = knot_tokens;
     core->knot_seconds = knot_seconds;
     core->replicas = replicas;
+    core->caps = caps;
+    core->capped = capped;
     if (setjmp(core->no_memory)) {
         core_free(core);
         return NULL;
@@ -126,11 +133,15 @@ int core_run(Core *core, i64 entries) {
     while (core->agenda_count) {
         if (core->agenda[0].word == W_ARRIVED && core->arrivals_at == core->arrivals_count && !core->is_last_block) return RUN_WANTS_ARRIVALS;
         if (most-- <= 0) return RUN_PAUSED;
-        Agendum item = take_next(core);
-        if (is_over(core, &item)) continue;
-        core->now_s = item.at_s;
-        play(core, &item);
+        if (is_over(core, &core->agenda[0])) take_next(core);
+        else if (next_tick_s(core) <= core->agenda[0].at_s) tick(core, next_tick_s(core));
+        else {
+            Agendum item = take_next(core);
+            core->now_s = item.at_s;
+            play(core, &item);
+        }
     }
+    if (core->settings.interval_s < INFINITY && core->last_tick_s < core->now_s) tick(core, core->now_s);
     return RUN_DONE;
 }
 
@@ -139,13 +150,18 @@ i64 core_entries(const Core *core, const Entry **entries) {
     return core->log_count;
 }
 
+i64 core_rows(const Core *core, const double **rows) {
+    *rows = core->rows;
+    return core->row_count;
+}
+
 i64 core_outcomes(const Core *core, const Outcome **outcomes) {
     *outcomes = core->outcomes;
     return core->outcome_count;
 }
 
 /* Forget what has been drained. */
-void core_drained(Core *core) { core->log_count = core->outcome_count = 0; }
+void core_drained(Core *core) { core->log_count = core->outcome_count = core->row_count = 0; }
 
 void core_now(const Core *core, double *now_s, i64 *events, i64 *live) {
     *now_s = core->now_s;

@@ -192,15 +192,20 @@ static int is_over(const Core *core, const Agendum *item) {
     }
 }
 
+static void set_speed(Core *core, i32 replica, double at_s) {
+    Engine *engine = &core->engine[replica];
+    engine->factor = engine->slowdown * engine->cap_slowdown;
+    if (!engine->is_up) return;
+    cut(engine, at_s);
+    plan_engine(core, replica);
+}
+
 static void change(Core *core, const Agendum *item) {
     i32 replica = (i32)item->a;
     Engine *engine = &core->engine[replica];
     if (item->word == W_SPEED) {
-        engine->factor = item->factor;
-        if (engine->is_up) {
-            cut(engine, core->now_s);
-            plan_engine(core, replica);
-        }
+        engine->slowdown = item->factor;
+        set_speed(core, replica, core->now_s);
         return;
     }
     if (item->word == W_HANG) {

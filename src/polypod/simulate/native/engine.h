@@ -172,6 +172,7 @@ static void first_token(Core *core, Engine *engine, i32 one, i64 *progress) {
     Sequence *sequence = &core->sequence[one];
     if (!sequence->told_first) report(core, progress, one, 0);
     sequence->told_first = 1;
+    engine->output_tokens++;
     if (--sequence->output_tokens == 0) {
         sequence->state = S_OUT;
         report(core, progress, one, 1);
@@ -198,6 +199,7 @@ static void end_chunks(Core *core, Engine *engine, i64 *progress) {
         rank->prompt_kv += sequence->chunk;
         rank->reserved -= sequence->chunk;
         engine->computed_tokens += sequence->chunk;
+        engine->prompt_tokens += sequence->chunk;
         if (sequence->computed == sequence->prompt_tokens) {
             leave_prefill(core, engine, one);
             first_token(core, engine, one, progress);
@@ -451,7 +453,9 @@ static i64 engine_advance(Core *core, Engine *engine, double to_s) {
         if (engine->chunk_head != NONE) engine->prompt_busy_s += end_s - segment->start_s;
         if (segment->decodes) {
             engine->step += segment->steps;
-            engine->computed_tokens += rounded((double)segment->steps * engine->given * (double)engine->decoders);
+            i64 generated = rounded((double)segment->steps * engine->given * (double)engine->decoders);
+            engine->computed_tokens += generated;
+            engine->output_tokens += generated;
         }
         finish_decodes(core, engine, &progress);
         end_chunks(core, engine, &progress);
@@ -486,8 +490,8 @@ static void engine_start(Core *core, i32 replica, i32 epoch) {
     engine->active_head = engine->active_tail = engine->chunk_head = engine->chunk_tail = NONE;
     engine->heap_size = engine->cancelled_count = 0;
     engine->segment.is_running = 0;
-    engine->busy_s = 0.0;
-    engine->computed_tokens = engine->preemptions = 0;
+    engine->busy_s = engine->prompt_busy_s = 0.0;
+    engine->computed_tokens = engine->preemptions = engine->prompt_tokens = engine->output_tokens = 0;
 }
 
 static void free_list(Core *core, List *list) {
@@ -504,6 +508,9 @@ static void add_totals(Engine *engine) {
     engine->total_busy_s += engine->busy_s;
     engine->total_computed_tokens += engine->computed_tokens;
     engine->total_preemptions += engine->preemptions;
+    engine->total_prompt_busy_s += engine->prompt_busy_s;
+    engine->total_prompt_tokens += engine->prompt_tokens;
+    engine->total_output_tokens += (double)engine->output_tokens;
 }
 
 /* Take the engine away with all it had. */

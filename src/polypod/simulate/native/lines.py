@@ -18,15 +18,17 @@ from polypod.policy.events import (
     RequestFinished,
     Woke,
 )
-from polypod.policy.settings import PolicySettings
-from polypod.record import Step
+from polypod.record import Measure, Step
 from polypod.simulate.native.layout import WORDS, Encoded, Rows
+from polypod.simulate.scenario import Scenario
+from polypod.simulate.series import COLUMNS, Floats, tick_lines
 from polypod.simulate.trace import Arrival, arrived
 
 Row = tuple[int, int, int, int, int, int, float, float, float]
 """word, request, attempt, replica, epoch, count, at_s, first, second."""
 
 _FIRST_ACTION: Final = WORDS["dispatch"]
+_TICK: Final = WORDS["tick"]
 
 
 class Lines:
@@ -35,26 +37,52 @@ class Lines:
     def __init__(
         self,
         encoded: Encoded,
-        settings: PolicySettings,
+        scenario: Scenario,
         asked: Callable[[int], Arrival],
         changes: Sequence[ReplicaUp | ReplicaDown],
     ) -> None:
         self._names = encoded.names
         self._capacities = _rank_capacities(encoded)
         self._models = encoded.models
-        self._settings = settings
+        self._settings = scenario.settings
+        watch = scenario.watch
+        draws = () if watch is None else watch.draws
+        self._pools = [(pool, pool in draws) for pool in encoded.pools]
+        self._caps = [] if watch is None else [cap.name for cap in watch.caps]
+        self._before = np.zeros((len(encoded.pools), len(COLUMNS)))
+        self._width = 1 + self._before.size + len(self._models) + len(self._caps)
         self._asked = asked
         self._changes = changes
 
-    def steps(self, entries: Rows) -> Iterator[Step]:
-        """Every event with its actions; the last step must be whole."""
+    def lines(self, entries: Rows, ticks: Floats) -> Iterator[Step | Measure]:
+        """Every event with its actions, and the intervals' ends between them; the last step must be whole."""
         rows: list[Row] = entries.tolist()
+        ends = iter(ticks.reshape(-1, self._width))
         starts = np.flatnonzero(entries["word"] < _FIRST_ACTION).tolist()
         for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+            if rows[start][0] == _TICK:
+                yield from self.tick(next(ends))
+                continue
             yield Step(
                 event=self._event(rows[start]),
                 actions=[self._action(row) for row in rows[start + 1 : end]],
             )
+
+    def tick(self, row: Floats) -> Iterator[Measure]:
+        """The lines of one interval's end; the one before it must have been told."""
+        pools = len(self._pools) * len(COLUMNS)
+        now = row[1 : 1 + pools].reshape(-1, len(COLUMNS))
+        queues = row[1 + pools :][: len(self._models)].astype(int).tolist()
+        factors = row[1 + pools + len(self._models) :].tolist()
+        yield from tick_lines(
+            float(row[0]),
+            self._pools,
+            now,
+            self._before,
+            dict(zip(self._models, queues, strict=True)),
+            dict(zip(self._caps, factors, strict=True)),
+        )
+        self._before = now
 
     def _event(self, row: Row) -> AnyEvent:
         return _EVENTS[row[0]](self, row)

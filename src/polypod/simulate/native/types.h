@@ -26,7 +26,18 @@ typedef struct {
     double tokens_per_step, drafts, draft_share, prefix_hits;
     i64 exclusive_prefill;
     double slowdown;
+    i64 has_power, cap; /* NONE: under no cap */
+    double idle_w, prompt_w, decode_w;
 } ReplicaSpec;
+
+typedef struct {
+    double limit_w, idle_w;
+    i64 first_replica, replicas; /* into the list of those under caps */
+} CapSpec;
+
+typedef struct { /* of a pool at an interval's end: the moment, then counts since the start, then the interval's mean power */
+    double up, running, waiting, kv_tokens, kv_capacity_tokens, busy_s, prompt_busy_s, prompt_tokens, output_tokens, watts;
+} PoolRow;
 
 typedef struct {
     i64 context_tokens;
@@ -36,7 +47,8 @@ typedef struct {
 typedef struct {
     i64 seed, models, replicas, kinds, queue_requests, max_attempts, retry_floor, quarantine_deaths;
     double queue_wait_s, retry_fraction, breaker_open_s;
-    i64 is_logged;
+    i64 is_logged, pools, caps;
+    double interval_s; /* of the series; infinite where there is none */
 } Settings;
 
 typedef struct {
@@ -54,7 +66,7 @@ typedef struct {
 
 enum Word {
     W_ARRIVED = 1, W_FIRST, W_FINISHED, W_FAILED, W_GONE, W_UP, W_DOWN, W_WOKE,
-    W_SPEED, W_HANG, /* of the driver alone: no event of the policy */
+    W_SPEED, W_HANG, W_TICK, /* of the driver alone: no event of the policy */
     W_DISPATCH = 32, W_RETRY, W_REJECT, W_CANCEL, W_WAKE_AT
 };
 
@@ -126,7 +138,7 @@ typedef struct { /* one start of a replica's engine; the places are used again b
     u8 is_up, is_hung;
     i32 epoch;
     i64 serial;
-    double due_s, factor;
+    double due_s, slowdown, cap_slowdown, factor; /* the last is the product of the two before it */
     double given, checked, drafting;
     i64 rank_kv_capacity, rank_max_sequences;
     i64 step, order, decoders, waiting, prefilling;
@@ -140,9 +152,10 @@ typedef struct { /* one start of a replica's engine; the places are used again b
     i64 cancelled_count, cancelled_room;
     Segment segment;
     double busy_s, prompt_busy_s;
-    i64 computed_tokens, preemptions;
-    double total_busy_s;
-    i64 total_computed_tokens, total_preemptions;
+    i64 computed_tokens, preemptions, prompt_tokens, output_tokens;
+    double total_busy_s, total_prompt_busy_s, total_output_tokens;
+    i64 total_computed_tokens, total_preemptions, total_prompt_tokens;
+    double last_busy_s, last_prompt_busy_s, dynamic_w; /* as of the last interval's end */
 } Engine;
 
 typedef struct { /* the policy's view of one replica */
@@ -216,5 +229,12 @@ typedef struct {
     i64 log_count, log_room, step_at;
     Outcome *outcomes;
     i64 outcome_count, outcome_room;
+    const CapSpec *caps;
+    const i64 *capped;
+    double *slowdowns; /* by cap */
+    i64 ticks;
+    double last_tick_s;
+    double *rows; /* drained with the log: for each tick its time, the pools' rows, the models' queues, the caps' slowdowns */
+    i64 row_count, row_room;
     jmp_buf no_memory;
 } Core;
