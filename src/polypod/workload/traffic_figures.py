@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from polypod.errors import InputError
-from polypod.workload.traffic_rows import Counts, Trace
+from polypod.workload.traffic_rows import Counts, Trace, distinct
 
 MONTH_S: Final = 30 * 86_400.0
 """A month of 30 days."""
@@ -93,9 +93,9 @@ class _Seen:
         self._output.append(piece.output_tokens)
         named = piece.session[piece.session >= 0]
         self._in_sessions += len(named)
-        self._sessions.append(np.unique(named))
+        self._sessions.append(distinct(named))
         self._blocks += len(piece.block_hashes)
-        self._hashes.append(np.unique(piece.block_hashes))
+        self._hashes.append(distinct(piece.block_hashes))
         _count(self._models, piece.models, piece.model)
         _count(self._tenants, piece.tenants, piece.tenant)
 
@@ -107,14 +107,14 @@ class _Seen:
         requests = self._gaps + 1
         mean_s = span_s / self._gaps if self._gaps and span_s > 0 else 1.0
         variance_s2 = self._squares_s2 / max(self._gaps, 1) - mean_s**2
-        distinct = len(np.unique(np.concatenate(self._hashes)))
+        distinct = len(distinct(np.concatenate(self._hashes)))
         return Figures(
             requests=requests,
             duration_s=mean_s * requests,
             input=_lengths(self._input),
             output=_lengths(self._output),
             gap_cv_ratio=float(np.sqrt(max(variance_s2, 0.0))) / mean_s,
-            sessions=len(np.unique(np.concatenate(self._sessions))),
+            sessions=len(distinct(np.concatenate(self._sessions))),
             in_sessions=self._in_sessions,
             blocks=self._blocks,
             reused_fraction=1 - distinct / self._blocks if self._blocks else None,

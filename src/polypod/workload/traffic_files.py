@@ -112,7 +112,7 @@ class _Table:
 
 def _places(path: Path, header: Sequence[str]) -> dict[str, int]:
     """Where in the header each kind of column stands."""
-    found = [name.strip().casefold().replace(" ", "_").replace("-", "_") for name in header]
+    found = [_plain(name) for name in header]
     places = {
         kind: found.index(next(name for name in names if name in found))
         for kind, names in NAMES.items()
@@ -126,8 +126,12 @@ def _places(path: Path, header: Sequence[str]) -> dict[str, int]:
     return places
 
 
+def _plain(name: str) -> str:
+    return name.strip().casefold().replace(" ", "_").replace("-", "_")
+
+
 def _unit_s(name: str) -> float:
-    return 1e-3 if name.strip().casefold().endswith("_ms") else 1.0
+    return 1e-3 if _plain(name).endswith("_ms") else 1.0
 
 
 def _text(path: Path, raw: bytes) -> str:
@@ -230,8 +234,9 @@ def _read_parquet(path: Path, raw: bytes) -> _Table:
 
 def _arrow(column: Any, types: Any) -> Column:  # noqa: ANN401 (of pyarrow, which need not be there)
     kind = column.type
-    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_timestamp(kind)
-    values: Column = column.to_numpy() if is_number else column.to_pylist()
+    is_number = types.is_integer(kind) or types.is_floating(kind)
+    is_plain = types.is_timestamp(kind) or (is_number and not column.null_count)
+    values: Column = column.to_numpy() if is_plain else column.to_pylist()
     return values
 
 
@@ -421,7 +426,9 @@ def _sessions(table: _Table) -> Counts:
 
 
 def _with_hashes(table: _Table, trace: Trace, block_tokens: int) -> Trace:
-    chains = [_chain(table, row, value) for row, value in enumerate(table.columns["hashes"])]
+    chains = table.columns["hashes"]
+    if set(map(type, chains)) != {list} or not _is_plain(chains):
+        chains = [_chain(table, row, value) for row, value in enumerate(chains)]
     counts = np.fromiter(map(len, chains), dtype=np.int64, count=len(chains))
     most = -(-trace.input_tokens // block_tokens)
     if (counts > most).any():
@@ -442,6 +449,11 @@ def _with_hashes(table: _Table, trace: Trace, block_tokens: int) -> Trace:
     return replace(
         trace, block_hashes=hashes, block_starts=starts_of(counts), block_tokens=block_tokens
     )
+
+
+def _is_plain(chains: Column) -> bool:
+    """Whether all lists are of whole numbers: then none has to be looked at."""
+    return set(map(type, itertools.chain.from_iterable(chains))) <= {int}
 
 
 def _chain(table: _Table, row: int, value: Any) -> list[int] | list[str]:  # noqa: ANN401 (whatever a file holds)

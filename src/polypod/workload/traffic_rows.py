@@ -122,6 +122,16 @@ def ranges(firsts: Counts, counts: Counts) -> Counts:
     return np.repeat(firsts - starts[:-1], counts) + np.arange(starts[-1])
 
 
+def distinct(values: Counts) -> Counts:
+    """Each value once, ascending: by sorting, which is several times faster than numpy's own way for millions of numbers.
+
+    >>> distinct(np.array([3, 1, 3])).tolist()
+    [1, 3]
+    """
+    ordered = np.sort(values)
+    return ordered[np.diff(ordered, prepend=ordered[:1] - 1) > 0]
+
+
 def join(traces: Sequence[Trace]) -> Trace:
     """One after another, at the times they have. All name the same models and tenants, in one order."""
     first = traces[0]

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from polypod.workload.traffic_rows import Counts, Trace
+from polypod.workload.traffic_rows import Counts, Trace, distinct
 
 COMMON_SUCCESSORS: Final = 32
 
@@ -41,7 +41,7 @@ def first_own_block(trace: Trace) -> Counts:
     goes_on = np.ones(len(place), dtype=bool)
     goes_on[trace.block_starts[1:][trace.num_blocks > 0] - 1] = False  # the last of its prompt
     at = np.flatnonzero(goes_on)
-    steps = np.unique(place[at] * len(ids) + place[at + 1]) if len(at) else at
+    steps = distinct(place[at] * len(ids) + place[at + 1])
     ways = np.bincount(steps // max(len(ids), 1), minlength=len(ids))
     own = np.flatnonzero(ways[place] < COMMON_SUCCESSORS)
     following = np.searchsorted(own, trace.block_starts[:-1])
