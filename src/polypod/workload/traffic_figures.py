@@ -107,7 +107,7 @@ class _Seen:
         requests = self._gaps + 1
         mean_s = span_s / self._gaps if self._gaps and span_s > 0 else 1.0
         variance_s2 = self._squares_s2 / max(self._gaps, 1) - mean_s**2
-        distinct = len(distinct(np.concatenate(self._hashes)))
+        different = len(distinct(np.concatenate(self._hashes)))
         return Figures(
             requests=requests,
             duration_s=mean_s * requests,
@@ -117,7 +117,7 @@ class _Seen:
             sessions=len(distinct(np.concatenate(self._sessions))),
             in_sessions=self._in_sessions,
             blocks=self._blocks,
-            reused_fraction=1 - distinct / self._blocks if self._blocks else None,
+            reused_fraction=1 - different / self._blocks if self._blocks else None,
             requests_of_model=self._models,
             requests_of_tenant=self._tenants,
         )
