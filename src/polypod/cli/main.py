@@ -28,6 +28,7 @@ VERBS = {
     "validate": "predictions beside measurements: errors, bands, reasons",
     "calibrate": "your own measured rows as a calibration of your own",
     "claims": "what the field's systems claim, reproduced or contradicted",
+    "traffic": "what a trace or drawn traffic amounts to: rates, lengths, reuse",
     "simulate": "play a request trace through a plan on a virtual clock",
     "replay": "ask a run's record again, and compare every decision",
 }
