@@ -47,7 +47,7 @@ from polypod.report.outcomes import (
     Waits,
 )
 
-BLOCK_BYTES: Final = 1 << 22
+BLOCK_BYTES: Final = 1 << 18
 _NAN: Final = float("nan")
 _Placed = Dispatch | Prefill | TransferKv | Decode
 

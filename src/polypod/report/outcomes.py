@@ -80,7 +80,7 @@ class Stays:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Waits:
-    """Columns [W]: time of requests without a place. One that was open at the end of the record ends there."""
+    """Columns [W]: time of requests without a place, more than none. One that was open at the end of the record ends there."""
 
     row: Ints
     begin_s: Floats
@@ -176,7 +176,7 @@ class Outcomes:
         )
 
     @cached_property
-    def replica_pool(self) -> tuple[str, ...]:
+    def pools(self) -> tuple[str, ...]:
         """Pools, in the order they came up."""
         return tuple(dict.fromkeys(replica.pool for replica in self.replicas))
 
