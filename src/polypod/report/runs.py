@@ -92,15 +92,15 @@ def _part(text: str, least: int) -> _Part:
 
 
 def _fit(parts: Sequence[_Part], lines: int) -> None:
-    """Shorten the tables, the last first among equally long ones, until all is short enough or nothing can go."""
+    """Shorten the tables, those that may go first, of these the longest, the last among equals, until all is short enough or nothing can go."""
 
     def height() -> int:
         shown = [len(part.text().splitlines()) for part in parts if part.height]
         return sum(shown) + len(shown) - 1
 
     while height() > lines:
-        longest_first = sorted(parts[::-1], key=lambda part: (part.least > 0, -part.height))
-        if not any(part.cut() for part in longest_first):
+        order = sorted(range(len(parts)), key=lambda n: (parts[n].least > 0, -parts[n].height, -n))
+        if not any(parts[n].cut() for n in order):
             return
 
 

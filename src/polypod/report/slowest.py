@@ -29,8 +29,10 @@ from polypod.report.outcomes import (
     ROLES,
     TRANSFER,
     WHOLE,
+    Bools,
     FaultSeen,
     Floats,
+    Ints,
     Outcomes,
 )
 from polypod.report.tables import WIDTH
@@ -134,17 +136,21 @@ def _columns(outcomes: Outcomes) -> _Columns:
     lost = stays.attempt < outcomes.requests.attempts[stays.row]
     whole = ~lost & (stays.role == WHOLE)
 
-    def total(these: Any, lengths_s: Floats) -> Floats:  # noqa: ANN401
-        return np.bincount(stays.row[these], weights=lengths_s[these], minlength=n)
+    def total(these: Bools, lengths_s: Floats) -> Floats:
+        return _summed(stays.row[these], lengths_s[these], n)
 
     return _Columns(
-        waited_s=np.bincount(waits.row, weights=waits.end_s - waits.begin_s, minlength=n),
+        waited_s=_summed(waits.row, waits.end_s - waits.begin_s, n),
         lost_s=total(lost, stayed_s),
         prefill_s=total(whole, until_first_s) + total(~lost & (stays.role == PREFILL), stayed_s),
         transfer_s=total(~lost & (stays.role == TRANSFER), stayed_s),
         decode_s=total(whole, stayed_s - until_first_s)
         + total(~lost & (stays.role == DECODE), stayed_s),
     )
+
+
+def _summed(row: Ints, lengths_s: Floats, n: int) -> Floats:
+    return np.bincount(row, weights=lengths_s, minlength=n).astype(np.float64)
 
 
 def _explained(row: int, outcomes: Outcomes, columns: _Columns, values_s: Floats) -> Explained:
@@ -187,7 +193,7 @@ def _moments(row: int, outcomes: Outcomes) -> tuple[Moment, ...]:
     arrival_s, first_s = float(requests.arrival_s[row]), float(requests.first_s[row])
     found = [(arrival_s, 0, "arrived")]
     found += [
-        (float(waits.begin_s[w]), 3, f"waits {units.show(float(waits.end_s[w] - waits.begin_s[w]), 's')}: {_why(row, float(waits.begin_s[w]), outcomes)}")
+        (float(waits.begin_s[w]), 3, f"waits {units.show(float(waits.end_s[w] - waits.begin_s[w]), 's')}, {_why(row, float(waits.begin_s[w]), outcomes)}")
         for w in np.flatnonzero(waits.row == row)
     ]  # fmt: skip
     for s in np.flatnonzero(stays.row == row):
@@ -230,8 +236,8 @@ def _why(row: int, at_s: float, outcomes: Outcomes) -> str:
     slots = sum(outcomes.replicas[n].slots for n in up)
     ahead = (waits.begin_s <= at_s) & (waits.end_s > at_s) & (waits.row != row)
     waiting = int(np.sum(ahead & (requests.model[waits.row] == requests.model[row])))
-    taken = f"{running:,} of {slots:,} slots taken on {len(up):,} replicas, {waiting:,} waiting"
-    return f"no room, {taken}" if running >= slots else f"held back by the router, {taken}"
+    taken = f"{running:,} of {slots:,} slots on {len(up):,} replicas, {waiting:,} waiting"
+    return f"no room: {taken}" if running >= slots else f"held back: {taken}"
 
 
 def _under_way(row: int, outcomes: Outcomes) -> list[FaultSeen]:
