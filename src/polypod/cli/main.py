@@ -30,6 +30,8 @@ VERBS = {
     "claims": "what the field's systems claim, reproduced or contradicted",
     "simulate": "play a request trace through a plan on a virtual clock",
     "replay": "ask a run's record again, and compare every decision",
+    "report": "what a run's record says: over time, slowest requests, faults, a trace",
+    "diff": "two runs side by side, and which differences are more than chance",
 }
 
 EPILOG = """\

@@ -116,7 +116,7 @@ def _slice(
     pid: int, name: str, identity: str, span_s: tuple[float, float], more: Event
 ) -> Iterator[Event]:
     common = {"cat": "polypod", "id": identity, "pid": pid, "tid": 0, "name": name}
-    flow = {key: more.pop(key) for key in ("bind_id", "flow_in", "flow_out") if key in more}
+    flow: Event = {key: more.pop(key) for key in ("bind_id", "flow_in", "flow_out") if key in more}
     yield {"ph": "b", **common, "ts": _us(span_s[0]), **flow, "args": more}
     yield {"ph": "e", **common, "ts": _us(span_s[1])}
 
