@@ -4,6 +4,7 @@ Words about an older attempt or from an older epoch are stale and change nothing
 from a file; a line of a kind that is not known here is left out.
 """
 
+import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,6 @@ from polypod.report.outcomes import (
     TRANSFER,
     WHOLE,
     FaultSeen,
-    Floats,
     Outcomes,
     Replica,
     Requests,
@@ -140,23 +140,24 @@ class Reading:
         return self._block(raw) if line is not None else []
 
 
-@dataclass(slots=True, eq=False)
 class _Life:
-    """A request that has not ended: the wait or the stay it is in, and what its row will say."""
+    """A request that has not ended: the wait or the stay it is in, and what its row will say. Defaults are the class's: half a million are made."""
 
-    row: int
-    arrived: RequestArrived
-    wait_since_s: float | None
     said: tuple[int, str, int] = (0, "", 0)  # attempt, replica, epoch that words must come from
-    role: int = -1  # of its stay; -1: none
-    replica: int = -1
-    since_s: float = _NAN
-    predicted_s: float = _NAN
-    first_s: float = _NAN
-    placed_s: float = _NAN
-    prefill_replica: int = -1
-    decode_replica: int = -1
-    first_predicted_s: float = _NAN  # by the last attempt
+    role = -1  # of its stay; -1: none
+    replica = -1
+    since_s = _NAN
+    predicted_s = _NAN
+    first_s = _NAN
+    placed_s = _NAN
+    prefill_replica = -1
+    decode_replica = -1
+    first_predicted_s = _NAN  # by the last attempt
+
+    def __init__(self, row: int, arrived: RequestArrived) -> None:
+        self.row = row
+        self.arrived = arrived
+        self.wait_since_s: float | None = arrived.at_s
 
 
 @dataclass(slots=True, eq=False)
@@ -186,18 +187,12 @@ class _Table:
     """Rows of numbers, packed as they come: a float holds every integer up to 2^53."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self.rows: list[tuple[float, ...]] = []
+        self.packed = bytearray()
+        self.pack = struct.Struct(f"{len(names)}d").pack
         self._names = names
-        self._packed: list[Floats] = []
-
-    def pack(self) -> None:
-        if self.rows:
-            self._packed.append(np.array(self.rows, dtype=np.float64))
-            self.rows = []
 
     def columns(self, *, by_row: bool = False) -> dict[str, Any]:
-        self.pack()
-        whole = np.concatenate(self._packed) if self._packed else np.empty((0, len(self._names)))
+        whole = np.frombuffer(self.packed, dtype=np.float64).reshape(-1, len(self._names))
         if by_row:
             whole = whole[np.argsort(whole[:, 0], kind="stable")]
         return {
@@ -268,8 +263,6 @@ class Folder:
                 do = on_action.get(type(action))
                 if do is not None:
                     do(action, at_s)
-        for table in (self._requests, self._stays, self._waits):
-            table.pack()
 
     def _other(self, line: Line) -> None:
         if isinstance(line, Header):
@@ -307,7 +300,7 @@ class Folder:
 
     def _arrived(self, event: RequestArrived) -> None:
         if event.request not in self._lives:
-            self._lives[event.request] = _Life(self._arrivals, event, event.at_s)
+            self._lives[event.request] = _Life(self._arrivals, event)
             self._arrivals += 1
             self._models.of(event.model)
             self._tenants.of(event.tenant)
@@ -424,54 +417,37 @@ class Folder:
 
     def _close(self, life: _Life, at_s: float, ending: int) -> None:
         if life.role >= 0:
-            self._stays.rows.append(
-                (life.row, life.replica, life.role, life.said[0], life.since_s, at_s, ending, life.predicted_s)
+            self._stays.packed += self._stays.pack(
+                life.row, life.replica, life.role, life.said[0], life.since_s, at_s, ending, life.predicted_s
             )  # fmt: skip
         since_s = life.wait_since_s
         if since_s is not None and since_s < at_s:
-            self._waits.rows.append((life.row, since_s, at_s))
+            self._waits.packed += self._waits.pack(life.row, since_s, at_s)
 
     def _end(
-        self,
-        life: _Life,
-        at_s: float,
-        status: int,
-        *,
-        code: int = -1,
-        finished: RequestFinished | None = None,
-    ) -> None:
-        del self._lives[life.arrived.request]
-        self._write(life, at_s, status, code=code, finished=finished)
-
-    def _write(
-        self,
-        life: _Life,
-        at_s: float,
-        status: int,
-        *,
-        code: int = -1,
-        finished: RequestFinished | None = None,
-    ) -> None:
+        self, life: _Life, at_s: float, status: int, *, code: int = -1, finished: RequestFinished | None = None
+    ) -> None:  # fmt: skip
+        """Write the row of a request that ended, or of one that is open at the end of the record."""
         asked = life.arrived
         input_tokens, output_tokens = asked.input_tokens, 0
+        if status != OPEN:
+            del self._lives[asked.request]
         if finished is not None:
             output_tokens = finished.output_tokens
             input_tokens = input_tokens if finished.input_tokens is None else finished.input_tokens
-        self._requests.rows.append(
-            (
-                life.row, asked.request, asked.at_s, self._models.index[asked.model], self._tenants.index[asked.tenant], asked.priority,
-                input_tokens, output_tokens, life.first_s, at_s, status, code, life.said[0], life.prefill_replica, life.decode_replica,
-                life.placed_s, life.first_predicted_s,
-            )
+        self._requests.packed += self._requests.pack(
+            life.row, asked.request, asked.at_s, self._models.index[asked.model], self._tenants.index[asked.tenant], asked.priority,
+            input_tokens, output_tokens, life.first_s, at_s, status, code, life.said[0], life.prefill_replica, life.decode_replica,
+            life.placed_s, life.first_predicted_s,
         )  # fmt: skip
 
     # ---- out
 
     def outcomes(self, note: str | None = None) -> Outcomes:
-        """The columns of what was taken in."""
+        """The columns of what was taken in; asked for once."""
         for life in self._lives.values():
             self._close(life, self._now_s, -1)
-            self._write(life, _NAN, OPEN)
+            self._end(life, _NAN, OPEN)
         requests = self._requests.columns(by_row=True)
         del requests["row"]
         return Outcomes(

@@ -279,7 +279,7 @@ def _worst_model(summary: RunSummary, run: str) -> list[str]:
         return []
     _, model, name, limit = min(missed, key=lambda one: one[:3])
     text = f"{_short(model, 24)} misses its {name}: p{limit.percentile:g} is {units.show(limit.reached_s, 's')} of {units.show(limit.limit_s, 's')}"  # fmt: skip
-    return _lines(text, f"polypod report {run} --slowest")
+    return _lines(text, f"polypod report {run} --slowest --by {name.lower()}")
 
 
 def _worst_fault(summary: RunSummary, run: str) -> list[str]:

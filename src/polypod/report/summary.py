@@ -140,6 +140,7 @@ class RunSummary:
     power: Power | None
     foresight: Foresight | None
     faults: tuple[FaultCost, ...]
+    is_whole: bool  # the record says that the run ended
     note: str | None  # what is wrong with the record
 
     @property
@@ -188,6 +189,7 @@ def summary_of(outcomes: Outcomes, slos: Mapping[str, Slo] | None = None) -> Run
         power=_power(outcomes),
         foresight=_foresight(outcomes),
         faults=fault_costs(outcomes, slos),
+        is_whole=outcomes.is_whole,
         note=outcomes.note,
     )  # fmt: skip
 
