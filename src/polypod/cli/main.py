@@ -31,6 +31,8 @@ VERBS = {
     "traffic": "what a trace or drawn traffic amounts to: rates, lengths, reuse",
     "simulate": "play a request trace through a plan on a virtual clock",
     "replay": "ask a run's record again, and compare every decision",
+    "report": "what a run's record says: over time, slowest requests, faults, a trace",
+    "diff": "two runs side by side, and which differences are more than chance",
 }
 
 EPILOG = """\
