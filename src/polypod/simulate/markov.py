@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 MOST_STATES: Final = 2500
 """Beyond, the distribution over starting replicas is cut where it no longer matters, then given up."""
 _NEGLIGIBLE: Final = 1e-10
+_INSTANT_S: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ def up_distribution(chain: Chain) -> Floats | None:
     >>> float(up_distribution(Chain(replicas=1, fail_per_s=1 / 99.0, repair_s=1.0))[1].round(12))
     0.99
     """
-    if chain.start_s == 0:
+    if chain.start_s < _INSTANT_S:
         return _birth_death(chain)
     return _two_numbers(chain)
 

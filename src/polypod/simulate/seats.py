@@ -120,8 +120,14 @@ class Seated:
             walked = walk(self.breaks(found, chosen), self.seats, self.help(part))
             repaired_s_F[chosen] = walked.repaired_s_F
             pieces.append(walked._replace(failure_N=chosen[walked.failure_N]))
-        joined = [np.concatenate(column) for column in list(zip(*pieces, strict=True))[:5]]
-        return Outages(*joined, repaired_s_F=repaired_s_F)
+        return Outages(
+            replica_N=np.concatenate([piece.replica_N for piece in pieces]),
+            start_s_N=np.concatenate([piece.start_s_N for piece in pieces]),
+            end_s_N=np.concatenate([piece.end_s_N for piece in pieces]),
+            failure_N=np.concatenate([piece.failure_N for piece in pieces]),
+            by_spare_N=np.concatenate([piece.by_spare_N for piece in pieces]),
+            repaired_s_F=repaired_s_F,
+        )
 
 
 def seat(plan: Plan, recovery: Recovery, domains: Domains | None = None, sizes: tuple[int | None, int | None] = (None, None)) -> Seated:  # fmt: skip
