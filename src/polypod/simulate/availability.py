@@ -162,6 +162,7 @@ class _Sum:
         self._demand, self._years = demand, years
         self._down: list[float] = []  # shares of each run's time
         self._outages = 0
+        self._replica_s: list[Floats] = [np.zeros(0)]  # how long replicas are down at a time
         self._by_cause: dict[str, float] = {}
         self._values: list[Floats] = []
         self._lasts: list[Floats] = []
@@ -178,19 +179,21 @@ class _Sum:
         for rate, share in zip(timeline.rates, shared_K.tolist(), strict=True):
             name = rate.kind.name
             self._by_cause[name] = self._by_cause.get(name, 0.0) + share
+        self._replica_s.append(outages.end_s_N - outages.start_s_N)
         self._values.append(carried_X)
         self._lasts.append(lasts_X)
 
     def answer(self) -> Availability:
         runs = len(self._down)
-        down = _interval(self._down)
+        seen_years = runs * self._years
+        down = _widened(_interval(self._down), self._outages, float(np.concatenate(self._replica_s).mean()) / (seen_years * YEAR_S))  # fmt: skip
         carried, lasts = np.concatenate(self._values), np.concatenate(self._lasts)
         minutes = {name: MINUTES * share / runs for name, share in self._by_cause.items()}
         return Availability(
             model=self._demand.model,
             up_fraction=Interval(mean=1 - down.mean, low=1 - down.high, high=1 - down.low),
             down_minutes=Interval(mean=MINUTES * down.mean, low=MINUTES * down.low, high=MINUTES * down.high),
-            outages_per_year=self._outages / (runs * self._years),
+            outages_per_year=self._outages / seen_years,
             seen_outages=self._outages,
             minutes_by_cause={name: value for name, value in sorted(minutes.items(), key=lambda item: -item[1]) if value},
             capacity={f"{100 * share:g}": _least(carried, lasts, share) for share in (0.5, 0.9, 0.99, 0.999, 0.9999)},
@@ -229,6 +232,23 @@ def _interval(values: Sequence[float]) -> Interval:
     t = _T95[freedom - 1] if freedom <= len(_T95) else 1.96 + 2.4 / freedom
     half = t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return Interval(mean=mean, low=max(0.0, mean - half), high=min(1.0, mean + half))
+
+
+def _widened(down: Interval, outages: int, each: float) -> Interval:
+    """With few outages the runs' spread says too little: at least the 95 % limits of their number, as of a Poisson count (Byar's approximation).
+
+    `each` is what one outage as long as a replica's takes of the whole time, for where none was seen.
+    """
+    more = outages + 1
+    high = more * (1 - 1 / (9 * more) + 1.96 / (3 * math.sqrt(more))) ** 3
+    if not outages:
+        return Interval(mean=0.0, low=0.0, high=high * each)
+    low = outages * max(0.0, 1 - 1 / (9 * outages) - 1.96 / (3 * math.sqrt(outages))) ** 3
+    return Interval(
+        mean=down.mean,
+        low=min(down.low, down.mean * low / outages),
+        high=max(down.high, down.mean * high / outages),
+    )
 
 
 def _least(carried: Floats, lasts: Floats, share: float) -> float:

@@ -67,6 +67,8 @@ class Rate:
     repair_source: str
     shape: float = 1.0
     factor: float = 1.0  # of what is slow: times as long
+    burst_s: float = 0.0  # of a flapping link: slow for so long,
+    every_s: float = 0.0  # once in so long
 
     @property
     def per_year(self) -> float:
@@ -122,8 +124,9 @@ def rates_of(
     mttr: Iterable[str] = (),
     shapes: Iterable[str] = (),
     factors: Iterable[str] = (),
+    bursts: Iterable[str] = (),
 ) -> dict[str, Rate]:
-    """The defaults with a person's own in their place, each as `card=50000h`; `uplink=never` leaves a kind out.
+    """The defaults with a person's own in their place, each as `card=50000h`; `uplink=never` leaves a kind out. Bursts are as `flap=2s/30s`.
 
     Raises `InputError` for a kind or a quantity that cannot be, and for the repair, shape or factor of a kind that has no rate.
     """
@@ -142,6 +145,10 @@ def rates_of(
     for name, text in _pairs("--factor", factors).items():
         factor = _number("--factor", name, text)
         rates[name] = replace(_known("--factor", name, rates), factor=factor)
+    for name, text in _pairs("--burst", bursts).items():
+        burst, _, every = text.partition("/")
+        burst_s, every_s = (_seconds("--burst", name, one) for one in (burst, every))
+        rates[name] = replace(_known("--burst", name, rates), burst_s=burst_s, every_s=every_s)
     _check_factors(rates)
     return rates
 
@@ -207,7 +214,7 @@ def _number(flag: str, name: str, text: str) -> float:
 
 def _above_zero(flag: str, name: str, value: float) -> float:
     if value <= 0:
-        msg = f"{flag} {name}={value:g} has to be above 0; '--mtbf {name}=never' leaves the kind out"  # fmt: skip
+        msg = f"{flag} {name}={value:g} has to be above 0; --mtbf {name}=never leaves the kind out"
         raise InputError(msg)
     return value
 
@@ -219,8 +226,17 @@ def _known(flag: str, name: str, rates: Mapping[str, Rate]) -> Rate:
     return rates[name]
 
 
+def check_bursts(name: str, burst_s: float, every_s: float) -> None:
+    """A link that flaps is slow for a while, again and again."""
+    if not 0 < burst_s < every_s:
+        msg = f"{name} flaps, so it needs bursts shorter than the time from one to the next, as 2s every 30s; got {burst_s:g} s every {every_s:g} s"
+        raise InputError(msg)
+
+
 def _check_factors(rates: Mapping[str, Rate]) -> None:
     for name, rate in rates.items():
+        if rate.kind.what == "flap":
+            check_bursts(name, rate.burst_s, rate.every_s)
         slows = rate.kind.what not in ("crash", "hang")
         if slows and not rate.factor > 1:
             msg = f"{name} fails slowly, and nothing says how much: give --factor {name}=F, 2 for twice as long (it is {rate.factor:g})"  # fmt: skip

@@ -34,6 +34,20 @@ class Breaks(NamedTuple):
     needs_part_F: Bools
     is_link_F: Bools
 
+    def chosen(self, rows: Ints) -> "Breaks":
+        """Some of them."""
+        return Breaks(
+            at_s_F=self.at_s_F[rows],
+            notice_s_F=self.notice_s_F[rows],
+            repair_s_F=self.repair_s_F[rows],
+            begin_F=self.begin_F[rows],
+            end_F=self.end_F[rows],
+            first_card_F=self.first_card_F[rows],
+            end_card_F=self.end_card_F[rows],
+            needs_part_F=self.needs_part_F[rows],
+            is_link_F=self.is_link_F[rows],
+        )
+
 
 class Seats(NamedTuple):
     """Replicas on cards. `is_apart_R` are those that hand caches on: prefill and decode."""

@@ -83,41 +83,40 @@ class Seated:
     seats: Seats
     order_R: Ints
     pool_R: Ints  # counted through the plan's services
-
-    @property
-    def names(self) -> list[str]:
-        return [self.placed.replicas[row] for row in self.order_R.tolist()]
-
-    def breaks(self, found: Timeline, chosen_F: Bools | Ints) -> Breaks:
-        """Failures that stop what they hit, as `outages.walk` takes them."""
-        kinds = [rate.kind for rate in found.rates]
-        first, end = found.first_card_F[chosen_F], found.end_card_F[chosen_F]
-        begin_F, end_F = reach(self.seats, first, end)
-        hangs = found.flags_F([kind.what == "hang" for kind in kinds])[chosen_F]
-        return Breaks(
-            at_s_F=found.at_s_F[chosen_F],
-            notice_s_F=np.where(hangs, self.recovery.detect_s, 0.0),
-            repair_s_F=found.repair_s_F[chosen_F],
-            begin_F=begin_F,
-            end_F=end_F,
-            first_card_F=first,
-            end_card_F=end,
-            needs_part_F=~found.flags_F([kind.restarts for kind in kinds])[chosen_F],
-            is_link_F=found.flags_F([kind.of.startswith("link") for kind in kinds])[chosen_F],
-        )
+    names: tuple[str, ...]
 
     def help(self, part: int) -> Help:
         spares = self.recovery.spares_of(self.placed.parts[part].cards)
         return Help(spares=spares, crews=self.recovery.crews, failover_s=self.recovery.failover_s)
 
     def outages(self, found: Timeline, walk: Walk) -> Outages:
-        """All outages of a timeline, part by part: spares and crews are of a part. `failure_N` counts through the timeline."""
-        stops_F = found.flags_F([rate.kind.what in ("crash", "hang") for rate in found.rates])
+        """All outages of a timeline; `failure_N` counts through it."""
+        kinds = [rate.kind for rate in found.rates]
+        begin_F, end_F = reach(self.seats, found.first_card_F, found.end_card_F)
+        hangs_F = found.flags_F([kind.what == "hang" for kind in kinds])
+        breaks = Breaks(
+            at_s_F=found.at_s_F,
+            notice_s_F=np.where(hangs_F, self.recovery.detect_s, 0.0),
+            repair_s_F=found.repair_s_F,
+            begin_F=begin_F,
+            end_F=end_F,
+            first_card_F=found.first_card_F,
+            end_card_F=found.end_card_F,
+            needs_part_F=~found.flags_F([kind.restarts for kind in kinds]),
+            is_link_F=found.flags_F([kind.of.startswith("link") for kind in kinds]),
+        )
+        stops_F = found.flags_F([kind.what in ("crash", "hang") for kind in kinds])
+        return self.walk_parts(breaks, stops_F, walk)
+
+    def walk_parts(self, breaks: Breaks, stops_F: Bools, walk: Walk) -> Outages:
+        """Outages by those failures that stop something, part by part: spares and crews are of a part. `failure_N` counts through all."""
         pieces = []
-        repaired_s_F = np.full(len(found), np.nan)
-        for part in range(len(self.placed.parts)):
-            chosen = np.flatnonzero(stops_F & (found.part_F == part))
-            walked = walk(self.breaks(found, chosen), self.seats, self.help(part))
+        repaired_s_F = np.full(len(stops_F), np.nan)
+        for number, part in enumerate(self.placed.parts):
+            first_F = breaks.first_card_F
+            here_F = (first_F >= part.first_card) & (first_F < part.first_card + part.cards)
+            chosen = np.flatnonzero(stops_F & here_F)
+            walked = walk(breaks.chosen(chosen), self.seats, self.help(number))
             repaired_s_F[chosen] = walked.repaired_s_F
             pieces.append(walked._replace(failure_N=chosen[walked.failure_N]))
         return Outages(
@@ -155,6 +154,7 @@ def seat(plan: Plan, recovery: Recovery, domains: Domains | None = None, sizes: 
         seats=seats,
         order_R=order.astype(np.int64),
         pool_R=pool_R[order].astype(np.int64),
+        names=tuple(placed.replicas[row] for row in order.tolist()),
     )
 
 

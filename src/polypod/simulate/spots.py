@@ -42,6 +42,7 @@ class Spot:
     name: str
     first_card: int
     end_card: int
+    replica: str | None = None
 
     @property
     def is_link(self) -> bool:
@@ -116,5 +117,9 @@ def _replica(name: str, placed: Placed) -> Spot:
     row = placed.replicas.index(name)
     first = int(placed.first_card_R[row])
     return Spot(
-        of=None, name=f"replica {name}", first_card=first, end_card=first + int(placed.cards_R[row])
+        of=None,
+        name=f"replica {name}",
+        first_card=first,
+        end_card=first + int(placed.cards_R[row]),
+        replica=name,
     )
