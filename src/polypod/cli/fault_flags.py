@@ -12,6 +12,7 @@ from polypod.simulate.exchange_share import pool_share
 from polypod.simulate.failure_rates import KINDS, Of, Rate, rates_of
 from polypod.simulate.fault_files import read_faults
 from polypod.simulate.faults import Broken, Resolved, ShareOf, of_timeline, resolve
+from polypod.simulate.scenario import Fault
 from polypod.simulate.seats import Recovery, Seated, read_spares, seat
 from polypod.simulate.spots import Domains, Spot
 from polypod.simulate.timeline import draw
@@ -40,7 +41,7 @@ def add_rates(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
 def add_recovery(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     """How what broke comes back."""
     known = Recovery()
-    group.add_argument("--spares", metavar="N|N%", default="0", help="cards of each part of the fleet that stand by beside the plan's, a number or a share, as 16 or 2%% (default: 0)")  # fmt: skip
+    group.add_argument("--spares", metavar="CARDS", default="0", help="cards of each part of the fleet that stand by beside the plan's, a number or a share, as 16 or 2%% (default: 0)")  # fmt: skip
     group.add_argument("--crews", metavar="N", help="repairs at a time in each part of the fleet (default: as many as are needed)")  # fmt: skip
     group.add_argument("--failover", metavar="TIME", default=f"{known.failover_s:g}s", help="until a spare has the place of what broke (default: %(default)s, assumed)")  # fmt: skip
     group.add_argument("--detect", metavar="TIME", default=f"{known.detect_s / 60:g}min", help="until a hang is noticed (default: %(default)s)")  # fmt: skip
@@ -91,7 +92,7 @@ def faults_of(args: argparse.Namespace, plan: Plan, duration_s: float) -> Resolv
         return Resolved(faults=(), notes=())
     seated = seated_of(args, plan)
     broken: list[Broken] = []
-    played = []
+    played: list[Fault] = []
     if args.faults:
         broken, played = read_faults(Path(args.faults), seated.placed, seated.domains)
     if args.draw_faults:

@@ -29,6 +29,7 @@ VERBS = {
     "calibrate": "your own measured rows as a calibration of your own",
     "claims": "what the field's systems claim, reproduced or contradicted",
     "simulate": "play a request trace through a plan on a virtual clock",
+    "availability": "how much of the time a plan has the replicas its traffic needs",
     "replay": "ask a run's record again, and compare every decision",
 }
 
@@ -115,7 +116,7 @@ def _ask(verb: ModuleType, args: argparse.Namespace, folders: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {verb:10} {what}" for verb, what in VERBS.items())
+    listed = "\n".join(f"  {verb:12} {what}" for verb, what in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="polypod",
         usage="polypod VERB [ARGUMENTS]",

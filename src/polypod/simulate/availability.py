@@ -28,6 +28,7 @@ Floats = NDArray[np.float64]
 
 MINUTES: Final = YEAR_S / 60
 TARGETS: Final = (0.999, 0.9999)
+MOST_FAILURES: Final = 5_000_000
 WIDEST: Final = 0.5
 """Of the time down that an answer is given for: half of it, more or less."""
 
@@ -55,7 +56,7 @@ class Availability:
     seen_outages: int
     minutes_by_cause: dict[str, float]
     capacity: dict[str, float]
-    mean_capacity: float
+    mean_carried_fraction: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,11 @@ def draw_runs(
         msg = f"{runs} run has no interval; play 2 or more"
         raise InputError(msg)
     stops = {name: rate for name, rate in rates.items() if rate.kind.what in ("crash", "hang")}
-    check_length(sum(failures_per_year(seated, rate) for rate in stops.values()), years, runs)
+    per_year = sum(failures_per_year(seated, rate) for rate in stops.values())
+    check_length(per_year, years, runs)
+    if per_year * years * runs > MOST_FAILURES:
+        msg = f"{runs} runs of {years:g} years hold {per_year * years * runs:,.0f} failures, more than {MOST_FAILURES:,} at once; {_rounded(2 * (1.96 / 0.01) ** 2 / per_year)} years in all are enough for +- 1% (--years, --runs)"
+        raise InputError(msg)
     timelines = [
         draw(seated.placed, stops, years * YEAR_S, seed=seed * 100_003 + run, domains=seated.domains)
         for run in range(runs)
@@ -197,7 +202,7 @@ class _Sum:
             seen_outages=self._outages,
             minutes_by_cause={name: value for name, value in sorted(minutes.items(), key=lambda item: -item[1]) if value},
             capacity={f"{100 * share:g}": _least(carried, lasts, share) for share in (0.5, 0.9, 0.99, 0.999, 0.9999)},
-            mean_capacity=float(carried @ lasts / lasts.sum()),
+            mean_carried_fraction=float(carried @ lasts / lasts.sum()),
         )  # fmt: skip
 
 

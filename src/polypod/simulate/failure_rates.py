@@ -63,8 +63,9 @@ class Rate:
     kind: FailureKind
     mtbf_s: float  # of one component
     repair_s: float  # the mean
-    source: str  # of the MTBF
-    repair_source: str
+    counted: str  # what the MTBF is from: a count, or the flag that says it
+    repair: str  # and the mean repair
+    records: tuple[str, ...] = ()  # of the catalog, that these are read in
     shape: float = 1.0
     factor: float = 1.0  # of what is slow: times as long
     burst_s: float = 0.0  # of a flapping link: slow for so long,
@@ -109,13 +110,13 @@ def default_rates() -> dict[str, Rate]:
     for name, rows in _COUNTED.items():
         counted = sum(float(llama.breakdown[row]) for row in rows)
         hours = watched_h / _NODE_CARDS if name == "node" else watched_h
-        what = "servers of 8" if name == "node" else "GPUs"
-        source = f"{counted:g} in {hours:,.0f} h of {what} (rel-llama3: {llama.what})"
-        found[name] = _rate(name, hours / counted * 3600.0, source)
+        what = "server" if name == "node" else "GPU"
+        told = f"{counted:g} in {hours:,.0f} {what} h"
+        found[name] = _rate(name, hours / counted * 3600.0, told, llama.id)
     hpn = _record("rel-hpn")
     share = float(hpn.figures["tor_critical_per_month"])
-    source = f"{100 * share:g} % of top-of-rack switches a month (rel-hpn: {hpn.what})"
-    found["uplink"] = _rate("uplink", _MONTH_H / share * 3600.0, source)
+    told = f"{100 * share:g} % of switches a month"
+    found["uplink"] = _rate("uplink", _MONTH_H / share * 3600.0, told, hpn.id)
     return found
 
 
@@ -138,7 +139,9 @@ def rates_of(
         rates[name] = _rate(name, _above_zero("--mtbf", name, _seconds("--mtbf", name, text)), f"--mtbf {name}={text}")  # fmt: skip
     for name, text in _pairs("--mttr", mttr).items():
         repair_s = _seconds("--mttr", name, text)
-        rates[name] = replace(_known("--mttr", name, rates), repair_s=repair_s, repair_source=f"--mttr {name}={text}")  # fmt: skip
+        known = _known("--mttr", name, rates)
+        records = tuple(record for record in known.records if not record.startswith("rep-"))
+        rates[name] = replace(known, repair_s=repair_s, repair=f"--mttr {name}={text}", records=records)  # fmt: skip
     for name, text in _pairs("--shape", shapes).items():
         shape = _above_zero("--shape", name, _number("--shape", name, text))
         rates[name] = replace(_known("--shape", name, rates), shape=shape)
@@ -158,16 +161,16 @@ def unrated(rates: Mapping[str, Rate]) -> list[str]:
     return [name for name in KINDS if name not in rates]
 
 
-def _rate(name: str, mtbf_s: float, source: str) -> Rate:
+def _rate(name: str, mtbf_s: float, counted: str, *records: str) -> Rate:
     entry = find_site(_REPAIRS.get(name, _OTHER_REPAIR))
     assert isinstance(entry, Repair), "repairs are listed as such"
-    told = f"{entry.id}: {entry.what}, {units.show(entry.least_s, 's')} to {units.show(entry.most_s, 's')}"  # fmt: skip
     return Rate(
         kind=KINDS[name],
         mtbf_s=mtbf_s,
         repair_s=math.sqrt(entry.least_s * entry.most_s),
-        source=source,
-        repair_source=told,
+        counted=counted,
+        repair=f"{units.show(entry.least_s, 's')} to {units.show(entry.most_s, 's')}",
+        records=(*records, entry.id),
     )
 
 
