@@ -1,7 +1,8 @@
 """The Markov model's answer to the same question, from the same rates: what `availability` is checked against and printed beside.
 
 A replica fails at the sum of the rates of everything that stops it, and is repaired in their mean time, weighted by rate. Pools are
-independent of each other, so pools that share spares have no such answer. `simulate.markov` says what is left out.
+independent of each other, so pools that share spares have no such answer. Where there are spares every repaired unit takes the failover, also one that
+comes back to where it was; `simulate.markov` says what else is left out.
 
 Letters: R replicas, as in `seats`; n of a pool's replicas up.
 """

@@ -30,14 +30,14 @@ WHATS: tuple[What, ...] = get_args(What)
 
 
 class _Row(Strict, frozen=True, kw_only=True):
-    at: str | float
+    at: str | int | float
     what: str
     where: str
-    repair: str | float | None = None
+    repair: str | int | float | None = None
     factor: float | None = None
     speed: float | None = None
-    burst: str | float | None = None
-    every: str | float | None = None
+    burst: str | int | float | None = None
+    every: str | int | float | None = None
 
 
 class _Played(Strict, frozen=True, kw_only=True):
