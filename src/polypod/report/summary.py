@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from polypod.plan.spec import Slo
-from polypod.policy.actions import AnyAction, Dispatch, Reject
+from polypod.policy.actions import AnyAction, Decode, Dispatch, Prefill, Reject
 from polypod.policy.events import (
     AnyEvent,
     ClientGone,
@@ -206,8 +206,8 @@ class _Tally:
 
     def _action(self, action: AnyAction) -> None:
         match action:
-            case Dispatch() if action.request in self.open:
-                self.counts["retries"] += action.attempt > 1
+            case Dispatch() | Prefill() | Decode() if action.request in self.open:
+                self.counts["retries"] += action.attempt > 1 and not isinstance(action, Decode)
                 request = self.open[action.request]
                 request.attempt = (action.attempt, action.replica, action.epoch)
             case Reject() if self.open.pop(action.request, None) is not None:

@@ -40,13 +40,6 @@ class Scenario:
             twice = sorted({name for name in names if names.count(name) > 1})
             msg = f"several replicas are called {', '.join(twice)}; give every pool its own name"
             raise InputError(msg)
-        for up in self.replicas:
-            if up.role != "both":
-                msg = (
-                    f"pool {up.pool!r} has the role {up.role!r}, which is not simulated yet; "
-                    f"give it the role 'both'"
-                )
-                raise InputError(msg)
         for name in [*(fault.replica for fault in self.faults), *self.slowdowns]:
             if name not in names:
                 near = ", ".join(nearest_names(name, names) or names[:5])
