@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from polypod.catalog.load import load_model
 from polypod.cost.cpu import HostRates
@@ -11,9 +12,10 @@ from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour
 from polypod.engine.settings import played
 from polypod.errors import InputError
+from polypod.plan.handover import handover
 from polypod.plan.host import engine_model, step_times
 from polypod.plan.place import island
-from polypod.plan.spec import Plan, Pool, Service, Source, refuse_stages
+from polypod.plan.spec import Plan, Pool, Service, Source
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings, ServiceSettings
 from polypod.workload.config import read_model
@@ -21,6 +23,8 @@ from polypod.workload.gguf import read_header
 from polypod.workload.layout import check_layout
 from polypod.workload.model import Model
 from polypod.workload.precision import element_bytes
+
+PREEMPTED_STEP_TOKENS: Final = 8192
 
 
 def policy_settings(plan: Plan) -> PolicySettings:
@@ -45,13 +49,12 @@ def pool_replicas(plan: Plan) -> list[ReplicaUp]:
 
     Raises `InputError` for a role, layout or fleet entry that cannot be played, with its path in the plan.
     """
-    refuse_stages(plan)
     ups: list[ReplicaUp] = []
     for s, service in enumerate(plan.services):
         model = service_model(service)
         for p, pool in enumerate(service.pools):
             try:
-                ups += _replicas(service, model, pool, plan.fleet[pool.on], f"{s}.{p}")
+                ups += _replicas(plan, service, model, pool, f"{s}.{p}")
             except InputError as error:
                 msg = f"{error} - at `$.services[{s}].pools[{p}]`"
                 raise InputError(msg) from error
@@ -63,7 +66,6 @@ def evidence(plan: Plan) -> dict[str, str]:
 
     Raises `InputError` as `pool_replicas` does for what cannot be played.
     """
-    refuse_stages(plan)
     found = {}
     for s, service in enumerate(plan.services):
         for p, pool in enumerate(service.pools):
@@ -101,14 +103,10 @@ class _Timed:
 
 
 def _replicas(
-    service: Service, model: Model, pool: Pool, source: Source, place: str
+    plan: Plan, service: Service, model: Model, pool: Pool, place: str
 ) -> list[ReplicaUp]:
-    if pool.experts_on is not None:
-        msg = (
-            f"experts of this pool are apart, on {pool.experts_on!r}: attention and experts on ranks of their own are planned in closed form and not "
-            "played; plan without --afd for a plan that can be"
-        )
-        raise InputError(msg)
+    source = plan.fleet[pool.on]
+    between = handover(plan, service, model, pool)
     context = _context(service, model)
     name = pool.name or f"pool{place}"
     if source.measured is not None:
@@ -127,11 +125,20 @@ def _replicas(
             context_tokens=min(context, timed.kv_capacity_tokens // timed.step_time.data_ranks),
             kv_capacity_tokens=timed.kv_capacity_tokens,
             max_sequences=pool.max_sequences,
-            max_step_tokens=pool.max_step_tokens,
+            max_step_tokens=_step_tokens(pool),
             engine=timed.engine,
+            kv_token_bytes=between.token_bytes,
+            kv_link_bytes_per_s=between.link_bytes_per_s,
+            kv_link_latency_s=between.latency_s,
+            kv_pools=between.pools,
         )
         for index in range(pool.replicas)
     ]
+
+
+def _step_tokens(pool: Pool) -> int:
+    """A decode worker's budget is for its sequences; of a preempted one it computes the prompt as any engine would."""
+    return max(pool.max_step_tokens, PREEMPTED_STEP_TOKENS) if pool.role == "decode" else pool.max_step_tokens  # fmt: skip
 
 
 def _on_island(model: Model, pool: Pool, source: Source) -> _Timed:
@@ -144,7 +151,8 @@ def _on_island(model: Model, pool: Pool, source: Source) -> _Timed:
     deployment = Deployment(
         model=model, layout=pool.layout, precision=pool.precision, rank=where.rank
     )
-    tokens = int(deployment.memory().kv_tokens)
+    memory = deployment.memory() if pool.role == "both" else deployment.memory(pool.max_step_tokens)
+    tokens = int(memory.kv_tokens)
     if tokens < 2:
         msg = f"the weights leave no room for a cache on {where.rank.chip}; raise tp, pp or ep, or lower the precision"
         raise InputError(msg)

@@ -314,14 +314,6 @@ def _split_fraction(question: Question, split: Split) -> float:
     return min(split.micro_batches * sent_s / split.step_s(context), 1.0)
 
 
-def way_out_bytes_per_s(island: Island) -> float | None:
-    """One rank's link to other islands: its outermost tier without an end; None where none is on record."""
-    for tier in reversed(island.rank.tiers):
-        if tier.bytes_per_s is not None and tier.ranks is None:
-            return float(tier.bytes_per_s.value)
-    return None
-
-
 def transfer_s(question: Question, shape: Shape, bytes_per_s: float) -> float:
     """A request's cache to another worker."""
     return cache_s(question, shape.deployment, bytes_per_s)

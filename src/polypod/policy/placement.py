@@ -40,6 +40,9 @@ class Placement:
         self._seed = seed
         self._health = health
         self.services = {service.model: Service(service) for service in settings.services}
+        self._of = {
+            model: {role: health.tables[model, role] for role in ROLES} for model in self.services
+        }
 
     def wait(self, tracked: Tracked) -> None:
         self.services[tracked.model].queue.add(tracked)
@@ -62,9 +65,11 @@ class Placement:
         prefill replica whose cache has no room for one that may go there is not given to those behind it.
         """
         starts: list[Dispatch | Prefill] = []
-        prefill = self._tables(service.settings.model)["prefill"]
+        if not service.queue:
+            return starts
+        prefill = self._of[service.settings.model]["prefill"]
         closed_R = np.zeros_like(prefill.up_R)
-        if not service.queue or not self._has_slot(service, closed_R, now_s):
+        if not self._has_slot(service, closed_R, now_s):
             return starts
         refused_tokens = math.inf  # there is no room for this much, wherever it may go
         for tracked in service.queue:
@@ -87,7 +92,7 @@ class Placement:
     def place(self, tracked: Tracked, now_s: float, closed_R: Rows) -> Dispatch | Prefill | None:
         """Send the request to where it would finish first, on one replica or a pair; ties fall by the seed. None without room."""
         ask = self._ask(tracked)
-        tables = self._tables(tracked.model)
+        tables = self._of[tracked.model]
         whole = tables["both"].best(ask, self._allowed(tracked, ask, tables["both"]), now_s)
         pair = self._best_pair(tracked, ask, closed_R, now_s)
         if pair is not None and len(whole.rows):
@@ -98,7 +103,7 @@ class Placement:
         return self._start_whole(tracked, ask, whole, now_s) if len(whole.rows) else None
 
     def _start_whole(self, tracked: Tracked, ask: Ask, choice: Choice, now_s: float) -> Dispatch:
-        table = self._tables(tracked.model)["both"]
+        table = self._of[tracked.model]["both"]
         row = self._pick(tracked, choice)
         load = table.dispatched(row, ask, choice, now_s)
         tracked.attempt += 1
@@ -113,7 +118,7 @@ class Placement:
         )
 
     def _start_prompt(self, tracked: Tracked, ask: Ask, choice: Choice, now_s: float) -> Prefill:
-        table = self._tables(tracked.model)["prefill"]
+        table = self._of[tracked.model]["prefill"]
         row = self._pick(tracked, choice)
         load = table.dispatched(row, pairing.prompt_of(ask), choice, now_s)
         tracked.attempt += 1
@@ -128,8 +133,8 @@ class Placement:
 
     def _best_pair(self, tracked: Tracked, ask: Ask, closed_R: Rows, now_s: float) -> Choice | None:
         """Where the prompt's end would come first, among prefill replicas with room; None without one."""
-        table = self._tables(tracked.model)["prefill"]
-        if not table.up_R.any():
+        table = self._of[tracked.model]["prefill"]
+        if not table.most_limit_tokens:  # none is up
             return None
         prompt = pairing.prompt_of(ask)
         among_R = self._prompt_rows(tracked, ask) & pairing.with_room(table, prompt)
@@ -138,14 +143,14 @@ class Placement:
 
     def _prompt_rows(self, tracked: Tracked, ask: Ask) -> Rows:
         """Prefill rows that may take the prompt and hand its cache to a decode replica that may take it."""
-        tables = self._tables(tracked.model)
+        tables = self._of[tracked.model]
         able_R = self._allowed(tracked, ask, tables["decode"])
         may_R = self._allowed(tracked, pairing.prompt_of(ask), tables["prefill"])
         return may_R & pairing.senders(tables["prefill"], tables["decode"], able_R)
 
     def _pair_s(self, tracked: Tracked, ask: Ask, pair: Choice, now_s: float) -> float:
         """When a request ends that is decoded apart, those who hold a cache already shared out over all that decode."""
-        tables = self._tables(tracked.model)
+        tables = self._of[tracked.model]
         row = int(pair.rows[0])
         able_R = self._allowed(tracked, ask, tables["decode"])
         able_R &= pairing.takers(tables["decode"], int(tables["prefill"].to_pools_R[row]))
@@ -162,7 +167,7 @@ class Placement:
     def hold(self, tracked: Tracked, kv_tokens: int, now_s: float) -> None:
         """The prompt is computed; its cache waits for a decode replica."""
         assert tracked.place is not None
-        pairing.held(self._tables(tracked.model)["prefill"], tracked.place.load, now_s)
+        pairing.held(self._of[tracked.model]["prefill"], tracked.place.load, now_s)
         tracked.phase = "held"
         tracked.kv_tokens = kv_tokens
         self.services[tracked.model].held.add(tracked)
@@ -170,7 +175,9 @@ class Placement:
     def hand_over(self, service: Service, now_s: float) -> list[TransferKv]:
         """Send caches on, in turn: a decode replica without room for one that may go there is not given to those behind it."""
         transfers: list[TransferKv] = []
-        table = self._tables(service.settings.model)["decode"]
+        if not service.held:
+            return transfers
+        table = self._of[service.settings.model]["decode"]
         closed_R = np.zeros_like(table.up_R)
         for tracked in service.held:
             if not table.has_room(now_s) or not (table.up_R & ~closed_R).any():
@@ -187,14 +194,14 @@ class Placement:
 
     def _decode_rows(self, tracked: Tracked, ask: Ask) -> Rows:
         """Decode rows that may take the request from where its cache is."""
-        tables = self._tables(tracked.model)
+        tables = self._of[tracked.model]
         assert tracked.place is not None
         to_pools = int(tables["prefill"].to_pools_R[tracked.place.load.row])
         able_R = self._allowed(tracked, ask, tables["decode"])
         return able_R & pairing.takers(tables["decode"], to_pools)
 
     def _best_decode(self, tracked: Tracked, ask: Ask, among_R: Rows, now_s: float) -> Choice:
-        tables = self._tables(tracked.model)
+        tables = self._of[tracked.model]
         assert tracked.place is not None
         cache = pairing.Cache.on(tables["prefill"], tracked.place.load.row, tracked.kv_tokens)
         table = tables["decode"]
@@ -202,7 +209,7 @@ class Placement:
         return pairing.decode_choice(table, ask, open_R, cache, now_s)
 
     def _transfer(self, tracked: Tracked, ask: Ask, choice: Choice) -> TransferKv:
-        tables = self._tables(tracked.model)
+        tables = self._of[tracked.model]
         row = self._pick(tracked, choice)
         load = pairing.reserved(tables["decode"], row, ask, choice)
         source = tracked.place
@@ -222,7 +229,7 @@ class Placement:
 
     def arrived(self, tracked: Tracked, now_s: float) -> Decode:
         """The cache is where it is decoded, and its source is rid of it."""
-        tables = self._tables(tracked.model)
+        tables = self._of[tracked.model]
         assert tracked.place is not None
         self._end_transfer(tracked)
         pairing.begun(tables["decode"], tracked.place.load, now_s)
@@ -235,7 +242,7 @@ class Placement:
         )
 
     def _end_transfer(self, tracked: Tracked) -> None:
-        tables = self._tables(tracked.model)
+        tables = self._of[tracked.model]
         source, place = tracked.source, tracked.place
         assert source is not None
         assert place is not None
@@ -270,7 +277,7 @@ class Placement:
         """When time alone will change something for those who wait; infinite when it will not."""
         times = [math.inf]
         for model, service in self.services.items():
-            tables = self._tables(model)
+            tables = self._of[model]
             if service.queue:
                 times += [service.queue.next_deadline_s(), tables["both"].next_unblock_s(now_s)]
                 times += [tables["prefill"].next_unblock_s(now_s)]
@@ -280,7 +287,7 @@ class Placement:
 
     def has_room_for(self, tracked: Tracked, now_s: float) -> bool:
         """Whether a replica could take the request now, or its cache."""
-        ask, tables = self._ask(tracked), self._tables(tracked.model)
+        ask, tables = self._ask(tracked), self._of[tracked.model]
         if tracked.phase == "held":
             able_R = self._decode_rows(tracked, ask)
             return len(self._best_decode(tracked, ask, able_R, now_s).rows) > 0
@@ -288,13 +295,12 @@ class Placement:
         closed_R = np.zeros_like(tables["prefill"].up_R)
         return bool(len(whole.rows)) or self._best_pair(tracked, ask, closed_R, now_s) is not None
 
-    def _tables(self, model: str) -> dict[Role, ReplicaTable]:
-        return {role: self._health.tables[model, role] for role in ROLES}
-
     def _has_slot(self, service: Service, closed_R: Rows, now_s: float) -> bool:
-        tables = self._tables(service.settings.model)
-        open_R = tables["prefill"].open(now_s) & ~closed_R
-        return tables["both"].has_room(now_s) or bool(open_R.any())
+        tables = self._of[service.settings.model]
+        prefill = tables["prefill"]
+        if prefill.most_limit_tokens and (prefill.open(now_s) & ~closed_R).any():
+            return True
+        return tables["both"].has_room(now_s)
 
     def _pick(self, tracked: Tracked, choice: Choice) -> int:
         rows = choice.rows
@@ -305,7 +311,7 @@ class Placement:
         return Place(replica=up.replica, epoch=up.epoch, load=load)
 
     def _ask(self, tracked: Tracked) -> Ask:
-        tables = self._tables(tracked.model)
+        tables = self._of[tracked.model]
         apart = min(tables["prefill"].most_limit_tokens, tables["decode"].most_limit_tokens)
         most_tokens = max(tables["both"].most_limit_tokens, apart)
         return self.services[tracked.model].ask(tracked.arrived, most_tokens)
