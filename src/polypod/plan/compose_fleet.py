@@ -141,6 +141,7 @@ def _pool(
         experts_on=shape.also[0][0].name if split else None,
         expert_ranks=split.expert_ranks if split else None,
         micro_batches=split.micro_batches if split else None,
+        link=units.show(shape.link_bytes_per_s, "bytes_per_s", 4) if split else None,
         predicted=PoolPrediction(
             memory_per_accelerator=units.show(held * per_package, "bytes"),
             tokens_per_s_per_accelerator=round(tokens, 1),

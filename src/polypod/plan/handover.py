@@ -36,7 +36,7 @@ def handover(plan: Plan, service: Service, model: Model, pool: Pool) -> Handover
     others = _others(service, pool)
     if not others:
         other = "decode" if pool.role == "prefill" else "prefill"
-        msg = f"a pool for {pool.role!r} and none for {other!r} of {service.model} goes with it; add one, or make role both"
+        msg = f"a {pool.role} pool without a {other} pool of its service; add one, or make its role both"
         raise InputError(msg)
     unlike = sorted({one.precision.kv for one in others} - {pool.precision.kv})
     if unlike:

@@ -67,6 +67,7 @@ class Shape:
     confirmed: bool = False
     also: tuple[tuple[Island, int], ...] = ()  # further ranks that a replica takes
     split: Split | None = None  # of decode with its experts on those
+    link_bytes_per_s: float = 0.0  # of one rank to them, before what an exchange reaches of it
 
     @property
     def ranks(self) -> int:
@@ -272,6 +273,7 @@ def experts_apart(question: Question, first: Island, second: Island, bytes_per_s
             tpot_s=split.step_s(context),
             also=((second, split.expert_ranks),),
             split=split,
+            link_bytes_per_s=bytes_per_s,
         )
         for split in splits(question, first, second, bytes_per_s)
     ]
