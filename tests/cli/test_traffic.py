@@ -11,7 +11,7 @@ from polypod.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 AZURE = str(ROOT / "examples/traces/azure-conv-1000.csv")
-MOONCAKE = str(ROOT / "tests/data/mooncake/conversation-300.jsonl")
+MOONCAKE = str(ROOT / "examples/traces/mooncake-conversation-300.jsonl")
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -135,6 +135,9 @@ def test_conversations_find_what_was_said(cli: Cli, plan: str) -> None:
 
     assert found["reused_fraction"] > 0.6
     assert found["in_sessions"] == 5000
+    assert found["plan"]["copies"] is None  # its prompts are longer than those the plan is for
+    _, out, _ = cli("traffic", plan, *asked)
+    assert f"plan again with --input {found['input']['mean_tokens']:.0f} --output 100" in " ".join(out.split())  # fmt: skip
 
 
 @pytest.mark.parametrize(

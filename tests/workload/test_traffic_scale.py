@@ -14,9 +14,9 @@ from polypod.workload.traffic import Traffic, blocks, read_trace, trace_of
 from polypod.workload.traffic_rows import Trace, reused_blocks, starts_of
 from polypod.workload.traffic_scale import Replay
 
-DATA = Path(__file__).parents[1] / "data"
-MOONCAKE = DATA / "mooncake/conversation-300.jsonl"
-AZURE = Path(__file__).parents[2] / "examples/traces/azure-conv-1000.csv"
+EXAMPLES = Path(__file__).parents[2] / "examples/traces"
+MOONCAKE = EXAMPLES / "mooncake-conversation-300.jsonl"
+AZURE = EXAMPLES / "azure-conv-1000.csv"
 ARRAYS = ("arrival_s", "input_tokens", "output_tokens", "model", "tenant", "session", "priority", "block_hashes", "block_starts")  # fmt: skip
 
 
@@ -173,6 +173,24 @@ def test_a_shorter_duration_cuts_and_a_longer_one_begins_again_with_fresh_prefix
     assert long.arrival_s[again] - period_s == pytest.approx(long.arrival_s[first])
     hashes = [set(long.take(np.flatnonzero(rows)).block_hashes.tolist()) for rows in (first, again)]
     assert not hashes[0] & hashes[1]
+
+
+def test_a_request_at_the_very_end_is_left_out() -> None:
+    at_s = float(TALKS.arrival_s[100])
+
+    assert played(duration_s=at_s).arrival_s.tolist() == TALKS.arrival_s[:100].tolist()
+
+
+def test_copies_of_every_round_are_fresh() -> None:
+    """Three copies, begun three times: nine times the reuse, and nine times the sessions."""
+    more = played(scale=3.0, requests=9 * len(TALKS), seed=6)
+    whole = by_session(TALKS)
+
+    assert len(by_session(more)) > 8.5 * len(
+        whole
+    )  # some have begun a fourth time in place of late turns
+    assert max(map(len, by_session(more).values())) <= max(map(len, whole.values()))
+    assert reused_blocks(more).sum() == pytest.approx(9 * reused_blocks(TALKS).sum(), rel=0.02)
 
 
 def test_a_number_of_requests_cuts_or_begins_again() -> None:

@@ -194,13 +194,12 @@ class _Conversations:
         return self._with_blocks(trace)
 
     def _with_blocks(self, trace: Trace) -> Trace:
-        """Full blocks: those of the system prompt are its service's, all others the conversation's own."""
+        """Full blocks: those of the system prompt are its service's, all others the conversation's own; the two differ in their places."""
         size = self._turns.block_tokens
         counts = trace.input_tokens // size
         place = ranges(np.zeros_like(counts), counts)
-        streams = len(self._synthetic.streams)
         is_system = place < self._turns.system_tokens // size
-        own, shared = (np.repeat(of, counts) for of in (streams + trace.session, trace.model))
+        own, shared = (np.repeat(of, counts) for of in (trace.session, trace.model))
         return replace(
             trace,
             block_hashes=np.where(is_system, shared, own) * _BLOCKS_PER_SESSION + place,
