@@ -194,9 +194,13 @@ def test_it_is_said_that_a_trace_begins_again(cli: Cli, plan: str) -> None:
         (("--trace", AZURE, "--rate", "3/s"), "--rate means nothing beside --trace"),
         (("--trace", AZURE, "--scale", "many"), "--scale 'many' is no number of times; give a positive one, as 40x or 0.5x"),
         (("--trace", AZURE, "--scale", "0x"), "--scale '0x' is no number of times"),
-        (("--rate", "3/s", "--tokens-per-month", "1T"), "both say the rate"),
-        (("--system", "1k"), "--system is of conversations"),
-        (("--turns", "3", "--tokens-per-month", "1T"), "say the --rate"),
+        (("--rate", "3/s", "--tokens-per-month", "1T"), "--tokens-per-month means nothing beside --rate"),
+        (("--system", "1k"), "--system means nothing without --turns"),
+        (("--think", "1s"), "--think means nothing without --turns"),
+        (("--block-tokens", "16"), "--block-tokens means nothing without --turns"),
+        (("--arrivals", "closed:4", "--rate", "3/s"), "--rate means nothing beside --arrivals closed:4"),
+        (("--turns", "3", "--tokens-per-month", "1T"), "means nothing beside --turns, whose prompts grow; say --rate"),
+        (("--seed", "-1"), "seed=-1 is no seed; give 0 or more"),
         (("--requests", "0"), "--requests '0' is no number"),
         (("--trace", AZURE, "--duration", "0s"), "duration_s=0.0 plays nothing"),
     ],
@@ -241,4 +245,4 @@ def test_drawn_traffic_and_loops_are_not_described_without_what_they_need(
 ) -> None:
     assert "give a plan, or a trace" in cli("traffic")[2]
     assert "has no rate" in cli("traffic", plan, "--arrivals", "closed:3")[2]
-    assert "have no tenants" in cli("traffic", plan, "--arrivals", "closed:3", "--tenants", "a=1")[2]  # fmt: skip
+    assert "--tenants means nothing beside --arrivals closed:3" in cli("traffic", plan, "--arrivals", "closed:3", "--tenants", "a=1")[2]  # fmt: skip

@@ -236,6 +236,8 @@ def test_mooncakes_excerpt_forty_times_has_forty_times_its_reuse() -> None:
         ({"rate_ratio": -1.0}, r"rate_ratio=-1\.0 plays nothing"),
         ({"duration_s": float("inf")}, r"duration_s=inf plays nothing"),
         ({"requests": 0}, r"requests=0 plays nothing"),
+        ({"seed": -1}, r"seed=-1 is no seed"),
+        ({"trace": TALKS.take(np.arange(0))}, r"conversations holds no request"),
         ({"window_s": 1e9}, r"window_s=1e\+09 is not within the trace's period; give 0 to 3"),
         ({"scale": 1e-4}, r"scale=0\.0001 keeps none of the 400 sessions of conversations; give 0\.0025 or more"),
     ],

@@ -33,6 +33,8 @@ from polypod.workload.traffic_scale import Replay
 
 _ONLY_TRACE = ("scale", "scale_rate", "scale_window", "sort")
 _ONLY_DRAWN = ("arrivals", "rate", "tokens_per_month", "lengths", "turns", "think", "system")
+_ONLY_TURNS = ("think", "system", "block_tokens")
+_NOT_CLOSED = ("rate", "tokens_per_month", "turns", "system", "tenants", "block_tokens")
 _REQUESTS = 1000
 
 
@@ -67,9 +69,6 @@ def traffic_of(args: argparse.Namespace, plan: Plan | None) -> Traffic | ClosedL
     arrivals = arrivals_of(args.arrivals or "poisson")
     drawn = _synthetic(args, plan, is_loop=isinstance(arrivals, int))
     if isinstance(arrivals, int):
-        if args.tenants:
-            msg = "--tenants with --arrivals closed: users of a closed loop have no tenants; leave one out"
-            raise InputError(msg)
         think_s = 0.0 if args.think is None else units.parse(args.think, "s")
         return closed_loop(arrivals, drawn, think_s)
     return Traffic(source=replace(drawn, arrivals=arrivals), tenants=_tenants(args))
@@ -97,14 +96,20 @@ def _tell(traffic: Traffic, trace: Trace) -> None:
 
 def _refuse_mixed(args: argparse.Namespace) -> None:
     """Flags that mean nothing beside the others are errors."""
-    wrong, beside = (_ONLY_DRAWN, "beside --trace") if args.trace else (_ONLY_TRACE, "without --trace")  # fmt: skip
-    for name in wrong:
-        if getattr(args, name):
-            msg = f"--{name.replace('_', '-')} means nothing {beside}; leave it out"
-            raise InputError(msg)
-    if args.rate and args.tokens_per_month:
-        msg = "--rate and --tokens-per-month both say the rate; give one"
-        raise InputError(msg)
+    is_closed = (args.arrivals or "").startswith("closed")
+    rules = (
+        (args.trace, _ONLY_DRAWN, "beside --trace"),
+        (not args.trace, _ONLY_TRACE, "without --trace"),
+        (is_closed, _NOT_CLOSED, f"beside --arrivals {args.arrivals}"),
+        (not (args.trace or is_closed or args.turns), _ONLY_TURNS, "without --turns"),
+        (args.rate, ("tokens_per_month",), "beside --rate"),
+        (args.turns, ("tokens_per_month",), "beside --turns, whose prompts grow; say --rate"),
+    )
+    for applies, names, beside in rules:
+        for name in names:
+            if applies and getattr(args, name):
+                msg = f"--{name.replace('_', '-')} means nothing {beside}; leave it out"
+                raise InputError(msg)
 
 
 def _replay(args: argparse.Namespace, plan: Plan | None) -> Replay:
@@ -163,9 +168,6 @@ def _synthetic(args: argparse.Namespace, plan: Plan | None, *, is_loop: bool) ->
 
 def _turns(args: argparse.Namespace) -> Turns | None:
     if args.turns is None:
-        if args.system:
-            msg = "--system is of conversations; say their --turns, 1 for single requests"
-            raise InputError(msg)
         return None
     return Turns(
         mean_turns=count("--turns", args.turns),
@@ -186,9 +188,6 @@ def _request_tokens(synthetic: Synthetic) -> float:
             streams = synthetic.streams
             mean = sum(one.rate_per_s * (one.input_tokens + one.output_tokens) for one in streams)
             mean /= synthetic.rate_per_s
-    if synthetic.turns is not None:
-        msg = "--tokens-per-month does not know how long prompts of --turns get; say the --rate"
-        raise InputError(msg)
     return mean
 
 

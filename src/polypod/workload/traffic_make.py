@@ -19,6 +19,7 @@ from polypod.workload.traffic_rows import (
     Counts,
     Floats,
     Trace,
+    check_seed,
     join,
     ranges,
     rechunk,
@@ -88,6 +89,7 @@ class Synthetic:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.requests is None and self.duration_s is None:
             msg = "drawn traffic has no end of its own; say how many requests, or for how long"
             raise InputError(msg)
