@@ -193,17 +193,39 @@ class Fabric:
         bad = np.flatnonzero((row_F < 0) | (x_F == y_F))
         if len(bad):
             self._meet(int(a_F[bad[0]]), int(b_F[bad[0]]))
-        path_FW = np.full((len(a_F), w.width), NO_LINK, dtype=np.int64)
+        return self._links(p, x_F, y_F, row_F), self.latency_s_T[row_F]
+
+    def bundles(self, rank_F: Ints, tier_F: Ints) -> tuple[Ints, Floats]:
+        """Links of what ranks of one part send into a tier (by its place in the part) and get from it, as `paths`: what an exchange of all loads."""
+        p = self._part(int(rank_F[0]))
+        inside_F = rank_F - self.wiring.rank_P[p]
+        row_F = tier_F + self.wiring.row_P[p]
+        return self._links(p, inside_F, inside_F, row_F), self.latency_s_T[row_F]
+
+    def instances(self, rank_F: Ints) -> Ints:
+        """Which instance of each tier of their part ranks are in, (tiers, F). Raises `InputError` where they are of several parts."""
+        parts = np.searchsorted(self.wiring.rank_P, rank_F, side="right") - 1
+        if len(np.unique(parts)) != 1 or not 0 <= parts[0] < len(self.parts):
+            msg = "a collective's ranks are of one part of the fleet; these are of several, or not there"
+            raise InputError(msg)
+        w, p = self.wiring, int(parts[0])
+        sizes = w.size_T[w.row_P[p] : w.row_P[p + 1]]
+        return np.asarray((rank_F - w.rank_P[p])[None, :] // sizes[:, None])
+
+    def _links(self, p: int, x_F: Ints, y_F: Ints, row_F: Ints) -> Ints:
+        """From the x-th rank of a part to its y-th over the tiers of these rows."""
+        w, ranks = self.wiring, self.parts[p].ranks
+        path_FW = np.full((len(x_F), w.width), NO_LINK, dtype=np.int64)
         port_F = w.port_T[w.plane_T[row_F]]
         path_FW[:, 0], path_FW[:, 1] = port_F + x_F, port_F + ranks + y_F
-        for row in rows:
+        for row in range(int(w.row_P[p]), int(w.row_P[p + 1])):
             if w.groups_T[row]:
                 uses = (w.plane_T[row_F] <= row) & (row <= row_F)
                 column = 2 + 2 * (row - int(w.plane_T[row]))
                 up, inner = w.up_T[row], w.inner_T[row]
                 path_FW[uses, column] = up + x_F[uses] // inner
                 path_FW[uses, column + 1] = up + w.groups_T[row] + y_F[uses] // inner
-        return path_FW, self.latency_s_T[row_F]
+        return path_FW
 
     def port(self, rank: int, tier: str) -> tuple[int, int]:
         """A rank's links out into a tier and in from it. Raises `InputError` where its part has no such tier."""
