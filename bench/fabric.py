@@ -72,32 +72,37 @@ def collectives() -> None:
     print(f"160 replicas of 64 ranks over all leaves of 10,240: {spent:.3f} CPU s, slowed {min(factors):.2f} to {max(factors):.2f} times")  # fmt: skip
 
 
-def demand(where: Fabric, flows: int, *, at_once: bool, seed: int = 0) -> Demand:
+def demand(where: Fabric, flows: int, per_s: float | None = None, seed: int = 0) -> Demand:
+    """1 to 64 MiB between any two ranks; a port is busy with one for 0.7 ms in the mean."""
     random = np.random.default_rng(seed)
     a = random.integers(0, where.ranks, flows)
     b = (a + random.integers(1, where.ranks, flows)) % where.ranks
     path_FW, latency_s_F = where.paths(a, b)
-    at_s_F = np.zeros(flows) if at_once else np.sort(random.uniform(0, flows * 2e-6, flows))
+    at_s_F = np.zeros(flows) if per_s is None else np.cumsum(random.exponential(1 / per_s, flows))
     return Demand(at_s_F=at_s_F, size_bytes_F=random.uniform(1, 64, flows) * MIB, path_FW=path_FW, latency_s_F=latency_s_F)  # fmt: skip
 
 
 def flows() -> None:
-    from polypod.simulate.fabric_kernels import CompiledFlows, play_compiled
+    from polypod.simulate.fabric_kernels import CompiledFlows
 
     where = pod(10_240)
-    print(f"\n{'flows at once':>14}  {'max-min, plain':>15}  {'compiled':>10}  {'equal, plain':>13}  {'compiled':>10}   flows started and ended per CPU s")  # fmt: skip
-    play_compiled(where, demand(where, 4, at_once=True))
+    print(f"\n{'flows at once':>14}  {'max-min, plain':>15}  {'compiled':>10}  {'equal, plain':>13}  {'compiled':>10}   flows that start and end per CPU s")  # fmt: skip
+    churn = churned()
     for count in (10, 1_000, 100_000):
-        asked = demand(where, count, at_once=True)
-        row = [plain_rate(where, asked, "max-min"), compiled_rate(where, asked, "max-min")]
-        row += [plain_rate(where, asked, "equal"), compiled_rate(where, asked, "equal")]
+        asked = demand(where, count)
+        row = [rate(where, asked, sharing) for sharing in ("max-min", "equal") for rate in (plain_rate, churn)]  # fmt: skip
         print(f"{count:>14,}  {row[0]:>15,.0f}  {row[1]:>10,.0f}  {row[2]:>13,.0f}  {row[3]:>10,.0f}")  # fmt: skip
-    print("\nequal shares beside max-min: how long flows take, by the one over the other")
-    for name, count, at_once in (("arriving", 4_000, False), ("at once", 4_000, True)):
-        found = errors(CompiledFlows(where), CompiledFlows(where, "equal"), demand(where, count, at_once=at_once))  # fmt: skip
-        print(f"  {count:,} flows {name}: {shown(found)}")
-    told = errors(CompiledFlows(where, "equal", 0.0), CompiledFlows(where, "equal"), demand(where, 4_000, at_once=False))  # fmt: skip
-    print(f"  of that, from telling links' shares late: {shown(told)}")
+    where = pod(1024)
+    print("\nequal shares beside max-min on 1,024 ranks: how long flows take, by the one over the other")  # fmt: skip
+    for name, per_s in (
+        ("200,000 a second", 2e5),
+        ("1,000,000 a second", 1e6),
+        ("all at once", None),
+    ):
+        asked = demand(where, 1_500, per_s)
+        print(f"  {name}: {shown(errors(CompiledFlows(where), CompiledFlows(where, 'equal'), asked))}")  # fmt: skip
+        late = errors(CompiledFlows(where, "equal", 0.0), CompiledFlows(where, "equal"), asked)
+        print(f"    of that, from telling shares late: {shown(late)}")
 
 
 def shown(found: Errors) -> str:
@@ -125,26 +130,39 @@ def plain_rate(where: Fabric, asked: Demand, sharing: str) -> float:
     return count / (time.process_time() - start)
 
 
-def compiled_rate(where: Fabric, asked: Demand, sharing: str) -> float:
-    """All start, then end one by one; for max-min among very many, a sample of starts beside all of them."""
+def churned() -> Callable[[Fabric, Demand, str], float]:
+    """Inside a compiled loop: one flow ends, the next starts, beside all the others."""
+    from numba import njit
+
     from polypod.simulate.fabric_kernels import add, flow_arrays, next_end, remove
 
-    count = len(asked.at_s_F)
-    path_FW = np.ascontiguousarray(-np.sort(-asked.path_FW, axis=1))
-    length_F = (path_FW >= 0).sum(axis=1)
-    arrays = flow_arrays(where.capacity_bytes_per_s_L, count + 8, path_FW.shape[1], "equal")
-    for flow in range(count):
-        add(arrays, 0.0, flow, path_FW[flow], length_F[flow], asked.size_bytes_F[flow])
-    if sharing == "max-min":
-        arrays = arrays._replace(tolerance=-1.0)
-    turns = 20 if count > _PLAIN_FLOWS and sharing == "max-min" else 2000
-    start = time.process_time()
-    for turn in range(turns):
-        end_s, slot = next_end(arrays)
-        remove(arrays, end_s, slot)
-        flow = turn % count
-        add(arrays, end_s, slot, path_FW[flow], length_F[flow], asked.size_bytes_F[flow])
-    return turns / (time.process_time() - start)
+    @njit
+    def fill(arrays, path_FW, length_F, size_F):
+        for flow in range(len(size_F)):
+            add(arrays, 0.0, flow, path_FW[flow], length_F[flow], size_F[flow])
+
+    @njit
+    def turn(arrays, path_FW, length_F, size_F, turns):
+        for _ in range(turns):
+            end_s, slot = next_end(arrays)
+            remove(arrays, end_s, slot)
+            add(arrays, end_s, slot, path_FW[slot], length_F[slot], size_F[slot])
+
+    def rate(where: Fabric, asked: Demand, sharing: str) -> float:
+        path_FW = np.ascontiguousarray(-np.sort(-asked.path_FW, axis=1))
+        flows = (path_FW, (path_FW >= 0).sum(axis=1), asked.size_bytes_F)
+        count = len(asked.at_s_F)
+        arrays = flow_arrays(where, count, path_FW.shape[1], "equal")
+        fill(arrays, *flows)
+        if sharing == "max-min":
+            arrays = arrays._replace(tolerance=-1.0)
+        turn(arrays, *flows, 1)
+        turns = 2_000_000 // count if sharing == "max-min" else 200_000
+        start = time.process_time()
+        turn(arrays, *flows, turns)
+        return turns / (time.process_time() - start)
+
+    return rate
 
 
 def main() -> None:

@@ -149,7 +149,11 @@ def test_on_measured_links_an_exchange_takes_what_nccl_does(
     ours_s = play_collectives(where, [exchange(pattern, algorithm, range(8), buffer_bytes, launch_s=told_s)])[0]  # fmt: skip
     measured_s = float(measured_time(pattern, buffer_bytes, ranks=8, curves=[curve]).total_s)
     assert ours_s >= measured_s * (1 - 1e-9)  # nothing overlaps
-    assert ours_s == pytest.approx(measured_s, rel=0.08)
+    assert ours_s <= measured_s * 2 ** (1 - 1 / curve.overlap) * (
+        1 + 1e-9
+    )  # a sum of two beside their power sum
+    if curve.overlap < 1.1:
+        assert ours_s == pytest.approx(measured_s, rel=0.08)
 
 
 # ---- every flow by itself
@@ -225,6 +229,16 @@ def test_bundles_of_a_direct_exchange_are_its_pairs(algorithm: Algorithm, monkey
     assert play_collectives(TREE, several) == pytest.approx(pairs)
 
 
+def test_an_uneven_exchange_of_many_is_played_pair_by_pair() -> None:
+    uneven = [*range(16), *range(16, 32, 2), *range(25, 32, 2)]  # 16 in one leaf, 12 in another
+    where = fabric([FabricPart(name="a", ranks=64, tiers=TREE.parts[0].tiers)])
+    many = exchange("all_to_all", "direct", [*uneven, *range(32, 45)], 410.0)
+    rounds, _ = rounds_of(where, many)
+    assert len(rounds[0].a_F) == 41 * 40
+    assert rounds[0].b_F is not None
+    assert play_collectives(where, [many]) == pytest.approx(one_by_one(where, [many], {}), rel=1e-6)
+
+
 def test_a_repeated_round_is_skipped_only_where_everybody_repeats() -> None:
     """Two rings of unequal rounds come together now and then; jumping over what repeats must not change when they end."""
     several = [exchange("all_reduce", "ring", range(8), 640.0), exchange("all_reduce", "ring", range(8), 160.0), exchange("all_gather", "ring", range(8, 16), 80.0, start_s=7.0)]  # fmt: skip
@@ -298,8 +312,8 @@ def test_every_rank_gets_all_it_lacks(pattern: Pattern, algorithm: Algorithm) ->
     sent = np.zeros(64)
     for step in steps:
         flow = rounds[step.round]
-        assert flow.b_F is not None
-        np.add.at(sent, flow.a_F, step.size_bytes * step.repeats)
+        weight = 1 if flow.weight_F is None else flow.weight_F
+        np.add.at(sent, flow.a_F, weight * step.size_bytes * step.repeats)
     assert sent.min() == sent.max()
     least = 126.0 if pattern == "all_reduce" else 63.0
     if pattern != "all_to_all" or algorithm == "direct":

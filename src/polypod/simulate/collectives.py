@@ -36,9 +36,12 @@ from polypod.simulate.placed import Placed
 Pattern = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 Algorithm = Literal["ring", "halving-doubling", "direct", "hierarchical"]
 
-_PAIRS: Final = 4096
-"""Flows of a direct exchange that are played one by one; of more, each rank's are bundled by tier, which is the same where every rank has as many
-others in each tier."""
+_PAIRS: Final = 1024
+"""Flows of a direct exchange that are played one by one. Of more, each rank's into one tier are bundled, which changes nothing where every rank has as many
+others in each tier and no link is degraded."""
+
+_MOST_PAIRS: Final = 2**18
+"""Where they have not, pairs are played up to here; beyond, a bundle gets what its sender's links give, as if its receivers' were alike."""
 
 _DONE: Final = 1e-9
 """Share of a round's bytes that is rounding."""
@@ -139,9 +142,17 @@ def _direct(fabric: Fabric, one: Collective, ranks: Ints) -> tuple[list[Round], 
 def _all_pairs(fabric: Fabric, ranks_GM: Ints) -> Round:
     """Everyone of each group to everyone else of it."""
     groups, members = ranks_GM.shape
-    if groups * members * (members - 1) <= _PAIRS:
-        a, b = np.nonzero(~np.eye(members, dtype=np.bool_))
-        return Round(a_F=ranks_GM[:, a].ravel(), b_F=ranks_GM[:, b].ravel())
+    pairs = groups * members * (members - 1)
+    bundles = None if pairs <= _PAIRS else _bundles(fabric, ranks_GM, even=pairs <= _MOST_PAIRS)
+    if bundles is not None:
+        return bundles
+    a, b = np.nonzero(~np.eye(members, dtype=np.bool_))
+    return Round(a_F=ranks_GM[:, a].ravel(), b_F=ranks_GM[:, b].ravel())
+
+
+def _bundles(fabric: Fabric, ranks_GM: Ints, *, even: bool) -> Round | None:
+    """The same, by what each rank sends into each tier; None where it must be even and is not."""
+    groups, members = ranks_GM.shape
     instance_TGM = fabric.instances(ranks_GM.ravel()).reshape(-1, groups, members)
     parts, group = [], np.arange(groups)[:, None] * (1 + int(instance_TGM.max()))
     before_GM = np.ones_like(ranks_GM)
@@ -149,6 +160,8 @@ def _all_pairs(fabric: Fabric, ranks_GM: Ints) -> Round:
         _, where, count = np.unique(group + instance_GM, return_inverse=True, return_counts=True)
         held_GM = count[where].reshape(groups, members)
         more_GM = held_GM - before_GM
+        if even and more_GM.min() < more_GM.max():
+            return None
         sends = more_GM > 0
         parts.append((ranks_GM[sends], np.full(int(sends.sum()), tier), more_GM[sends]))
         before_GM = held_GM
