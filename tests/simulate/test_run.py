@@ -236,7 +236,7 @@ def test_a_dead_replica_loses_only_answers_that_had_begun(replica, arrivals, sce
 
 
 def test_work_moves_to_the_survivor_and_back(replica, scenario):
-    trace = arrivals_of(poisson(20.0, 1000, 100, 20, seed=6), "m")
+    trace = arrivals_of(poisson(20.0, 1000, 100, 20, seed=8), "m")
     faults = (Fault(at_s=10.0, replica="a", what="down"), Fault(at_s=30.0, replica="a", what="up"))
     fleet = [replica(name, max_sequences=64) for name in "ab"]
     run = play(scenario(fleet, trace, faults=faults))

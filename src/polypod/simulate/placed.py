@@ -229,4 +229,4 @@ def _any_places(world: int, taken: NDArray[np.bool_]) -> Ints:
 
 def _free(starts: Ints, world: int, taken: NDArray[np.bool_]) -> Ints:
     before = np.concatenate(([0], np.cumsum(taken)))
-    return starts[before[starts + world] == before[starts]]
+    return np.asarray(starts[before[starts + world] == before[starts]], dtype=np.int64)

@@ -9,6 +9,7 @@ from polypod.errors import InputError, nearest_names
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings
 from polypod.record import FaultNote
+from polypod.simulate.series import Watch, check_caps
 from polypod.simulate.trace import Arrival
 
 FaultKind = Literal["down", "up", "speed", "hang", "link"]
@@ -50,6 +51,7 @@ class Scenario:
     """All that a run depends on: the same scenario gives the same record, byte for byte.
 
     `slowdowns` makes a replica slower, by this factor, than the step time the policy is told: a straggler.
+    `watch` asks for series over time, and holds replicas under caps of their power.
     `notes` say what broke and whom `faults` hit; they change nothing in the run, and are told in the record.
     """
 
@@ -60,6 +62,7 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
     notes: tuple[FaultNote, ...] = ()
     slowdowns: Mapping[str, float] = field(default_factory=dict)
+    watch: Watch | None = None
     plan: dict[str, Any] | None = None  # where the replicas come from; only told in the record
 
     def __post_init__(self) -> None:
@@ -68,6 +71,12 @@ class Scenario:
             twice = sorted({name for name in names if names.count(name) > 1})
             msg = f"several replicas are called {', '.join(twice)}; give every pool its own name"
             raise InputError(msg)
+        self._check_roles()
+        self._check_names(set(names))
+        if self.watch is not None:
+            check_caps(self.watch, {up.replica: up.pool for up in self.replicas})
+
+    def _check_roles(self) -> None:
         for up in self.replicas:
             if up.role != "both":
                 msg = (
@@ -75,9 +84,11 @@ class Scenario:
                     f"give it the role 'both'"
                 )
                 raise InputError(msg)
+
+    def _check_names(self, known: set[str]) -> None:
         for name in [*(fault.replica for fault in self.faults), *self.slowdowns]:
-            if name not in names:
-                near = ", ".join(nearest_names(name, names) or names[:5])
+            if name not in known:
+                near = ", ".join(nearest_names(name, sorted(known)) or sorted(known)[:5])
                 msg = f"no replica of this scenario is called {name!r}; nearest: {near}"
                 raise InputError(msg)
         for name, factor in self.slowdowns.items():
