@@ -42,7 +42,7 @@ def test_the_answer_fits_the_terminal_and_says_needs_time_causes_spares_and_sour
     assert max(len(line) for line in out.splitlines() if "https://" not in line) <= 80
     for said in (
         "20 runs of 10 years of 64 cards:", "8 replicas, 7 needed", "Markov  ", "no spares ", "99.99 %  ", "rel-llama3: Llama 3 405B",
-        "268 in 21,233,664 GPU h", "not drawn     rack, island, cooling, power", "a spare stands in after 1 min", "assumed  ",
+        "268 in 21,233,664 GPU h", "not drawn     rack, island, cooling, power", "recovery      1 spare card for each part, crews enough;", "assumed  ",
     ):  # fmt: skip
         assert said in out
 
