@@ -40,6 +40,11 @@ class Traffic:
         source = self.source
         return source.trace.name if isinstance(source, Replay) else "synthetic"
 
+    @property
+    def expected_s(self) -> float:
+        """About how long its arrivals go on, in seconds."""
+        return self.source.expected_s
+
 
 def blocks(traffic: Traffic, block_requests: int = 65_536) -> Iterator[Trace]:
     """All requests in the order in which they arrive, in blocks of this many, the last one shorter."""
