@@ -8,19 +8,20 @@ from polypod.simulate.failure_rates import KINDS
 from polypod.simulate.fault_files import WHATS, read_faults
 from polypod.simulate.seats import Recovery, seat
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "faults-and-availability.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "how-to" / "faults-and-availability.md"
 
 
-def test_the_file_of_the_page_is_read_whole(tmp_path: Path) -> None:
+def test_the_file_of_the_page_is_an_example_and_read_whole() -> None:
+    path = ROOT / "examples" / "faults.yaml"
     (shown,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert shown == path.read_text(encoding="utf-8")
     pool = Pool(
         role="both", on="a", layout=Layout(tp=4), replicas=13,
         precision=Precision(weights="bf16", kv="bf16"), state="modelled",
     )  # fmt: skip
     service = Service(model="Qwen/Qwen3-32B", pools=(pool,), traffic=Traffic(input=2000, output=500))  # fmt: skip
     plan = Plan(polypod=1, fleet={"a": Source(accelerator="nvidia-h20", count=64)}, services=(service,))  # fmt: skip
-    path = tmp_path / "faults.yaml"
-    path.write_text(shown)
     broken, played = read_faults(path, seat(plan, Recovery()).placed)
 
     assert [one.what for one in broken] == ["crash", "hang", "slow", "flap", "slow-link", "crash"]
