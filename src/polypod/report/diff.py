@@ -330,7 +330,7 @@ def diff_text(found: Diff, *, everything: bool = False) -> str:
     how = "paired by request" if found.is_paired else "not paired"
     told = [row for row in found.rows if row.verdict == "differs"]
     judged = sum(row.verdict != "not judged" for row in found.rows)
-    head = f"{len(told)} of {judged} metrics differ ({how}, {found.blocks} blocks, 95 % intervals; by chance about {0.05 * judged:.0f} would)"  # fmt: skip
+    head = f"{len(told)} of {judged} metrics differ, by chance {0.05 * judged:.0f} would; {how}, {found.blocks} blocks"  # fmt: skip
     lines = [_clip(head)]
     lines += [_clip(f"apart: {text}") for text in found.apart]
     lines += [_clip(f"note: {text}") for text in found.notes]
@@ -349,13 +349,13 @@ def _clip(line: str) -> str:
 
 
 def _cells(row: Compared) -> list[str]:
-    values = (row.a, row.b, row.difference, row.low, row.high)
-    name = row.name.removesuffix("_s") if not row.name.endswith("_per_s") else row.name
-    return [
-        name.removesuffix("_fraction"),
-        *(_shown(row.name, value) for value in values),
-        row.verdict,
+    least = 1e-9 * max(abs(row.a), abs(row.b))  # of what sums leave behind
+    values = [
+        0.0 if value is not None and abs(value) < least else value
+        for value in (row.a, row.b, row.difference, row.low, row.high)
     ]
+    shown = row.name.replace("_per_s", "/s").removesuffix("_s").removesuffix("_fraction")
+    return [shown, *(_shown(row.name, value) for value in values), row.verdict]
 
 
 def _shown(name: str, value: float | None) -> str:

@@ -48,7 +48,7 @@ class FaultCost:
     missed: int
     failed: int  # of the missed: ended with an error
     retried: int  # attempts that ended in the window with the replica or the way to it lost
-    lost: float  # requests of goodput, against the window before
+    lost_requests: float  # requests of goodput, against the window before
     before_fraction: (
         float | None
     )  # missed of those in the window before; None: there were none, and all is lost
@@ -158,7 +158,7 @@ def _there(outcomes: Outcomes, models: Ints, since_s: float, until_s: float) -> 
     """Requests [N] of these models that were there at some time of this window."""
     requests = outcomes.requests
     gone = np.where(np.isfinite(requests.end_s), requests.end_s, np.inf)
-    return np.isin(requests.model, models) & (requests.arrival_s < until_s) & (gone >= since_s)
+    return np.isin(requests.model, models) & (requests.arrival_s <= until_s) & (gone >= since_s)
 
 
 def _charged(windows: Sequence[_Window], outcomes: Outcomes) -> Ints:
@@ -201,7 +201,7 @@ def _cost(
         missed=int((exposed & missed).sum()),
         failed=int(failed.sum()),
         retried=_retried(window, outcomes),
-        lost=float((exposed & missed).sum() - exposed.sum() * (usual or 0.0)),
+        lost_requests=float((exposed & missed).sum() - exposed.sum() * (usual or 0.0)),
         before_fraction=usual,
         waited_s=_waited_s(window, outcomes),
         overlaps=tuple(
@@ -266,7 +266,7 @@ def faults_text(costs: Sequence[FaultCost]) -> str:
     """The faults that cost most, first; the rule below them."""
     if not costs:
         return "no fault is in this record"
-    worst = sorted(costs, key=lambda cost: -cost.lost)
+    worst = sorted(costs, key=lambda cost: -cost.lost_requests)
     rows = [
         [
             cost.id[:10],
@@ -274,7 +274,7 @@ def faults_text(costs: Sequence[FaultCost]) -> str:
             cost.where[:16],
             units.show(cost.at_s, "s"),
             units.show(cost.over_s - cost.at_s, "s") + ("" if cost.is_over else "+"),
-            f"{cost.lost:,.0f}",
+            f"{cost.lost_requests:,.0f}",
             f"{cost.failed:,}",
             f"{cost.retried:,}",
         ]

@@ -1,7 +1,7 @@
 """A run over time: queue, running, cache, tokens, goodput, watts, interval by interval.
 
-What the driver measured is taken where it is there: a gauge (`queue`, `running`, `kv_tokens`, `watts`, `pue`) is the mean of the interval's samples, or
-the last one before it; a counter (`busy_s`, `prompt_tokens`, `output_tokens`, `bytes`) counts since the start of the run, and is read as its
+What the driver measured is taken where it is there: a gauge (`queue`, `running`, `kv_tokens`, `watts`, `pue`) is the mean of the interval's samples, one at its
+end included and one at its beginning not, or the last one before it; a counter (`busy_s`, `prompt_tokens`, `output_tokens`, `bytes`) counts since the start of the run, and is read as its
 rise over the interval. Everything else follows from the events, so live records have it too:
 
     queue       requests without a place, mean over the interval
@@ -248,9 +248,8 @@ _RATES: Final = {
 def _sampled(name: str, series: Series, edges_s: Floats) -> Floats:
     if name in COUNTERS:
         return risen(series, edges_s) / np.diff(edges_s)
-    which = np.searchsorted(edges_s, series.at_s, side="right") - 1
-    ok = (which >= 0) & (which < len(edges_s) - 1) | (series.at_s == edges_s[-1])
-    which = np.minimum(which, len(edges_s) - 2)
+    which = np.maximum(np.searchsorted(edges_s, series.at_s, side="left") - 1, 0)
+    ok = (series.at_s >= edges_s[0]) & (series.at_s <= edges_s[-1])
     counts = np.bincount(which[ok], minlength=len(edges_s) - 1)
     sums = np.bincount(which[ok], weights=series.value[ok], minlength=len(edges_s) - 1)
     before = np.searchsorted(series.at_s, edges_s[1:], side="right") - 1
