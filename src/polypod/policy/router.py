@@ -31,6 +31,9 @@ from polypod.policy.requests import Ask, Load
 PROMPT_MEMORY_S: Final = 10.0
 """The share of time that prompts take is remembered with this time constant."""
 
+REBASE_S: Final = 100 * PROMPT_MEMORY_S
+"""The base time of the remembered shares moves on before they grow past what a float holds well."""
+
 MOST_PROMPT_SHARE: Final = 0.9
 """Some time is always left for decode steps, since an engine mixes them into those of prompts."""
 
@@ -67,8 +70,10 @@ class ReplicaTable:
         self.prompts_R = np.zeros(rows, dtype=np.int64)  # sent, first token to be heard of
         self.prompts_s_R = np.zeros(rows)  # their work, shared out over the data-parallel ranks
         self.prompts_end_s_R = np.zeros(rows)  # when the work of all that were sent should be done
-        self.prompt_share_R = np.zeros(rows)  # of the time, of late, as of `prompt_share_at_s_R`
-        self.prompt_share_at_s_R = np.zeros(rows)
+        self.prompt_share_R = np.zeros(
+            rows
+        )  # of the time, of late, as it would have been at `share_base_s`
+        self.share_base_s = 0.0
         self.kv_tokens_R = np.zeros(rows)
         self.kv_capacity_R = np.zeros(rows)
         self.kv_read_s_R = np.zeros(rows)  # per cached token, corrected
@@ -162,8 +167,7 @@ class ReplicaTable:
 
     def _prompt_share(self, now_s: float) -> Floats:
         """Share of the time that prompts took of late; it fades while none is sent."""
-        ages_s_R = now_s - self.prompt_share_at_s_R
-        return self.prompt_share_R * np.exp(ages_s_R / -PROMPT_MEMORY_S)
+        return self.prompt_share_R * math.exp((self.share_base_s - now_s) / PROMPT_MEMORY_S)
 
     def _backlog_s(self, now_s: float) -> Floats:
         ahead_s_R = self.prompts_end_s_R - now_s
@@ -193,9 +197,11 @@ class ReplicaTable:
             token_s=token_s,
             model_token_s=token_s / float(self.decode_factor_R[row]),
         )
-        kept = math.exp((float(self.prompt_share_at_s_R[row]) - now_s) / PROMPT_MEMORY_S)
-        self.prompt_share_R[row] = kept * self.prompt_share_R[row] + load.prompt_s / PROMPT_MEMORY_S
-        self.prompt_share_at_s_R[row] = now_s
+        if now_s - self.share_base_s > REBASE_S:
+            self.prompt_share_R *= math.exp((self.share_base_s - now_s) / PROMPT_MEMORY_S)
+            self.share_base_s = now_s
+        grown = math.exp((now_s - self.share_base_s) / PROMPT_MEMORY_S)
+        self.prompt_share_R[row] += grown * load.prompt_s / PROMPT_MEMORY_S
         late_s = now_s - float(self.prompts_end_s_R[row])
         if late_s > 0:
             self.prompts_end_s_R[row] = now_s + (late_s if self.prompts_R[row] else 0.0)
