@@ -5,6 +5,7 @@ import json
 import pytest
 
 from polypod.plan.spec import Slo
+from polypod.record import FaultNote
 from polypod.report.faults_cost import fault_costs, faults_json, faults_text
 from polypod.report.fold import fold
 
@@ -88,6 +89,17 @@ def test_a_fault_that_is_not_repaired_lasts_to_the_end_and_says_so(say):
     assert (cost.repaired_s, cost.is_over) == (None, False)
     assert cost.over_s == pytest.approx(9.9)
     assert "+" in faults_text([cost])
+
+
+def test_a_fault_of_a_line_lasts_until_its_replicas_are_back(say):
+    lines = [say.header(), say.up("a"), say.up("b"), *served(say, range(20), 0.0)]
+    note = FaultNote(
+        id=1, what="slow", where="card a/1", replicas=("a",), at_s=4.0, repaired_s=5.0, back_s=7.0, by_spare=1
+    )  # fmt: skip
+    (cost,) = fault_costs(fold([*say.in_order(lines), note]), SLO)
+
+    assert (cost.over_s, cost.is_over, cost.by_spare) == (7.0, True, 1)
+    assert "back after 3 s, 1 by a spare" in faults_text([cost])
 
 
 def test_attempts_given_up_because_of_it_are_counted(say):

@@ -10,7 +10,7 @@ from polypod.cost.steptime import StepTime
 from polypod.errors import FileError
 from polypod.policy import PolicySettings, ServiceSettings
 from polypod.policy.events import ReplicaUp
-from polypod.record import Step, encode
+from polypod.record import FaultNote, Step, encode
 from polypod.report.fold import BLOCK_BYTES, Reading, fold, read_outcomes, record_file
 from polypod.report.outcomes import FINISHED, GONE, OPEN, ROLES, TRANSFER
 from polypod.simulate import Scenario, arrivals, play
@@ -143,22 +143,14 @@ def test_replicas_that_went_down_at_one_moment_are_one_fault_until_the_last_is_b
 
 
 def test_lines_of_faults_take_the_place_of_what_went_down(say):
-    class Broken(msgspec.Struct, tag="fault", kw_only=True):
-        id: str
-        what: str
-        where: str
-        replicas: list[str]
-        at_s: float
-        noticed_s: float | None
-        repaired_s: float | None
-
-    fault = Broken(
-        id="f1", what="link", where="tier 2", replicas=["a"], at_s=1.0, noticed_s=2.0, repaired_s=None
+    fault = FaultNote(
+        id=1, what="crash", where="card a/1", replicas=("a",), at_s=1.0, noticed_s=2.0, repaired_s=3.0, back_s=4.0, by_spare=1,
     )  # fmt: skip
-    outcomes = fold([say.header(), say.up(), say.down("a", 5.0), fault])
+    later = FaultNote(id=2, what="hang", where="card a/2", replicas=(), at_s=50.0)
+    outcomes = fold([say.header(), say.up(), say.down("a", 5.0), fault, later])
 
-    assert [one.id for one in outcomes.faults] == ["f1"]
-    assert (outcomes.faults[0].noticed_s, outcomes.faults[0].repaired_s) == (2.0, None)
+    (one,) = outcomes.faults  # the later one is not in this run
+    assert (one.id, one.noticed_s, one.repaired_s, one.over_s) == ("1", 2.0, 3.0, 4.0)
 
 
 def test_stays_and_waits_of_a_request_fill_its_time_without_a_gap():

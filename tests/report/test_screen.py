@@ -144,23 +144,25 @@ def test_slots_cache_and_islands_follow_from_the_events_and_the_plan(say):
 
 def test_a_pools_own_measure_of_busy_time_is_taken_where_its_replicas_have_none(say):
     lines = [say.header(), say.up("a"), say.up("b"), *say.whole(1, 0.0, 1.0, 10.0)]
-    lines += [say.measure(t, "p", "busy_s", t / 2) for t in (5.0, 10.0)]
+    lines += [say.measure(t, "p", "busy_s", 2.5) for t in (5.0, 10.0)]
 
     assert summary_of(fold(lines)).pools[0].busy_fraction == 0.25
 
 
 def test_power_is_a_mean_over_time_and_energy_per_token(say):
     lines = [say.header(), say.up(), *say.whole(1, 0.0, 1.0, 10.0, 100)]
-    lines += [say.measure(0.0, "p", "watts", 100.0), say.measure(5.0, "p", "watts", 300.0)]
-    lines += [say.measure(0.0, "q", "watts", 50.0), say.measure(0.0, "hall", "pue", 1.5)]
-    power = summary_of(fold(say.in_order(lines))).power
+    lines += [say.measure(5.0, "p", "watts", 100.0), say.measure(10.0, "p", "watts", 300.0)]
+    lines += [say.measure(10.0, "q", "watts", 50.0)]
+    lines += [say.measure(4.0, "hall", "pue", 1.5), say.measure(10.0, "hall", "pue", 1.2)]
+    power = summary_of(fold(lines)).power
 
     assert power is not None
-    assert (power.mean_w, power.most_w, power.joules_per_token, power.pue_ratio) == (250.0, 350.0, 25.0, 1.5)  # fmt: skip
+    assert (power.mean_w, power.most_w, power.joules_per_token) == (250.0, 350.0, 25.0)
+    assert power.pue_ratio == pytest.approx((4 * 1.5 + 6 * 1.2) / 10)
 
 
-def test_traffic_of_a_tier_is_where_its_counter_ends(say):
-    lines = [say.header(), *(say.measure(t, "rack", "bytes", 1e9 * t) for t in (1.0, 2.0, 7.0))]
+def test_traffic_of_a_tier_is_the_sum_of_its_samples(say):
+    lines = [say.header(), *(say.measure(t, "rack", "bytes", 1e9 * t) for t in (1.0, 2.0, 4.0))]
     summary = summary_of(fold(lines))
 
     assert summary.traffic_bytes == {"rack": 7e9}
@@ -182,6 +184,14 @@ def test_a_note_about_the_record_is_on_the_screen(say):
     noted = dataclasses.replace(summary, note="line 9 is cut short")
     assert "note      line 9 is cut short" in run_text(noted)
     assert run_json(noted)["note"] == "line 9 is cut short"
+
+
+def test_a_record_of_a_sample_says_so(say):
+    summary = summary_of(fold([say.header(sample=0.01), say.up(), *say.whole(1, 0.0)]))
+
+    assert (
+        summary.note == "the record keeps 1 % of the requests, and what is counted here is of those"
+    )
 
 
 def test_the_object_form_keeps_its_keys_and_has_the_new_ones(say):

@@ -131,20 +131,21 @@ def test_measured_gauges_are_means_of_their_samples_and_hold_between_them(say):
     assert [None if np.isnan(v) else v for v in queue.values.tolist()] == [None, 5.0, 8.0, 1.0]
 
 
-def test_measured_counters_are_read_as_their_rise_each_second(say):
+def test_measured_counts_are_read_per_second_over_the_time_they_are_about(say):
     lines = [
         say.header(),
         say.up(),
         *say.whole(1, 0.0, e2e_s=8.0),
         say.measure(2.0, "p", "output_tokens", 100.0),
-        say.measure(4.0, "p", "output_tokens", 140.0),
-        say.measure(8.0, "p", "output_tokens", 140.0),
+        say.measure(4.0, "p", "output_tokens", 40.0),
+        say.measure(6.0, "p", "output_tokens", 0.0),
         say.measure(8.0, "scale-out", "bytes", 8e9),
         say.measure(8.0, "a", "busy_s", 8.0),
     ]
     series = over_time(fold(lines), width_s=2.0)
 
-    assert curve(series, "p", "tokens_per_s") == [50.0, 20.0, 0.0, 0.0]
+    assert curve(series, "p", "tokens_per_s")[:3] == [50.0, 20.0, 0.0]
+    assert np.isnan(curve(series, "p", "tokens_per_s")[3])  # nothing is known of it
     assert curve(series, "scale-out", "bytes_per_s") == [1e9] * 4
     assert series.curve("a", "busy_replicas") is None  # of a replica: too many to draw
     assert sum(one.name == "tokens_per_s" and one.of == "p" for one in series.curves) == 1
@@ -159,6 +160,31 @@ def test_measured_occupancy_follows_from_tokens_and_capacity(say):
         say.measure(1.0, "p", "kv_capacity_tokens", 60.0),
     ]
     assert curve(over_time(fold(lines), width_s=2.0), "p", "kv_fraction") == [0.5]
+
+
+def test_watts_are_means_over_the_time_before_them(say):
+    lines = [
+        say.header(),
+        say.up(),
+        *say.whole(1, 0.0, e2e_s=8.0),
+        say.measure(2.0, "p", "watts", 100.0),
+        say.measure(4.0, "p", "watts", 300.0),
+    ]
+    series = over_time(fold(lines), width_s=1.0)
+
+    assert curve(series, "p", "watts")[:4] == [100.0, 100.0, 300.0, 300.0]
+    assert np.isnan(curve(series, "p", "watts")[4:]).all()
+    assert curve(over_time(fold(lines), width_s=4.0), "run", "watts")[0] == 200.0
+
+
+def test_the_run_is_the_sum_of_pools_and_models_that_are_all_measured(say):
+    lines = [say.header(), say.up("a"), say.up("b", pool="q"), *say.whole(1, 0.0, e2e_s=2.0)]
+    one = [*lines, say.measure(2.0, "p", "running", 3.0), say.measure(2.0, "m", "queue", 7.0)]
+    both = over_time(fold([*one, say.measure(2.0, "q", "running", 4.0)]), width_s=2.0)
+
+    assert curve(both, "run", "running") == [7.0]
+    assert curve(both, "run", "queue") == [7.0]
+    assert curve(over_time(fold(one), width_s=2.0), "run", "running") == [1.0]  # q is not measured
 
 
 def test_several_models_have_a_curve_each(say):
@@ -184,10 +210,10 @@ def test_text_csv_and_json_say_the_same(say):
 
     assert [float(row["begin_s"]) for row in rows] == raw["begin_s"] == [0.0, 0.5, 1.0]
     assert [float(row["run.running"]) for row in rows] == drawn["run", "running"] == [1.0] * 3
-    assert [row["hall.watts"] for row in rows] == ["", "500.0", "500.0"]
-    assert drawn["hall", "watts"] == [None, 500.0, 500.0]
+    assert [row["hall.watts"] for row in rows] == ["500.0", "500.0", ""]
+    assert drawn["hall", "watts"] == [500.0, 500.0, None]
     text = series_text(series)
-    assert "watts*          ·██" in text
+    assert "watts*          ██·" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
