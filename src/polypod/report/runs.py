@@ -71,14 +71,16 @@ class _Part:
 def run_text(summary: RunSummary, run: str = "RUN", *, lines: int = SCREEN_LINES) -> str:
     """The summary as tables of at most 80 columns and so many lines, and what to look at next. `run` is the record as commands name it."""
     few = len(summary.pools) < len(summary.replicas) <= MOST_REPLICAS
+    islands = summary.islands if len(summary.islands) < len(summary.pools) else ()
+    several = len({share.model for share in summary.pools}) > 1
     parts = [
         _part(_counts(summary), 99),
         _part(_latencies(summary), 99),
         _part(_groups("model", summary.models), 3),
         _part(_groups("tenant", summary.tenants), 0),
-        _part(_shares("pool", summary.pools), 3),
-        _part(_shares("island", summary.islands), 0),
-        _part(_shares("replica", summary.replicas) if few else "", 0),
+        _part(_shares("pool", summary.pools, several=several), 3),
+        _part(_shares("island", islands, several=several), 0),
+        _part(_shares("replica", summary.replicas if few else (), several=several), 0),
         _part(_measured(summary), 99),
         _part(_next(summary, run), 99),
     ]
@@ -196,13 +198,13 @@ def _of(limit: Limit | None) -> str:
     return "" if limit is None else units.show(limit.limit_s, "s")
 
 
-def _shares(kind: str, shares: Sequence[Share]) -> str:
-    """The fullest first, unless these are replicas."""
+def _shares(kind: str, shares: Sequence[Share], *, several: bool) -> str:
+    """The fullest first, unless these are replicas; with their models where there are several."""
     ordered = shares if kind == "replica" else sorted(shares, key=lambda share: -fullness(share))
     rows = [
         [
-            _short(share.name, 16),
-            _short(share.model or "(several)", 16),
+            _short(share.name, 16 if several else 32),
+            *([_short(share.model or "(several)", 16)] if several else []),
             f"{share.requests:,}",
             _brief(share.output_tokens),
             _percent(share.busy_fraction),
@@ -211,8 +213,8 @@ def _shares(kind: str, shares: Sequence[Share]) -> str:
         ]
         for share in ordered
     ]
-    header = [kind, "model", "requests", "tokens", "busy", "slots", "KV"]
-    return table(header, rows, right=(2, 3, 4, 5, 6)) if rows else ""
+    header = [kind, *(["model"] if several else []), "requests", "tokens", "busy", "slots", "KV"]
+    return table(header, rows, right=range(len(header) - 5, len(header))) if rows else ""
 
 
 def _brief(count: int) -> str:
