@@ -43,7 +43,7 @@ def test_a_run_is_one_screen_by_its_file_or_its_folder(run, capsys):
     text = printed(capsys, "report", run)
 
     assert len(text.splitlines()) <= 24
-    assert "m misses its TTFT" in text
+    assert "--slowest --by ttft" in text
     assert text.splitlines()[:12] == printed(capsys, "report", run / "record.jsonl").splitlines()[:12]  # fmt: skip
 
 

@@ -106,7 +106,12 @@ def test_points_are_those_of_numpy(say):
     assert rows["run", "ttft_p99_s"].a == pytest.approx(np.percentile(a.ttft_s, 99))
     assert rows["run", "e2e_p50_s"].b == pytest.approx(np.median(b.e2e_s))
     assert rows["run", "goodput_fraction"].a == pytest.approx(np.mean(a.ttft_s <= 1.0))
-    assert rows["run", "output_tokens_per_s"].a == pytest.approx(600 * 21 / a.duration_s)
+    assert rows["run", "output_tokens_per_s"].a == pytest.approx(
+        600 * 21 / np.ptp(a.requests.arrival_s)
+    )
+    slot_s = sum(one.slots * one.up_s for one in a.replicas)
+    stayed_s = float(np.sum(a.stays.end_s - a.stays.begin_s))
+    assert rows["run", "slots_fraction"].a == pytest.approx(stayed_s / slot_s)
 
 
 # ---- coverage

@@ -301,6 +301,8 @@ for one fault: the one it was aboard of, else the one with most replicas.
 
 
 def _in_words(cost: FaultCost) -> list[str]:
+    if not cost.replicas:
+        return [f"fault {cost.id}: no replica was there"]
     chips = "" if cost.accelerators is None else f", {cost.accelerators:,} accelerators"
     noticed = "" if cost.noticed_s is None else f", noticed after {units.show(cost.noticed_s - cost.at_s, 's')}"  # fmt: skip
     over_s = cost.repaired_s if cost.back_s is None else cost.back_s
@@ -308,7 +310,7 @@ def _in_words(cost: FaultCost) -> list[str]:
     spare = f", {cost.by_spare} by a spare" if cost.by_spare else ""
     usual = "none there before" if cost.before_fraction is None else f"{100 * cost.before_fraction:.1f} % before"  # fmt: skip
     lines = [
-        f"{cost.id}: {cost.replicas} replicas, {100 * cost.replica_share:.0f} % of {', '.join(cost.models)[:30]}{chips}",
+        f"fault {cost.id}: {cost.replicas} replicas, {100 * cost.replica_share:.0f} % of {', '.join(cost.models)[:30]}{chips}",
         f"  {back}{spare}{noticed}; {cost.hit:,} requests aboard",
         f"  {cost.missed:,} of {cost.exposed:,} exposed missed, {usual}; {units.show(max(cost.waited_s, 0.0), 's')} more with requests waiting",
     ]

@@ -282,7 +282,7 @@ def _worst_model(summary: RunSummary) -> tuple[str, str] | None:
     if not missed:
         return None
     _, model, name, limit = min(missed, key=lambda one: one[:3])
-    text = f"{_short(model, 24)} misses its {name}: p{limit.percentile:g} is {units.show(limit.reached_s, 's')} of {units.show(limit.limit_s, 's')}"  # fmt: skip
+    text = f"{name} p{limit.percentile:g} is {units.show(limit.reached_s, 's')} of {units.show(limit.limit_s, 's')}: {_short(model, 22)}"  # fmt: skip
     return f"--slowest --by {name.lower()}", text
 
 
@@ -292,7 +292,7 @@ def _worst_fault(summary: RunSummary) -> tuple[str, str] | None:
     worst = max(summary.faults, key=lambda cost: cost.lost_requests)
     if worst.lost_requests < _WORTH and not worst.retried:
         return None
-    text = f"{_short(worst.id, 12)} ({_short(worst.what, 12)}) cost {worst.lost_requests:,.0f} requests, {worst.retried:,} retries"  # fmt: skip
+    text = f"fault {_short(worst.id, 12)} ({_short(worst.what, 12)}) cost {worst.lost_requests:,.0f} requests, {worst.retried:,} retries"  # fmt: skip
     return "--faults", text
 
 

@@ -309,7 +309,7 @@ def series_text(series: OverTime) -> str:
         its = {curve.name: curve for curve in series.curves if curve.of == of}
         shown = [its[name] for name in _SHOWN if name in its and np.nanmax(np.nan_to_num(its[name].values)) > 0]  # fmt: skip
         if shown:
-            lines += ["", f"{of:<15} {'':{columns}} {'mean':>7} {'most':>7}"]
+            lines += ["", f"{of[: 16 + columns]:<{16 + columns}} {'mean':>7} {'most':>7}"]
         lines += [_spark_line(curve, columns) for curve in shown]
     return "\n".join(lines)
 
