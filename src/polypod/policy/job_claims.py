@@ -39,6 +39,20 @@ Claim = tuple[int, int]
 
 def refuse(asked: JobSubmitted, tables: Tables, loops: Rules) -> RejectJob | None:
     """The refusal of a job that can never run here, or None."""
+    problem = _bad_shape(asked, tables)
+    if problem is not None:
+        return problem
+    shape = tables.shape(asked)
+    if shape not in tables.most:
+        tables.most[shape] = int(loops.largest(tables.state, shape))
+    most = tables.most[shape]
+    if asked.cards > most:
+        text = f"{_gang(asked)} never fits; the largest that would is {most} cards{_way_out(asked, most)}"
+        return RejectJob(job=asked.job, code="never_fits", message=text, most_cards=most)
+    return _over_quota(asked, tables, shape)
+
+
+def _bad_shape(asked: JobSubmitted, tables: Tables) -> RejectJob | None:
     unknown = [kind for kind in asked.kinds if kind not in tables.kinds]
     if unknown:
         near = ", ".join(nearest_names(unknown[0], tables.kinds) or tables.kinds)
@@ -51,12 +65,7 @@ def refuse(asked: JobSubmitted, tables: Tables, loops: Rules) -> RejectJob | Non
         fewer = asked.cards // asked.group * asked.group
         text = f"{asked.cards} cards are no whole number of groups of {asked.group}; ask for {fewer + asked.group}"
         return RejectJob(job=asked.job, code="bad_shape", message=text, most_cards=fewer)
-    shape = tables.shape(asked)
-    most = int(loops.largest(tables.state, shape))
-    if asked.cards > most:
-        text = f"{_gang(asked)} never fits; the largest that would is {most} cards{_way_out(asked, most)}"
-        return RejectJob(job=asked.job, code="never_fits", message=text, most_cards=most)
-    return _over_quota(asked, tables, shape)
+    return None
 
 
 def _gang(asked: JobSubmitted) -> str:

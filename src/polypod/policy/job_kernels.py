@@ -17,6 +17,8 @@ RULES: Final = tuple(
     for name, rule in vars(job_rules).items()
     if isinstance(rule, FunctionType) and rule.__module__ == job_rules.__name__
 )
+INLINED: Final = ("_release_into", "_shift", "_tightest", "_roomiest", "_take")
+"""Called once for every run or node: handing them the whole state would take longer than what they do."""
 
 
 class Rules(NamedTuple):
@@ -64,5 +66,6 @@ def compiled() -> Rules:
         rule = getattr(job_rules, name)
         copy = FunctionType(rule.__code__, names, name, rule.__defaults__)
         copy.__module__ = rule.__module__
-        names[name] = njit(cache=True)(copy)
+        is_inner = name in INLINED
+        names[name] = njit(cache=True, inline="always" if is_inner else "never")(copy)
     return _rules(SimpleNamespace(**names))

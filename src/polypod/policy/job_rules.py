@@ -105,21 +105,48 @@ def sweep(s: State, now_s: float) -> int:
     count = tally[NUM_WAITING]
     kept = 0
     at = 0
-    while at < count:
-        row = s.wait_W[at]
-        tally[STEPS] += 1
-        if not consider(s, row, now_s):
-            s.wait_W[kept] = row
+    while at < count and not _is_over(s):
+        passed = _hopeless(s, at, now_s)
+        for _ in range(passed):
+            s.wait_W[kept] = s.wait_W[at]
             kept += 1
-        at += 1
-        if _is_over(s):
-            break
+            at += 1
+        if at < count:
+            row = s.wait_W[at]
+            at += 1
+            if not consider(s, row, now_s):
+                s.wait_W[kept] = row
+                kept += 1
     while at < count:
         s.wait_W[kept] = s.wait_W[at]
         kept += 1
         at += 1
     tally[NUM_WAITING] = kept
     return int(tally[NUM_OUT])
+
+
+def _hopeless(s: State, at: int, now_s: float) -> int:
+    """How many jobs from a place in the queue on are larger than what is known not to fit. No calls in here: it is the innermost loop."""
+    count = s.tally[NUM_WAITING]
+    reserved = s.tally[NUM_RESERVED]
+    first = at
+    if reserved < s.tally[MOST_RESERVED]:
+        return 0
+    while at < count:
+        row = s.wait_W[at]
+        end_s = now_s + s.time_JX[row, LIMIT]
+        before = 0
+        while before < reserved and s.reserved_PX[before, 0] < end_s:
+            before += 1
+        is_free = s.quota_TKX[s.job_JX[row, TENANT], 0, NOMINAL] == NO_QUOTA
+        is_small = s.job_JX[row, CARDS] <= s.best_XP[s.job_JX[row, SHAPE], before]
+        if is_small or s.job_JX[row, PLACE] >= 0 or not is_free:
+            break
+        at += 1
+    if at > first:
+        s.tally[IS_BLOCKED] = 1
+    s.tally[STEPS] += at - first
+    return int(at - first)
 
 
 def release(s: State, row: int) -> None:
@@ -315,21 +342,34 @@ def earliest(s: State, row: int, allowed: int, now_s: float) -> tuple[bool, floa
     _look_again(s, row, allowed)
     if _fits_from(s, row, allowed, now_s):
         return True, now_s
-    at_s = now_s
     run = 0
-    while True:
-        next_s = _next_change(s, run, at_s)
-        if next_s == math.inf:
-            return False, math.inf
-        is_later = next_s > at_s
-        at_s = max(at_s, next_s)
-        while run < s.tally[NUM_RUNNING] and s.time_JX[s.run_R[run], END] <= at_s:
-            _release_into(s, s.run_R[run], row, allowed)
-            run += 1
-        if is_later and _turn_reservations(s, at_s):
+    at_s = now_s
+    while at_s < math.inf:
+        edge_s = _next_edge(s, at_s)
+        before = run
+        run = _release_until(s, run, edge_s, row, allowed)
+        end_s = s.time_JX[s.run_R[run - 1], END] if run > before else math.inf
+        at_s = max(at_s, min(end_s, edge_s))
+        if at_s == edge_s:
+            _turn_reservations(s, at_s)
             _look_again(s, row, allowed)
-        if _fits_from(s, row, allowed, at_s):
-            return False, at_s
+        if at_s < math.inf and _fits_from(s, row, allowed, at_s):
+            break
+    return False, at_s
+
+
+def _release_until(s: State, run: int, edge_s: float, row: int, allowed: int) -> int:
+    """Release runs in the order they end, from the one of this number on, until the job has room, and all that end with the last of them;
+    none that ends after the edge. The number of the first that is left."""
+    until_s = -math.inf
+    while run < s.tally[NUM_RUNNING]:
+        end_s = s.time_JX[s.run_R[run], END]
+        if end_s > edge_s or (s.tally[IS_HIT] == 1 and -math.inf < until_s < end_s):
+            break
+        _release_into(s, s.run_R[run], row, allowed)
+        until_s = end_s
+        run += 1
+    return run
 
 
 def _look_again(s: State, row: int, allowed: int) -> None:
@@ -337,29 +377,23 @@ def _look_again(s: State, row: int, allowed: int) -> None:
     s.tally[IS_HIT] = int(_is_room(s, row, allowed))
 
 
-def _next_change(s: State, run: int, at_s: float) -> float:
-    """When cards next come free or are taken, after the first `run` runs."""
-    next_s = math.inf
-    if run < s.tally[NUM_RUNNING]:
-        next_s = s.time_JX[s.run_R[run], END]
+def _next_edge(s: State, at_s: float) -> float:
+    """When a reservation next starts or ends, after a time."""
+    edge_s = math.inf
     for p in range(s.tally[NUM_RESERVED]):
         for edge in range(2):
-            if at_s < s.reserved_PX[p, edge] < next_s:
-                next_s = s.reserved_PX[p, edge]
-    return float(next_s)
+            if at_s < s.reserved_PX[p, edge] < edge_s:
+                edge_s = s.reserved_PX[p, edge]
+    return float(edge_s)
 
 
-def _turn_reservations(s: State, at_s: float) -> bool:
+def _turn_reservations(s: State, at_s: float) -> None:
     """Take what reservations that start now take, and give back what those that end now give."""
-    is_changed = False
     for p in range(s.tally[NUM_RESERVED]):
         if s.reserved_PX[p, 0] == at_s:
             _add_row(s, p, -1)
-            is_changed = True
         if s.reserved_PX[p, 1] == at_s:
             _add_row(s, p, 1)
-            is_changed = True
-    return is_changed
 
 
 def _fits_from(s: State, row: int, allowed: int, at_s: float) -> bool:
@@ -389,15 +423,18 @@ def _release_into(s: State, run: int, row: int, allowed: int) -> None:
     while card >= 0:
         node = s.node_C[card]
         free = s.work_YN[BUSY, node]
-        s.work_YN[BUSY, node] = free + 1
-        more = _whole(s, shape, free + 1) - _whole(s, shape, free)
+        before = s.whole_XF[shape, free] if free > 0 else 0
+        while card >= 0 and s.node_C[card] == node:
+            free += 1
+            card = s.next_C[card]
+        s.work_YN[BUSY, node] = free
+        more = (s.whole_XF[shape, free] if free > 0 else 0) - before
         if more > 0:
             for level in range(4):
                 s.room_D[s.above_NL[node, level]] += more
             has_room = s.room_D[s.above_NL[node, within]] >= s.job_JX[row, CARDS]
             if has_room and (allowed >> s.tree_DX[node, KIND_OF]) & 1:
                 s.tally[IS_HIT] = 1
-        card = s.next_C[card]
 
 
 def _spared(s: State, row: int, allowed: int, used: int, to_spare: int) -> int:
@@ -586,10 +623,6 @@ def _copy(s: State, p: int, target: int) -> None:
 def _add_row(s: State, reservation: int, by: int) -> None:
     for node in range(s.work_YN.shape[1]):
         s.work_YN[BUSY, node] += by * s.hold_PN[reservation, node]
-
-
-def _whole(s: State, shape: int, free: int) -> int:
-    return int(s.whole_XF[shape, free]) if free > 0 else 0
 
 
 def _measure(s: State, which: int, shape: int) -> None:

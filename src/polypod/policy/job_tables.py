@@ -45,6 +45,7 @@ class Tables:
         self._rules = rules
         self._rows: list[int] = []
         self._shapes: dict[tuple[tuple[int, ...], int, int], int] = {}
+        self.most: dict[int, int] = {}  # by shape, the largest gang that ever fits
         self._tenants: dict[str, int] = {}
         self._listed = {tenant.name: tenant for tenant in rules.tenants}
         self._cohorts = {name: at for at, name in enumerate(sorted({t.cohort for t in rules.tenants}))}  # fmt: skip
@@ -119,10 +120,15 @@ class Tables:
     def charge_running(self, now_s: float) -> None:
         """Count what running jobs used since `origin_s`, and make this the new origin."""
         state = self.state
-        for row in state.run_R[: self.count(NUM_RUNNING)].tolist():
-            begin_s = max(float(state.time_JX[row, START]), self.origin_s)
+        rows = state.run_R[: self.count(NUM_RUNNING)]
+        is_older = state.time_JX[rows, START] <= self.origin_s
+        older = state.job_JX[rows[is_older]]
+        for tenant in range(len(self.weights)):
+            cards = int(older[older[:, TENANT] == tenant, CARDS].sum())
+            self.charge(tenant, cards, self.origin_s, now_s)
+        for row in rows[~is_older].tolist():
             tenant, cards = int(state.job_JX[row, TENANT]), int(state.job_JX[row, CARDS])
-            self.charge(tenant, cards, begin_s, now_s)
+            self.charge(tenant, cards, float(state.time_JX[row, START]), now_s)
         faded = 2.0 ** ((self.origin_s - now_s) / self._rules.half_life_s)
         self.usage = [usage * faded for usage in self.usage]
         self.origin_s = now_s

@@ -41,11 +41,13 @@ from polypod.policy.job_progress import done_s
 from polypod.policy.job_rules import STARTED, SWEEP
 from polypod.policy.job_state import (
     BASE,
+    CARDS,
     END,
     FREE,
     HAS_QUOTA,
     IS_HOLDING,
     LOST,
+    NUM_FREE,
     NUM_OUT,
     NUM_OUT_CARDS,
     NUM_RESERVED,
@@ -161,7 +163,7 @@ class Scheduler:
     def _finished(self, event: JobFinished) -> None:
         tracked = self._running(event)
         if tracked is not None:
-            self._stop(tracked)
+            self._free(tracked)
             self._forget(tracked)
 
     def _failed(self, event: JobFailed) -> None:
@@ -216,8 +218,8 @@ class Scheduler:
         waited_s = self._now_s - tracked.asked.at_s
         return tracked.asked.priority + max(0, math.floor(waited_s / self.rules.ageing_s))
 
-    def _stop(self, tracked: Tracked) -> float:
-        """Free a run's cards and keep what a checkpoint holds; the seconds of work that are lost."""
+    def _free(self, tracked: Tracked) -> float:
+        """Free a run's cards, and count what the tenant used; when the run began."""
         state, row = self.tables.state, tracked.row
         start_s = float(state.time_JX[row, START])
         cards = tracked.asked.cards
@@ -228,9 +230,14 @@ class Scheduler:
         self._is_due = True
         if tracked.asked.is_preemptible:
             self._count_stoppable(tracked, -cards)
-        did_s, kept_s = done_s(tracked.asked, self._now_s - start_s, is_restart=tracked.run > 1)
+        return start_s
+
+    def _stop(self, tracked: Tracked) -> float:
+        """Free a run's cards and keep what a checkpoint holds; the seconds of work that are lost."""
+        ran_s = self._now_s - self._free(tracked)
+        did_s, kept_s = done_s(tracked.asked, ran_s, is_restart=tracked.run > 1)
         tracked.saved_s += kept_s
-        self.tables.write_rest(row, tracked.asked, tracked.saved_s)
+        self.tables.write_rest(tracked.row, tracked.asked, tracked.saved_s)
         return did_s - kept_s
 
     def _leave_queue(self, tracked: Tracked) -> None:
@@ -434,8 +441,11 @@ class Scheduler:
             return False
         if state.tally[HAS_QUOTA]:
             return True
-        first = int(state.job_JX[state.wait_W[0], BASE])
-        return (self.rules.is_preempting or first == ABOVE_ALL) and min(self._stoppable) < first
+        cards, first = state.job_JX[state.wait_W[0], [CARDS, BASE]].tolist()
+        if min(self._stoppable) >= first or not (self.rules.is_preempting or first == ABOVE_ALL):
+            return False
+        lower = sum(count for priority, count in self._stoppable.items() if priority < first)
+        return lower + self.tables.count(NUM_FREE) >= int(cards)
 
     def _preempt(self) -> None:
         while self._preempt_one():
