@@ -8,7 +8,7 @@ from polypod.policy.job_events import JobSubmitted
 def wall_s(job: JobSubmitted, work_s: float, *, is_restart: bool) -> float:
     """Seconds that a run takes for so much work: restart, work, and a checkpoint after every full interval but the last.
 
-    >>> job = JobSubmitted(at_s=0, job=1, cards=1, limit_s=100, checkpoint_every_s=10, checkpoint_cost_s=1, restart_s=5)
+    >>> job = JobSubmitted(at_s=0, job=1, cards=1, limit_s=100.0, checkpoint_every_s=10.0, checkpoint_cost_s=1.0, restart_s=5.0)
     >>> wall_s(job, 30, is_restart=False), wall_s(job, 30, is_restart=True), wall_s(job, 31, is_restart=False)
     (32.0, 37.0, 34.0)
     """
@@ -24,7 +24,7 @@ def done_s(job: JobSubmitted, ran_s: float, *, is_restart: bool) -> tuple[float,
 
     A checkpoint that is being written when the run stops holds nothing.
 
-    >>> job = JobSubmitted(at_s=0, job=1, cards=1, limit_s=100, checkpoint_every_s=10, checkpoint_cost_s=1, restart_s=5)
+    >>> job = JobSubmitted(at_s=0, job=1, cards=1, limit_s=100.0, checkpoint_every_s=10.0, checkpoint_cost_s=1.0, restart_s=5.0)
     >>> done_s(job, 25, is_restart=False), done_s(job, 10.5, is_restart=False), done_s(job, 18, is_restart=True)
     ((23.0, 20.0), (10.0, 0.0), (12.0, 10.0))
     """

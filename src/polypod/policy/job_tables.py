@@ -1,5 +1,6 @@
 """Rows of the scheduler's arrays: for jobs, for the shapes they ask for, and for tenants with their quotas and their usage."""
 
+import math
 from typing import Final
 
 import numpy as np
@@ -115,7 +116,7 @@ class Tables:
         """
         half_s = self._rules.half_life_s
         late, early = (end_s - self.origin_s) / half_s, (begin_s - self.origin_s) / half_s
-        self.usage[tenant] += cards * half_s * (2.0**late - 2.0**early)
+        self.usage[tenant] += cards * half_s / math.log(2.0) * (2.0**late - 2.0**early)
 
     def charge_running(self, now_s: float) -> None:
         """Count what running jobs used since `origin_s`, and make this the new origin."""
@@ -200,10 +201,9 @@ class Tables:
         """Card-seconds of work that each running job would lose if it stopped now."""
         time_JX = self.state.time_JX[rows]
         running_s = np.maximum(0.0, now_s - time_JX[:, START] - time_JX[:, RESTART])
-        cycle_s = np.where(time_JX[:, EVERY] > 0, time_JX[:, EVERY] + time_JX[:, COST], np.inf)
-        into_s = running_s - np.where(
-            time_JX[:, EVERY] > 0, np.floor(running_s / cycle_s) * cycle_s, 0.0
-        )
-        most_s = np.where(time_JX[:, EVERY] > 0, time_JX[:, EVERY], np.inf)
-        lost: Floats = np.minimum(into_s, most_s) * self.state.job_JX[rows, CARDS]
+        has_any = time_JX[:, EVERY] > 0
+        cycle_s = np.where(has_any, time_JX[:, EVERY] + time_JX[:, COST], 1.0)
+        saved_s = np.where(has_any, np.floor(running_s / cycle_s) * cycle_s, 0.0)
+        most_s = np.where(has_any, time_JX[:, EVERY], np.inf)
+        lost: Floats = np.minimum(running_s - saved_s, most_s) * self.state.job_JX[rows, CARDS]
         return lost

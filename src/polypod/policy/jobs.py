@@ -409,9 +409,9 @@ class Scheduler:
         state = self.tables.state
         count = int(state.tally[NUM_OUT])
         cards = state.out_C[: int(state.tally[NUM_OUT_CARDS])].tolist()
-        for row, is_past, first in state.out_RX[:count].tolist():
+        for row, is_past, end in state.out_RX[:count].tolist():
             tracked = self._of_row[row]
-            own = tuple(cards[first : first + tracked.asked.cards])
+            own = tuple(cards[end - tracked.asked.cards : end])
             self._start(tracked, own, is_backfilled=bool(is_past))
 
     def _start(self, tracked: Tracked, cards: tuple[int, ...], *, is_backfilled: bool) -> None:
