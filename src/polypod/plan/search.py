@@ -19,7 +19,7 @@ service: the more ranks, the rarer a step without a prompt. Left out: length spr
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -201,9 +201,9 @@ def _judge(question: Question, island: Island, deployment: Deployment, found: Se
         return
     half = question.input_tokens + question.output_tokens / 2
     batch = batches(int(memory.tokens_of(half) // half))
-    chunks = _chunks(question, batch)
-    load = steady(question, deployment, batch[None, :], chunks)
-    stable = (load.prompt_share < UTILISATION_LIMIT) & (chunks > 0)
+    batch, chunk = _keeping_up(question, deployment, batch, _chunks(question, batch))
+    load = steady(question, deployment, batch, chunk)
+    stable = load.prompt_share < UTILISATION_LIMIT
     if not stable.any():
         found.pruned["prompts alone take more than the time there is"] += 1
         return
@@ -212,22 +212,41 @@ def _judge(question: Question, island: Island, deployment: Deployment, found: Se
         found.pruned[_missed(question, load, stable)] += 1
         found.misses.append(_nearest(question, deployment.layout, load, stable))
         return
-    row, column = np.unravel_index(
-        int(np.argmax(np.where(kept, load.tokens_per_s, -1.0))), kept.shape
-    )
+    best = int(np.argmax(np.where(kept, load.tokens_per_s, -1.0)))
     replicas = whole_replicas(island, deployment.layout.world)
     found.candidates.append(
         Candidate(
             island=island,
             deployment=deployment,
             replicas=replicas,
-            sequences_per_rank=int(batch[column]),
-            max_step_tokens=int(chunks[row, column] + batch[column]),
-            ttft_s=float(load.ttft_s[row, column]),
-            tpot_s=float(load.tpot_s[row, column]),
-            tokens_per_s=replicas * float(load.tokens_per_s[row, column]),
+            sequences_per_rank=int(batch[best]),
+            max_step_tokens=int(chunk[best] + batch[best]),
+            ttft_s=float(load.ttft_s[best]),
+            tpot_s=float(load.tpot_s[best]),
+            tokens_per_s=replicas * float(load.tokens_per_s[best]),
         )
     )
+
+
+def _keeping_up(
+    question: Question, deployment: Deployment, batch: Floats, chunks: Floats
+) -> tuple[Floats, Floats]:
+    """The pairs of a batch and a chunk, one after another, whose prompts alone leave time; of an engine that computes prompts alone, all there are."""
+    able = chunks > 0
+    if not question.behaviour(1.0).exclusive_prefill:
+        steps = _prompt_steps(question, deployment, batch, np.maximum(chunks, 1.0))
+        able &= steps < UTILISATION_LIMIT
+    return np.broadcast_to(batch, chunks.shape)[able], chunks[able]
+
+
+def _prompt_steps(
+    question: Question, deployment: Deployment, batch: Floats, chunk: Floats
+) -> Floats:
+    """Of a rank's prompts, chunks for each decode step."""
+    fresh = question.input_tokens * (1 - question.behaviour(1.0).prefix_hits)
+    given = tokens_per_step(question.engine_args, deployment.layout.dp * batch)
+    chunks = np.ceil(fresh / np.clip(chunk, 1.0, fresh))
+    return np.asarray(batch * given / question.output_tokens * chunks)
 
 
 def _chunks(question: Question, batch: Floats) -> Floats:
@@ -261,23 +280,23 @@ def steady(
     chunks = np.ceil((length - cached) / chunk)
     step_s = partial(deployment.step_s, case=case)
     pairs = chunk * cached + mean_pairs(chunk, length - cached)
-    kv_tokens = batch * (length + output / 2)
-    decode = partial(step_s, sequences=batch, kv_tokens=kv_tokens, drafts=engine.drafts)
-    # of models with a layer for drafts the step counts making them
-    making = 0.0 if question.model.mtp_layers else engine.drafts * engine.draft_share
-    verify_s = decode()
-    decode_s = verify_s * (1 + making)
+    decode = _Decode(batch=batch, context_tokens=length + output / 2, drafts=engine.drafts)
     each = batch * given / output * chunks  # of a rank's prompt steps, per decode step
     stages = deployment.layout.pp
     bubbles = stages / np.clip(each, 1.0, stages)  # see `cost.steptime`
-    prompt_tokens, pairs = bubbles * chunk, bubbles * pairs
+    prompts = _Prompts(tokens=bubbles * chunk, pairs=bubbles * pairs)
     share = 1 - np.exp(-dp * each)
+    # of models with a layer for drafts the step counts making them
+    making = 0.0 if question.model.mtp_layers else engine.drafts * engine.draft_share
     if engine.exclusive_prefill:
-        prompt_s = step_s(prompt_tokens=prompt_tokens, pairs=pairs)
+        decode_s = decode.seconds(step_s) * (1 + making)
+        prompt_s = np.asarray(step_s(prompt_tokens=prompts.tokens, pairs=prompts.pairs))
         waits_s = np.maximum(each, share) * prompt_s
         busy = waits_s / (decode_s + waits_s)
     else:
-        prompt_s = decode_s - verify_s + decode(prompt_tokens=prompt_tokens, pairs=pairs)
+        verify_s, mixed_s = decode.seconds_with(prompts, step_s)
+        decode_s = verify_s * (1 + making)
+        prompt_s = decode_s - verify_s + mixed_s
         waits_s = share * (prompt_s - decode_s)
         busy = each
     mean_s = decode_s + waits_s
@@ -287,6 +306,41 @@ def steady(
         tokens_per_s=dp * batch * given / mean_s,
         prompt_share=busy + 0 * mean_s,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prompts:
+    """What steps compute of prompts, beside their decoding sequences."""
+
+    tokens: Floats
+    pairs: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decode:
+    """Decoding sequences of steps."""
+
+    batch: Floats
+    context_tokens: float
+    drafts: float
+
+    def seconds(self, step_s: Callable[..., Number]) -> Floats:
+        kv_tokens = self.batch * self.context_tokens
+        return np.asarray(step_s(sequences=self.batch, kv_tokens=kv_tokens, drafts=self.drafts))
+
+    def seconds_with(
+        self, prompts: _Prompts, step_s: Callable[..., Number]
+    ) -> tuple[Floats, Floats]:
+        """Without prompts and with them, worked out at once: a step costs a millisecond to describe, whatever the size of its arrays."""
+        single, whose = np.unique(self.batch, return_inverse=True)
+        shape = np.broadcast_shapes(self.batch.shape, prompts.tokens.shape)
+        every = np.concatenate([single, np.broadcast_to(self.batch, shape).ravel()])
+        tokens, pairs = (
+            np.concatenate([np.zeros_like(single), np.broadcast_to(one, shape).ravel()])
+            for one in (prompts.tokens, prompts.pairs)
+        )
+        seconds = np.asarray(step_s(sequences=every, kv_tokens=every * self.context_tokens, prompt_tokens=tokens, pairs=pairs, drafts=self.drafts))  # fmt: skip
+        return seconds[: single.size][whose].reshape(self.batch.shape), seconds[single.size :].reshape(shape)  # fmt: skip
 
 
 def whole_replicas(island: Island, world: int) -> int:
