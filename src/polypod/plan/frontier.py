@@ -5,6 +5,7 @@ the same whatever runs on it, those are left out of which another is at least as
 islands, in all five. What has no price or power on record is beaten by nothing in it. Limits of the question are not asked: they are read off.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -102,14 +103,16 @@ def _unbeaten(rows: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
     good in both others."""
     order = np.lexsort((rows[:, 2], rows[:, 0], rows[:, 1]))
     kept: list[int] = []
-    stairs = np.empty((0, 2))
-    for at in order.tolist():
-        ttft_s, worth = rows[at, 0], rows[at, 2]
-        if stairs.size and ((stairs[:, 0] <= ttft_s) & (stairs[:, 1] <= worth)).any():
+    ttfts: list[float] = []
+    worths: list[float] = []  # of what is kept and not beaten in both: one rises, the other falls
+    for at, (ttft_s, worth) in zip(order.tolist(), rows[order][:, [0, 2]].tolist(), strict=True):
+        before = bisect_right(ttfts, ttft_s)
+        if before and worths[before - 1] <= worth:
             continue
         kept.append(at)
-        beaten = (stairs[:, 0] >= ttft_s) & (stairs[:, 1] >= worth) if stairs.size else np.zeros(0, dtype=bool)  # fmt: skip
-        stairs = np.vstack([stairs[~beaten], [[ttft_s, worth]]])
+        first = bisect_left(ttfts, ttft_s)
+        last = first + next((n for n, one in enumerate(worths[first:]) if one < worth), len(worths) - first)  # fmt: skip
+        ttfts[first:last], worths[first:last] = [ttft_s], [worth]
     return np.array(kept, dtype=np.intp)
 
 
