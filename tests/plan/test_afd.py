@@ -29,8 +29,9 @@ from polypod.plan.money import site
 from polypod.plan.place import Island, islands, parse_fleet
 from polypod.plan.predict import pool_replicas
 from polypod.plan.search import UTILISATION_LIMIT, Question, batches
-from polypod.plan.shapes import experts_apart, shape_band
+from polypod.plan.shapes import shape_band
 from polypod.plan.spec import Plan, Pool, Service, Slo, check
+from polypod.plan.workers_apart import experts_apart
 from polypod.workload.layout import Layout
 from polypod.workload.memory import weight_bytes_per_rank
 from polypod.workload.model import Moe, expert_parameters

@@ -11,6 +11,7 @@ from polypod import units
 from polypod.catalog.load import load_accelerator, load_pod, pods_accelerator
 from polypod.cli.asking import model_of, prices_of, tokens
 from polypod.cli.emit import write_answer
+from polypod.engine.settings import read_plan_args
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.compose_fleet import fleet_answer
 from polypod.plan.fleet import Aim, Objective, Short, Spare, choose
@@ -141,6 +142,7 @@ def demand_of(args: argparse.Namespace, text: str) -> Demand:
         percentile=slo.percentile,
         rate_per_s=None if said["rate"] is None else units.parse(said["rate"], "per_s"),
         backend=args.backend,
+        engine_args=read_plan_args(args.engine_args),
     )
     return Demand(question=question, slo=slo)
 

@@ -14,14 +14,13 @@ from typing import Final, Literal, get_args
 
 from polypod.cost.bands import Band
 from polypod.cost.deployment import Deployment, native_precision
-from polypod.engine.settings import tokens_per_step
 from polypod.errors import InputError, LayoutError
 from polypod.plan.compose import CONFIRMED, bounds, nearest
 from polypod.plan.confirm import Confirmed, confirm
 from polypod.plan.energy import Estimate, serving
 from polypod.plan.money import Output, Running, Site, running
 from polypod.plan.place import Island, island
-from polypod.plan.search import Question, Search, layouts, search
+from polypod.plan.search import Question, Search, layouts, own_scale, search
 from polypod.plan.served import band_under, own_of
 from polypod.plan.spec import Source
 from polypod.workload.layout import Layout, check_layout
@@ -210,12 +209,13 @@ def _alone(
     question: Question, where: Island, precision: Precision, stages: range
 ) -> Iterable[Deployment]:
     whole = question.input_tokens + question.output_tokens
+    scale = own_scale(question, where, precision)
     for layout in layouts(question.model, where):
         if layout.dp > 1 or layout.pp not in stages:
             continue
         try:
             check_layout(question.model, layout)
-            deployment = Deployment.make(question.model, layout, precision, where.rank)
+            deployment = Deployment.make(question.model, layout, precision, where.rank, scale)
         except LayoutError:
             continue
         if deployment.memory(whole).tokens_of(whole) >= whole:
@@ -224,11 +224,10 @@ def _alone(
 
 def _alone_s(question: Question, deployment: Deployment) -> float:
     """Seconds a token takes one sequence, half of its answer given."""
-    engine = question.behaviour(1.0)
-    making = 0.0 if question.model.mtp_layers else engine.drafts * engine.draft_share
+    drafts, longer = question.decoding()
     step_s = deployment.step_s(
         sequences=1.0,
         kv_tokens=question.input_tokens + question.output_tokens / 2,
-        drafts=engine.drafts,
+        drafts=drafts,
     )
-    return float(step_s * (1 + making) / tokens_per_step(question.engine_args, 1.0))
+    return float(step_s * longer / question.given(1.0))

@@ -31,13 +31,12 @@ from polypod.plan.confirm import confirm
 from polypod.plan.milp import INFINITY, Milp, Solved
 from polypod.plan.place import Island
 from polypod.plan.search import UTILISATION_LIMIT, Miss, Question, Search, search
-from polypod.plan.shapes import (
-    Shape,
+from polypod.plan.shapes import Shape, together
+from polypod.plan.workers_apart import (
     apart,
     cache_bytes,
     exchanging_fraction,
     experts_apart,
-    together,
     transfer_s,
     way_out_bytes_per_s,
 )

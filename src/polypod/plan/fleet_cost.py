@@ -23,7 +23,7 @@ from polypod.plan.energy import (
 from polypod.plan.fleet import Chosen, Used
 from polypod.plan.money import Output, Running, Site, added, hourly, in_all, pue_of, running_at
 from polypod.plan.place import Island
-from polypod.plan.search import Question, mean_pairs
+from polypod.plan.search import Question
 from polypod.plan.shapes import Shape, shape_band
 
 
@@ -66,18 +66,17 @@ def shape_fraction(question: Question, shape: Shape) -> Estimate:
     if shape.candidate is not None:
         return drawn_fraction(serving_at(question, deployment, sequences=sequences, chunk_tokens=shape.candidate.chunk_tokens))  # fmt: skip
     context = question.input_tokens + question.output_tokens / 2
-    return drawn_fraction(Serving(deployment=deployment, sequences=sequences, context_tokens=context))  # fmt: skip
+    return drawn_fraction(Serving(deployment=deployment, sequences=sequences, context_tokens=context, drafts=question.decoding()[0]))  # fmt: skip
 
 
 def _prefill_fraction(question: Question, shape: Shape) -> Estimate:
     deployment, tokens = shape.deployment, float(shape.max_step_tokens)
-    length = float(question.input_tokens)
-    ops = deployment.ops(prompt_tokens=tokens, pairs=mean_pairs(tokens, length))
+    ops = deployment.ops(prompt_tokens=tokens, pairs=question.pairs(tokens))
     at = shares()
     found = []
     for end in ENDS:
         step_s, joules = step_energy(deployment, ops, 0.0, at, end)
-        steps_per_s = shape.rate_per_s * length / (tokens * deployment.layout.dp)
+        steps_per_s = shape.rate_per_s * question.fresh_tokens / (tokens * deployment.layout.dp)
         busy = min(steps_per_s * step_s, 1.0)
         found.append(busy * joules / step_s + (1 - busy) * float(getattr(at.idle, end)))
     return Estimate(*found)

@@ -16,11 +16,12 @@ from polypod.plan.energy import Estimate, likely_fraction, nameplate, serving_at
 from polypod.plan.money import Site, hourly, pue_of
 from polypod.plan.place import Island
 from polypod.plan.search import (
-    CHUNKS,
     UTILISATION_LIMIT,
     Floats,
     Question,
     batches,
+    chunks_of,
+    own_scale,
     possible_layouts,
     steady,
 )
@@ -78,8 +79,9 @@ def _of_island(question: Question, island: Island, at: Site) -> list[Point]:
 
 def _deployments(question: Question, island: Island) -> Iterator[Deployment]:
     precision = native_precision(question.model, island.rank)
+    scale = own_scale(question, island, precision)
     for layout in possible_layouts(question.model, island):
-        yield Deployment.make(question.model, layout, precision, island.rank)
+        yield Deployment.make(question.model, layout, precision, island.rank, scale)
 
 
 def _grid(question: Question, deployment: Deployment) -> Floats:
@@ -90,12 +92,12 @@ def _grid(question: Question, deployment: Deployment) -> Floats:
     if memory.tokens_of(whole) < whole:
         return np.empty((0, 5))
     batch = batches(int(memory.tokens_of(half) // half))[None, :]
-    chunk = np.array(CHUNKS, dtype=float)[:, None] + 0 * batch
+    chunk = chunks_of(question, batch[0])
     load = steady(question, deployment, batch, chunk)
     each = load.tokens_per_s / deployment.accelerators
     budget = chunk + batch
     rows = np.stack([load.ttft_s, load.tpot_s, -each, batch + 0 * each, budget], axis=-1)
-    return np.asarray(rows[load.prompt_share < UTILISATION_LIMIT])
+    return np.asarray(rows[(load.prompt_share < UTILISATION_LIMIT) & (chunk > 0)])
 
 
 def _unbeaten(rows: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:

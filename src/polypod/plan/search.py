@@ -65,6 +65,31 @@ class Question:
         """How the engine schedules with so many requests on a replica."""
         return behaviour_of(self.engine_args, self.model, self.backend, concurrency)
 
+    @property
+    def cached_tokens(self) -> float:
+        """Of a prompt, what is cached already in the mean."""
+        return self.behaviour(1.0).prefix_hits * self.input_tokens
+
+    @property
+    def fresh_tokens(self) -> float:
+        """Of a prompt, what is to be computed."""
+        return self.input_tokens - self.cached_tokens
+
+    def pairs(self, chunk: Number) -> Number:
+        """Prompt token x context token pairs of so many tokens of prompts: all of what is cached is before them, and half of the rest."""
+        return chunk * self.cached_tokens + mean_pairs(chunk, self.fresh_tokens)
+
+    def given(self, sequences: Number) -> Number:
+        """Tokens that a step gives each of so many sequences on a replica."""
+        return tokens_per_step(self.engine_args, sequences)
+
+    def decoding(self) -> tuple[float, float]:
+        """Tokens drafted of each sequence and verified in a step, and such a step's time with making the drafts over its own."""
+        engine = self.behaviour(1.0)
+        # of models with a layer for drafts the step counts making them
+        making = 0.0 if self.model.mtp_layers else engine.drafts * engine.draft_share
+        return engine.drafts, 1 + making
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
@@ -135,7 +160,7 @@ def search(question: Question, island: Island, precision: Precision) -> Search:
             found.pruned[why] += 1
             continue
         deployment = Deployment.make(
-            question.model, layout, precision, island.rank, _own_scale(question, island, precision)
+            question.model, layout, precision, island.rank, own_scale(question, island, precision)
         )
         _judge(question, island, deployment, found)
     return found
@@ -158,11 +183,11 @@ def _impossible(model: Model, island: Island, layout: Layout) -> str | None:
     return "the model does not divide that way" if leaves_copies(model, layout) else None
 
 
-def _own_scale(question: Question, island: Island, precision: Precision) -> float:
+def own_scale(question: Question, island: Island, precision: Precision, kind: str = "agg") -> float:
     """What a person's own calibration of this engine says of every step; 1 without one."""
     if question.backend is None:
         return 1.0
-    return scale(island.rank.chip, question.model.name, question.backend, precision.weights)
+    return scale(island.rank.chip, question.model.name, question.backend, precision.weights, kind)
 
 
 def layouts(model: Model, island: Island) -> Iterator[Layout]:
@@ -201,7 +226,7 @@ def _judge(question: Question, island: Island, deployment: Deployment, found: Se
         return
     half = question.input_tokens + question.output_tokens / 2
     batch = batches(int(memory.tokens_of(half) // half))
-    batch, chunk = _keeping_up(question, deployment, batch, _chunks(question, batch))
+    batch, chunk = _keeping_up(question, deployment, batch, chunks_of(question, batch))
     load = steady(question, deployment, batch, chunk)
     stable = load.prompt_share < UTILISATION_LIMIT
     if not stable.any():
@@ -243,13 +268,12 @@ def _prompt_steps(
     question: Question, deployment: Deployment, batch: Floats, chunk: Floats
 ) -> Floats:
     """Of a rank's prompts, chunks for each decode step."""
-    fresh = question.input_tokens * (1 - question.behaviour(1.0).prefix_hits)
-    given = tokens_per_step(question.engine_args, deployment.layout.dp * batch)
-    chunks = np.ceil(fresh / np.clip(chunk, 1.0, fresh))
+    chunks = np.ceil(question.fresh_tokens / np.clip(chunk, 1.0, question.fresh_tokens))
+    given = question.given(deployment.layout.dp * batch)
     return np.asarray(batch * given / question.output_tokens * chunks)
 
 
-def _chunks(question: Question, batch: Floats) -> Floats:
+def chunks_of(question: Question, batch: Floats) -> Floats:
     """Prompt tokens worth asking beside each batch: all of `CHUNKS`, or what a budget that was said leaves."""
     budget = question.engine_args.max_num_batched_tokens
     if budget is None:
@@ -273,29 +297,25 @@ def steady(
     """A replica at a constant batch: the formulas above, broadcast."""
     length, output = float(question.input_tokens), float(question.output_tokens)
     dp = deployment.layout.dp
-    engine = question.behaviour(1.0)
-    given = tokens_per_step(question.engine_args, dp * batch)
-    cached = engine.prefix_hits * length
-    chunk = np.clip(chunk, 1.0, length - cached)
-    chunks = np.ceil((length - cached) / chunk)
+    given = question.given(dp * batch)
+    chunk = np.clip(chunk, 1.0, question.fresh_tokens)
+    chunks = np.ceil(question.fresh_tokens / chunk)
     step_s = partial(deployment.step_s, case=case)
-    pairs = chunk * cached + mean_pairs(chunk, length - cached)
-    decode = _Decode(batch=batch, context_tokens=length + output / 2, drafts=engine.drafts)
+    drafts, longer = question.decoding()
+    decode = _Decode(batch=batch, context_tokens=length + output / 2, drafts=drafts)
     each = batch * given / output * chunks  # of a rank's prompt steps, per decode step
     stages = deployment.layout.pp
     bubbles = stages / np.clip(each, 1.0, stages)  # see `cost.steptime`
-    prompts = _Prompts(tokens=bubbles * chunk, pairs=bubbles * pairs)
+    prompts = _Prompts(tokens=bubbles * chunk, pairs=bubbles * question.pairs(chunk))
     share = 1 - np.exp(-dp * each)
-    # of models with a layer for drafts the step counts making them
-    making = 0.0 if question.model.mtp_layers else engine.drafts * engine.draft_share
-    if engine.exclusive_prefill:
-        decode_s = decode.seconds(step_s) * (1 + making)
+    if question.behaviour(1.0).exclusive_prefill:
+        decode_s = decode.seconds(step_s) * longer
         prompt_s = np.asarray(step_s(prompt_tokens=prompts.tokens, pairs=prompts.pairs))
         waits_s = np.maximum(each, share) * prompt_s
         busy = waits_s / (decode_s + waits_s)
     else:
         verify_s, mixed_s = decode.seconds_with(prompts, step_s)
-        decode_s = verify_s * (1 + making)
+        decode_s = verify_s * longer
         prompt_s = decode_s - verify_s + mixed_s
         waits_s = share * (prompt_s - decode_s)
         busy = each

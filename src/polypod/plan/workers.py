@@ -15,7 +15,7 @@ from polypod.cost.calibration import of
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.errors import InputError, LayoutError
 from polypod.plan.place import Island
-from polypod.plan.search import Question
+from polypod.plan.search import Question, own_scale
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.model import Model
 from polypod.workload.precision import KEPT, element_bytes
@@ -103,6 +103,7 @@ def _divides(model: Model, tp: int) -> bool:
 def _worker(question: Question, place: Island, tp: int) -> Worker:
     precision = native_precision(question.model, place.rank)
     kinds = _kinds(question.model)
+    scale = own_scale(question, place, precision)
 
     def cut(part: Part) -> Deployment:
         """A model of the part's layers alone, embedding and head in it."""
@@ -113,7 +114,7 @@ def _worker(question: Question, place: Island, tp: int) -> Worker:
             if counts[number]
         )
         model = replace(question.model, layers=layers)
-        return Deployment.make(model, Layout(tp=tp), precision, place.rank)
+        return Deployment.make(model, Layout(tp=tp), precision, place.rank, scale)
 
     return Worker(
         island=place,
@@ -142,7 +143,9 @@ def _part_step_s(question: Question, deployment: Deployment, part: Part, sizes: 
     fits = deployment.served.calibration
     sampling_s = of(fits.engine.sequence_s, "likely") * sizes if part.last else 0.0
     kept = deployment.cost([op for op in ops if op.name not in gone]).total_s
-    return np.asarray(of(fits.step_factor, "likely") * (kept + sampling_s), dtype=float)
+    return np.asarray(
+        deployment.scale * of(fits.step_factor, "likely") * (kept + sampling_s), dtype=float
+    )
 
 
 def _part_sequences(question: Question, deployment: Deployment, part: Part) -> float:
