@@ -24,7 +24,8 @@ from polypod.plan.afd import (
 from polypod.plan.afd_link import Link, exchange_of, link_between, own_way_bytes_per_s
 from polypod.plan.afd_search import MICRO_BATCHES, splits
 from polypod.plan.compose_fleet import fleet_answer
-from polypod.plan.fleet import Aim, Chosen, choose
+from polypod.plan.fleet import Chosen, choose
+from polypod.plan.fleet_offers import Aim
 from polypod.plan.money import site
 from polypod.plan.place import Island, islands, parse_fleet
 from polypod.plan.predict import pool_replicas

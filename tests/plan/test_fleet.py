@@ -8,7 +8,9 @@ import pytest
 
 from polypod.cli.asking import model_of
 from polypod.cost.deployment import native_precision
-from polypod.plan.fleet import Aim, Chosen, Short, choose, domain_ranks, prompt_wait_s
+from polypod.plan.fleet import Chosen, Short, choose, prompt_wait_s
+from polypod.plan.fleet_offers import Aim
+from polypod.plan.fleet_program import domain_ranks
 from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question, search
 from polypod.plan.shapes import together

@@ -15,8 +15,9 @@ from polypod.cost.deployment import Deployment
 from polypod.engine.settings import Move
 from polypod.plan.afd import Split
 from polypod.plan.compose import full_and_warm, played_args
-from polypod.plan.fleet import Chosen, Objective, Pair, Used, prompt_wait_s
+from polypod.plan.fleet import Chosen, Used, prompt_wait_s
 from polypod.plan.fleet_cost import fleet_running
+from polypod.plan.fleet_offers import Objective, Pair
 from polypod.plan.launchable import state_of
 from polypod.plan.money import Running, Site
 from polypod.plan.place import Island

@@ -14,14 +14,12 @@ from polypod.plan.energy import (
     Estimate,
     Serving,
     drawn_fraction,
-    nameplate,
     serving_at,
     shares,
     step_energy,
-    watts_at,
 )
 from polypod.plan.fleet import Chosen, Used
-from polypod.plan.money import Output, Running, Site, added, hourly, in_all, pue_of, running_at
+from polypod.plan.money import Card, Output, Running, Site, added, in_all, running_at
 from polypod.plan.place import Island
 from polypod.plan.search import Question
 from polypod.plan.shapes import Shape, shape_band
@@ -44,13 +42,10 @@ class ShapeCosts:
         return sum(float(one) * shape.accelerators_on(island) for one, island in zip(found, shape.islands, strict=True))  # fmt: skip
 
     def _card(self, island: Island, fraction: Estimate) -> float | str:
-        plate = nameplate(island)
-        pue, _ = pue_of(island, self.at)
-        drawn = None if isinstance(plate, str) else watts_at(fraction, plate, pue)
+        card = Card.of(island, fraction, self.at)
         if self.what == "energy":
-            return str(plate) if drawn is None else drawn.site_w.likely
-        paid = hourly(island, drawn, self.at)
-        return paid if isinstance(paid, str) else paid.total_usd.likely
+            return card.drawn if isinstance(card.drawn, str) else card.drawn.site_w.likely
+        return card.paid if isinstance(card.paid, str) else card.paid.total_usd.likely
 
 
 def shape_fraction(question: Question, shape: Shape) -> Estimate:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from polypod.cost.deployment import Deployment, native_precision
-from polypod.plan.energy import Estimate, likely_fraction, nameplate, serving_at, watts_at
-from polypod.plan.money import Site, hourly, pue_of
+from polypod.plan.energy import Estimate, likely_fraction, serving_at
+from polypod.plan.money import Card, Site
 from polypod.plan.place import Island
 from polypod.plan.search import (
     UTILISATION_LIMIT,
@@ -121,10 +121,9 @@ def _unbeaten(rows: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
 def _point(question: Question, deployment: Deployment, island: Island, row: Floats, at: Site) -> Point:  # fmt: skip
     tokens_per_s = -float(row[2])
     run = serving_at(question, deployment, sequences=float(row[3]), chunk_tokens=float(row[4] - row[3]))  # fmt: skip
-    plate = nameplate(island)
-    pue, _ = pue_of(island, at)
-    drawn = None if isinstance(plate, str) else watts_at(Estimate.exactly(likely_fraction(run)), plate, pue)  # fmt: skip
-    paid = hourly(island, drawn, at)
+    card = Card.of(island, Estimate.exactly(likely_fraction(run)), at)
+    a_million_s = Estimate.exactly(1e6 / tokens_per_s)
+    usd, joules = card.usd(a_million_s), card.joules(a_million_s)
     return Point(
         island=island,
         deployment=deployment,
@@ -133,12 +132,8 @@ def _point(question: Question, deployment: Deployment, island: Island, row: Floa
         ttft_s=float(row[0]),
         tpot_s=float(row[1]),
         tokens_per_s_per_accelerator=tokens_per_s,
-        usd_per_million_tokens=None
-        if isinstance(paid, str)
-        else paid.total_usd.likely / 3600 * 1e6 / tokens_per_s,
-        joules_per_million_tokens=None
-        if drawn is None
-        else drawn.site_w.likely * 1e6 / tokens_per_s,
+        usd_per_million_tokens=None if usd is None else usd.likely,
+        joules_per_million_tokens=None if joules is None else joules.likely,
     )
 
 
