@@ -126,12 +126,17 @@ def _lost_rows(program: Program, terms: Mapping[int, float], floor: float, of: t
     """`terms` are still at least `floor` without min(k, x) of the x replicas: either of both is enough."""
     count, shape = of
     rate, most = shape.rate_per_s, shape.most_replicas
-    lost = max(math.ceil(domain_ranks(one, spare) / shape.ranks_on(one)) for one in shape.islands)
+    lost = lost_at_once(shape, spare)
     all_of_them = program.milp.variable(high=1.0, whole=True)
     program.milp.row(dict(terms) | {all_of_them: lost * rate}, low=floor + lost * rate)
     fewer = dict(terms)
     fewer[count] = fewer.get(count, 0.0) - rate
     program.milp.row(fewer | {all_of_them: -most * rate}, low=floor - most * rate)
+
+
+def lost_at_once(shape: Shape, spare: Spare) -> int:
+    """Replicas that go with what fails, on whichever of a replica's islands it takes more of them."""
+    return max(math.ceil(domain_ranks(one, spare) / shape.ranks_on(one)) for one in shape.islands)
 
 
 def domain_ranks(island: Island, spare: Spare) -> int:
@@ -210,14 +215,12 @@ def _card_rows(program: Program, islands: Sequence[Island]) -> None:
         free = island.accelerators * (1 - aim.spare_fraction)
         program.card_rows[island.name] = milp.row(terms, high=free)
     for vendor, most in aim.most_shares.items():
-        shares = {
-            number: sum(
-                shape.accelerators_on(one) * ((vendor == _vendor(one)) - most)
-                for one in shape.islands
-            )
-            for number, shape in numbered
-        }
-        milp.row(shares, high=0.0)
+        milp.row({number: above_share(shape, vendor, most) for number, shape in numbered}, high=0.0)
+
+
+def above_share(shape: Shape, vendor: str, most: float) -> float:
+    """A vendor's accelerators in a replica, less the share of all of it that they may be."""
+    return sum(shape.accelerators_on(one) * ((vendor == _vendor(one)) - most) for one in shape.islands)  # fmt: skip
 
 
 def _vendor(island: Island) -> str:
