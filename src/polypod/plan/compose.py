@@ -14,6 +14,7 @@ from polypod.cost.deployment import Deployment, native_precision
 from polypod.engine.settings import NOTHING, PLAYED, EngineArgs, Move
 from polypod.errors import InfeasibleError
 from polypod.plan.confirm import Confirmed, confirm
+from polypod.plan.contention import blocking_notes
 from polypod.plan.energy import serving
 from polypod.plan.launchable import state_of
 from polypod.plan.money import Output, Running, Site, in_all, running, site
@@ -307,6 +308,7 @@ def _assumptions(choice: Choice) -> list[str]:
         f"{rank.chip}: efficiencies are {rank.calibration.evidence} ({rank.calibration.id})",
         *rank.assumptions,
     ]
+    notes += blocking_notes([(rank, choice.confirmed.candidate.deployment.layout.world)])
     scale = choice.confirmed.candidate.deployment.scale
     if scale != 1:
         notes.append(f"steps take {scale:.3g} times as long as predicted: a calibration of your own")  # fmt: skip

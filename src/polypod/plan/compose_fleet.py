@@ -15,6 +15,7 @@ from polypod.cost.deployment import Deployment
 from polypod.engine.settings import Move
 from polypod.plan.afd import Split
 from polypod.plan.compose import full_and_warm, played_args
+from polypod.plan.contention import blocking_notes
 from polypod.plan.fleet import Chosen, Used, prompt_wait_s
 from polypod.plan.fleet_cost import fleet_running
 from polypod.plan.fleet_offers import Objective, Pair
@@ -289,11 +290,23 @@ def _assumptions(islands: Sequence[Island], chosen: Chosen) -> list[str]:
             fits = island.rank.calibration
             notes.append(f"{island.rank.chip}: efficiencies are {fits.evidence} ({fits.id})")
             notes += island.rank.assumptions
+    notes += blocking_notes(_groups(chosen))
     notes += _own_factors(chosen)
     ways = {(start, end) for _, start, end in chosen.flows_per_s}
     notes += [_UNPROVEN_APART] if any(one.shape.split for one in chosen.used) else []
     notes += [_way(pair) for pair in chosen.pairs if (pair.prefill, pair.decode) in ways]
     return notes
+
+
+def _groups(chosen: Chosen) -> list[tuple[Rank, int]]:
+    """Ranks of each shape's islands, and how many of them talk to one another; caches and experts apart take all tiers there are."""
+    crossing = {name for _, start, end in chosen.flows_per_s for name in (start, end) if start != end}  # fmt: skip
+    found = []
+    for one in chosen.used:
+        for island in one.shape.islands:
+            wide = one.shape.split is not None or island.name in crossing
+            found.append((island.rank, island.ranks if wide else one.shape.ranks_on(island)))
+    return found
 
 
 def _own_factors(chosen: Chosen) -> list[str]:
