@@ -100,6 +100,9 @@ RATIOS_AND_COUNTS = {
     "years",
     "mean",  # of an Interval: what holds it has the unit
     "outages_per_year",
+    "sample",  # a share
+    "weight",  # of a tenant beside the others
+    "load",  # work that comes over work that can be done
 }
 
 
