@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from polypod.cost.steptime import StepTime
+from polypod.policy import pairing
 from polypod.policy.actions import Cancel, Decode, Prefill, TransferKv, WakeAt
 from polypod.policy.events import (
     FirstToken,
@@ -11,9 +14,12 @@ from polypod.policy.events import (
     KvLost,
     PrefillFinished,
     ReplicaBusy,
+    ReplicaUp,
     RequestFailed,
     RequestFinished,
 )
+from polypod.policy.requests import Ask
+from polypod.policy.router import ReplicaTable, slots_of
 
 from .conftest import STEP
 
@@ -105,7 +111,7 @@ def test_a_cache_goes_where_the_request_ends_first_its_way_included(node):
 
 def test_a_way_is_as_wide_as_its_narrower_end_and_one_rank(node):
     """The source's ranks are four: a cache goes by one of them, at a quarter of the link."""
-    ranks = STEP.__class__(tokens=STEP.tokens, seconds=STEP.seconds, kv_token_s=0.0, pair_s=0.0, data_ranks=4)  # fmt: skip
+    ranks = StepTime(tokens=STEP.tokens, seconds=STEP.seconds, kv_token_s=0.0, pair_s=0.0, data_ranks=4)  # fmt: skip
     node.prefill(step_time=ranks, kv_link_bytes_per_s=0.4e6)  # 0.1 MB/s: a second
     node.decode("wide", kv_link_bytes_per_s=0.0)
     node.decode("narrow", kv_link_bytes_per_s=0.09e6, step_time=STEP.scaled(0.9))
@@ -300,3 +306,116 @@ def test_a_mixed_service_counts_those_who_hold_caches_against_the_pair(node):
     node.go(1, KvArrived)
 
     assert node.arrive(2) == ["Dispatch w"]  # the slot is taken for a whole answer
+
+
+def test_a_large_prompt_is_not_overtaken_where_it_waits(node):
+    node.prefill(kv_capacity_tokens=500, context_tokens=500)
+    node.decode()
+    node.arrive(1, input_tokens=200, max_output_tokens=10)
+    node.arrive(2, input_tokens=400, max_output_tokens=10)
+    assert (
+        node.arrive(3, input_tokens=50, max_output_tokens=10) == []
+    )  # it would fit beside the first
+    node.hold(1, 200)
+    assert node.go(1, KvArrived) == ["Decode d", "Prefill p", "Prefill p"]
+    assert [one.request for one in node.last if isinstance(one, Prefill)] == [2, 3]
+
+
+def test_room_is_exact_and_so_is_the_longest_prompt(node):
+    """100 tokens and half of 50 are 125; a prompt of 299 and its first token are 300."""
+    node.prefill(context_tokens=300)
+    node.decode(kv_capacity_tokens=250, context_tokens=300)
+    node.busy_decode(1)
+    node.arrive(2)
+    assert node.hold(2) == ["TransferKv d"]
+    node.decode("e", kv_capacity_tokens=600, context_tokens=400)
+    assert node.arrive(3, input_tokens=299, max_output_tokens=50) == ["Prefill p"]
+    assert "Prefill p" not in node.arrive(4, input_tokens=300, max_output_tokens=50)
+
+
+def test_of_equals_the_whole_replica_is_taken(node):
+    node.prefill(kv_link_bytes_per_s=0.0)
+    node.decode(kv_link_bytes_per_s=0.0)
+    node.up("w")
+
+    assert node.arrive(1) == ["Dispatch w"]
+
+
+def test_prompts_on_a_prefill_replica_wait_for_no_answers(node):
+    """With 10 ms a sequence, what decodes beside a prompt would cost it; here nothing does."""
+    slow = StepTime(tokens=STEP.tokens, seconds=STEP.seconds, kv_token_s=1e-4, pair_s=0.0, sequence_s=0.01)  # fmt: skip
+    node.prefill("p", step_time=slow)
+    node.decode()
+    for request in (1, 2, 3):
+        node.arrive(request)
+    table = node.policy._health.tables["m", "prefill"]
+    assert table.attend_s_R[0] == 0.0
+    assert table.decode_s_R[0] == slow.step_s(tokens=1, sequences=1)
+
+
+def test_those_who_hold_caches_are_shared_out_over_the_slots_there_are(node):
+    """Each of two slots has one before the newcomer: an answer of 50 tokens at 4 ms, twice, is less than one at 10.1 ms."""
+    node.prefill(kv_link_bytes_per_s=0.0)
+    node.decode(max_sequences=2, step_time=STEP.scaled(0.4), kv_link_bytes_per_s=0.0)
+    node.busy_decode(1, 2)
+    for request in (3, 4, 5, 6, 7, 8):
+        node.arrive(request)
+        node.hold(request)
+    node.up("w")
+    assert node.arrive(9) == ["Dispatch w"]
+    for request in (8, 7, 6, 5, 4, 3):
+        node.gone(request)
+    assert node.arrive(10) == ["Prefill p"]
+
+
+def test_the_columns_agree_with_scalar_arithmetic_on_random_fleets():
+    rng = np.random.default_rng(5)
+    for _ in range(60):
+        prefill, decode = ReplicaTable(), ReplicaTable()
+        ups = [_random_up(rng, f"d{n}", "decode") for n in range(int(rng.integers(1, 9)))]
+        rows = [decode.add(up) for up in ups]
+        source = _random_up(rng, "p", "prefill")
+        row = prefill.add(source)
+        prefill.moving_R[row] = rng.integers(0, 5)
+        for at in rows:
+            decode.moving_R[at], decode.in_flight_R[at] = rng.integers(0, 5), rng.integers(0, 3)
+            decode.kv_tokens_R[at] = rng.integers(0, 3000) * (decode.in_flight_R[at] > 0)
+            decode.prompts_R[at], decode.prompts_end_s_R[at] = rng.integers(0, 2), rng.uniform(0, 2)
+            decode.refresh(at)
+        tokens, output, now_s = int(rng.integers(1, 4000)), float(rng.integers(1, 300)), 2.0
+        ask = Ask(input_tokens=tokens, output_tokens=output, need_tokens=tokens + 1)
+        cache = pairing.Cache.on(prefill, row, tokens)
+        choice = pairing.decode_choice(decode, ask, decode.up_R.copy(), cache, now_s)
+
+        finishes = {at: _finish_s(decode, at, up, (source, int(prefill.moving_R[row])), ask, now_s) for at, up in zip(rows, ups, strict=True)}  # fmt: skip
+        best = min(finishes, key=lambda at: finishes[at])
+        assert best in choice.rows
+        assert pairing.finish_s(choice, ask) == pytest.approx(finishes[best], rel=1e-12)
+
+
+def _random_up(rng: Any, name: str, role: Any) -> ReplicaUp:
+    step = StepTime(
+        tokens=(1, 100), seconds=(rng.uniform(0.005, 0.02), rng.uniform(0.02, 0.1)), kv_token_s=rng.uniform(0, 1e-6),
+        pair_s=0.0, data_ranks=int(rng.integers(1, 4)),
+    )  # fmt: skip
+    return ReplicaUp(
+        at_s=0.0, replica=name, epoch=1, model="m", pool=name, role=role, step_time=step, context_tokens=8000,
+        kv_capacity_tokens=9000, max_sequences=8, max_step_tokens=512, kv_token_bytes=1e5,
+        kv_link_bytes_per_s=float(rng.choice([0.0, rng.uniform(1e8, 1e10)])), kv_link_latency_s=rng.uniform(0, 0.1),
+    )  # fmt: skip
+
+
+def _finish_s(table: ReplicaTable, at: int, up: ReplicaUp, source: tuple[ReplicaUp, int], ask: Ask, now_s: float) -> float:  # fmt: skip
+    """The docstring of `policy.pairing`, one replica at a time."""
+    ends = ((source[0], source[1]), (up, int(table.moving_R[at])))
+    shares = [one.kv_link_bytes_per_s / max(moving + 1, one.step_time.data_ranks) for one, moving in ends if one.kv_link_bytes_per_s]  # fmt: skip
+    way_s = max(source[0].kv_link_latency_s, up.kv_link_latency_s)
+    way_s += ask.input_tokens * source[0].kv_token_bytes / min(shares) if shares else 0.0
+    ahead_s = float(table.prompts_end_s_R[at]) - now_s
+    late_s = max(ahead_s, -ahead_s if table.prompts_R[at] else 0.0)
+    there, kv_tokens = int(table.in_flight_R[at]), float(table.kv_tokens_R[at])
+    ranks, mean_kv = up.step_time.data_ranks, ask.input_tokens + ask.output_tokens / 2
+    token_s = up.step_time.step_s(tokens=there / ranks + 1, kv_tokens=kv_tokens / ranks + mean_kv, sequences=there / ranks + 1)  # fmt: skip
+    crowding = max(kv_tokens + mean_kv - up.kv_capacity_tokens, 0) / max(kv_tokens, 1)
+    crowding += max(there + 1 - slots_of(up), 0) / slots_of(up)
+    return way_s + late_s + (1 + crowding) * ask.output_tokens * token_s
