@@ -419,3 +419,27 @@ def _finish_s(table: ReplicaTable, at: int, up: ReplicaUp, source: tuple[Replica
     crowding = max(kv_tokens + mean_kv - up.kv_capacity_tokens, 0) / max(kv_tokens, 1)
     crowding += max(there + 1 - slots_of(up), 0) / slots_of(up)
     return way_s + late_s + (1 + crowding) * ask.output_tokens * token_s
+
+
+def test_a_first_token_is_late_from_when_its_cache_is_there(node):
+    node.prefill()
+    node.decode("fast", step_time=STEP.scaled(0.7))
+    node.decode("slow")
+    node.arrive(1)
+    node.hold(1, at_s=100.0)
+    node.go(1, KvArrived)
+    node.arrive(2)
+
+    assert node.hold(2, at_s=100.01) == ["TransferKv fast"]
+
+
+def test_a_small_prompt_passes_where_the_large_one_cannot_go(node):
+    """`p` would be faster, and has room for it; but one that is before it waits for that."""
+    node.prefill("p", kv_capacity_tokens=500, context_tokens=500)
+    node.prefill("q", kv_capacity_tokens=100, context_tokens=100, step_time=STEP.scaled(3.0))
+    node.decode()
+    node.arrive(1, input_tokens=200, max_output_tokens=10)
+    node.hold(1, 200, at_s=1.0)
+    node.arrive(2, input_tokens=400, max_output_tokens=10)
+
+    assert node.arrive(3, input_tokens=50, max_output_tokens=10) == ["Prefill q"]
