@@ -10,7 +10,7 @@ from polypod.cost.deployment import Deployment
 from polypod.cost.measured import BACKENDS
 from polypod.engine.settings import played
 from polypod.errors import InputError
-from polypod.plan.handover import handover
+from polypod.plan.handover import Handover, handover
 from polypod.plan.host import engine_model, step_times
 from polypod.plan.place import island, joined_by_network
 from polypod.plan.spec import Plan, Pool, Service, Source
@@ -43,8 +43,10 @@ def policy_settings(plan: Plan) -> PolicySettings:
     )
 
 
-def pool_replicas(plan: Plan) -> list[ReplicaUp]:
+def pool_replicas(plan: Plan, *, linked: bool = True) -> list[ReplicaUp]:
     """Every replica of the plan, ready at time 0 in its first epoch, with the likely step time.
+
+    Unless they are `linked`, nothing is said of how caches go between them, and no link has to be on record.
 
     Raises `InputError` for a role, layout or fleet entry that cannot be played, with its path in the plan.
     """
@@ -53,7 +55,8 @@ def pool_replicas(plan: Plan) -> list[ReplicaUp]:
         model = service_model(service)
         for p, pool in enumerate(service.pools):
             try:
-                ups += _replicas(plan, service, model, pool, f"{s}.{p}")
+                between = handover(plan, service, model, pool) if linked else Handover()
+                ups += _replicas(plan, service, pool, between, f"{s}.{p}")
             except InputError as error:
                 msg = f"{error} - at `$.services[{s}].pools[{p}]`"
                 raise InputError(msg) from error
@@ -106,10 +109,9 @@ def service_model(service: Service) -> Model:
 
 
 def _replicas(
-    plan: Plan, service: Service, model: Model, pool: Pool, place: str
+    plan: Plan, service: Service, pool: Pool, between: Handover, place: str
 ) -> list[ReplicaUp]:
-    source = plan.fleet[pool.on]
-    between = handover(plan, service, model, pool)
+    source, model = plan.fleet[pool.on], service_model(service)
     context = _context(service, model)
     name = pool.name or f"pool{place}"
     if pool.experts_on is not None:
