@@ -91,7 +91,7 @@ def test_the_markov_model_is_within_the_interval_where_replicas_fail_alone(recov
 
 
 def test_of_forty_intervals_some_two_miss():
-    # 95 %: more than seven misses of forty come once in three hundred times, and the seeds are fixed
+    # 95 %: more than seven misses of forty come less than once in a thousand times, and the seeds are fixed
     rates = rates_of([f"card=4000h,{CARDS_ALONE}"], ["card=40h"])
     of = plan()
     seated, wanted = seat(of, replace(INSTANT, spares=2)), demands(of, {"p": 7})
