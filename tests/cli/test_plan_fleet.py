@@ -242,3 +242,19 @@ def test_a_chip_without_an_engine_is_planned_and_the_nearest_engine_named(capsys
     assert {pool["state"] for pool in found["plan"]["services"][0]["pools"]} == {"modelled"}
     alone = asked(capsys, "plan", "llama-3.1-8b", "--on", "nvidia-l40s:1", *LIMITS)
     assert any("nearest is " in one for one in alone["assumptions"])
+
+
+@pytest.mark.parametrize("more", [(), ("--frontier",), ("--stages",), ("--rate", "1/s"), ("--objective", "goodput")])  # fmt: skip
+def test_cores_of_a_host_in_a_fleet_are_refused_by_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    path = tmp_path / "fleet.yaml"
+    for rest, way in (("  b: {accelerator: nvidia-h100-sxm, count: 2}\n", "plan b here"), ("", "name pods or accelerators")):  # fmt: skip
+        path.write_text(f"fleet:\n  a: {{host: bench, cores: [0, 1]}}\n{rest}")
+        assert main(["plan", "llama-3.1-8b", "--on", str(path), *more]) == 2
+        err = capsys.readouterr().err
+        assert "'a' is cores of host 'bench', which polypod up plans" in err
+        assert way in err
+    path.write_text("fleet:\n  a: {host: bench, cores: [0, 1]}\n")
+    assert main(["replace", "llama-3.1-8b", "--what-if", "nvidia=0", "--on", str(path), "--with", "amd-mi300x"]) == 2  # fmt: skip
+    assert "'a' is cores of host 'bench'" in capsys.readouterr().err

@@ -164,13 +164,22 @@ def demand_of(args: argparse.Namespace, text: str) -> Demand:
     return Demand(question=question, slo=slo)
 
 
+def of_accelerators(fleet: dict[str, Source]) -> dict[str, Source]:
+    """The fleet. Raises `InputError` for a part that is a host's cores, whose engines are timed by measurement and not by a chip's figures."""
+    for name, source in fleet.items():
+        if source.host is not None:
+            others = [one for one in fleet if one != name]
+            way = f"leave it out of the fleet and plan {', '.join(others)} here" if others else "name pods or accelerators"  # fmt: skip
+            msg = f"{name!r} is cores of host {source.host!r}, which polypod up plans and serves on that machine; {way}"
+            raise InputError(msg)
+    return fleet
+
+
 def chip_of(source: Source) -> str:
-    """The accelerator of a part of a fleet. Raises `InputError` for a host."""
+    """The accelerator of a part of a fleet that is no host."""
     if source.pod is not None:
         return pods_accelerator(load_pod(source.pod)).id
-    if source.accelerator is None:
-        msg = "a host's cores are planned by polypod up; leave them out of the fleet"
-        raise InputError(msg)
+    assert source.accelerator is not None, "hosts are refused before"
     return source.accelerator
 
 
