@@ -94,13 +94,13 @@ def test_a_run_that_kept_everything_points_at_no_model_and_no_fault(say):
 
 def test_limits_stand_beside_the_latencies_of_a_single_model(say):
     summary = summary_of(
-        fold([say.header(), say.up(), *say.whole(1, 0.0, 0.5), *say.whole(2, 0.0, 2.0, 3.0)]),
+        fold([say.header(), say.up(), *say.whole(1, 0.0, 1.0), *say.whole(2, 0.0, 2.0, 3.0)]),
         {"m": Slo(ttft="1 s", percentile=50)},
     )
     limit = summary.models[0].ttft_limit
 
     assert limit is not None
-    assert (limit.reached_s, limit.inside_fraction, limit.is_kept) == (1.25, 0.5, False)
+    assert (limit.reached_s, limit.inside_fraction, limit.is_kept) == (1.5, 0.5, False)
     assert "p50 1 s  50.0 %" in run_text(summary)
 
 

@@ -91,12 +91,12 @@ def test_the_slowest_come_first_by_what_is_asked(say):
 
 
 def test_every_step_is_told_in_order_with_the_reason_of_the_wait(say):
-    full = [line for n in range(2, 6) for line in [say.arrived(n, 1.0, say.place(n))]]
+    full = [say.arrived(n, 2.0, say.place(n)) for n in range(2, 6)]  # at the same moment
     lines = [
         say.header(),
         say.up("a", max_sequences=4),
-        *full,
         say.arrived(8, 1.5),
+        *full,
         say.arrived(1, 2.0),
         say.finished(2, 6.0, 5, "a", say.place(1, "a", predicted_s=0.25)),
         say.first(1, 7.0),
