@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from polypod.errors import InputError
 from polypod.plan.spec import Layout, Plan, Pool, Precision, Service, Slo, Source, Traffic
 from polypod.policy.events import RequestFinished
 from polypod.record import Header, Step
@@ -61,9 +60,3 @@ def test_a_prompt_alone_takes_what_the_cost_model_says():
 
     expected_s = up.step_time.prompt_s(1000) + tokens_s
     assert done.at_s - TRACE[0].at_s == pytest.approx(expected_s, rel=1e-3)
-
-
-@pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_a_pool_of_one_phase_is_not_simulated_yet(role):
-    with pytest.raises(InputError, match=f"pool 'eight' has the role '{role}'"):
-        scenario_of(plan(role=role), TRACE)
