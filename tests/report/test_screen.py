@@ -142,6 +142,14 @@ def test_slots_cache_and_islands_follow_from_the_events_and_the_plan(say):
     assert (island.name, island.busy_fraction, island.requests) == ("island-0", 0.4, 1)
 
 
+def test_a_pool_that_only_computes_prompts_counts_those(say):
+    lines = [say.header(), say.up("a", role="prefill"), say.up("b", role="decode", pool="q"), *say.apart(1, 0.0)]  # fmt: skip
+    pools = {pool.name: pool for pool in summary_of(fold(lines)).pools}
+
+    assert (pools["p"].requests, pools["p"].output_tokens) == (1, 0)
+    assert (pools["q"].requests, pools["q"].output_tokens) == (1, 17)
+
+
 def test_a_pools_own_measure_of_busy_time_is_taken_where_its_replicas_have_none(say):
     lines = [say.header(), say.up("a"), say.up("b"), *say.whole(1, 0.0, 1.0, 10.0)]
     lines += [say.measure(t, "p", "busy_s", 2.5) for t in (5.0, 10.0)]

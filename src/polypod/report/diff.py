@@ -177,10 +177,12 @@ def _of_model(side: _Side, model: str) -> _Side:
 
 
 def _of_pool(side: _Side, pool: str) -> _Side:
-    """The requests that were last at a replica of the pool."""
+    """The requests that were answered by the pool, or whose prompts it computed where it does nothing else."""
     outcomes = side.outcomes
     replicas = outcomes.of_pool(pool)
-    return _part(side, np.isin(outcomes.requests.decode_replica, replicas), replicas.tolist())
+    these = np.isin(outcomes.requests.decode_replica, replicas)
+    these |= np.isin(outcomes.served_at, replicas)
+    return _part(side, these, replicas.tolist())
 
 
 def _part(side: _Side, these: Bools, replicas: Sequence[int]) -> _Side:
