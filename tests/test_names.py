@@ -38,6 +38,8 @@ RATIOS_AND_COUNTS = {
     "wait_steps",
     "tokens_per_step",
     "decoding",  # share of the time
+    "cv",  # standard deviation over mean
+    "expert_imbalance_cv",
     "low",  # of a Band: measured over predicted
     "high",
     "likely",  # of an Estimate, as low and high: what holds it has the unit

@@ -64,7 +64,7 @@ class RemoteStore:
     """The third tier, of a pool: outlives its replicas."""
 
     def __init__(self, settings: TierSettings, block_tokens: int) -> None:
-        self.store = _quick(kernels.empty_store(64, 1))
+        self.store = views(kernels.empty_store(64, 1))
         capacity = settings.blocks(settings.remote_bytes, block_tokens)
         self.store.lists_CF[0, kernels.CAPACITY] = capacity
         self.has_room = capacity > 0
@@ -74,7 +74,7 @@ class RemoteStore:
         return int(self.store.lists_CF[0, kernels.EVICTED])
 
     def make_room(self, blocks: int) -> None:
-        self.store = _with_room(self.store, blocks)
+        self.store = with_room(self.store, blocks)
 
 
 class PrefixCache:
@@ -101,7 +101,7 @@ class PrefixCache:
         self.found_K: Integers = np.zeros(3, dtype=np.int64)
         self._settings = settings
         self._remote = remote if remote is not None and remote.has_room else None
-        self._store = _quick(kernels.empty_store(64, 2 * ranks))
+        self._store = views(kernels.empty_store(64, 2 * ranks))
         self._ranks = ranks
         host_blocks = settings.blocks(settings.host_bytes / ranks, block_tokens) if settings else 0
         self._has_host = host_blocks > 0
@@ -174,7 +174,7 @@ class PrefixCache:
         return int(sum(evicted))
 
     def _make_room(self, blocks: int) -> None:
-        self._store = _with_room(self._store, blocks)
+        self._store = with_room(self._store, blocks)
 
     def _tiers(self, rank: int) -> Tiers:
         return Tiers(
@@ -191,13 +191,13 @@ def _of(hashes: Sequence[int]) -> Integers:
     return cast(Integers, hashes)
 
 
-def _quick(store: Store) -> Store:
-    """Views whose elements Python reads and writes several times faster than an array's."""
+def views(store: Store) -> Store:
+    """Views of the arrays, whose elements Python reads and writes several times faster than an array's."""
     return Store(*(cast(Integers, memoryview(array)) for array in store))  # type: ignore[arg-type]
 
 
-def _with_room(store: Store, blocks: int) -> Store:
+def with_room(store: Store, blocks: int) -> Store:
     """The store, or a larger copy of it, with room for so many more blocks."""
     if store.meta_F[kernels.ROOM] >= blocks:
         return store
-    return _quick(kernels.grown(Store(*map(np.asarray, store)), blocks))
+    return views(kernels.grown(Store(*map(np.asarray, store)), blocks))

@@ -7,6 +7,7 @@ pauses. After its time out an open breaker admits one request at a time; the fir
 from dataclasses import dataclass, field
 
 from polypod.errors import InputError
+from polypod.policy.affinity import Affinity
 from polypod.policy.events import ReplicaUp
 from polypod.policy.requests import Tracked
 from polypod.policy.router import ReplicaTable, slots_of
@@ -35,7 +36,12 @@ class Health:
         self._settings = settings
         self._charged: set[int] = set()  # live requests whose retry the budget pays
         self.replicas: dict[str, Replica] = {}
-        self.tables = {service.model: ReplicaTable() for service in settings.services}
+        self.tables = {
+            service.model: ReplicaTable(
+                Affinity(block_tokens=service.block_tokens, most_blocks=settings.prefix_blocks)
+            )
+            for service in settings.services
+        }
 
     # ---- starts and deaths
 

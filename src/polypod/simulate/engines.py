@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from polypod.engine import EngineLimits, Progress, ReplicaEmulation
+from polypod.engine.imbalance import Imbalance
+from polypod.engine.prefix import PrefixCache, RemoteStore
 from polypod.engine.replica import PLAIN
 from polypod.policy.actions import Dispatch
 from polypod.policy.events import ReplicaDown, ReplicaUp
@@ -23,22 +25,68 @@ class Engine:
 
 @dataclass(slots=True)
 class Totals:
-    """What a replica did, over all its starts."""
+    """What a replica did, over all its starts. Prompt tokens that it found cached, by tier, and tokens that were evicted from its own tiers."""
 
     busy_s: float = 0.0
     computed_tokens: int = 0
     preemptions: int = 0
+    found_hbm_tokens: int = 0
+    found_host_tokens: int = 0
+    found_remote_tokens: int = 0
+    evicted_hbm_tokens: int = 0
+    evicted_host_tokens: int = 0
 
     def add(self, emulation: ReplicaEmulation) -> None:
         self.busy_s += emulation.busy_s
         self.computed_tokens += emulation.computed_tokens
         self.preemptions += emulation.preemptions
+        if emulation.prefix is not None:
+            self._add_cache(emulation.prefix)
+
+    def _add_cache(self, prefix: PrefixCache) -> None:
+        hbm, host, remote = (prefix.block_tokens * int(found) for found in prefix.found_K)
+        self.found_hbm_tokens += hbm
+        self.found_host_tokens += host
+        self.found_remote_tokens += remote
+        self.evicted_hbm_tokens += prefix.block_tokens * prefix.evicted_blocks(0)
+        self.evicted_host_tokens += prefix.block_tokens * prefix.evicted_blocks(1)
+
+
+class Caches:
+    """Prefix caches for starting replicas: each begins empty, but for the remote store of its pool."""
+
+    def __init__(self, block_tokens: Mapping[str, int]) -> None:
+        self._block_tokens = block_tokens
+        self._remotes: dict[tuple[str, str], RemoteStore] = {}
+
+    def start(self, up: ReplicaUp) -> PrefixCache | None:
+        """The replica's cache; none where the blocks of its model's prompts are not known."""
+        block_tokens, tiers = self._block_tokens.get(up.model), up.prefix_tiers
+        if block_tokens is None:
+            return None
+        remote = None
+        if tiers is not None and tiers.remote_bytes:
+            pool = (up.model, up.pool)
+            remote = self._remotes.setdefault(pool, RemoteStore(tiers, block_tokens))
+        ranks = up.step_time.data_ranks
+        return PrefixCache(block_tokens=block_tokens, ranks=ranks, settings=tiers, remote=remote)
 
 
 class Engines:
     """An engine knows a dispatch by its ticket, a number used once: a request may come back to where it was."""
 
-    def __init__(self, replicas: Sequence[ReplicaUp], slowdowns: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        replicas: Sequence[ReplicaUp],
+        slowdowns: Mapping[str, float],
+        *,
+        seed: int = 0,
+        block_tokens: Mapping[str, int] | None = None,
+    ) -> None:
+        """`block_tokens` by model turns prefix caches on; draws of expert imbalance are of the seed and the replica's place among `replicas`."""
+        self._seed = seed
+        self._numbers = {up.replica: number for number, up in enumerate(replicas)}
+        self._caches = Caches(block_tokens or {})
         self._slowdowns = slowdowns
         self._engines: dict[str, Engine] = {}
         self._tickets: dict[int, tuple[Engine, int]] = {}  # by request
@@ -59,7 +107,17 @@ class Engines:
                 behaviour=event.engine or PLAIN,
             )
             slowdown = self._slowdowns.get(event.replica, 1.0)
-            emulation = ReplicaEmulation(event.step_time.scaled(slowdown), limits)
+            emulation = ReplicaEmulation(
+                event.step_time.scaled(slowdown),
+                limits,
+                prefix=self._caches.start(event),
+                imbalance=Imbalance(
+                    cv=event.expert_imbalance_cv,
+                    seed=self._seed,
+                    replica=self._numbers[event.replica],
+                    epoch=event.epoch,
+                ),
+            )
             self._engines[event.replica] = Engine(event, emulation)
 
     def submit(self, dispatch: Dispatch, arrival: Arrival, now_s: float) -> Engine:
@@ -71,6 +129,7 @@ class Engines:
             request=self._last_ticket,
             prompt_tokens=arrival.input_tokens,
             output_tokens=output_tokens(arrival, engine.up),
+            hashes=arrival.prefix_hashes,
         )
         engine.dispatches[self._last_ticket] = dispatch
         self._tickets[dispatch.request] = (engine, self._last_ticket)

@@ -75,7 +75,13 @@ class _Driver:
         self._scenario = scenario
         self._write = write
         self._policy = Policy(scenario.settings, seed=scenario.seed)
-        self._engines = Engines(scenario.replicas, scenario.slowdowns)
+        self._block_tokens = scenario.block_tokens
+        self._engines = Engines(
+            scenario.replicas,
+            scenario.slowdowns,
+            seed=scenario.seed,
+            block_tokens=self._block_tokens,
+        )
         self._agenda: list[tuple[float, _Kind, int, _Item]] = []
         self._entries = 0
         self._arrivals: Iterator[tuple[int, Arrival]] = iter(())
@@ -93,7 +99,7 @@ class _Driver:
                 self.now_s = at_s
                 self._play(kind, item)
         for replica, totals in self._engines.totals().items():
-            for name in _MEASURES:
+            for name in _MEASURES + (_CACHE_MEASURES if self._block_tokens else ()):
                 value = float(getattr(totals, name))
                 self._write(Measure(at_s=self.now_s, of=replica, name=name, value=value))
 
@@ -147,11 +153,19 @@ class _Driver:
             input_tokens=arrival.input_tokens,
             max_output_tokens=arrival.max_output_tokens,
             priority=arrival.priority,
+            prefix_hashes=self._prompt_hashes(arrival),
         )
         self._plan(arrival.at_s, _Kind.ARRIVAL, event)
         if arrival.patience_s is not None:
             gone_s = arrival.at_s + arrival.patience_s
             self._plan(gone_s, _Kind.TIMER, ClientGone(at_s=gone_s, request=request))
+
+    def _prompt_hashes(self, arrival: Arrival) -> tuple[int, ...]:
+        """Those that a gateway knows when the request comes: of the prompt."""
+        block_tokens = self._block_tokens.get(arrival.model)
+        if block_tokens is None:
+            return ()
+        return arrival.prefix_hashes[: arrival.input_tokens // block_tokens]
 
     def _plan_engine(self, engine: Engine | None) -> None:
         """See to it that the engine is looked at when its batch changes next."""
@@ -238,6 +252,11 @@ class _Driver:
 
 
 _MEASURES: Final = ("busy_s", "computed_tokens", "preemptions")
+
+_CACHE_MEASURES: Final = (
+    "found_hbm_tokens", "found_host_tokens", "found_remote_tokens", "evicted_hbm_tokens", "evicted_host_tokens"
+)  # fmt: skip
+"""Only where requests come with hashes."""
 
 
 def _header(scenario: Scenario) -> Header:

@@ -16,6 +16,9 @@ class Arrival:
     max_output_tokens: int | None = None  # what the client says
     priority: int = 0
     patience_s: float | None = None  # a client whose answer is not complete by then leaves
+    prefix_hashes: tuple[
+        int, ...
+    ] = ()  # of its full blocks, each of all before it too; those past the prompt are of the answer
 
 
 def arrivals(trace: Trace, model: str) -> tuple[Arrival, ...]:
