@@ -1,8 +1,8 @@
 """Which replicas the blocks of prompts were last sent to, so that a prompt can go where its beginning is cached.
 
-Nothing is heard from the replicas: a block that was sent is taken as still there, until the replica is gone or `most_blocks` others were sent
-since. Too much is expected of a replica that has evicted it, which then has it again; the least recently sent go first, a prompt's last block before
-its first, as caches do (`engine.prefix`).
+Nothing is heard from the replicas: a block that was sent is taken as still there until the replica is gone, or until as many others were sent since as
+all replicas hold together. The least recently sent go first, a prompt's last block before its first, as in the caches (`engine.prefix`). So a
+replica may have evicted what is expected of it, where it got more than its part of late; it then has it again.
 
 One bit a replica and block: row r of the table is bit r.
 """
@@ -18,18 +18,20 @@ FEWEST: Final = 64
 
 
 class Affinity:
-    """Blocks by hash, as many as `most_blocks`; 0 remembers none.
+    """Blocks by hash, as many as the replicas hold and `most_blocks` at most; 0 remembers none.
 
     >>> affinity = Affinity(block_tokens=16, most_blocks=100)
+    >>> affinity.replicas_hold(10_000)  # tokens
     >>> affinity.sent(0, (11, 12, 13))
     >>> affinity.sent(3, (11, 12))
     >>> affinity.cached_tokens((11, 12, 13, 14), input_tokens=70)  # by row
     {3: 32, 0: 48}
     """
 
-    def __init__(self, *, block_tokens: int, most_blocks: int) -> None:
+    def __init__(self, *, block_tokens: int = 512, most_blocks: int) -> None:
         self._block_tokens = block_tokens
         self._most_blocks = most_blocks
+        self._bound_blocks = 0
         self._store = views(kernels.empty_store(min(FEWEST, most_blocks), 1))
         self._rows_N = [0] * len(self._store.entries_NF)
 
@@ -52,7 +54,7 @@ class Affinity:
 
     def sent(self, row: int, hashes: Sequence[int]) -> None:
         """Remember that the row was sent these blocks."""
-        if not self._most_blocks:
+        if not self._bound_blocks:
             return
         for key in reversed(hashes):
             entry = kernels.find(self._store, 0, key)
@@ -62,6 +64,10 @@ class Affinity:
                 kernels.unlink(self._store, entry)
             kernels.link(self._store, entry)
             self._rows_N[entry] |= 1 << row
+
+    def replicas_hold(self, tokens: int) -> None:
+        """Say how much the replicas that are up hold together."""
+        self._bound_blocks = min(self._most_blocks, tokens // self._block_tokens)
 
     def forget(self, row: int) -> None:
         """The row is another replica's from now on."""
@@ -73,7 +79,7 @@ class Affinity:
         return 0 if entry == kernels.NONE else self._rows_N[entry]
 
     def _add(self, key: int) -> int:
-        if len(self) >= self._most_blocks:
+        while len(self) >= self._bound_blocks:
             kernels.evict(self._store, 0)
         self._store = with_room(self._store, 1)
         self._rows_N += [0] * (len(self._store.entries_NF) - len(self._rows_N))

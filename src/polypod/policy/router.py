@@ -68,7 +68,7 @@ class ReplicaTable:
     """The replicas of one model that are up. A row is a replica's for as long as it is."""
 
     def __init__(self, affinity: Affinity | None = None, rows: int = 4) -> None:
-        self.affinity = affinity or Affinity(block_tokens=1, most_blocks=0)
+        self.affinity = Affinity(most_blocks=0) if affinity is None else affinity
         self.up_R = np.zeros(rows, dtype=bool)
         self.in_flight_R = np.zeros(rows, dtype=np.int64)
         self.slots_R = np.zeros(rows, dtype=np.int64)
@@ -94,6 +94,7 @@ class ReplicaTable:
         self.kind_R = np.zeros(rows, dtype=np.intp)
         self.up: list[ReplicaUp | None] = [None] * rows
         self.most_limit_tokens = 0  # over the replicas that are up
+        self._held_tokens = 0  # by all that are up
         self._kinds = Kinds()
         self._others: dict[int, _Others] = {}
         self.measured: set[tuple[int, str]] = set()  # rows and phases of which a step was timed
@@ -127,6 +128,9 @@ class ReplicaTable:
         self.affinity.forget(row)
 
     def _occupy(self, row: int, up: ReplicaUp | None) -> None:
+        for known, sign in ((self.up[row], -1), (up, 1)):
+            self._held_tokens += 0 if known is None else sign * held_tokens(known)
+        self.affinity.replicas_hold(self._held_tokens)
         self.up[row] = up
         self.up_R[row] = up is not None
         self.most_limit_tokens = int((self.limit_tokens_R * self.up_R).max())
@@ -322,6 +326,13 @@ class ReplicaTable:
             if isinstance(value, np.ndarray):
                 setattr(self, name, np.concatenate([value, np.zeros_like(value)]))
         self.up += [None] * rows
+
+
+def held_tokens(up: ReplicaUp) -> int:
+    """Tokens that a replica caches, in HBM and in host memory."""
+    tiers = up.prefix_tiers
+    host = 0 if tiers is None else int(tiers.host_bytes // tiers.kv_bytes_per_token)
+    return up.kv_capacity_tokens + host
 
 
 def slots_of(up: ReplicaUp) -> int:
