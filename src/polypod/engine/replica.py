@@ -262,6 +262,7 @@ class ReplicaEmulation:
     def _end_chunks(self, segment: _Segment, at_s: float, progress: list[Progress]) -> None:
         for sequence, tokens in segment.chunks:
             sequence.computed += tokens
+            sequence.loads = (0, 0)
             self._prompt_kv_R[sequence.rank] += tokens
             self.computed_tokens += tokens
             if sequence.computed == sequence.prompt_tokens:
@@ -388,7 +389,6 @@ class ReplicaEmulation:
         host = remote = 0
         for sequence, _ in chunks:
             host, remote = host + sequence.loads[0], remote + sequence.loads[1]
-            sequence.loads = (0, 0)
         return 0.0 if self.prefix is None else self.prefix.load_s(host, remote)
 
     # ---- the next one begins
