@@ -111,9 +111,7 @@ def test_a_cancelled_prompt_leaves_what_it_had_computed() -> None:
 def test_a_step_takes_as_long_as_its_computation_or_its_loads() -> None:
     """Eight of ten blocks come from host memory, at 16 tokens of a byte each: 128 bytes."""
     for bytes_per_s, seconds in ((1e6, 0.010 + 2e-4), (1280.0, 0.1)):
-        tiers = TierSettings(
-            kv_bytes_per_token=1.0, host_bytes=1e6, host_bytes_per_s=bytes_per_s
-        )
+        tiers = TierSettings(kv_bytes_per_token=1.0, host_bytes=1e6, host_bytes_per_s=bytes_per_s)
         engine = replica(tiers=tiers, kv_capacity_tokens=192)
         engine.submit(0.0, request=1, prompt_tokens=161, output_tokens=1, hashes=range(10))
         engine.advance(1.0)

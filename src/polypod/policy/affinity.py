@@ -43,7 +43,7 @@ class Affinity:
         """Tokens of the prompt that a row should have, of those that should have any: its longest beginning of whole blocks, the last token left out."""
         found: dict[int, int] = {}
         most = min(len(hashes), (input_tokens - 1) // self._block_tokens)
-        rows = self._rows(hashes[0]) if most else 0
+        rows = self._rows(hashes[0]) if most > 0 else 0
         block = 1
         while rows:
             here = self._rows(hashes[block]) if block < most else 0
