@@ -94,6 +94,10 @@ RATIOS_AND_COUNTS = {
     "costs",
     "lows",
     "highs",
+    "shape",  # Weibull's
+    "years",
+    "mean",  # of an Interval: what holds it has the unit
+    "outages_per_year",
 }
 
 

@@ -1,5 +1,6 @@
 """From a plan to what is simulated."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -96,3 +97,11 @@ def test_a_pools_tiers_are_its_replicas_with_one_copy_of_a_tokens_cache():
 def test_a_model_without_experts_has_none_that_are_uneven():
     with pytest.raises(InputError, match=r"expert_imbalance_cv is 0.1, and .* has no experts; leave it out - at `\$.services\[0\].pools\[0\]`"):  # fmt: skip
         scenario_of(plan(expert_imbalance_cv=0.1), TRACE[:1])
+
+
+def test_hashes_are_of_as_many_tokens_as_the_trace_says():
+    hashed = [dataclasses.replace(TRACE[0], prefix_hashes=(1, 2, 3))]
+    said = scenario_of(plan(), hashed, block_tokens=64)
+
+    assert said.block_tokens == {MODEL: 64}
+    assert scenario_of(plan(), TRACE[:1], block_tokens=64).block_tokens == {}

@@ -9,18 +9,18 @@ from typing import Any
 import msgspec
 
 from polypod.cli.asking import note
+from polypod.cli.traffic import add_traffic, trace_from
 from polypod.cost.bands import METRICS, Metric, band_of
-from polypod.errors import FileError, InputError
+from polypod.errors import FileError
 from polypod.plan.predict import evidence
-from polypod.plan.spec import Plan, read_plan
+from polypod.plan.spec import read_plan
 from polypod.record import read
 from polypod.report.runs import run_json, run_text, summarise
 from polypod.report.tables import entry
 from polypod.simulate.fleet import scenario_of
 from polypod.simulate.run import play
 from polypod.simulate.scenario import Fault
-from polypod.simulate.trace import Arrival, arrivals
-from polypod.workload.traffic import poisson, read_trace
+from polypod.simulate.trace import arrivals
 
 
 class _Faults(msgspec.Struct, forbid_unknown_fields=True):
@@ -32,42 +32,33 @@ class _Faults(msgspec.Struct, forbid_unknown_fields=True):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", help="a plan file, as `polypod plan -o` or `polypod up` wrote it")
     parser.add_argument(
-        "--trace",
-        metavar="FILE",
-        help="Azure's CSV or Mooncake's JSON lines (default: Poisson arrivals as the plan's traffic says)",
-    )
-    parser.add_argument(
         "--faults",
         metavar="FILE",
         help='JSON: {"faults": [{"at_s": 60, "replica": NAME, "what": "down"}]}',
-    )
-    parser.add_argument(
-        "--requests",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="how many Poisson arrivals (default: 1000)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="of ties and of Poisson arrivals (default: 0)",
+        help="of ties and of all that is drawn (default: 0)",
     )
     parser.add_argument(
         "-o", dest="folder", metavar="DIR", help="write the record and the summary here"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_traffic(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     plan = read_plan(Path(args.plan))
-    trace = _arrivals(plan, args)
+    traffic = trace_from(args, plan)
+    trace = arrivals(traffic)
     faults = _faults(Path(args.faults)) if args.faults else ()
     rests = evidence(plan)
     bands = _bands_json(rests)
-    scenario = scenario_of(plan, trace, seed=args.seed, faults=faults)
+    block_tokens = traffic.block_tokens or None
+    scenario = scenario_of(plan, trace, seed=args.seed, faults=faults, block_tokens=block_tokens)
     if args.folder:
         record = _folder(Path(args.folder)) / "record.jsonl"
         try:
@@ -112,32 +103,6 @@ def _band_lines(rests: dict[str, str]) -> list[str]:
         text = f"TTFT {ttft.low:g} to {ttft.high:g} times, TPOT {tpot.low:g} to {tpot.high:g} times what is shown ({pools}: {on})"
         lines.append(entry("80 % band", text, indent=16))
     return lines
-
-
-def _arrivals(plan: Plan, args: argparse.Namespace) -> tuple[Arrival, ...]:
-    if len(plan.services) > 1:
-        names = ", ".join(service.model for service in plan.services)
-        msg = f"{args.plan} serves several models ({names}), and traces that name a model are not read yet"
-        raise InputError(msg)
-    service = plan.services[0]
-    if args.trace:
-        return arrivals(read_trace(Path(args.trace)), service.model)
-    if service.traffic is None or service.traffic.rate_per_s is None:
-        msg = f"{args.plan} gives {service.model} no traffic with a rate; add one, or play a trace with --trace FILE"
-        raise InputError(msg)
-    if args.requests < 1:
-        msg = f"--requests {args.requests} is no number of requests; give 1 or more"
-        raise InputError(msg)
-    return arrivals(
-        poisson(
-            service.traffic.rate_per_s,
-            args.requests,
-            service.traffic.input,
-            service.traffic.output,
-            seed=args.seed,
-        ),
-        service.model,
-    )
 
 
 def _faults(path: Path) -> tuple[Fault, ...]:

@@ -60,6 +60,19 @@ class Progress:
     kind: Literal["first", "finished"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Glimpse:
+    """An engine at one moment: requests and cache there now, seconds and tokens since its start."""
+
+    running: int
+    waiting: int
+    kv_tokens: int
+    busy_s: float
+    prompt_busy_s: float  # in steps that carry prompts
+    prompt_tokens: int
+    output_tokens: float
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Sequence:
     request: int
@@ -139,6 +152,9 @@ class ReplicaEmulation:
         self.busy_s = 0.0
         self.computed_tokens = 0
         self.preemptions = 0
+        self._prompt_busy_s = 0.0
+        self._prompt_tokens = 0
+        self._output_tokens = 0
         self._behaviour = limits.behaviour
         self._given = limits.behaviour.tokens_per_step  # tokens a sequence gets from a step
         self._checked = 1 + limits.behaviour.drafts  # tokens of it that the step computes
@@ -166,6 +182,8 @@ class ReplicaEmulation:
         self._step = 0
         self._order = 0
         self._segment: _Segment | None = None
+        self._factor = 1.0  # of every step's time
+        self._hangs = False
 
     @property
     def next_s(self) -> float:
@@ -183,7 +201,27 @@ class ReplicaEmulation:
     @property
     def kv_tokens(self) -> int:
         """Cached tokens of admitted sequences, as of the last batch change."""
-        return int(self._decode_kv_R().sum() + self._prompt_kv_R.sum())
+        return int(sum(self._rank_kv(rank) for rank in range(self._ranks)))
+
+    def glimpse(self, at_s: float) -> Glimpse:
+        """What runs, and what was done until now; of the running segment its share of decode tokens, and no prompt tokens yet."""
+        segment = self._segment
+        busy_s = prompt_busy_s = output_tokens = 0.0
+        if segment is not None:
+            busy_s = max(min(at_s, segment.end_s) - segment.start_s, 0.0)
+            prompt_busy_s = busy_s if segment.chunks else 0.0
+            if segment.decodes and busy_s > 0:
+                fraction = busy_s / (segment.end_s - segment.start_s)
+                output_tokens = fraction * (segment.steps * self._given * self._decoders)
+        return Glimpse(
+            running=self.running,
+            waiting=self.waiting,
+            kv_tokens=self.kv_tokens,
+            busy_s=self.busy_s + busy_s,
+            prompt_busy_s=self._prompt_busy_s + prompt_busy_s,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens + output_tokens,
+        )
 
     def submit(
         self,
@@ -213,6 +251,8 @@ class ReplicaEmulation:
         self._by_request[request] = sequence
         blocked = bool(self._waiting)
         self._waiting.append(sequence)
+        if self._hangs:
+            return
         if self._segment is None or self._segment.start_s >= at_s:
             self._compose(at_s)  # idle, or the batch is being made at this very moment
         elif not blocked:
@@ -224,6 +264,16 @@ class ReplicaEmulation:
             self._cancelled.add(request)
             self._cut(at_s)
 
+    def speed(self, at_s: float, factor: float) -> None:
+        """From the next step boundary on, steps take `factor` times as long as told; 1 is as told."""
+        self._factor = factor
+        self._cut(at_s)
+
+    def hang(self) -> None:
+        """Stop for good, with all that is aboard."""
+        self._hangs = True
+        self._segment = None
+
     def advance(self, to_s: float) -> list[Progress]:
         """Play until `to_s`, that moment included; return what happened, in time order."""
         progress: list[Progress] = []
@@ -231,6 +281,8 @@ class ReplicaEmulation:
             segment = self._segment
             end_s = segment.end_s
             self.busy_s += end_s - segment.start_s
+            if segment.chunks:
+                self._prompt_busy_s += end_s - segment.start_s
             if segment.decodes:
                 self._end_steps(segment.steps)
             self._finish_decodes(end_s, progress)
@@ -247,7 +299,9 @@ class ReplicaEmulation:
 
     def _end_steps(self, steps: int) -> None:
         self._step += steps
-        self.computed_tokens += round(steps * self._given * self._decoders)
+        generated = round(steps * self._given * self._decoders)
+        self.computed_tokens += generated
+        self._output_tokens += generated
 
     def _finish_decodes(self, at_s: float, progress: list[Progress]) -> None:
         while self._finishes and self._finishes[0][0] <= self._step:
@@ -265,6 +319,7 @@ class ReplicaEmulation:
             sequence.loads = (0, 0)
             self._prompt_kv_R[sequence.rank] += tokens
             self.computed_tokens += tokens
+            self._prompt_tokens += tokens
             if sequence.computed == sequence.prompt_tokens:
                 self._leave_prefill(sequence)
                 self._first_token(sequence, at_s, progress)
@@ -274,6 +329,7 @@ class ReplicaEmulation:
         if not sequence.told_first and not gone:
             progress.append(Progress(at_s, sequence.request, "first"))
         sequence.told_first = True
+        self._output_tokens += 1
         sequence.output_tokens -= 1
         if sequence.output_tokens == 0:
             self._leave_blocks(sequence)
@@ -290,7 +346,7 @@ class ReplicaEmulation:
         self._decode_kv_at_0_R[sequence.rank] += sequence.prompt_tokens - self._given * self._step
 
     def _drop_cancelled(self) -> None:
-        for request in self._cancelled:
+        for request in sorted(self._cancelled):
             sequence = self._by_request.pop(request, None)
             if sequence is None:
                 continue
@@ -322,6 +378,10 @@ class ReplicaEmulation:
         self._decode_kv_at_0_R[sequence.rank] -= kept
         sequence.output_tokens -= generated
         sequence.prompt_tokens += generated
+        sequence.finish_step = -1
+        self._keep_blocks(
+            sequence, sequence.prompt_tokens
+        )  # its answer's too, as far as their hashes are known
 
     # ---- blocks that are cached
 
@@ -357,11 +417,9 @@ class ReplicaEmulation:
             self._count_shared(sequence.rank)
 
     def _leave_blocks(self, sequence: _Sequence) -> None:
-        """Let go of its blocks; those of its answer stay too, as far as their hashes are known."""
+        """Let go of its blocks, which stay until their room is needed."""
         if self.prefix is None or not sequence.hashes:
             return
-        if sequence.computed == sequence.prompt_tokens or sequence.finish_step >= 0:
-            self._keep_blocks(sequence, sequence.prompt_tokens)
         self.prefix.leave(sequence.rank, sequence.hashes, sequence.held)
         sequence.held = 0
         self._count_shared(sequence.rank)
@@ -405,15 +463,15 @@ class ReplicaEmulation:
             return
         decodes = not (chunks and self._behaviour.exclusive_prefill)
         steps = 1 if chunks else self._steps_ahead()
-        uneven = self._imbalance.factor(self._segments, steps)
+        factor = self._factor * self._imbalance.factor(self._segments, steps)
         self._segments += 1
         growth_s = self.step_time.kv_token_s * sequences * self._given * (1 + self._drafting)
         step_s = self._step_s(tokens, pairs, decode_kv, sequences if decodes else 0)
         self._segment = _Segment(
             start_s=at_s,
             steps=steps,
-            first_step_s=max(uneven * step_s, self._load_s(chunks)),
-            growth_s=uneven * growth_s,
+            first_step_s=max(factor * step_s, self._load_s(chunks)),
+            growth_s=factor * growth_s,
             chunks=chunks,
             decodes=decodes,
         )
@@ -457,7 +515,6 @@ class ReplicaEmulation:
             sequence = decoding[next(reversed(decoding))]
             self._leave_decoding(sequence)
             self._leave_blocks(sequence)
-            sequence.finish_step = -1
             sequence.computed = 0
             sequence.is_scheduled = False
             sequence.rank = -1

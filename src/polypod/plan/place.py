@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from polypod.catalog.load import (
     accelerators_pod,
@@ -19,6 +20,12 @@ from polypod.errors import InputError, UnknownNameError
 from polypod.plan.spec import Source
 
 _TERM = re.compile(r"(?P<name>[^:+\s]+)(?::(?P<count>\d+))?\Z")
+
+_NODE: Final = 16
+"""The most ranks that a tier joins and is still taken for a node."""
+
+_TRAYS: Final = {"nvidia-gb200": 4, "nvidia-b300": 4, "nvidia-rubin": 4}
+"""Devices of a node where racks are one tier: NVL72 is 18 trays of 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,4 +116,19 @@ def island(name: str, source: Source, backend: str | None = None) -> Island:
         accelerators=source.count,
         topology=loose_topology(chip.id, source.count),
         pod=accelerators_pod(chip.id),
+    )
+
+
+def node_ranks_of(place: Island) -> tuple[int, str | None]:
+    """Ranks of a node: the widest tier that is no rack, a tray of a rack, or a guess, and then the words to say that it is one."""
+    tiers = [tier.ranks for tier in place.rank.tiers if tier.ranks is not None and tier.ranks <= _NODE]  # fmt: skip
+    if tiers:
+        return max(tiers), None
+    chip = place.rank.chip
+    if chip in _TRAYS:
+        return _TRAYS[chip], None
+    guess = 8 * place.rank.ranks_per_accelerator
+    return (
+        guess,
+        f"a node of {chip} is taken to have {guess} devices, which no source in the catalog says; --node-ranks says another number",
     )

@@ -24,16 +24,17 @@ from polypod.policy.events import (
     FirstToken,
     ReplicaDown,
     ReplicaUp,
-    RequestArrived,
     RequestFailed,
     RequestFinished,
     Woke,
 )
 from polypod.policy.node import Policy
 from polypod.record import Header, Line, Measure, Step, Writer
+from polypod.simulate.changes import changes
 from polypod.simulate.engines import Engine, Engines, output_tokens
-from polypod.simulate.scenario import Scenario
-from polypod.simulate.trace import Arrival
+from polypod.simulate.sampler import Sampler
+from polypod.simulate.scenario import Fault, Scenario
+from polypod.simulate.trace import Arrival, arrived
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ class _Kind(IntEnum):
     ARRIVAL = 3
 
 
-_Item = AnyEvent | Engine
+_Item = AnyEvent | Engine | Fault
 
 
 class _Driver:
@@ -86,20 +87,31 @@ class _Driver:
         self._entries = 0
         self._arrivals: Iterator[tuple[int, Arrival]] = iter(())
         self._asked: dict[int, Arrival] = {}  # requests that have not ended
+        watch = scenario.watch
+        self._sampler = None if watch is None else Sampler(scenario, watch, self._engines)
 
     def run(self) -> None:
-        self._write(_header(self._scenario))
+        self._write(header(self._scenario))
+        for note in self._scenario.notes:
+            self._write(note)
         self._plan_replicas()
         trace = sorted(self._scenario.trace, key=lambda arrival: arrival.at_s)
         self._arrivals = enumerate(trace, start=1)
         self._plan_arrival()
         while self._agenda:
-            at_s, kind, _, item = heapq.heappop(self._agenda)
-            if not self._is_over(at_s, kind, item):
+            at_s, kind, _, item = self._agenda[0]
+            if self._is_over(at_s, kind, item):
+                heapq.heappop(self._agenda)
+            elif self._sampler is not None and self._sampler.next_s <= at_s:
+                self._sample(self._sampler, self._sampler.next_s)
+            else:
+                heapq.heappop(self._agenda)
                 self.now_s = at_s
                 self._play(kind, item)
+        if self._sampler is not None and self._sampler.last_s < self.now_s:
+            self._sample(self._sampler, self.now_s)
         for replica, totals in self._engines.totals().items():
-            for name in _MEASURES + (_CACHE_MEASURES if self._block_tokens else ()):
+            for name in MEASURES + (CACHE_MEASURES if self._block_tokens else ()):
                 value = float(getattr(totals, name))
                 self._write(Measure(at_s=self.now_s, of=replica, name=name, value=value))
 
@@ -115,11 +127,20 @@ class _Driver:
         if isinstance(item, Engine):
             self._advance(item)
             return
+        if isinstance(item, Fault):
+            self._plan_engine(self._engines.strike(item))
+            return
         if kind == _Kind.ARRIVAL:
             self._plan_arrival()
         self._tell(item)
         if isinstance(item, ClientGone):
             del self._asked[item.request]
+
+    def _sample(self, sampler: Sampler, at_s: float) -> None:
+        for line in sampler.lines(at_s, self._policy.queues()):
+            self._write(line)
+        for replica, factor in sampler.slowed():
+            self._plan_engine(self._engines.cap(replica, at_s, factor))
 
     # ---- what is to come
 
@@ -128,44 +149,19 @@ class _Driver:
         heapq.heappush(self._agenda, (at_s, kind, self._entries, item))
 
     def _plan_replicas(self) -> None:
-        ups = {up.replica: up for up in self._scenario.replicas}
-        for up in ups.values():
-            self._plan(up.at_s, _Kind.EVENT, up)
-        for fault in sorted(self._scenario.faults, key=lambda fault: fault.at_s):
-            up = ups[fault.replica]
-            at_s, name = fault.at_s, fault.replica
-            if fault.what == "down":
-                down = ReplicaDown(at_s=at_s, replica=name, epoch=up.epoch, reason="a fault")
-                self._plan(at_s, _Kind.EVENT, down)
-            else:
-                ups[name] = msgspec.structs.replace(up, at_s=at_s, epoch=up.epoch + 1)
-                self._plan(at_s, _Kind.EVENT, ups[name])
+        for at_s, change in changes(self._scenario):
+            self._plan(at_s, _Kind.EVENT, change)
 
     def _plan_arrival(self) -> None:
         request, arrival = next(self._arrivals, (0, None))
         if arrival is None:
             return
         self._asked[request] = arrival
-        event = RequestArrived(
-            at_s=arrival.at_s,
-            request=request,
-            model=arrival.model,
-            input_tokens=arrival.input_tokens,
-            max_output_tokens=arrival.max_output_tokens,
-            priority=arrival.priority,
-            prefix_hashes=self._prompt_hashes(arrival),
-        )
+        event = arrived(request, arrival, self._block_tokens.get(arrival.model))
         self._plan(arrival.at_s, _Kind.ARRIVAL, event)
         if arrival.patience_s is not None:
             gone_s = arrival.at_s + arrival.patience_s
             self._plan(gone_s, _Kind.TIMER, ClientGone(at_s=gone_s, request=request))
-
-    def _prompt_hashes(self, arrival: Arrival) -> tuple[int, ...]:
-        """Those that a gateway knows when the request comes: of the prompt."""
-        block_tokens = self._block_tokens.get(arrival.model)
-        if block_tokens is None:
-            return ()
-        return arrival.prefix_hashes[: arrival.input_tokens // block_tokens]
 
     def _plan_engine(self, engine: Engine | None) -> None:
         """See to it that the engine is looked at when its batch changes next."""
@@ -251,26 +247,28 @@ class _Driver:
             self._plan(self.now_s, _Kind.EVENT, failed)
 
 
-_MEASURES: Final = ("busy_s", "computed_tokens", "preemptions")
+MEASURES: Final = ("busy_s", "computed_tokens", "preemptions")
+"""Of every replica, over all its starts, as of the run's end."""
 
-_CACHE_MEASURES: Final = (
+CACHE_MEASURES: Final = (
     "found_hbm_tokens", "found_host_tokens", "found_remote_tokens", "evicted_hbm_tokens", "evicted_host_tokens"
 )  # fmt: skip
 """Only where requests come with hashes."""
 
 
-def _header(scenario: Scenario) -> Header:
+def header(scenario: Scenario) -> Header:
+    """What the run is made from."""
     plan = scenario.plan
     return Header(
         kind="simulated",
         polypod=polypod.__version__,
         policy=scenario.settings,
         plan=plan,
-        plan_sha256=None if plan is None else _sha256(plan),
-        trace_sha256=_sha256(scenario.trace),
+        plan_sha256=None if plan is None else sha256(plan),
+        trace_sha256=sha256(scenario.trace),
         seed=scenario.seed,
     )
 
 
-def _sha256(value: object) -> str:
+def sha256(value: object) -> str:
     return hashlib.sha256(msgspec.json.encode(value)).hexdigest()

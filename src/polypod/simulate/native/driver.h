@@ -1,0 +1,265 @@
+/* The virtual clock: simulate/run.py's agenda, carried out over arrays. */
+
+enum { K_EVENT, K_ENGINE, K_TIMER, K_ARRIVAL };
+
+static int earlier(const Agendum *left, const Agendum *right) {
+    return left->at_s != right->at_s ? left->at_s < right->at_s : left->key < right->key;
+}
+
+static void plan(Core *core, double at_s, int kind, Agendum what) {
+    ROOM(core, core->agenda, core->agenda_count, core->agenda_room);
+    what.at_s = at_s;
+    what.key = ((u64)kind << 60) | (u64)++core->entries;
+    i64 at = core->agenda_count++;
+    for (; at > 0 && earlier(&what, &core->agenda[(at - 1) / 2]); at = (at - 1) / 2) core->agenda[at] = core->agenda[(at - 1) / 2];
+    core->agenda[at] = what;
+}
+
+static Agendum take_next(Core *core) {
+    Agendum first = core->agenda[0], last = core->agenda[--core->agenda_count];
+    i64 at = 0;
+    for (;;) {
+        i64 child = 2 * at + 1;
+        if (child >= core->agenda_count) break;
+        if (child + 1 < core->agenda_count && earlier(&core->agenda[child + 1], &core->agenda[child])) child++;
+        if (!earlier(&core->agenda[child], &last)) break;
+        core->agenda[at] = core->agenda[child];
+        at = child;
+    }
+    if (core->agenda_count) core->agenda[at] = last;
+    return first;
+}
+
+/* See to it that the engine is looked at when its batch changes next. */
+static void plan_engine(Core *core, i32 replica) {
+    Engine *engine = &core->engine[replica];
+    double at_s = next_s(engine);
+    if (at_s < engine->due_s) {
+        engine->due_s = at_s;
+        plan(core, at_s, K_ENGINE, (Agendum){.word = 0, .a = replica, .b = engine->serial});
+    }
+}
+
+static void plan_arrival(Core *core) {
+    if (core->arrivals_at == core->arrivals_count) return;
+    const Arrival *asked = &core->arrivals[core->arrivals_at++];
+    i32 slot = new_request(core);
+    Request *request = &core->request[slot];
+    memset(request, 0, sizeof *request);
+    request->id = ++core->requests_planned;
+    request->asked = *asked;
+    request->first_token_s = NAN;
+    request->first_s = NAN;
+    request->replica = request->sequence = NONE;
+    core->asked++;
+    plan(core, asked->at_s, K_ARRIVAL, (Agendum){.word = W_ARRIVED, .a = slot, .b = request->id});
+    if (asked->patience_s < INFINITY)
+        plan(core, asked->at_s + asked->patience_s, K_TIMER, (Agendum){.word = W_GONE, .a = slot, .b = request->id});
+}
+
+static void forget(Core *core, i32 slot, i64 status, i64 output_tokens) {
+    Request *request = &core->request[slot];
+    ROOM(core, core->outcomes, core->outcome_count, core->outcome_room);
+    core->outcomes[core->outcome_count++] = (Outcome){
+        .request = request->id, .status = status, .attempts = request->attempt, .replica = request->replica,
+        .input_tokens = request->asked.input_tokens, .output_tokens = output_tokens, .model = request->asked.model,
+        .tenant = request->asked.tenant, .arrival_s = request->asked.at_s, .first_s = request->first_token_s,
+        .end_s = core->now_s, .predicted_first_s = request->first_s,
+    };
+    free_request(core, slot);
+    core->asked--;
+}
+
+enum { ENDED_WELL = 0, ENDED_GONE = 1000 };
+
+static i64 answer_tokens(const Core *core, const Arrival *asked, const ReplicaSpec *spec) {
+    i64 context = spec->kv_capacity_tokens / core->kinds[spec->kind].data_ranks;
+    if (spec->context_tokens < context) context = spec->context_tokens;
+    i64 tokens = asked->output_tokens;
+    if (context - asked->input_tokens < tokens) tokens = context - asked->input_tokens;
+    if (asked->max_output_tokens != NONE && asked->max_output_tokens < tokens) tokens = asked->max_output_tokens;
+    return tokens > 1 ? tokens : 1;
+}
+
+static void stop(Core *core, i32 slot) {
+    Request *request = &core->request[slot];
+    i32 one = request->sequence;
+    if (one == NONE) return;
+    i32 replica = core->sequence[one].replica;
+    core->sequence[one].request = NONE;
+    request->sequence = NONE;
+    engine_cancel(core, &core->engine[replica], one, core->now_s);
+    plan_engine(core, replica);
+}
+
+static void submit(Core *core, i32 slot) {
+    Request *request = &core->request[slot];
+    Engine *engine = &core->engine[request->replica];
+    i64 prompt = request->asked.input_tokens, answer = answer_tokens(core, &request->asked, engine->spec);
+    i64 ticket = ++core->tickets;
+    if (prompt + answer > engine->rank_kv_capacity) {
+        plan(core, core->now_s, K_EVENT, (Agendum){.word = W_FAILED, .a = slot, .b = request->id, .factor = (double)ticket});
+        return;
+    }
+    i32 one = new_sequence(core);
+    core->sequence[one] = (Sequence){
+        .ticket = ticket, .prompt_tokens = prompt, .output_tokens = answer, .finish_step = -1, .request = slot,
+        .replica = request->replica, .rank = NONE, .prev = NONE, .next = NONE, .chunk_next = NONE, .heap_at = NONE,
+        .state = S_WAITING,
+    };
+    request->sequence = one;
+    engine_submit(core, engine, one, core->now_s);
+    plan_engine(core, request->replica);
+}
+
+/* Do what the policy has said since `from`. */
+static void carry_out(Core *core, i64 from) {
+    for (i64 at = from; at < core->log_count; at++) {
+        Entry action = core->log[at];
+        switch (action.word) {
+        case W_DISPATCH: submit(core, (i32)action.count); break;
+        case W_CANCEL:
+        case W_RETRY: stop(core, (i32)action.count); break;
+        case W_REJECT:
+            stop(core, (i32)action.epoch);
+            forget(core, (i32)action.epoch, action.attempt, 0);
+            break;
+        case W_WAKE_AT:
+            plan(core, action.at_s > core->now_s ? action.at_s : core->now_s, K_TIMER, (Agendum){.word = W_WOKE});
+            break;
+        default: break;
+        }
+    }
+}
+
+static Entry *begin_step(Core *core, i64 word, i64 request) {
+    core->events++;
+    if (!core->settings.is_logged) core->log_count = 0;
+    core->step_at = core->log_count;
+    return write_entry(core, word, request, core->now_s);
+}
+
+static void end_step(Core *core) {
+    serve_queues(core);
+    ask_for_wake(core);
+    carry_out(core, core->step_at + 1);
+}
+
+/* What an engine reports, as the policy hears it. */
+static void hear(Core *core, i32 one, int is_finished) {
+    i32 slot = core->sequence[one].request;
+    if (slot == NONE) return; /* given up in between */
+    Request *request = &core->request[slot];
+    Entry *entry = begin_step(core, is_finished ? W_FINISHED : W_FIRST, request->id);
+    entry->attempt = request->attempt;
+    entry->replica = request->replica;
+    entry->epoch = request->epoch;
+    if (!is_finished) {
+        if (isnan(request->first_token_s)) begin_answer(core, request);
+        end_step(core);
+        return;
+    }
+    i64 tokens = answer_tokens(core, &request->asked, &core->replicas[request->replica]);
+    i32 replica = request->replica;
+    entry->count = tokens;
+    core->sequence[one].request = NONE;
+    request->sequence = NONE;
+    on_finished(core, slot, tokens);
+    end_step(core);
+    core->request[slot].replica = replica;
+    forget(core, slot, ENDED_WELL, tokens);
+}
+
+static void advance(Core *core, i32 replica) {
+    Engine *engine = &core->engine[replica];
+    engine->due_s = INFINITY;
+    i64 count = engine_advance(core, engine, core->now_s);
+    for (i64 at = 0; at < count; at++) {
+        i32 one = core->progress[at] / 2;
+        hear(core, one, core->progress[at] & 1);
+        if (core->progress[at] & 1) free_sequence(core, one);
+    }
+    plan_engine(core, replica);
+}
+
+/* Whether an entry means nothing any more, so that the run must not last until its time. */
+static int is_over(const Core *core, const Agendum *item) {
+    switch (item->word) {
+    case 0: return core->engine[item->a].serial != item->b || core->engine[item->a].due_s != item->at_s;
+    case W_GONE: return core->request[item->a].id != item->b;
+    case W_WOKE: return !core->asked;
+    default: return 0;
+    }
+}
+
+static void set_speed(Core *core, i32 replica, double at_s) {
+    Engine *engine = &core->engine[replica];
+    engine->factor = engine->slowdown * engine->cap_slowdown;
+    if (!engine->is_up) return;
+    cut(engine, at_s);
+    plan_engine(core, replica);
+}
+
+static void change(Core *core, const Agendum *item) {
+    i32 replica = (i32)item->a;
+    Engine *engine = &core->engine[replica];
+    if (item->word == W_SPEED) {
+        engine->slowdown = item->factor;
+        set_speed(core, replica, core->now_s);
+        return;
+    }
+    if (item->word == W_HANG) {
+        engine->is_hung = 1;
+        engine->segment.is_running = 0;
+        engine->due_s = INFINITY;
+        return;
+    }
+    engine_stop(core, replica);
+    Entry *entry = begin_step(core, item->word, NONE);
+    entry->replica = replica;
+    entry->epoch = item->b;
+    entry->count = (i64)item->factor; /* which of the changes it was */
+    if (item->word == W_UP) {
+        engine_start(core, replica, (i32)item->b);
+        on_up(core, replica, item->b);
+    } else on_down(core, replica, item->b);
+    end_step(core);
+}
+
+static void play(Core *core, const Agendum *item) {
+    i32 slot = (i32)item->a;
+    switch (item->word) {
+    case 0: advance(core, slot); return;
+    case W_ARRIVED:
+        plan_arrival(core);
+        begin_step(core, W_ARRIVED, item->b);
+        on_arrived(core, slot);
+        end_step(core);
+        return;
+    case W_GONE:
+        begin_step(core, W_GONE, item->b);
+        on_gone(core, slot);
+        end_step(core);
+        forget(core, slot, ENDED_GONE, 0);
+        return;
+    case W_FAILED: {
+        Entry *entry = begin_step(core, W_FAILED, item->b);
+        Request *request = &core->request[slot];
+        entry->attempt = request->attempt;
+        entry->replica = request->replica;
+        entry->epoch = request->epoch;
+        entry->count = (i64)item->factor;
+        entry->first = (double)(request->asked.input_tokens
+                                + answer_tokens(core, &request->asked, &core->replicas[request->replica]));
+        on_refused(core, slot);
+        end_step(core);
+        return;
+    }
+    case W_WOKE:
+        begin_step(core, W_WOKE, NONE);
+        on_woke(core, core->now_s);
+        end_step(core);
+        return;
+    default: change(core, item); return;
+    }
+}
