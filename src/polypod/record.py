@@ -32,6 +32,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     trace_sha256: str | None = None
     seed: int | None = None
     started_utc: str | None = None  # live only: a simulated run has no date
+    sample: float | None = (
+        None  # of the requests, the share whose steps were kept; such a record cannot be replayed
+    )
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="step"):
@@ -67,6 +70,16 @@ class FaultNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     back_s: float | None = None
     by_spare: int = 0
     cause: str = ""  # the kind of failure it was drawn from, or the file's own word
+
+
+RUN = "run"
+END = "end_s"
+"""A `Measure` of the run with this name, the time of its end, is the last line of a record that is whole."""
+
+
+def ended(at_s: float) -> Measure:
+    """The last line of a whole record."""
+    return Measure(at_s=at_s, of=RUN, name=END, value=at_s)
 
 
 Line = Header | Step | Measure | FaultNote

@@ -87,7 +87,7 @@ class Ordered:
                 key = tier.popitem(last=False)[0] if len(tier) > size else None
 
 
-chains = st.lists(st.integers(0, 3), min_size=1, max_size=8).map(
+chains = st.lists(st.integers(0, 1), min_size=1, max_size=5).map(
     lambda path: [hash(tuple(path[: n + 1])) % 2**62 - 2**61 for n in range(len(path))]
 )
 moves = st.lists(
@@ -274,6 +274,22 @@ def test_what_is_evicted_goes_down_a_tier_and_stays_there_when_it_is_loaded() ->
     assert other.found_K.tolist() == [0, 0, 1]
     assert cache.load_s(2, 1) == max(3 * 16 / 8.0, 0.5 + 16 / 4.0)
     assert cache.load_s(0, 0) == 0.0
+
+
+def test_what_one_replica_uses_stays_in_the_store_for_the_others() -> None:
+    """Room for two blocks: 1 is the older there, until a replica loads it and keeps it in HBM."""
+    settings = TierSettings(kv_bytes_per_token=1.0, remote_bytes=32, remote_bytes_per_s=1.0)
+    remote = RemoteStore(settings, 16)
+    one, other = (
+        PrefixCache(block_tokens=16, ranks=1, settings=settings, remote=remote) for _ in range(2)
+    )
+    serve(other, [1], 0)
+    serve(other, [2], 0)
+    serve(one, [1], 16)
+    serve(other, [3], 0)
+
+    assert other.acquire(0, [1], 0, 1) == 1
+    assert other.acquire(0, [2], 0, 1) == 0
 
 
 def test_ranks_have_caches_of_their_own() -> None:

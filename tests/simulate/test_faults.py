@@ -12,7 +12,6 @@ from polypod.simulate.exchange_share import exchange_share, pool_share
 from polypod.simulate.failure_rates import rates_of
 from polypod.simulate.fault_files import read_faults
 from polypod.simulate.faults import of_timeline, resolve
-from polypod.simulate.scenario import Fault
 from polypod.simulate.seats import Recovery, seat
 from polypod.simulate.timeline import draw
 
@@ -233,12 +232,3 @@ def test_a_plan_s_pool_is_asked_at_its_own_traffic():
     assert pool_share(asked, part, 0, "link card") == exchange_share(deployment(8), 1, 64.0, 64 * 1050.0)  # fmt: skip
     with pytest.raises(InputError, match="has no traffic, so nothing says how much of a step of p is exchange"):  # fmt: skip
         pool_share(plan(traffic=False), part, 0, "link card")
-
-
-@pytest.mark.parametrize("what", ["speed", "hang", "link"])
-def test_what_the_driver_does_not_play_yet_is_said(make, what):
-    from polypod.simulate import play
-
-    faults = (Fault(at_s=1.0, replica="a", what=what),)
-    with pytest.raises(InputError, match=f"'{what}' of 'a' is not played yet"):
-        play(make["scenario"]([make["replica"]("a")], (), faults=faults))

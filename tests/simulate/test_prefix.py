@@ -134,7 +134,7 @@ def test_a_run_without_hashes_has_no_measures_of_caches(make: Any) -> None:
     tiers = TierSettings(kv_bytes_per_token=1.0, host_bytes=1e9, host_bytes_per_s=1e9)
     run = play(scenario(fleet(make, 1, prefix_tiers=tiers), trace))
 
-    assert set(measures(run)) == {"busy_s", "computed_tokens", "preemptions"}
+    assert not any(name.startswith(("found", "evicted")) for name in measures(run))
 
 
 @pytest.mark.parametrize(

@@ -27,15 +27,13 @@ from polypod.policy.events import (
     RequestFinished,
 )
 from polypod.policy.router import slots_of
-from polypod.record import FORMAT, Header, Line, Measure, Step
+from polypod.record import END, FORMAT, RUN, FaultNote, Header, Line, Measure, Step
 from polypod.report.outcomes import (
     DECODE,
-    END,
     FINISHED,
     GONE,
     OPEN,
     PREFILL,
-    RUN,
     TRANSFER,
     WHOLE,
     FaultSeen,
@@ -269,7 +267,7 @@ class Folder:
             self._header = line
         elif isinstance(line, Measure):
             self._measure(line)
-        elif msgspec.structs.fields(line) and line.__struct_config__.tag == "fault":
+        elif isinstance(line, FaultNote):
             self._fault(line)
 
     def _measure(self, line: Measure) -> None:
@@ -283,7 +281,7 @@ class Folder:
         times_s.append(line.at_s)
         values.append(line.value)
 
-    def _fault(self, line: Any) -> None:  # noqa: ANN401 (a line that this version of the record may not have)
+    def _fault(self, line: FaultNote) -> None:
         self._faults.append(
             FaultSeen(
                 id=str(line.id),

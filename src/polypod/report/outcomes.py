@@ -36,11 +36,6 @@ ROLES: Final = ("whole", "prefill", "transfer", "decode")
 SENT_ON: Final = ("finished", "prefilled", "arrived")
 """How a stay ends that did what it was for. Any other ending is the reason of a retry, `rejected`, `gone`, or nothing: it was open."""
 
-END: Final = "end_s"
-"""A `Measure` of the run with this name is the last line of a record that is whole."""
-RUN: Final = "run"
-"""What that measure is of."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Requests:

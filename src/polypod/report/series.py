@@ -21,8 +21,9 @@ import numpy as np
 from polypod import units
 from polypod.errors import InputError
 from polypod.plan.spec import Slo
+from polypod.record import RUN
 from polypod.report.export import csv_text
-from polypod.report.outcomes import RUN, TRANSFER, Bools, Floats, Ints, Outcomes, Series
+from polypod.report.outcomes import TRANSFER, Bools, Floats, Ints, Outcomes, Series
 from polypod.report.slos import inside, plan_slos
 
 COUNTERS: Final = frozenset({"busy_s", "prompt_tokens", "output_tokens", "bytes"})

@@ -13,7 +13,8 @@ import numpy as np
 
 from polypod.errors import RunError
 from polypod.policy.events import ReplicaDown, ReplicaUp
-from polypod.record import Line, Measure, Writer
+from polypod.record import Line, Measure, Writer, ended
+from polypod.simulate.arriving import Arriving, Listed
 from polypod.simulate.changes import changes
 from polypod.simulate.native.build import library
 from polypod.simulate.native.layout import (
@@ -23,12 +24,12 @@ from polypod.simulate.native.layout import (
     WORDS,
     Encoded,
     Rows,
-    arrival_rows,
     encode,
 )
 from polypod.simulate.native.lines import Lines
 from polypod.simulate.run import MEASURES, Run, header
 from polypod.simulate.scenario import Scenario
+from polypod.simulate.trace import Arrival
 
 TURN: Final = 20_000
 """Entries of the agenda played before the log is drained and the caller hears of the progress: some ten milliseconds."""
@@ -90,6 +91,10 @@ class Core:
         self._library.core_drained(self._core)
         return drained
 
+    def leave(self) -> None:
+        """Write down the requests that have not ended."""
+        self._check(self._library.core_leave(self._core))
+
     def progress(self) -> Progress:
         now_s, events, live = ctypes.c_double(), ctypes.c_int64(), ctypes.c_int64()
         self._library.core_now(self._core, *(ctypes.byref(one) for one in (now_s, events, live)))
@@ -119,30 +124,90 @@ class Core:
         raise RunError(msg)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What one turn has brought: lines of the record, in order, requests that have ended (`OUTCOME`), and how far the run is."""
+
+    lines: Sequence[Line]
+    outcomes: Rows
+    progress: Progress
+
+
+class Session:
+    """One run, played turn by turn; it may be left after any of them.
+
+    `share` of the requests have their steps in the record, all of them at 1 and none at 0; series and totals are always there.
+    """
+
+    def __init__(self, scenario: Scenario, arriving: Arriving, *, share: float = 1.0) -> None:
+        _check_played(scenario)
+        self.encoded = encode(scenario, share=share)
+        self.changes, rows = _changes(scenario, self.encoded.names)
+        self.progress = Progress(now_s=0.0, events=0, live=0)
+        self.is_done = False
+        self.arriving = arriving
+        self._asked: dict[int, Arrival] = {}  # requests in the record that have not ended
+        self._core = Core(self.encoded)
+        self._core.plan(rows)
+        self._feed()
+        self._lines = Lines(self.encoded, scenario, self._asked_of, self.changes)
+
+    def turns(self) -> Iterator[Turn]:
+        """Play to the end."""
+        while not self.is_done:
+            status = self._core.run()
+            drained = self._core.drain()
+            lines = list(self._lines.lines(drained.entries, drained.ticks))
+            self._forget(drained.outcomes)
+            if status == _WANTS_ARRIVALS:
+                self._feed()
+            self.is_done = status == _DONE
+            self.progress = self._core.progress()
+            yield Turn(lines=lines, outcomes=drained.outcomes, progress=self.progress)
+
+    def leave(self) -> Rows:
+        """End before the end: the requests that have not ended (`OUTCOME`)."""
+        self.is_done = True
+        self._core.leave()
+        return self._core.drain().outcomes
+
+    def totals(self) -> Iterator[Measure]:
+        """What every replica did, up to where the run is; asked once, at the end."""
+        for number, name in enumerate(self.encoded.names):
+            for what, value in zip(MEASURES, self._core.totals(number), strict=True):
+                yield Measure(at_s=self.progress.now_s, of=name, name=what, value=value)
+
+    def _feed(self) -> None:
+        rows, is_last = self.arriving.block(self.encoded.models)
+        self._core.feed(rows, is_last=is_last)
+
+    def _asked_of(self, request: int) -> Arrival:
+        asked = self._asked.get(request)
+        if asked is None:
+            asked = self._asked[request] = self.arriving.asked(request)
+        return asked
+
+    def _forget(self, outcomes: Rows) -> None:
+        if self._asked:
+            for request in outcomes["request"].tolist():
+                self._asked.pop(request, None)
+
+
 def play_compiled(scenario: Scenario, file: BinaryIO | None = None) -> Run:
     """Play the scenario to its end, as `run.play` does. Raises `RunError` where the core cannot be compiled, or does not play what the scenario asks."""
-    _check_played(scenario)
     lines: list[Line] = []
     write = lines.append if file is None else Writer(file).write
-    trace = sorted(scenario.trace, key=lambda arrival: arrival.at_s)
-    encoded = encode(scenario, is_logged=True)
-    told, rows = _changes(scenario, encoded.names)
-    core = Core(encoded)
-    core.plan(rows)
-    core.feed(arrival_rows(trace, encoded.models), is_last=True)
-    steps = Lines(encoded, scenario, lambda request: trace[request - 1], told)
+    session = Session(scenario, Listed(scenario.trace))
     write(header(scenario))
     for note in scenario.notes:
         write(note)
-    status = _PAUSED
-    while status != _DONE:
-        status = core.run()
-        drained = core.drain()
-        for line in steps.lines(drained.entries, drained.ticks):
+    for turn in session.turns():
+        for line in turn.lines:
             write(line)
-    end = core.progress()
-    for line in _measures(core, encoded.names, end.now_s):
-        write(line)
+    end = session.progress
+    for total in session.totals():
+        write(total)
+    write(ended(end.now_s))
     return Run(end_s=end.now_s, events=end.events, lines=tuple(lines))
 
 
@@ -176,12 +241,6 @@ def _changes(
     return told, np.array(rows, dtype=CHANGE)
 
 
-def _measures(core: Core, names: Sequence[str], at_s: float) -> Iterator[Measure]:
-    for number, name in enumerate(names):
-        for what, value in zip(MEASURES, core.totals(number), strict=True):
-            yield Measure(at_s=at_s, of=name, name=what, value=value)
-
-
 def _declared(core: ctypes.CDLL) -> ctypes.CDLL:
     """The functions' types: pointers are 64 bits wide."""
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
@@ -194,6 +253,7 @@ def _declared(core: ctypes.CDLL) -> ctypes.CDLL:
         "core_entries": (whole, [pointer, pointer]),
         "core_rows": (whole, [pointer, pointer]),
         "core_outcomes": (whole, [pointer, pointer]),
+        "core_leave": (ctypes.c_int, [pointer]),
         "core_drained": (None, [pointer]),
         "core_now": (None, [pointer] * 4),
         "core_totals": (None, [pointer, whole, pointer]),

@@ -29,7 +29,7 @@ from polypod.policy.events import (
     Woke,
 )
 from polypod.policy.node import Policy
-from polypod.record import Header, Line, Measure, Step, Writer
+from polypod.record import Header, Line, Measure, Step, Writer, ended
 from polypod.simulate.changes import changes
 from polypod.simulate.engines import Engine, Engines, output_tokens
 from polypod.simulate.sampler import Sampler
@@ -114,6 +114,7 @@ class _Driver:
             for name in MEASURES + (CACHE_MEASURES if self._block_tokens else ()):
                 value = float(getattr(totals, name))
                 self._write(Measure(at_s=self.now_s, of=replica, name=name, value=value))
+        self._write(ended(self.now_s))
 
     def _is_over(self, at_s: float, kind: _Kind, item: _Item) -> bool:
         """Whether an entry means nothing any more, so that the run must not last until its time."""
@@ -256,7 +257,7 @@ CACHE_MEASURES: Final = (
 """Only where requests come with hashes."""
 
 
-def header(scenario: Scenario) -> Header:
+def header(scenario: Scenario, share: float = 1.0) -> Header:
     """What the run is made from."""
     plan = scenario.plan
     return Header(
@@ -265,8 +266,9 @@ def header(scenario: Scenario) -> Header:
         policy=scenario.settings,
         plan=plan,
         plan_sha256=None if plan is None else sha256(plan),
-        trace_sha256=sha256(scenario.trace),
+        trace_sha256=scenario.trace_sha256 or sha256(scenario.trace),
         seed=scenario.seed,
+        sample=None if share == 1.0 else share,
     )
 
 

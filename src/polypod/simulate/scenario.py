@@ -63,6 +63,9 @@ class Scenario:
     notes: tuple[FaultNote, ...] = ()
     slowdowns: Mapping[str, float] = field(default_factory=dict)
     watch: Watch | None = None
+    trace_sha256: str | None = (
+        None  # of what the arrivals were made from, where they are not here; told in the record
+    )
     plan: dict[str, Any] | None = None  # where the replicas come from; only told in the record
 
     @property

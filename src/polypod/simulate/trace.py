@@ -65,6 +65,22 @@ def arrivals(trace: Trace, model: str = "") -> tuple[Arrival, ...]:
     )
 
 
+def one_arrival(trace: Trace, at: int, model: str) -> Arrival:
+    """One request of a trace, of `model` where the trace does not name one."""
+    session = int(trace.session[at])
+    start, end = trace.block_starts[at : at + 2].tolist()
+    return Arrival(
+        at_s=float(trace.arrival_s[at]),
+        model=trace.models[int(trace.model[at])] or model,
+        input_tokens=int(trace.input_tokens[at]),
+        output_tokens=int(trace.output_tokens[at]),
+        priority=int(trace.priority[at]),
+        tenant=trace.tenants[int(trace.tenant[at])],
+        session=None if session < 0 else session,
+        prefix_hashes=tuple(trace.block_hashes[start:end].tolist()),
+    )
+
+
 def arrived(request: int, arrival: Arrival, block_tokens: int | None = None) -> RequestArrived:
     """The arrival as the policy hears of it, with the hashes of the prompt's full blocks where it is known how large they are."""
     blocks = 0 if block_tokens is None else arrival.input_tokens // block_tokens

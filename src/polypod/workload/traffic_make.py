@@ -101,6 +101,14 @@ class Synthetic:
     def rate_per_s(self) -> float:
         return sum(stream.rate_per_s for stream in self.streams)
 
+    @property
+    def expected_s(self) -> float:
+        """About how long it goes on."""
+        ends_s = [] if self.duration_s is None else [self.duration_s]
+        if self.requests is not None:
+            ends_s.append(self.requests / self.rate_per_s)
+        return min(ends_s)
+
 
 def made(synthetic: Synthetic, block_requests: int) -> Iterator[Trace]:
     """The requests in the order in which they arrive, in blocks of this many."""

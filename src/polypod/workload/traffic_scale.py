@@ -57,6 +57,14 @@ class Replay:
         return last_s * n / (n - 1) if n > 1 and last_s > 0 else 1.0
 
     @property
+    def expected_s(self) -> float:
+        """About how long it plays."""
+        ends_s = [] if self.duration_s is None else [self.duration_s]
+        if self.requests is not None:
+            ends_s.append(self.requests / (len(self.trace) * self.scale) * self.period_s)
+        return min(ends_s, default=self.period_s)
+
+    @property
     def is_as_it_is(self) -> bool:
         """Whether nothing is copied."""
         longer = self.duration_s is not None and self.duration_s > self.period_s

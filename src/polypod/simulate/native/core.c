@@ -160,6 +160,14 @@ i64 core_outcomes(const Core *core, const Outcome **outcomes) {
     return core->outcome_count;
 }
 
+/* Write down those that have not ended; asked when a run is left before its end. */
+int core_leave(Core *core) {
+    if (setjmp(core->no_memory)) return RUN_NO_MEMORY;
+    for (i32 slot = core->live_head; slot != NONE; slot = core->request[slot].live_next)
+        write_outcome(core, &core->request[slot], NOT_ENDED, 0);
+    return RUN_DONE;
+}
+
 /* Forget what has been drained. */
 void core_drained(Core *core) { core->log_count = core->outcome_count = core->row_count = 0; }
 

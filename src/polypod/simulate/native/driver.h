@@ -49,7 +49,7 @@ static void plan_arrival(Core *core) {
     request->id = ++core->requests_planned;
     request->asked = *asked;
     request->first_token_s = NAN;
-    request->first_s = NAN;
+    request->first_s = request->placed_s = NAN;
     request->replica = request->sequence = NONE;
     core->asked++;
     plan(core, asked->at_s, K_ARRIVAL, (Agendum){.word = W_ARRIVED, .a = slot, .b = request->id});
@@ -57,20 +57,23 @@ static void plan_arrival(Core *core) {
         plan(core, asked->at_s + asked->patience_s, K_TIMER, (Agendum){.word = W_GONE, .a = slot, .b = request->id});
 }
 
-static void forget(Core *core, i32 slot, i64 status, i64 output_tokens) {
-    Request *request = &core->request[slot];
+static void write_outcome(Core *core, const Request *request, i64 status, i64 output_tokens) {
     ROOM(core, core->outcomes, core->outcome_count, core->outcome_room);
     core->outcomes[core->outcome_count++] = (Outcome){
         .request = request->id, .status = status, .attempts = request->attempt, .replica = request->replica,
         .input_tokens = request->asked.input_tokens, .output_tokens = output_tokens, .model = request->asked.model,
-        .tenant = request->asked.tenant, .arrival_s = request->asked.at_s, .first_s = request->first_token_s,
-        .end_s = core->now_s, .predicted_first_s = request->first_s,
+        .tenant = request->asked.tenant, .arrival_s = request->asked.at_s, .placed_s = request->placed_s,
+        .first_s = request->first_token_s, .end_s = core->now_s, .predicted_first_s = request->first_s,
     };
+}
+
+static void forget(Core *core, i32 slot, i64 status, i64 output_tokens) {
+    write_outcome(core, &core->request[slot], status, output_tokens);
     free_request(core, slot);
     core->asked--;
 }
 
-enum { ENDED_WELL = 0, ENDED_GONE = 1000 };
+enum { ENDED_WELL = 0, ENDED_GONE = 1000, NOT_ENDED = 1001 };
 
 static i64 answer_tokens(const Core *core, const Arrival *asked, const ReplicaSpec *spec) {
     i64 context = spec->kv_capacity_tokens / core->kinds[spec->kind].data_ranks;
@@ -134,15 +137,32 @@ static void carry_out(Core *core, i64 from) {
 
 static Entry *begin_step(Core *core, i64 word, i64 request) {
     core->events++;
-    if (!core->settings.is_logged) core->log_count = 0;
+    if (core->settings.log == LOG_NOTHING) core->log_count = 0;
     core->step_at = core->log_count;
     return write_entry(core, word, request, core->now_s);
+}
+
+static int is_sampled(const Core *core, i64 request) {
+    return request != NONE && mixed_of(core->settings.seed, request, -1) < core->settings.sample_below;
+}
+
+/* Of the step just made keep what is about requests of the sample, and starts and ends of replicas. What was done for one of the
+   sample on another's event is kept as if an alarm had rung. */
+static void keep_sample(Core *core) {
+    Entry *event = &core->log[core->step_at];
+    int is_kept = event->word == W_UP || event->word == W_DOWN || is_sampled(core, event->request);
+    i64 to = core->step_at + 1;
+    for (i64 at = to; at < core->log_count; at++)
+        if (is_sampled(core, core->log[at].request)) core->log[to++] = core->log[at];
+    if (!is_kept) *event = (Entry){.word = W_WOKE, .request = NONE, .replica = NONE, .at_s = event->at_s};
+    core->log_count = is_kept || to > core->step_at + 1 ? to : core->step_at;
 }
 
 static void end_step(Core *core) {
     serve_queues(core);
     ask_for_wake(core);
     carry_out(core, core->step_at + 1);
+    if (core->settings.log == LOG_SAMPLE) keep_sample(core);
 }
 
 /* What an engine reports, as the policy hears it. */

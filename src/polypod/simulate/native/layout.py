@@ -13,6 +13,7 @@ from polypod.policy.events import ReplicaUp
 from polypod.simulate.scenario import Scenario
 from polypod.simulate.series import Draw, Watch
 from polypod.simulate.trace import Arrival
+from polypod.workload.traffic import Trace
 
 Rows = NDArray[Any]
 Name = TypeVar("Name", bound=Hashable)
@@ -43,10 +44,10 @@ CAP: Final = _dtype(
 )
 SERVICE: Final = _dtype("context_tokens", "mean_output_tokens")
 SETTINGS: Final = _dtype(
-    "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths is_logged pools caps",
+    "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths log pools caps sample_below",
     "queue_wait_s retry_fraction breaker_open_s interval_s",
     "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths queue_wait_s retry_fraction breaker_open_s "
-    "is_logged pools caps interval_s",
+    "log pools caps sample_below interval_s",
 )
 CHANGE: Final = _dtype("replica what epoch", "at_s factor", "at_s replica what epoch factor")
 ARRIVAL: Final = _dtype(
@@ -57,7 +58,7 @@ ARRIVAL: Final = _dtype(
 ENTRY: Final = _dtype("word request attempt replica epoch count", "at_s first second")
 OUTCOME: Final = _dtype(
     "request status attempts replica input_tokens output_tokens model tenant",
-    "arrival_s first_s end_s predicted_first_s",
+    "arrival_s placed_s first_s end_s predicted_first_s",
 )
 
 WORDS: Final = {
@@ -83,7 +84,11 @@ WORDS: Final = {
     for number, name in enumerate(("dispatch", "retry", "reject", "cancel", "wake_at"), start=32)
 }
 
+ENDED_WELL: Final = 0
 ENDED_GONE: Final = 1000
+NOT_ENDED: Final = 1001
+
+_SAMPLE: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +115,11 @@ class Encoded:
         return [int(array.ctypes.data) for array in arrays]
 
 
-def encode(scenario: Scenario, *, is_logged: bool) -> Encoded:
-    """Put a scenario's replicas and settings into arrays; arrivals and changes come apart."""
+def encode(scenario: Scenario, *, share: float) -> Encoded:
+    """Put a scenario's replicas and settings into arrays; arrivals and changes come apart.
+
+    `share` of the requests, 0 to 1, have their steps written down.
+    """
     settings, watch = scenario.settings, scenario.watch or Watch(interval_s=sys.float_info.max)
     models = tuple(service.model for service in settings.services)
     pools = tuple(dict.fromkeys(up.pool for up in scenario.replicas))
@@ -121,7 +129,7 @@ def encode(scenario: Scenario, *, is_logged: bool) -> Encoded:
     limits = (
         _signed(scenario.seed), len(models), len(names), len(kinds), settings.queue_requests, settings.max_attempts,
         settings.retry_budget_floor, settings.quarantine_deaths, settings.queue_wait_s, settings.retry_budget_fraction,
-        settings.breaker_open_s, is_logged, len(pools), len(caps), np.inf if scenario.watch is None else watch.interval_s,
+        settings.breaker_open_s, *_log(share, len(pools), len(caps)), np.inf if scenario.watch is None else watch.interval_s,
     )  # fmt: skip
     starts = np.cumsum([0, *(len(step.tokens) for step, _ in kinds)]).tolist()
     rows = [
@@ -160,6 +168,13 @@ def encode(scenario: Scenario, *, is_logged: bool) -> Encoded:
     )
 
 
+def _log(share: float, pools: int, caps: int) -> tuple[int, int, int, int]:
+    """What is written down, how many pools and caps there are, and below which number a request is in the sample."""
+    if share in (0.0, 1.0):
+        return int(share), pools, caps, 0
+    return _SAMPLE, pools, caps, _signed(int(share * 2**64))
+
+
 def _caps(scenario: Scenario, watch: Watch, names: Sequence[str]) -> tuple[Rows, NDArray[np.int64]]:
     """The caps, and the numbers of the replicas under them, one cap's after another's."""
     numbers, pool_of = _numbered(names), {up.replica: up.pool for up in scenario.replicas}
@@ -196,9 +211,21 @@ def _limits(up: ReplicaUp) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def arrival_rows(arrivals: Sequence[Arrival], models: Sequence[str]) -> Rows:
-    """Arrivals in order of time. A model that no service has is `NONE`."""
-    numbers = {model: number for number, model in enumerate(models)}
+def arrival_rows(trace: Trace, models: Sequence[str]) -> Rows:
+    """A block's arrivals. A model that no service has is `NONE`; one that the trace does not name is the first."""
+    numbers = {"": 0} | _numbered(models)
+    rows = np.zeros(len(trace), dtype=ARRIVAL)
+    rows["at_s"], rows["patience_s"] = trace.arrival_s, np.inf
+    rows["model"] = np.array([numbers.get(name, NONE) for name in trace.models])[trace.model]
+    rows["tenant"], rows["priority"] = trace.tenant, trace.priority
+    rows["input_tokens"], rows["output_tokens"] = trace.input_tokens, trace.output_tokens
+    rows["max_output_tokens"] = NONE
+    return rows
+
+
+def rows_of(arrivals: Sequence[Arrival], models: Sequence[str]) -> Rows:
+    """The same of single arrivals in order of time, without their tenants."""
+    numbers = _numbered(models)
     rows = np.zeros(len(arrivals), dtype=ARRIVAL)
     columns = {
         "at_s": [one.at_s for one in arrivals],

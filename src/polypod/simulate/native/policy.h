@@ -125,6 +125,7 @@ static int place(Core *core, i32 slot) {
     i32 row = chosen_row(core, table, request, least_s);
     dispatched(core, table, row, &ask, request, core->now_s);
     request->attempt++;
+    request->placed_s = core->now_s;
     request->replica = table->member[row];
     request->epoch = (i32)core->member[request->replica].epoch;
     come_aboard(core, &core->member[request->replica], slot);

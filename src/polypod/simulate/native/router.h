@@ -116,12 +116,14 @@ static double forecast(Core *core, Table *table, const Ask *ask, double now_s, c
 }
 
 /* One of `count`, the same for the same numbers: policy/placement.py's pick. */
-static i64 pick(i64 seed, i64 request, i64 attempt, i64 count) {
+static u64 mixed_of(i64 seed, i64 request, i64 attempt) {
     u64 mixed = (u64)seed * 0x9E3779B97F4A7C15ULL + (u64)request * 0xBF58476D1CE4E5B9ULL + (u64)attempt + 1;
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9ULL;
     mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBULL;
-    return (i64)((mixed ^ (mixed >> 31)) % (u64)count);
+    return mixed ^ (mixed >> 31);
 }
+
+static i64 pick(i64 seed, i64 request, i64 attempt, i64 count) { return (i64)(mixed_of(seed, request, attempt) % (u64)count); }
 
 static i32 chosen_row(const Core *core, const Table *table, const Request *request, double least_s) {
     i64 ties = 0;

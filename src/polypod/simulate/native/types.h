@@ -47,7 +47,8 @@ typedef struct {
 typedef struct {
     i64 seed, models, replicas, kinds, queue_requests, max_attempts, retry_floor, quarantine_deaths;
     double queue_wait_s, retry_fraction, breaker_open_s;
-    i64 is_logged, pools, caps;
+    i64 log, pools, caps; /* the log: a Log below */
+    u64 sample_below; /* a request is in the sample if its mixed number is below */
     double interval_s; /* of the series; infinite where there is none */
 } Settings;
 
@@ -63,6 +64,8 @@ typedef struct {
 } Arrival;
 
 /* ---- written for Python */
+
+enum Log { LOG_NOTHING, LOG_ALL, LOG_SAMPLE };
 
 enum Word {
     W_ARRIVED = 1, W_FIRST, W_FINISHED, W_FAILED, W_GONE, W_UP, W_DOWN, W_WOKE,
@@ -82,7 +85,7 @@ typedef struct { /* an event, or one of the actions after it; of a rejection `at
 
 typedef struct { /* a request that has ended */
     i64 request, status, attempts, replica, input_tokens, output_tokens, model, tenant;
-    double arrival_s, first_s, end_s, predicted_first_s;
+    double arrival_s, placed_s, first_s, end_s, predicted_first_s; /* the last counted from the placing; what never came is NaN */
 } Outcome;
 
 /* ---- the driver's own */
@@ -97,7 +100,7 @@ typedef struct {
 typedef struct { /* a request from the moment its arrival is planned to its end */
     i64 id, order, attempt, attempts_failed, deaths;
     Arrival asked;
-    double deadline_s, first_token_s; /* no first token yet: NaN */
+    double deadline_s, placed_s, first_token_s; /* no first token yet: NaN */
     double prompt_s, kv_tokens, first_s, token_s, model_token_s; /* what it added to its row, and what is expected */
     i32 replica, epoch; /* its place, or NONE */
     i32 sequence; /* in an engine, or NONE */
