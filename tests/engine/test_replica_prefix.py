@@ -126,6 +126,42 @@ def test_a_step_takes_as_long_as_its_computation_or_its_loads() -> None:
         assert first[3] - 2.0 == pytest.approx(seconds)
 
 
+def test_what_a_prompt_waits_for_is_what_it_found_when_it_came_and_when_it_began() -> None:
+    """Two blocks in host memory when it is admitted, at 16 bytes each; a third that the prompt ahead of it computes in the very step it begins with."""
+    tiers = TierSettings(kv_bytes_per_token=1.0, host_bytes=1e6, host_bytes_per_s=320.0)
+    engine = replica(tiers=tiers, kv_capacity_tokens=320)
+    engine.submit(0.0, request=1, prompt_tokens=33, output_tokens=1, hashes=(1, 2))
+    engine.advance(1.0)
+    engine.submit(1.0, request=2, prompt_tokens=319, output_tokens=1)
+    engine.advance(2.0)
+    engine.submit(2.0, request=3, prompt_tokens=100, output_tokens=1)
+    engine.submit(2.001, request=4, prompt_tokens=33, output_tokens=1, hashes=(90, 3))
+    engine.submit(2.001, request=5, prompt_tokens=49, output_tokens=1, hashes=(1, 2, 3))
+    first = times(engine.advance(math.inf), "first")
+
+    assert engine.prefix is not None
+    assert engine.prefix.found_K.tolist() == [1, 2, 0]
+    assert first[3] == pytest.approx(2.0 + 0.020)
+    assert first[4] == first[5] == pytest.approx(2.020 + 0.1)
+
+
+def test_what_an_answer_has_overwritten_is_not_found_once_it_is_complete() -> None:
+    """Of 160 tokens the first prompt leaves 32, and the second grows to 139 until it ends at once with its last step."""
+    found = {}
+    for answer in (80, 100):
+        engine = replica(kv_capacity_tokens=160)
+        engine.submit(0.0, request=1, prompt_tokens=33, output_tokens=1, hashes=(1, 2))
+        engine.advance(1.0)
+        engine.submit(1.0, request=2, prompt_tokens=40, output_tokens=answer)
+        engine.advance(10.0)
+        engine.submit(10.0, request=3, prompt_tokens=33, output_tokens=1, hashes=(1, 2))
+        engine.advance(math.inf)
+        assert engine.prefix is not None
+        found[answer] = int(engine.prefix.found_K.sum())
+
+    assert found == {80: 2, 100: 1}
+
+
 def test_a_shared_beginning_is_stored_once() -> None:
     """Four of 320 tokens and 30 that share 304 need 304 + 4 * (16 + 30) tokens, and fit into 512; two with nothing in common do not."""
     together = {}
@@ -280,9 +316,11 @@ def test_draws_are_the_same_bits_compiled() -> None:
 
 def test_uneven_steps_take_the_factor_times_as_long() -> None:
     uneven = Imbalance(cv=0.3, seed=4)
-    engine = ReplicaEmulation(LINE, replica().limits, imbalance=uneven)
+    step = StepTime(tokens=(0, 1000), seconds=(0.010, 0.110), kv_token_s=1e-5, pair_s=0.0)
+    engine = ReplicaEmulation(step, replica().limits, imbalance=uneven)
     engine.submit(0.0, request=1, prompt_tokens=100, output_tokens=11)
     progress = engine.advance(math.inf)
+    answer_s = sum(0.0101 + 1e-5 * (100 + n) for n in range(10))
 
     assert progress[0].at_s == pytest.approx(uneven.factor(0, 1) * 0.020)
-    assert progress[1].at_s - progress[0].at_s == pytest.approx(uneven.factor(1, 10) * 10 * 0.0101)
+    assert progress[1].at_s - progress[0].at_s == pytest.approx(uneven.factor(1, 10) * answer_s)

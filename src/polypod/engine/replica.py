@@ -285,6 +285,7 @@ class ReplicaEmulation:
                 self._prompt_busy_s += end_s - segment.start_s
             if segment.decodes:
                 self._end_steps(segment.steps)
+            self._trim_blocks(0.0)
             self._finish_decodes(end_s, progress)
             self._end_chunks(segment, end_s, progress)
             self._drop_cancelled()
@@ -429,13 +430,13 @@ class ReplicaEmulation:
         shared = self.prefix.shared_tokens(rank)
         self._rank_kv_limit_R[rank] = self._rank_kv_capacity + shared
 
-    def _trim_blocks(self, chunks: Sequence[tuple[_Sequence, int]] = ()) -> None:
-        """Evict what no sequence uses where these steps need its room: the next token of those that decode, and the chunks."""
+    def _trim_blocks(self, given: float, chunks: Sequence[tuple[_Sequence, int]] = ()) -> None:
+        """Evict what no sequence uses where its room is needed: by what the sequences have, so many tokens more of those that decode, and the chunks."""
         prefix = self.prefix
         if prefix is None:
             return
-        room_R = self._rank_kv_limit_R - self._decode_kv_R() - self._given * self._sequences_R
-        room_R -= self._prompt_kv_R
+        room_R = self._rank_kv_limit_R - self._decode_kv_R() - self._prompt_kv_R
+        room_R -= given * self._sequences_R
         for sequence, tokens in chunks:
             room_R[sequence.rank] -= tokens
         for rank, room in enumerate(room_R.tolist()):
@@ -453,10 +454,10 @@ class ReplicaEmulation:
 
     def _compose(self, at_s: float) -> None:
         decode_kv = self._preempt()
-        self._trim_blocks()
+        self._trim_blocks(self._given)
         self._admit()
         chunks, tokens, pairs = self._chunks()
-        self._trim_blocks(chunks)
+        self._trim_blocks(self._given, chunks)
         sequences = int(self._sequences_R.max())
         if not chunks and not sequences:
             self._segment = None
