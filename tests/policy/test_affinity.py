@@ -18,6 +18,7 @@ from polypod.policy.events import (
     RequestArrived,
     RequestFinished,
 )
+from polypod.policy.kinds import Kind
 
 BLOCK = 16
 LINE = StepTime(tokens=(0, 1000), seconds=(0.010, 0.110), kv_token_s=0.0, pair_s=0.0)
@@ -199,3 +200,17 @@ def test_the_memory_is_as_large_as_the_replicas() -> None:
     assert len(affinity) == 40
     assert affinity.cached_tokens(tuple(range(4000, 4020)), 330) == {0: 320}
     assert affinity.cached_tokens(tuple(range(2000, 2020)), 330) == {}
+    node.handle(up("b", kv_capacity_tokens=10 * BLOCK, context_tokens=160))
+    node.handle(ReplicaDown(at_s=9.0, replica="a", epoch=1, reason="a fault"))
+    finish(node, sent(node.handle(ask(9, 100, tuple(range(9000, 9006)), at_s=9.5))), 10.0)
+
+    assert len(affinity) == 10
+
+
+def test_a_cached_beginning_is_attended_to_and_not_computed() -> None:
+    """600 tokens after 200: two steps of 300, and causal pairs with all that was before."""
+    step = StepTime(tokens=(0, 1000), seconds=(0.010, 0.110), kv_token_s=0.0, pair_s=1e-6)
+    seconds, steps = Kind(step, budget=300).prompt(800, 200)
+
+    assert steps == 2
+    assert seconds == pytest.approx(2 * 0.040 + 1e-6 * sum(range(201, 801)))

@@ -237,3 +237,36 @@ def test_the_compiled_driver_says_that_it_does_not_play_caches_yet(make: Any) ->
         play_compiled(scenario(fleet(make, 1), hashed))
     with pytest.raises(RunError, match=r"the experts of r0 are uneven"):
         play_compiled(scenario(fleet(make, 1, expert_imbalance_cv=0.1), even))
+
+
+def test_every_replica_start_and_seed_draws_its_own_unevenness(make: Any) -> None:
+    """The same prompt on two replicas at once, and again after a restart of both."""
+    trace = make["arrivals"]([(at_s, 1000, 1) for at_s in (1.0, 1.0, 4.0, 4.0)])
+    faults = tuple(
+        Fault(at_s=2.0 + 0.5 * (what == "up"), replica=name, what=what)  # type: ignore[arg-type]
+        for name in ("r0", "r1")
+        for what in ("down", "up")
+    )
+    ups = fleet(make, 2, expert_imbalance_cv=0.2)
+    waits = []
+    for seed in (1, 2):
+        run = play(scenario(ups, trace, seed=seed, faults=faults))
+        waits += [round(line.event.at_s % 1.0, 9) for line in run.lines if isinstance(line, Step) and isinstance(line.event, FirstToken)]  # fmt: skip
+
+    assert len(waits) == len(set(waits)) == 8
+
+
+def test_a_replica_finds_in_the_pools_store_what_another_one_left_there(make: Any) -> None:
+    tiers = TierSettings(kv_bytes_per_token=1.0, remote_bytes=1e6, remote_bytes_per_s=1e9)
+    trace = [
+        Arrival(at_s=at_s, model="m", input_tokens=321, output_tokens=1, prefix_hashes=tuple(range(first, first + 20)))
+        for at_s, first in ((0.0, 0), (1.0, 100), (3.0, 0))
+    ]  # fmt: skip
+    over = {"kv_capacity_tokens": 322, "context_tokens": 322, "prefix_tiers": tiers}
+    found = {}
+    for pool in ("p", "q"):
+        ups = (*fleet(make, 1, **over), make["replica"]("late", at_s=2.0, pool=pool, **over))
+        faults = (Fault(at_s=2.5, replica="r0", what="down"),)
+        found[pool] = found_tokens(play(scenario(ups, trace, faults=faults)))
+
+    assert found == {"p": 320, "q": 0}
