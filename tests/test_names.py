@@ -40,6 +40,10 @@ RATIOS_AND_COUNTS = {
     "decoding",  # share of the time
     "cv",  # standard deviation over mean
     "expert_imbalance_cv",
+    "values",  # of a Curve, whose name has the unit
+    "a",  # of Compared, whose name has the unit, as b
+    "b",
+    "lost_requests",  # against a mean
     "low",  # of a Band: measured over predicted
     "high",
     "likely",  # of an Estimate, as low and high: what holds it has the unit

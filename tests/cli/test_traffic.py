@@ -11,7 +11,7 @@ from polypod.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 AZURE = str(ROOT / "examples/traces/azure-conv-1000.csv")
-MOONCAKE = str(ROOT / "tests/data/mooncake/conversation-300.jsonl")
+MOONCAKE = str(ROOT / "examples/traces/mooncake-conversation-300.jsonl")
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -135,6 +135,9 @@ def test_conversations_find_what_was_said(cli: Cli, plan: str) -> None:
 
     assert found["reused_fraction"] > 0.6
     assert found["in_sessions"] == 5000
+    assert found["plan"]["copies"] is None  # its prompts are longer than those the plan is for
+    _, out, _ = cli("traffic", plan, *asked)
+    assert f"plan again with --input {found['input']['mean_tokens']:.0f} --output 100" in " ".join(out.split())  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -191,9 +194,13 @@ def test_it_is_said_that_a_trace_begins_again(cli: Cli, plan: str) -> None:
         (("--trace", AZURE, "--rate", "3/s"), "--rate means nothing beside --trace"),
         (("--trace", AZURE, "--scale", "many"), "--scale 'many' is no number of times; give a positive one, as 40x or 0.5x"),
         (("--trace", AZURE, "--scale", "0x"), "--scale '0x' is no number of times"),
-        (("--rate", "3/s", "--tokens-per-month", "1T"), "both say the rate"),
-        (("--system", "1k"), "--system is of conversations"),
-        (("--turns", "3", "--tokens-per-month", "1T"), "say the --rate"),
+        (("--rate", "3/s", "--tokens-per-month", "1T"), "--tokens-per-month means nothing beside --rate"),
+        (("--system", "1k"), "--system means nothing without --turns"),
+        (("--think", "1s"), "--think means nothing without --turns"),
+        (("--block-tokens", "16"), "--block-tokens means nothing without --turns"),
+        (("--arrivals", "closed:4", "--rate", "3/s"), "--rate means nothing beside --arrivals closed:4"),
+        (("--turns", "3", "--tokens-per-month", "1T"), "means nothing beside --turns, whose prompts grow; say --rate"),
+        (("--seed", "-1"), "seed=-1 is no seed; give 0 or more"),
         (("--requests", "0"), "--requests '0' is no number"),
         (("--trace", AZURE, "--duration", "0s"), "duration_s=0.0 plays nothing"),
     ],
@@ -238,4 +245,4 @@ def test_drawn_traffic_and_loops_are_not_described_without_what_they_need(
 ) -> None:
     assert "give a plan, or a trace" in cli("traffic")[2]
     assert "has no rate" in cli("traffic", plan, "--arrivals", "closed:3")[2]
-    assert "have no tenants" in cli("traffic", plan, "--arrivals", "closed:3", "--tenants", "a=1")[2]  # fmt: skip
+    assert "--tenants means nothing beside --arrivals closed:3" in cli("traffic", plan, "--arrivals", "closed:3", "--tenants", "a=1")[2]  # fmt: skip

@@ -20,6 +20,7 @@ from polypod.plan.afd import (
     expert_bytes,
     rate_per_s,
     slices_of,
+    steps_s,
 )
 from polypod.plan.afd_link import Link, exchange_of, link_between, own_way_bytes_per_s
 from polypod.plan.afd_search import MICRO_BATCHES, splits
@@ -419,10 +420,24 @@ def pool(**more: object) -> Plan:
     return Plan(polypod=1, fleet=parse_fleet(FLEET), services=(Service(model="deepseek-ai/DeepSeek-V3", pools=(made,)),))  # fmt: skip
 
 
-def test_a_plan_with_experts_apart_is_read_and_not_played() -> None:
+def test_other_numbers_of_sequences_are_timed_by_the_same_form() -> None:
+    """A batch that is not full goes round in as many micro-batches, and in fewer where it has no more sequences."""
+    made = splits(ask("deepseek-v3"), place("nvidia-h20:48"), place("nvidia-l40s:64"), 25e9)[0]
+    full = np.array([float(made.sequences_per_rank)])
+    context = np.array([CONTEXT])
+
+    assert steps_s(made, full, context)[0] == pytest.approx(made.step_s(CONTEXT), rel=1e-12)
+    half = replace(made, sequences=made.sequences // 2)
+    fewer = np.array([float(half.sequences_per_rank)])
+    assert steps_s(made, fewer, context)[0] == pytest.approx(half.step_s(CONTEXT), rel=1e-12)
+    alone = replace(made, sequences=1, micro_batches=1)
+    assert steps_s(made, np.array([1.0]), context)[0] == pytest.approx(alone.step_s(CONTEXT))
+
+
+def test_half_of_a_pair_is_not_played_alone() -> None:
     plan = pool(experts_on="b", expert_ranks=64, micro_batches=3)
     check(plan)
-    with pytest.raises(InputError, match=r"experts of this pool are apart, on 'b'.*not played; plan without --afd.*pools\[0\]"):  # fmt: skip
+    with pytest.raises(InputError, match=r"a decode pool without a prefill pool .*pools\[0\]"):  # fmt: skip
         pool_replicas(plan)
 
 
@@ -432,6 +447,7 @@ def test_a_plan_with_experts_apart_is_read_and_not_played() -> None:
         ({"experts_on": "b"}, r"say both, or neither .*pools\[0\].expert_ranks"),
         ({"expert_ranks": 64}, r"say both, or neither .*pools\[0\].experts_on"),
         ({"micro_batches": 3}, r"say both, or neither and no micro_batches"),
+        ({"hands_to": ("x",)}, r"'decode' hands on no caches.*hands_to"),
         ({"experts_on": "z", "expert_ranks": 64}, r"'z' is not in the fleet \(a, b\).*experts_on"),
     ],
 )

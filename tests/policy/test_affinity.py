@@ -137,7 +137,7 @@ def test_the_work_of_a_prompt_that_is_cached_is_counted_without_what_is() -> Non
     node.handle(up("a"))
     finish(node, sent(node.handle(ask(1, 801, HASHES))), 0.1)
     node.handle(ask(2, 801, HASHES, at_s=0.2))
-    table = node._health.tables["m"]
+    table = node._health.tables["m", "both"]
 
     assert table.prompts_s_R[0] == pytest.approx(0.010 + 1e-4)
 
@@ -195,7 +195,7 @@ def test_the_memory_is_as_large_as_the_replicas() -> None:
         finish(
             node, sent(node.handle(ask(request, 330, hashes, at_s=float(request)))), request + 0.5
         )
-    affinity = node._health.tables["m"].affinity
+    affinity = node._health.tables["m", "both"].affinity
 
     assert len(affinity) == 40
     assert affinity.cached_tokens(tuple(range(4000, 4020)), 330) == {0: 320}

@@ -23,7 +23,7 @@ from polypod.simulate.availability import (
     play_runs,
     spares_for,
 )
-from polypod.simulate.closed_form import closed_form
+from polypod.simulate.closed_form import closed_form, hits_R
 from polypod.simulate.demand import demands, needed_alone
 from polypod.simulate.failure_rates import KINDS, rates_of
 from polypod.simulate.seats import Recovery, read_spares, seat
@@ -192,6 +192,27 @@ def test_needed_replicas_are_the_rate_over_what_is_predicted_of_one():
     assert needed_alone(demand, 0) == 5
     (more,) = demands(plan(rate="40.1 /s"))
     assert needed_alone(more, 0) == 6
+
+
+def test_a_card_of_two_dies_is_one_accelerator_to_the_prediction():
+    of = plan(pool(tp=2, replicas=8))
+    dies = Plan(polypod=1, fleet={"a": Source(accelerator="huawei-ascend-910c", count=8)}, services=of.services)  # fmt: skip
+    with pytest.raises(InputError, match=r"carry 20.0% of its traffic"):  # 8 cards at 1 request/s
+        demands(dies)
+
+
+def test_what_stops_a_replica_is_counted_by_component():
+    def hits(of, name, role="both"):
+        seated = seat(of, INSTANT)
+        return hits_R(seated, rates_of(["rack=1h,nic=1h"])[name]).tolist()
+
+    whole, wide, single = plan(), plan(pool(tp=16, replicas=4)), plan(pool(tp=1, replicas=2))
+    assert (hits(whole, "card")[0], hits(whole, "node")[0], hits(whole, "rack")[0]) == (8, 1, 1)
+    assert (hits(whole, "link")[0], hits(whole, "nic")[0]) == (8, 0)
+    assert (hits(wide, "card")[0], hits(wide, "node")[0], hits(wide, "nic")[0]) == (16, 2, 2)
+    assert (hits(single, "card"), hits(single, "link")) == ([1, 1], [0, 0])
+    apart = plan(pool(tp=1, replicas=2, role="prefill"))
+    assert (hits(apart, "link"), hits(apart, "nic")) == ([1, 1], [1, 1])
 
 
 def test_prefill_and_decode_each_carry_all_of_it():

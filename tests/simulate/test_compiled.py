@@ -11,7 +11,7 @@ from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour
 from polypod.errors import RunError
 from polypod.policy import PolicySettings, ServiceSettings
-from polypod.policy.events import ReplicaUp
+from polypod.policy.events import ReplicaUp, Role
 from polypod.policy.lifecycle import Validator
 from polypod.record import Step
 from polypod.simulate import Arrival, Fault, Scenario, play, replay
@@ -37,14 +37,26 @@ def behaviour(rng: np.random.Generator) -> Behaviour | None:
     )
 
 
-def replica(rng: np.random.Generator, name: str, model: str) -> ReplicaUp:
+def roles(rng: np.random.Generator, count: int) -> list[Role]:
+    """All whole, or prefill and decode apart with or without whole ones beside."""
+    if rng.random() < 0.4:
+        return ["both"] * count
+    names: list[Role] = ["prefill", "decode", "prefill", "decode", "both"]
+    return [names[n % int(rng.choice([2, 4, 5]))] for n in range(count)]
+
+
+def replica(rng: np.random.Generator, name: str, model: str, role: Role) -> ReplicaUp:
     ranks = int(rng.choice([1, 1, 2, 3]))
     step = StepTime(
         tokens=STEP.tokens, seconds=STEP.seconds, kv_token_s=float(rng.choice([0, 1e-8, 1e-7])),
         pair_s=1e-10, sequence_s=1e-6, data_ranks=ranks, stages=int(rng.choice([1, 1, 2])),
     )  # fmt: skip
     return ReplicaUp(
-        at_s=float(rng.choice([0, 0, 0, 1.0])), replica=name, epoch=1, model=model, pool="p", role="both",
+        at_s=float(rng.choice([0, 0, 0, 1.0])), replica=name, epoch=1, model=model, role=role,
+        pool="p" if rng.random() < 0.6 else "q",
+        kv_token_bytes=float(rng.choice([0.0, 1e4, 1e5])), kv_link_bytes_per_s=float(rng.choice([0.0, 1e8, 1e9])),
+        kv_link_latency_s=float(rng.choice([0.0, 0.01])),
+        kv_pools=("q",) if role == "prefill" and rng.random() < 0.3 else (),
         step_time=step.scaled(float(rng.choice([1, 1, 2]))), context_tokens=4096,
         kv_capacity_tokens=int(rng.choice([3000, 8000, 40_000])) * ranks,
         max_sequences=int(rng.choice([2, 8, 64])), max_step_tokens=int(rng.choice([256, 2048])),
@@ -70,8 +82,8 @@ def faults(rng: np.random.Generator, replicas: list[ReplicaUp], end_s: float) ->
     for _ in range(int(rng.integers(0, 8))):
         name = replicas[int(rng.integers(len(replicas)))].replica
         at_s = float(np.round(rng.uniform(0, end_s), 2))
-        what: Any = str(rng.choice(["down", "up", "speed", "hang"]))
-        factor = float(rng.choice([0.5, 1, 3])) if what == "speed" else 1.0
+        what: Any = str(rng.choice(["down", "up", "speed", "hang", "link"]))
+        factor = float(rng.choice([0.5, 1, 3])) if what in ("speed", "link") else 1.0
         found.append(Fault(at_s=at_s, replica=name, what=what, factor=factor))
         if what in ("down", "hang"):
             found.append(Fault(at_s=at_s + 2, replica=name, what="down"))
@@ -94,7 +106,7 @@ def watch(rng: np.random.Generator, replicas: list[ReplicaUp]) -> Watch | None:
     caps += [Cap(name="rack 1", replicas=tuple(names[1::2]), limit_w=1e6)] * (len(names) > 1)
     return Watch(
         interval_s=float(rng.choice([0.7, 1.0, 5.0])),
-        draws={"p": draw} if rng.random() < 0.8 else {"p": draw, "q": draw},
+        draws={"p": draw, "q": draw},
         caps=tuple(caps) if rng.random() < 0.7 else (),
     )
 
@@ -103,8 +115,10 @@ def scenario(seed: int) -> Scenario:
     """Anything: unlike engines, several ranks and stages, small caches, full queues, impatient clients, every kind of fault."""
     rng = np.random.default_rng(seed)
     models = ["m", "k"][: int(rng.integers(1, 3))]
+    count = int(rng.integers(1, 7))
     replicas = [
-        replica(rng, f"r{n}", models[n % len(models)]) for n in range(int(rng.integers(1, 6)))
+        replica(rng, f"r{n}", models[n * len(models) // count], role)
+        for n, role in enumerate(roles(rng, count))
     ]
     requests, rate_per_s = int(rng.integers(50, 300)), float(rng.choice([2, 10, 40]))
     at_s = np.cumsum(rng.exponential(1 / rate_per_s, requests))

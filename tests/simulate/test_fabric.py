@@ -18,6 +18,7 @@ from polypod.simulate.fabric import (
     Network,
     fabric,
     fabric_of,
+    handover,
 )
 from polypod.simulate.flows import Demand, Flows, errors, play_flows
 from polypod.workload.layout import Layout
@@ -151,6 +152,17 @@ def test_a_network_may_have_leaves_that_are_narrower_above_than_below() -> None:
     assert capacities(narrow, 0, 8)[1] == 200e9
     with pytest.raises(InputError, match=r"a leaf of 4 cards is less than 'a' joins before"):
         fabric_of(plan("nvidia-h200-sxm:128", 8, 2), Network(leaf_cards=4))
+
+
+def test_a_cache_goes_from_every_rank_of_a_replica_evenly_to_another() -> None:
+    pools = tuple(Pool(role=role, on="a", layout=Layout(tp=world), replicas=1, precision=Precision(weights="bf16", kv="bf16"), state="modelled", name=role) for role, world in (("prefill", 4), ("decode", 2)))  # fmt: skip
+    two = Plan(polypod=1, fleet=parse_fleet("nvidia-h200-sxm:16"), services=(Service(model="qwen3-8b", pools=pools),))  # fmt: skip
+    made, placed = fabric_of(two)
+    assert handover(placed, 0, 1) == [(0, 4), (1, 4), (2, 5), (3, 5)]
+    flows = Flows(made)
+    for flow, (a, b) in enumerate(handover(placed, 0, 1)):
+        flows.start(0.0, flow, made.path(a, b), 1e9)
+    assert rates(flows, 4) == [225e9] * 4  # two into one port
 
 
 def test_a_million_cards_are_a_few_arrays() -> None:

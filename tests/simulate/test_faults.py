@@ -99,6 +99,29 @@ def test_a_replica_that_comes_back_slow_is_told_so_again(tmp_path):
     assert told == [("speed", "p-0", 0.0, 2.0), ("down", "p-0", 10.0, 1.0), ("up", "p-0", 20.0, 1.0), ("speed", "p-0", 20.0, 2.0), ("speed", "p-0", H, 1.0)]  # fmt: skip
 
 
+def test_one_failure_after_another_is_one_time_away(tmp_path):
+    rows = """
+- {at: 0s, what: crash, where: card a/0, repair: 10s}
+- {at: 5s, what: crash, where: rack a/0, repair: 20s}
+"""
+    told, notes = resolved(tmp_path, rows)
+
+    assert [(what, at_s) for what, name, at_s, _ in told if name == "p-0"] == [("down", 0.0), ("up", 25.0)]  # fmt: skip
+    assert notes[1].replicas == ("p-0", "p-1", "p-2", "p-3")
+
+
+def test_two_dies_of_a_card_load_one_after_another():
+    def load_s(tp: int) -> float:
+        dies = {"a": Source(accelerator="huawei-ascend-910c", count=8)}
+        pools = plan(tp=tp, replicas=1).services
+        asked = Plan(polypod=1, fleet=dies, services=pools)
+        return float(seat(asked, Recovery(restart_s=0, storage_bytes_per_s=1e9)).seats.load_s_R[0])
+
+    # a die's half of two ranks is what one rank alone holds; of four ranks a card holds half
+    assert load_s(2) == pytest.approx(load_s(1), rel=1e-3)
+    assert load_s(4) == pytest.approx(load_s(1) / 2, rel=1e-3)
+
+
 def test_a_slow_link_slows_the_share_of_a_step_that_passes_over_it_and_all_transfers(tmp_path):
     row = "- {at: 5s, what: slow-link, where: link card a/0, factor: 4, repair: 10s}"
     told, (note,) = resolved(tmp_path, row, share=0.5)

@@ -74,12 +74,6 @@ def test_a_prompt_alone_takes_what_the_cost_model_says():
     assert done.at_s - TRACE[0].at_s == pytest.approx(expected_s, rel=1e-3)
 
 
-@pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_a_pool_of_one_phase_is_not_simulated_yet(role):
-    with pytest.raises(InputError, match=f"pool 'eight' has the role '{role}'"):
-        scenario_of(plan(role=role), TRACE)
-
-
 def test_a_pools_tiers_are_its_replicas_with_one_copy_of_a_tokens_cache():
     """Llama 3.1 8B in bf16: 32 layers, keys and values, 8 heads of 128, 2 bytes, however the ranks slice it."""
     cache = PoolCache(host="512 GiB", host_bandwidth="50 GB/s", remote="10 TB", remote_bandwidth="100 Gb/s", remote_latency="2 ms")  # fmt: skip

@@ -270,3 +270,23 @@ def test_a_replica_finds_in_the_pools_store_what_another_one_left_there(make: An
         found[pool] = found_tokens(play(scenario(ups, trace, faults=faults)))
 
     assert found == {"p": 320, "q": 0}
+
+
+def test_a_prefill_replica_finds_what_it_computed_for_another_decode(make: Any) -> None:
+    """The second prompt is computed but for nineteen of its blocks, and a cache that was handed on is idle and not lost."""
+    over = {"kv_token_bytes": 1.0, "kv_link_bytes_per_s": 1e9}
+    ups = [
+        *(make["replica"](f"p{n}", role="prefill", pool="p", context_tokens=2000, **over) for n in range(2)),
+        make["replica"]("d", role="decode", pool="d", context_tokens=2000, **over),
+    ]  # fmt: skip
+    trace = [
+        Arrival(at_s=at_s, model="m", input_tokens=320, output_tokens=5, prefix_hashes=tuple(range(20)))
+        for at_s in (0.0, 2.0, 4.0)
+    ]  # fmt: skip
+    run = play(scenario(ups, trace))
+    computed = {line.of: line.value for line in run.lines if isinstance(line, Measure) and line.name == "computed_tokens"}  # fmt: skip
+
+    assert found_tokens(run) == 2 * 19 * BLOCK
+    assert computed["p0"] + computed["p1"] == 320 + 2 * BLOCK
+    assert min(computed["p0"], computed["p1"]) == 0
+    assert replay(run.lines) is None

@@ -355,12 +355,6 @@ def test_an_empty_trace_is_a_run_with_nothing_in_it(replica, scenario):
     assert run.end_s == 0.0
 
 
-@pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_pools_of_one_phase_are_not_simulated_yet(replica, scenario, role):
-    with pytest.raises(InputError, match=f"has the role '{role}', which is not simulated yet"):
-        scenario([replica(role=role)], ())
-
-
 def test_a_fault_at_an_unknown_replica_names_the_nearest(replica, scenario):
     fault = Fault(at_s=1.0, replica="poo-1", what="down")
     with pytest.raises(

@@ -65,6 +65,14 @@ def test_a_component_is_its_cards():
         assert found.end_card_F[mine].max(initial=0) <= 64
 
 
+def test_the_last_rack_of_a_part_ends_with_it():
+    found = draw(placed(40), rates_of(["rack=900h"]), YEAR_S, seed=0)
+    names = [rate.kind.name for rate in found.rates]
+    last = (found.kind_F == names.index("rack")) & (found.number_F == 1)
+
+    assert set(found.end_card_F[last].tolist()) == {40}
+
+
 @pytest.mark.parametrize("shape", [0.7, 2.0])
 def test_lives_of_another_shape_keep_their_mean_and_have_weibull_s_spread(shape):
     rates = rates_of(["card=1000h", "node=never,link=never,software=never,hang=never,uplink=never"], ["card=1h"], [f"card={shape}"])  # fmt: skip

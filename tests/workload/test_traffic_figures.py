@@ -14,7 +14,7 @@ from polypod.workload.traffic_make import Stream, Synthetic, Turns
 from polypod.workload.traffic_scale import Replay
 from polypod.workload.traffic_tenants import Tenant
 
-MOONCAKE = Path(__file__).parents[1] / "data/mooncake/conversation-300.jsonl"
+MOONCAKE = Path(__file__).parents[2] / "examples/traces/mooncake-conversation-300.jsonl"
 CHAT = Stream(model="chat", rate_per_s=10.0, input_tokens=1000, output_tokens=200)
 
 

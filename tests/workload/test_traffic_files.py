@@ -14,7 +14,7 @@ from polypod.workload.traffic import read_trace
 from polypod.workload.traffic_files import NAMES, Reading
 from polypod.workload.traffic_rows import reused_blocks
 
-MOONCAKE = Path(__file__).parents[1] / "data/mooncake/conversation-300.jsonl"
+MOONCAKE = Path(__file__).parents[2] / "examples/traces/mooncake-conversation-300.jsonl"
 
 
 def write(tmp_path: Path, text: str, name: str = "trace.csv") -> Path:
@@ -42,6 +42,13 @@ def test_every_column_of_a_csv_is_read(tmp_path: Path) -> None:
     assert trace.num_blocks.tolist() == [2, 0, 3, 0]
     assert trace.block_tokens == 512
     assert reused_blocks(trace).tolist() == [0, 0, 2, 0]
+
+
+def test_sessions_are_numbered_as_they_begin_around_those_without(tmp_path: Path) -> None:
+    rows = "".join(f"{at},1,1,{session}\n" for at, session in enumerate(["b", "", "a", "b", "", "c"]))  # fmt: skip
+    trace = read_trace(write(tmp_path, "arrival_s,input_tokens,output_tokens,session\n" + rows))
+
+    assert trace.session.tolist() == [0, -1, 1, 0, -1, 2]
 
 
 def test_json_lines_say_the_same_as_csv(tmp_path: Path) -> None:

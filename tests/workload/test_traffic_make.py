@@ -167,6 +167,14 @@ def test_a_turn_finds_all_full_blocks_of_the_turn_before() -> None:
         begun.add(model)
 
 
+def test_a_conversation_begins_when_the_process_says_and_goes_on_after_it() -> None:
+    trace = drawn(turns=TURNS, arrivals=Gamma(cv_ratio=2.0), requests=5000, seed=8)
+    _, first = np.unique(trace.session, return_index=True)
+    begins_s = next(times_s(Gamma(cv_ratio=2.0), 10.0 / 5, 8))[: len(first)]
+
+    assert np.array_equal(trace.arrival_s[first], begins_s)
+
+
 def test_conversations_keep_the_rate_of_requests_their_turns_and_their_gaps() -> None:
     trace = drawn(turns=TURNS, requests=None, duration_s=20_000.0)
     per_session = np.bincount(trace.session)

@@ -14,9 +14,9 @@ from polypod.workload.traffic import Traffic, blocks, read_trace, trace_of
 from polypod.workload.traffic_rows import Trace, reused_blocks, starts_of
 from polypod.workload.traffic_scale import Replay
 
-DATA = Path(__file__).parents[1] / "data"
-MOONCAKE = DATA / "mooncake/conversation-300.jsonl"
-AZURE = Path(__file__).parents[2] / "examples/traces/azure-conv-1000.csv"
+EXAMPLES = Path(__file__).parents[2] / "examples/traces"
+MOONCAKE = EXAMPLES / "mooncake-conversation-300.jsonl"
+AZURE = EXAMPLES / "azure-conv-1000.csv"
 ARRAYS = ("arrival_s", "input_tokens", "output_tokens", "model", "tenant", "session", "priority", "block_hashes", "block_starts")  # fmt: skip
 
 
@@ -175,6 +175,24 @@ def test_a_shorter_duration_cuts_and_a_longer_one_begins_again_with_fresh_prefix
     assert not hashes[0] & hashes[1]
 
 
+def test_a_request_at_the_very_end_is_left_out() -> None:
+    at_s = float(TALKS.arrival_s[100])
+
+    assert played(duration_s=at_s).arrival_s.tolist() == TALKS.arrival_s[:100].tolist()
+
+
+def test_copies_of_every_round_are_fresh() -> None:
+    """Three copies, begun three times: nine times the reuse, and nine times the sessions."""
+    more = played(scale=3.0, requests=9 * len(TALKS), seed=6)
+    whole = by_session(TALKS)
+
+    assert len(by_session(more)) > 8.5 * len(
+        whole
+    )  # some have begun a fourth time in place of late turns
+    assert max(map(len, by_session(more).values())) <= max(map(len, whole.values()))
+    assert reused_blocks(more).sum() == pytest.approx(9 * reused_blocks(TALKS).sum(), rel=0.02)
+
+
 def test_a_number_of_requests_cuts_or_begins_again() -> None:
     assert np.array_equal(played(requests=100).arrival_s, TALKS.arrival_s[:100])
     assert len(played(requests=3 * len(TALKS) + 1)) == 3 * len(TALKS) + 1
@@ -218,6 +236,8 @@ def test_mooncakes_excerpt_forty_times_has_forty_times_its_reuse() -> None:
         ({"rate_ratio": -1.0}, r"rate_ratio=-1\.0 plays nothing"),
         ({"duration_s": float("inf")}, r"duration_s=inf plays nothing"),
         ({"requests": 0}, r"requests=0 plays nothing"),
+        ({"seed": -1}, r"seed=-1 is no seed"),
+        ({"trace": TALKS.take(np.arange(0))}, r"conversations holds no request"),
         ({"window_s": 1e9}, r"window_s=1e\+09 is not within the trace's period; give 0 to 3"),
         ({"scale": 1e-4}, r"scale=0\.0001 keeps none of the 400 sessions of conversations; give 0\.0025 or more"),
     ],

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from polypod import units
 from polypod.catalog.market_schema import Reliability, Repair
 from polypod.catalog.site import find_site, site_title
@@ -14,7 +16,7 @@ from polypod.simulate.availability import MINUTES, Availability, Runs, SparesFor
 from polypod.simulate.closed_form import ClosedForm, hits_R
 from polypod.simulate.demand import Demand, needed_alone
 from polypod.simulate.failure_rates import Rate
-from polypod.simulate.seats import Recovery, sources
+from polypod.simulate.seats import Recovery, Seated, sources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
         "rates": {name: _rate_json(rate) for name, rate in answer.rates.items()},
         "not_drawn": list(answer.unrated),
         "recovery": asdict(runs.seated.recovery) | {"sources": sources()},
+        "idle_cards": idle_cards(runs.seated),
         "assumed": _assumed(runs),
     }
 
@@ -172,7 +175,7 @@ def _target(one: SparesFor) -> str:
     allowed = _minutes(MINUTES * (1 - one.target_fraction))
     if one.spares is None:
         return f"({allowed} a year) no number of spares: {_percent(one.up_fraction)} with more than can be used"
-    spares = "no spares needed" if one.spares == 0 else f"{one.spares} spare cards for each part of the fleet"  # fmt: skip
+    spares = "no spares needed" if one.spares == 0 else f"{one.spares} spare card{'s' * (one.spares > 1)} for each part of the fleet"  # fmt: skip
     return f"({allowed} a year) {spares}: {_percent(one.up_fraction)}"
 
 
@@ -200,13 +203,27 @@ def _told(answer: Answer) -> Iterator[str]:
     recovery = runs.seated.recovery
     yield entry("not drawn", f"{', '.join(answer.unrated)}: nobody on record counted these; say --mtbf KIND=TIME")  # fmt: skip
     yield entry("recovery", _recovery_text(recovery, max(runs.seated.seats.load_s_R.tolist())))
+    for name, cards in idle_cards(runs.seated).items():
+        yield entry("idle", f"{cards:,} cards of {name!r} hold no replica: as many spares are there already")  # fmt: skip
     for note in _assumed(runs):
         yield entry("assumed", note)
 
 
+def idle_cards(seated: Seated) -> dict[str, int]:
+    """Cards of each part that no replica is on, where there are any."""
+    used = np.zeros(seated.placed.cards, dtype=np.bool_)
+    for first, end in zip(seated.seats.first_card_R, seated.seats.end_card_R, strict=True):
+        used[first:end] = True
+    counts = {
+        part.name: int(np.count_nonzero(~used[part.first_card : part.first_card + part.cards]))
+        for part in seated.placed.parts
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
 def _recovery_text(recovery: Recovery, load_s: float) -> str:
-    crews = f"{recovery.crews} crews" if recovery.crews else "crews enough"
-    spares = f"{recovery.spares} spare cards" if recovery.spares else f"{100 * recovery.spare_fraction:g} % spare cards" if recovery.spare_fraction else "no spares"  # fmt: skip
+    crews = f"{recovery.crews} crew{'s' * (recovery.crews > 1)}" if recovery.crews else "crews enough"  # fmt: skip
+    spares = f"{recovery.spares} spare card{'s' * (recovery.spares > 1)} for each part" if recovery.spares else f"{100 * recovery.spare_fraction:g} % of each part as spare cards" if recovery.spare_fraction else "no spares"  # fmt: skip
     return (
         f"{spares}, {crews}; a spare stands in after {units.show(recovery.failover_s, 's')}, a hang is noticed after {units.show(recovery.detect_s, 's')}; "
         f"a replica then restarts and loads in {units.show(load_s, 's')} at {units.show(recovery.storage_bytes_per_s, 'bytes_per_s')} a card"

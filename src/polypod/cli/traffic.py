@@ -3,7 +3,7 @@
 import argparse
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from polypod.workload.traffic_scale import Replay
 
 _ONLY_TRACE = ("scale", "scale_rate", "scale_window", "sort")
 _ONLY_DRAWN = ("arrivals", "rate", "tokens_per_month", "lengths", "turns", "think", "system")
+_ONLY_TURNS = ("think", "system", "block_tokens")
+_NOT_CLOSED = ("rate", "tokens_per_month", "turns", "system", "tenants", "block_tokens")
 _REQUESTS = 1000
 
 
@@ -67,9 +69,6 @@ def traffic_of(args: argparse.Namespace, plan: Plan | None) -> Traffic | ClosedL
     arrivals = arrivals_of(args.arrivals or "poisson")
     drawn = _synthetic(args, plan, is_loop=isinstance(arrivals, int))
     if isinstance(arrivals, int):
-        if args.tenants:
-            msg = "--tenants with --arrivals closed: users of a closed loop have no tenants; leave one out"
-            raise InputError(msg)
         think_s = 0.0 if args.think is None else units.parse(args.think, "s")
         return closed_loop(arrivals, drawn, think_s)
     return Traffic(source=replace(drawn, arrivals=arrivals), tenants=_tenants(args))
@@ -97,14 +96,20 @@ def _tell(traffic: Traffic, trace: Trace) -> None:
 
 def _refuse_mixed(args: argparse.Namespace) -> None:
     """Flags that mean nothing beside the others are errors."""
-    wrong, beside = (_ONLY_DRAWN, "beside --trace") if args.trace else (_ONLY_TRACE, "without --trace")  # fmt: skip
-    for name in wrong:
-        if getattr(args, name):
-            msg = f"--{name.replace('_', '-')} means nothing {beside}; leave it out"
-            raise InputError(msg)
-    if args.rate and args.tokens_per_month:
-        msg = "--rate and --tokens-per-month both say the rate; give one"
-        raise InputError(msg)
+    is_closed = (args.arrivals or "").startswith("closed")
+    rules = (
+        (args.trace, _ONLY_DRAWN, "beside --trace"),
+        (not args.trace, _ONLY_TRACE, "without --trace"),
+        (is_closed, _NOT_CLOSED, f"beside --arrivals {args.arrivals}"),
+        (not (args.trace or is_closed or args.turns), _ONLY_TURNS, "without --turns"),
+        (args.rate, ("tokens_per_month",), "beside --rate"),
+        (args.turns, ("tokens_per_month",), "beside --turns, whose prompts grow; say --rate"),
+    )
+    for applies, names, beside in rules:
+        for name in names:
+            if applies and getattr(args, name):
+                msg = f"--{name.replace('_', '-')} means nothing {beside}; leave it out"
+                raise InputError(msg)
 
 
 def _replay(args: argparse.Namespace, plan: Plan | None) -> Replay:
@@ -163,9 +168,6 @@ def _synthetic(args: argparse.Namespace, plan: Plan | None, *, is_loop: bool) ->
 
 def _turns(args: argparse.Namespace) -> Turns | None:
     if args.turns is None:
-        if args.system:
-            msg = "--system is of conversations; say their --turns, 1 for single requests"
-            raise InputError(msg)
         return None
     return Turns(
         mean_turns=count("--turns", args.turns),
@@ -186,9 +188,6 @@ def _request_tokens(synthetic: Synthetic) -> float:
             streams = synthetic.streams
             mean = sum(one.rate_per_s * (one.input_tokens + one.output_tokens) for one in streams)
             mean /= synthetic.rate_per_s
-    if synthetic.turns is not None:
-        msg = "--tokens-per-month does not know how long prompts of --turns get; say the --rate"
-        raise InputError(msg)
     return mean
 
 
@@ -239,26 +238,55 @@ def run(args: argparse.Namespace) -> int:
     needs = None if plan is None else _needs(plan, found)
     if args.json:
         derived = {key: getattr(found, key) for key in ("rate_per_s", "tokens_per_s", "month_tokens")}  # fmt: skip
-        print(json.dumps(asdict(found) | derived | {"plan": needs}, indent=2))
+        carried = None if needs is None else asdict(needs)
+        print(json.dumps(asdict(found) | derived | {"plan": carried}, indent=2))
     else:
         print("\n".join(_text(found, needs)))
     return 0
 
 
-def _needs(plan: Plan, found: Figures) -> dict[str, float] | None:
-    """How many of the plan would carry this, by the goodput that the plan predicts for its own lengths; None where it predicts none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Needs:
+    """How many of a plan carry a traffic: its rate over the goodput that the plan predicts.
+
+    That is for the plan's own lengths, so where the traffic's are others by more than a tenth `copies` is None.
+    """
+
+    goodput_per_s: float
+    accelerators: float
+    input_tokens: float
+    output_tokens: float
+    copies: int | None
+    copies_accelerators: float | None
+
+
+def _needs(plan: Plan, found: Figures) -> _Needs | None:
+    """None where the plan predicts no goodput, or a service of it has no traffic."""
     goodput = plan.predicted.goodput if plan.predicted else None
-    if goodput is None:
+    asked = [service.traffic for service in plan.services if service.traffic is not None]
+    if goodput is None or len(asked) < len(plan.services):
         return None
-    each_per_s = units.parse(goodput, "per_s")
-    copies = math.ceil(found.rate_per_s / each_per_s)
-    accelerators = _accelerators(plan)
-    return {
-        "goodput_per_s": each_per_s,
-        "accelerators": accelerators,
-        "copies": copies,
-        "copies_accelerators": copies * accelerators,
-    }
+    rates_per_s = [traffic.rate_per_s or 1.0 for traffic in asked]
+    input_tokens, output_tokens = (
+        sum(rate * getattr(one, key) for rate, one in zip(rates_per_s, asked, strict=True))
+        / sum(rates_per_s)
+        for key in ("input", "output")
+    )
+    each_per_s, accelerators = units.parse(goodput, "per_s"), _accelerators(plan)
+    is_alike = _is_near(found.input.mean_tokens, input_tokens) and _is_near(found.output.mean_tokens, output_tokens)  # fmt: skip
+    copies = math.ceil(found.rate_per_s / each_per_s) if is_alike else None
+    return _Needs(
+        goodput_per_s=each_per_s,
+        accelerators=accelerators,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        copies=copies,
+        copies_accelerators=None if copies is None else copies * accelerators,
+    )
+
+
+def _is_near(one: float, other: float) -> bool:
+    return abs(one - other) <= 0.1 * other
 
 
 def _accelerators(plan: Plan) -> float:
@@ -271,7 +299,7 @@ def _accelerators(plan: Plan) -> float:
     return taken
 
 
-def _text(found: Figures, needs: dict[str, float] | None) -> list[str]:
+def _text(found: Figures, needs: _Needs | None) -> list[str]:
     lines = [
         entry("requests", f"{found.requests:,} in {units.show(found.duration_s, 's')}, {units.significant(found.rate_per_s, 4)}/s in the mean", indent=12),
         entry("arrivals", f"times between them have a coefficient of variation of {found.gap_cv_ratio:.3g}", indent=12),
@@ -291,6 +319,15 @@ def _text(found: Figures, needs: dict[str, float] | None) -> list[str]:
             shares = ", ".join(f"{name or '(none)'} {number / found.requests:.1%}" for name, number in counts.items())  # fmt: skip
             lines.append(entry(what, shares, indent=12))
     if needs is not None:
-        text = f"{needs['copies']:,} of this plan, {needs['copies_accelerators']:,.0f} accelerators, if each carries the {units.significant(needs['goodput_per_s'], 4)} requests/s that it predicts for its own lengths"
-        lines.append(entry("to carry it", text, indent=12))
+        lines.append(entry("to carry it", _carried(found, needs), indent=12))
     return lines
+
+
+def _carried(found: Figures, needs: _Needs) -> str:
+    if needs.copies is None or needs.copies_accelerators is None:
+        asked, answered = (round(lengths.mean_tokens) for lengths in (found.input, found.output))
+        return (
+            f"not known: this plan is for prompts of {needs.input_tokens:,.0f} and answers of {needs.output_tokens:,.0f} tokens; "
+            f"plan again with --input {asked} --output {answered}"
+        )
+    return f"{needs.copies:,} of this plan, each with its predicted {units.significant(needs.goodput_per_s, 4)} requests/s; accelerators: {needs.copies_accelerators:,.0f}"

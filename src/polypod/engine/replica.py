@@ -16,7 +16,11 @@ prompts alone, in which decode stands still; drafted tokens make steps longer, g
 fewer; a share of each prompt is cached already, where it does not come with hashes of its blocks. With them, a prompt looks for its blocks in the
 rank's caches (`prefix`) when it is admitted and again when its first chunk is scheduled, and its own can be found from then on.
 
-Left out: the front end, polling intervals, batch waits, stream intervals, and block rounding (under 16 tokens a sequence). With several
+A replica of one phase takes parts of requests. `prefill` ends at the first token, and keeps the cache, without a slot, until `release`; `decode`
+takes a request whose cache has come: it is admitted in turn like a prompt, and its first token, which came with the cache, leaves at that step
+boundary. One that is preempted has its prompt computed here.
+
+Left out: the front end, polling intervals, batch waits, stream intervals, block rounding (under 16 tokens a sequence), and prefixes in a replica that decodes only. With several
 ranks the step is timed at the largest load of each kind over the ranks: exact for one rank, from above for more.
 """
 
@@ -53,11 +57,11 @@ class EngineLimits:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A request gave its first token, or its last."""
+    """A request gave its first token, or its last, or its prompt is computed and its cache kept."""
 
     at_s: float
     request: int
-    kind: Literal["first", "finished"]
+    kind: Literal["first", "finished", "prefilled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,8 @@ class _Sequence:
     rank: int = -1
     finish_step: int = -1
     told_first: bool = False
+    ends_at_first: bool = False  # its cache is kept then
+    has_cache: bool = False  # it came with its cache
 
 
 @dataclass(slots=True, kw_only=True)
@@ -179,6 +185,8 @@ class ReplicaEmulation:
         self._finishes: list[tuple[int, int, _Sequence]] = []
         self._by_request: dict[int, _Sequence] = {}
         self._cancelled: set[int] = set()
+        self._held: dict[int, _Sequence] = {}  # computed prompts; their cache counts as prompts'
+        self._told: list[Progress] = []  # first tokens of admitted caches, not yet told
         self._step = 0
         self._order = 0
         self._segment: _Segment | None = None
@@ -188,6 +196,8 @@ class ReplicaEmulation:
     @property
     def next_s(self) -> float:
         """When the batch changes next; infinite when idle. A later `submit` may bring it forward."""
+        if self._told:
+            return self._told[0].at_s
         return math.inf if self._segment is None else self._segment.end_s
 
     @property
@@ -233,6 +243,49 @@ class ReplicaEmulation:
         hashes: Sequence[int] = (),
     ) -> None:
         """Hand the engine a request, with the hashes of its blocks if it has any. Raises `ValueError` for one that can never fit."""
+        sequence = _Sequence(
+            request=request,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            hashes=() if self.prefix is None else hashes,
+        )
+        self._enter(at_s, sequence)
+
+    def prefill(
+        self, at_s: float, *, request: int, prompt_tokens: int, hashes: Sequence[int] = ()
+    ) -> None:
+        """Hand it a prompt alone. Raises `ValueError` for one that can never fit."""
+        sequence = _Sequence(
+            request=request,
+            prompt_tokens=prompt_tokens,
+            output_tokens=1,
+            hashes=() if self.prefix is None else hashes,
+            ends_at_first=True,
+        )
+        self._enter(at_s, sequence)
+
+    def decode(self, at_s: float, *, request: int, prompt_tokens: int, output_tokens: int) -> None:
+        """Hand it a request with the cache of its prompt. Raises `ValueError` for one that can never fit."""
+        sequence = _Sequence(
+            request=request,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            has_cache=True,
+        )
+        self._enter(at_s, sequence)
+
+    def release(self, at_s: float, request: int) -> None:
+        """Free the cache of a computed prompt; one that is unknown is ignored."""
+        sequence = self._held.pop(request, None)
+        if sequence is not None:
+            self._prompt_kv_R[sequence.rank] -= sequence.prompt_tokens
+            self._leave_blocks(sequence)
+            if self._waiting:
+                self._change(at_s)
+
+    def _enter(self, at_s: float, sequence: _Sequence) -> None:
+        request = sequence.request
+        prompt_tokens, output_tokens = sequence.prompt_tokens, sequence.output_tokens
         if prompt_tokens < 1 or output_tokens < 1:
             msg = f"request {request} needs at least 1 token each way, got {prompt_tokens} in and {output_tokens} out"
             raise ValueError(msg)
@@ -242,26 +295,31 @@ class ReplicaEmulation:
                 f"a data-parallel rank holds {self._rank_kv_capacity}"
             )
             raise ValueError(msg)
-        sequence = _Sequence(
-            request=request,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            hashes=() if self.prefix is None else hashes,
-        )
         self._by_request[request] = sequence
         blocked = bool(self._waiting)
         self._waiting.append(sequence)
-        if self._hangs:
-            return
-        if self._segment is None or self._segment.start_s >= at_s:
-            self._compose(at_s)  # idle, or the batch is being made at this very moment
-        elif not blocked:
+        if not blocked or self._is_between(at_s):
+            self._change(at_s)
+
+    def _change(self, at_s: float) -> None:
+        """Make the batch anew, now or at the first step boundary from now on."""
+        if self._is_between(at_s):
+            self._compose(at_s)
+        else:
             self._cut(at_s)
 
+    def _is_between(self, at_s: float) -> bool:
+        """Idle, or the batch is being made at this very moment."""
+        return self._segment is None or self._segment.start_s >= at_s
+
     def cancel(self, at_s: float, request: int) -> None:
-        """Drop a request at the next step boundary; one that is unknown or finished is ignored."""
+        """Drop a request at the next step boundary, the cache of a computed prompt at once; one that is unknown or finished is ignored."""
+        self.release(at_s, request)
         if request in self._by_request:
             self._cancelled.add(request)
+            if self._segment is None:  # caches that are kept hold up all that wait
+                self._drop_cancelled()
+                self._compose(at_s)
             self._cut(at_s)
 
     def speed(self, at_s: float, factor: float) -> None:
@@ -273,10 +331,11 @@ class ReplicaEmulation:
         """Stop for good, with all that is aboard."""
         self._hangs = True
         self._segment = None
+        self._told = []
 
     def advance(self, to_s: float) -> list[Progress]:
         """Play until `to_s`, that moment included; return what happened, in time order."""
-        progress: list[Progress] = []
+        progress, self._told = self._told, []
         while self._segment is not None and self._segment.end_s <= to_s:
             segment = self._segment
             end_s = segment.end_s
@@ -290,6 +349,8 @@ class ReplicaEmulation:
             self._end_chunks(segment, end_s, progress)
             self._drop_cancelled()
             self._compose(end_s)
+            progress += self._told
+            self._told = []
         return progress
 
     # ---- a segment ends
@@ -323,7 +384,19 @@ class ReplicaEmulation:
             self._prompt_tokens += tokens
             if sequence.computed == sequence.prompt_tokens:
                 self._leave_prefill(sequence)
-                self._first_token(sequence, at_s, progress)
+                if sequence.ends_at_first:
+                    self._hold(sequence, at_s, progress)
+                else:
+                    self._first_token(sequence, at_s, progress)
+
+    def _hold(self, sequence: _Sequence, at_s: float, progress: list[Progress]) -> None:
+        del self._by_request[sequence.request]
+        if sequence.request in self._cancelled:
+            self._leave_blocks(sequence)
+        else:
+            self._held[sequence.request] = sequence
+            self._prompt_kv_R[sequence.rank] += sequence.prompt_tokens
+            progress.append(Progress(at_s, sequence.request, "prefilled"))
 
     def _first_token(self, sequence: _Sequence, at_s: float, progress: list[Progress]) -> None:
         gone = sequence.request in self._cancelled
@@ -453,9 +526,12 @@ class ReplicaEmulation:
     # ---- the next one begins
 
     def _compose(self, at_s: float) -> None:
+        if self._hangs:
+            return
         decode_kv = self._preempt()
         self._trim_blocks(self._given)
-        self._admit()
+        if self._admit(at_s):
+            decode_kv = float(self._decode_kv_R().max())
         chunks, tokens, pairs = self._chunks()
         self._trim_blocks(self._given, chunks)
         sequences = int(self._sequences_R.max())
@@ -518,6 +594,7 @@ class ReplicaEmulation:
             self._leave_blocks(sequence)
             sequence.computed = 0
             sequence.is_scheduled = False
+            sequence.has_cache = False
             sequence.rank = -1
             self._waiting.appendleft(sequence)
             self.preemptions += 1
@@ -527,7 +604,9 @@ class ReplicaEmulation:
         decode_kv = self._decode_kv_at_0_R[rank] + self._sequences_R[rank] * steps
         return float(decode_kv + self._prompt_kv_R[rank])
 
-    def _admit(self) -> None:
+    def _admit(self, at_s: float) -> bool:
+        """Admit in turn; whether caches came."""
+        came = False
         while self._waiting:
             head = self._waiting[0]
             rank = self._roomiest()
@@ -536,16 +615,25 @@ class ReplicaEmulation:
             decoding = len(self._decoding[rank])
             need = self._rank_kv(rank) + reserved + head.prompt_tokens + decoding + 1
             if decoding + len(prefilling) >= self._rank_max_sequences or not self._has_kv(rank, head, need):  # fmt: skip
-                return
+                break
             self._waiting.popleft()
             head.rank = rank
-            if head.hashes:
-                self._find_blocks(head)
-            else:
-                head.computed = int(self._behaviour.prefix_hits * head.prompt_tokens)
-                self._prompt_kv_R[rank] += head.computed
+            if head.has_cache:
+                self._first_token(head, at_s, self._told)
+                came = True
+                continue
+            self._begin_prompt(head)
             self._prefilling.setdefault(rank, []).append(head)
             self._prompts_R[rank] += 1
+        return came
+
+    def _begin_prompt(self, head: _Sequence) -> None:
+        """Take what is cached of a prompt that is admitted."""
+        if head.hashes:
+            self._find_blocks(head)
+            return
+        head.computed = int(self._behaviour.prefix_hits * head.prompt_tokens)
+        self._prompt_kv_R[head.rank] += head.computed
 
     def _has_kv(self, rank: int, head: _Sequence, need: float) -> bool:
         """Whether the rank holds so many tokens more; leading blocks that others hold take no room."""

@@ -29,7 +29,7 @@ from polypod.errors import InputError
 from polypod.plan.afd_link import exchange_of, own_way_bytes_per_s
 from polypod.plan.confirm import confirm
 from polypod.plan.milp import INFINITY, Milp, Solved
-from polypod.plan.place import Island
+from polypod.plan.place import Island, way_between_bytes_per_s
 from polypod.plan.search import UTILISATION_LIMIT, Miss, Question, Search, search
 from polypod.plan.shapes import (
     Shape,
@@ -39,7 +39,6 @@ from polypod.plan.shapes import (
     experts_apart,
     together,
     transfer_s,
-    way_out_bytes_per_s,
 )
 from polypod.workload.layout import describe
 
@@ -305,14 +304,12 @@ def _add_experts_apart(questions: Sequence[Question], ways: Sequence[_Way], shap
 def _width(first: Island, second: Island, aim: Aim) -> float | None:
     """What one rank sends to another worker: within an island over its own widest tier, between two over the narrower way out."""
     if first is second:
-        known = [tier.bytes_per_s.value for tier in first.rank.tiers if tier.bytes_per_s is not None]  # fmt: skip
-        return float(known[-1]) if known else None
+        return way_between_bytes_per_s(first, second)
     if aim.widths_bytes_per_s is not None:
         return aim.widths_bytes_per_s.get(frozenset((first.name, second.name)))
     if aim.fabric_bytes_per_s is not None:
         return aim.fabric_bytes_per_s
-    ways = [way_out_bytes_per_s(island) for island in (first, second)]
-    return min(way for way in ways if way is not None) if None not in ways else None
+    return way_between_bytes_per_s(first, second)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
 
 from polypod.catalog.load import (
     accelerators_pod,
@@ -132,3 +134,28 @@ def node_ranks_of(place: Island) -> tuple[int, str | None]:
         guess,
         f"a node of {chip} is taken to have {guess} devices, which no source in the catalog says; --node-ranks says another number",
     )
+
+
+def joined_by_network(name: str, source: Source, backend: str | None) -> Island:
+    """Accelerators that need no fabric of their own to take part."""
+    if source.accelerator is None or source.count is None:
+        return island(name, source, backend)
+    one = island(name, msgspec.structs.replace(source, count=1), backend)
+    return replace(one, accelerators=source.count)
+
+
+def way_out_bytes_per_s(place: Island) -> float | None:
+    """One rank's link to other islands: its outermost tier without an end; None where none is on record."""
+    for tier in reversed(place.rank.tiers):
+        if tier.bytes_per_s is not None and tier.ranks is None:
+            return float(tier.bytes_per_s.value)
+    return None
+
+
+def way_between_bytes_per_s(first: Island, second: Island) -> float | None:
+    """What one rank sends to another worker: within an island over its outermost tier, between two over the narrower way out."""
+    if first.name == second.name:
+        known = [tier.bytes_per_s.value for tier in first.rank.tiers if tier.bytes_per_s is not None]  # fmt: skip
+        return float(known[-1]) if known else None
+    ways = [way_out_bytes_per_s(place) for place in (first, second)]
+    return min(way for way in ways if way is not None) if None not in ways else None

@@ -129,7 +129,10 @@ class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """Replicas of one role, layout and island; with `stages`, pipelines over several, each replica one of them.
 
     With `experts_on` and `expert_ranks`, both or neither, the routed and shared experts of a replica are on so many ranks of that part of the fleet,
-    which may be the same; `layout` is then of all else, and tokens go round in `micro_batches`.
+    which may be the same; `layout` is then of all else, and tokens go round in `micro_batches`; so they do through stages.
+
+    Caches go from pools for prefill to those for decode: `hands_to` names them where they are not all of the service's, and `kv_link` is what one
+    rank sends of a cache, or takes, a second. `link` is one rank's way between stages, or to the experts. Where they are left out, the catalog says.
     """
 
     role: Literal["prefill", "decode", "both"]
@@ -149,7 +152,10 @@ class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
     )
     experts_on: Name | None = None
     expert_ranks: Count | None = None
-    micro_batches: Count | None = None  # of a step, with experts apart
+    micro_batches: Count | None = None  # of a step, with experts apart or stages
+    hands_to: tuple[Name, ...] = ()
+    kv_link: str | None = None
+    link: str | None = None
     stages: tuple[PoolStage, ...] = ()
     predicted: PoolPrediction | None = None
 
@@ -254,6 +260,7 @@ def check(plan: Plan) -> None:
         for p, pool in enumerate(service.pools):
             path = f"$.services[{s}].pools[{p}]"
             _check_pool(path, pool, plan)
+            _check_hand_over(path, pool, service)
             if pool.name in names:
                 msg = f"a second pool is called {pool.name!r}, and replicas are named after pools - at `{path}.name`"
                 raise InputError(msg)
@@ -305,9 +312,23 @@ def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
         raise InputError(msg)
 
 
+def _check_hand_over(path: str, pool: Pool, service: Service) -> None:
+    _check_quantity(f"{path}.kv_link", pool.kv_link, "bytes_per_s")
+    _check_quantity(f"{path}.link", pool.link, "bytes_per_s")
+    if pool.hands_to and pool.role != "prefill":
+        msg = f"a pool for {pool.role!r} hands on no caches; leave it out, or make role prefill - at `{path}.hands_to`"
+        raise InputError(msg)
+    decoding = [one.name for one in service.pools if one.role == "decode" and one.name]
+    for name in pool.hands_to:
+        if name not in decoding:
+            msg = f"{name!r} is no pool for decode of {service.model} ({', '.join(decoding) or 'none is named'}) - at `{path}.hands_to`"
+            raise InputError(msg)
+
+
 def _check_experts(path: str, pool: Pool, plan: Plan) -> None:
     """Experts that are apart say where and on how many ranks, and only decode has them so."""
-    if pool.experts_on is None and pool.expert_ranks is None and pool.micro_batches is None:
+    is_cut = pool.micro_batches is not None and not pool.stages
+    if pool.experts_on is None and pool.expert_ranks is None and not is_cut:
         return
     if pool.experts_on is None or pool.expert_ranks is None:
         missing = "experts_on" if pool.experts_on is None else "expert_ranks"
@@ -355,13 +376,13 @@ def _check_cache(path: str, cache: PoolCache) -> None:
 
 
 def refuse_stages(plan: Plan) -> None:
-    """Raise `InputError` for a pipeline of unequal stages: nothing plays or launches one yet."""
+    """Raise `InputError` for a pipeline of unequal stages: nothing launches one yet."""
     for s, service in enumerate(plan.services):
         for p, pool in enumerate(service.pools):
             if pool.stages:
                 parts = ", ".join(dict.fromkeys(stage.on for stage in pool.stages))
                 msg = (
-                    f"pool {pool.name or pool.on!r} is a pipeline of unequal stages over {parts}, which is not played or launched yet; "
-                    f"its figures are those of polypod plan --stages - at `$.services[{s}].pools[{p}].stages`"
+                    f"pool {pool.name or pool.on!r} is a pipeline of unequal stages over {parts}, which no engine is launched with yet; "
+                    f"polypod simulate plays it - at `$.services[{s}].pools[{p}].stages`"
                 )
                 raise InputError(msg)

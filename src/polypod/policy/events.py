@@ -116,6 +116,10 @@ class ReplicaUp(_OfReplica, frozen=True, kw_only=True):
     )
     prefix_tiers: TierSettings | None = None  # below HBM
     expert_imbalance_cv: Annotated[float, msgspec.Meta(ge=0, le=MOST_CV)] = 0.0  # of its step times
+    kv_token_bytes: float = 0.0  # of its cache, as another replica is handed it
+    kv_link_bytes_per_s: float = 0.0  # that caches come and go by, over all ranks; 0: in no time
+    kv_link_latency_s: float = 0.0
+    kv_pools: tuple[str, ...] = ()  # whose decode replicas it hands caches to; (): to all
 
 
 class ReplicaDown(_OfReplica, frozen=True, kw_only=True):

@@ -50,7 +50,9 @@ class Choice:
     rows: npt.NDArray[np.intp]
     first_s_R: Floats
     token_s_R: Floats
-    cached_tokens: Mapping[int, int]  # of the prompt, on rows that should have any
+    cached_tokens: Mapping[int, int] = field(
+        default_factory=dict
+    )  # of the prompt, on rows that should have any
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +94,16 @@ class ReplicaTable:
         self.others_running_R = np.zeros(rows, dtype=np.int64)
         self.others_prompt_s_R = np.zeros(rows)
         self.kind_R = np.zeros(rows, dtype=np.intp)
+        # of replicas for one phase: `policy.pairing`
+        self.held_R = np.zeros(
+            rows, dtype=np.int64
+        )  # caches of computed prompts, not yet handed on
+        self.moving_R = np.zeros(rows, dtype=np.int64)  # caches on their way from here, or to here
+        self.data_ranks_R = np.ones(rows, dtype=np.int64)
+        self.kv_link_bytes_per_s_R = np.zeros(rows)  # endless where it is not limited
+        self.kv_link_latency_s_R = np.zeros(rows)
+        self.pool_bit_R = np.zeros(rows, dtype=np.int64)
+        self.to_pools_R = np.zeros(rows, dtype=np.int64)  # bits of those it hands to; 0: to all
         self.up: list[ReplicaUp | None] = [None] * rows
         self.most_limit_tokens = 0  # over the replicas that are up
         self._held_tokens = 0  # by all that are up
@@ -114,6 +126,9 @@ class ReplicaTable:
         self.limit_tokens_R[row] = min(up.context_tokens, up.kv_capacity_tokens // ranks)
         self._occupy(row, up)
         self.kv_capacity_R[row] = up.kv_capacity_tokens
+        self.data_ranks_R[row] = ranks
+        self.kv_link_bytes_per_s_R[row] = up.kv_link_bytes_per_s or math.inf
+        self.kv_link_latency_s_R[row] = up.kv_link_latency_s
         self.prompt_factor_R[row] = self.decode_factor_R[row] = 1.0
         self.kind_R[row] = self._kinds.take(up)
         self.refresh(row)
@@ -148,11 +163,11 @@ class ReplicaTable:
 
     def has_room(self, now_s: float) -> bool:
         """Whether any replica can take a request now."""
-        return bool(self._open(now_s).any())
+        return bool(self.open(now_s).any())
 
     def best(self, ask: Ask, among_R: npt.NDArray[np.bool_], now_s: float) -> Choice:
         """Where the request would finish first, among these rows that have room."""
-        open_R = among_R & self._open(now_s)
+        open_R = among_R & self.open(now_s)
         if not open_R.any():
             return _NOWHERE
         cached = self._cached_tokens(ask)
@@ -161,7 +176,8 @@ class ReplicaTable:
         rows = np.flatnonzero(finish_s_R == finish_s_R.min())
         return Choice(rows, first_s_R, token_s_R, cached)
 
-    def _open(self, now_s: float) -> npt.NDArray[np.bool_]:
+    def open(self, now_s: float) -> npt.NDArray[np.bool_]:
+        """Rows with a free slot that are not taken out."""
         open_R = self.up_R & (self.in_flight_R < self.slots_R)
         if self._blocked:
             open_R &= self.blocked_until_s_R <= now_s
@@ -179,8 +195,8 @@ class ReplicaTable:
         token_s_R /= 1 - np.minimum(self._prompt_share(now_s), MOST_PROMPT_SHARE)
         prompt_s_R = self.prompt_factor_R * alone_s_R
         prompt_s_R += steps_R * self.attend_s_R
-        first_s_R = self._backlog_s(now_s) + self.others_prompt_s_R + prompt_s_R
-        first_s_R += self._crowding(ask) * (ask.output_tokens * token_s_R)
+        first_s_R = self.backlog_s(now_s) + self.others_prompt_s_R + prompt_s_R
+        first_s_R += self.crowding(ask) * (ask.output_tokens * token_s_R)
         return first_s_R, token_s_R
 
     def _alone(self, ask: Ask, cached: Mapping[int, int]) -> tuple[Floats, Floats]:
@@ -199,11 +215,11 @@ class ReplicaTable:
         """Share of the time that prompts took of late; it fades while none is sent."""
         return self.prompt_share_R * math.exp((self.share_base_s - now_s) / PROMPT_MEMORY_S)
 
-    def _backlog_s(self, now_s: float) -> Floats:
+    def backlog_s(self, now_s: float) -> Floats:
         ahead_s_R = self.prompts_end_s_R - now_s
         return np.maximum(ahead_s_R, -ahead_s_R * (self.prompts_R > 0))
 
-    def _crowding(self, ask: Ask) -> Floats:
+    def crowding(self, ask: Ask) -> Floats:
         """Lifetimes of a request to wait until enough of those there have left: for cache, and for a slot."""
         over_kv_R = self.kv_tokens_R + ask.mean_kv_tokens - self.kv_capacity_R
         over_slots_R = self.in_flight_R + self.others_running_R + 1 - self.slots_R
@@ -271,10 +287,15 @@ class ReplicaTable:
         """The request is gone from the replica; its prompt was accounted for before."""
         row = load.row
         self.in_flight_R[row] -= 1
-        self.kv_tokens_R[row] -= load.kv_tokens
-        if not self.in_flight_R[row]:
-            self.kv_tokens_R[row] = 0.0
+        self.kv_freed(load)
         self.refresh(row)
+
+    def kv_freed(self, load: Load) -> None:
+        """The request's cache is gone from the replica."""
+        row = load.row
+        self.kv_tokens_R[row] -= load.kv_tokens
+        if not self.in_flight_R[row] and not self.held_R[row]:
+            self.kv_tokens_R[row] = 0.0  # no residue of sums
 
     # ---- what others say
 
@@ -309,8 +330,9 @@ class ReplicaTable:
         step, engine = self.at(row).step_time, self.at(row).engine
         given, checked = (engine.tokens_per_step, 1 + engine.drafts) if engine else (1.0, 1.0)
         factor = float(self.decode_factor_R[row]) / given
-        there = int(self.in_flight_R[row] + self.others_running_R[row]) / step.data_ranks
-        kv_tokens = float(self.kv_tokens_R[row]) / step.data_ranks
+        decoding = 0 if self.at(row).role == "prefill" else 1  # there, prompts are all there is
+        there = decoding * int(self.in_flight_R[row] + self.others_running_R[row]) / step.data_ranks
+        kv_tokens = decoding * float(self.kv_tokens_R[row]) / step.data_ranks
         self.kv_read_s_R[row] = factor * step.kv_token_s
         self.attend_s_R[row] = factor * step.step_s(tokens=0, kv_tokens=kv_tokens, sequences=there)
         self.decode_s_R[row] = factor * step.step_s(

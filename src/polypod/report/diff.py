@@ -1,7 +1,7 @@
 """Two runs side by side: every metric, the difference with a 95 % interval, and whether they are told apart.
 
 Intervals are those of `blocks.py`. Two runs are *paired* where they played the same trace (its hash in the header, and the same requests in the record).
-A metric *differs* where its interval leaves out zero. With twenty metrics of two runs that are the same, one is expected to do so by chance.
+Rates are per second in which requests arrived, so how long the last of them takes is not in them. A metric *differs* where its interval leaves out zero. With twenty metrics of two runs that are the same, one is expected to do so by chance.
 """
 
 import math
@@ -141,20 +141,20 @@ def _stayed_s(outcomes: Outcomes, these: Bools) -> Floats:
 
 
 def _slots(outcomes: Outcomes, replicas: Sequence[int]) -> float:
+    """Slots that were up for as long as requests arrived, to give all the slot seconds there were."""
     slot_s = sum(outcomes.replicas[n].slots * outcomes.replicas[n].up_s for n in replicas)
-    return slot_s / outcomes.duration_s if outcomes.duration_s else 0.0
+    arrival_s = outcomes.requests.arrival_s
+    length_s = float(arrival_s[-1] - arrival_s[0]) if len(arrival_s) else 0.0
+    return slot_s / length_s if length_s else 0.0
 
 
 def _spans_s(outcomes: Outcomes, block: Ints, blocks: int) -> Floats:
-    """How long each block's requests arrived, stretched so that together they last as long as the run."""
+    """How long each block's requests arrived."""
     arrival_s = outcomes.requests.arrival_s
     if not len(arrival_s):
         return np.zeros(blocks)
     firsts = np.searchsorted(block, np.arange(blocks))
-    edges_s = np.append(arrival_s[firsts], arrival_s[-1])
-    spans_s = np.diff(edges_s)
-    whole_s = float(spans_s.sum())
-    return np.asarray(spans_s * (outcomes.duration_s / whole_s if whole_s > 0 else 0.0))
+    return np.asarray(np.diff(np.append(arrival_s[firsts], arrival_s[-1])))
 
 
 def _scopes(a: _Side, b: _Side) -> Iterator[tuple[str, _Side, _Side]]:
@@ -330,7 +330,7 @@ def diff_text(found: Diff, *, everything: bool = False) -> str:
     how = "paired by request" if found.is_paired else "not paired"
     told = [row for row in found.rows if row.verdict == "differs"]
     judged = sum(row.verdict != "not judged" for row in found.rows)
-    head = f"{len(told)} of {judged} metrics differ ({how}, {found.blocks} blocks, 95 % intervals; by chance about {0.05 * judged:.0f} would)"  # fmt: skip
+    head = f"{len(told)} of {judged} metrics differ, by chance {0.05 * judged:.0f} would; {how}, {found.blocks} blocks"  # fmt: skip
     lines = [_clip(head)]
     lines += [_clip(f"apart: {text}") for text in found.apart]
     lines += [_clip(f"note: {text}") for text in found.notes]
@@ -349,13 +349,13 @@ def _clip(line: str) -> str:
 
 
 def _cells(row: Compared) -> list[str]:
-    values = (row.a, row.b, row.difference, row.low, row.high)
-    name = row.name.removesuffix("_s") if not row.name.endswith("_per_s") else row.name
-    return [
-        name.removesuffix("_fraction"),
-        *(_shown(row.name, value) for value in values),
-        row.verdict,
+    least = 1e-9 * max(abs(row.a), abs(row.b))  # of what sums leave behind
+    values = [
+        0.0 if value is not None and abs(value) < least else value
+        for value in (row.a, row.b, row.difference, row.low, row.high)
     ]
+    shown = row.name.replace("_per_s", "/s").removesuffix("_s").removesuffix("_fraction")
+    return [shown, *(_shown(row.name, value) for value in values), row.verdict]
 
 
 def _shown(name: str, value: float | None) -> str:

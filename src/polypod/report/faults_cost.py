@@ -1,6 +1,6 @@
 """What each fault of a run cost.
 
-The rule. A fault's *window* runs from when it happened to when it is over: once it is repaired, and no more requests of the models it hit wait for a place
+The rule. A fault's *window* runs from when it happened to when it is over: once its replicas serve again, and no more requests of the models it hit wait for a place
 than did on the mean of the window before. The *window before* is as long, and ends where the fault begins; less where the run has less.
 
 A request is *exposed* if its model is one of those hit, it was there at some time of the window, and it ended. It was *hit* if it was at a replica of the fault
@@ -37,6 +37,8 @@ class FaultCost:
     at_s: float
     noticed_s: float | None
     repaired_s: float | None
+    back_s: float | None  # when the last of its replicas served again
+    by_spare: int  # of how many of its replicas a spare took the place
     over_s: float  # when its window ends
     is_over: bool  # False: the record ends before
     models: tuple[str, ...]
@@ -48,7 +50,7 @@ class FaultCost:
     missed: int
     failed: int  # of the missed: ended with an error
     retried: int  # attempts that ended in the window with the replica or the way to it lost
-    lost: float  # requests of goodput, against the window before
+    lost_requests: float  # requests of goodput, against the window before
     before_fraction: (
         float | None
     )  # missed of those in the window before; None: there were none, and all is lost
@@ -109,7 +111,7 @@ def _window(fault: FaultSeen, outcomes: Outcomes) -> _Window:
     aboard = np.isin(stays.replica, replicas) & (stays.begin_s <= fault.at_s) & (stays.end_s >= fault.at_s)  # fmt: skip
     hit = np.zeros(len(outcomes), dtype=bool)
     hit[stays.row[aboard]] = True
-    repaired_s = outcomes.end_s if fault.repaired_s is None else fault.repaired_s
+    repaired_s = outcomes.end_s if fault.over_s is None else fault.over_s
     repaired_s = min(max(repaired_s, fault.at_s), outcomes.end_s)
     over_s = _drained_s(fault.at_s, repaired_s, models, outcomes)
     length_s = (outcomes.end_s if over_s is None else over_s) - fault.at_s
@@ -120,7 +122,7 @@ def _window(fault: FaultSeen, outcomes: Outcomes) -> _Window:
         models=models,
         share=_share(fault.at_s, replicas, names, outcomes),
         over_s=outcomes.end_s if over_s is None else over_s,
-        is_over=over_s is not None and fault.repaired_s is not None,
+        is_over=over_s is not None and fault.over_s is not None and fault.over_s <= outcomes.end_s,
         before_s=max(fault.at_s - length_s, first_s),
         hit=hit,
     )
@@ -158,7 +160,7 @@ def _there(outcomes: Outcomes, models: Ints, since_s: float, until_s: float) -> 
     """Requests [N] of these models that were there at some time of this window."""
     requests = outcomes.requests
     gone = np.where(np.isfinite(requests.end_s), requests.end_s, np.inf)
-    return np.isin(requests.model, models) & (requests.arrival_s < until_s) & (gone >= since_s)
+    return np.isin(requests.model, models) & (requests.arrival_s <= until_s) & (gone >= since_s)
 
 
 def _charged(windows: Sequence[_Window], outcomes: Outcomes) -> Ints:
@@ -188,6 +190,8 @@ def _cost(
         at_s=fault.at_s,
         noticed_s=fault.noticed_s,
         repaired_s=fault.repaired_s,
+        back_s=fault.back_s,
+        by_spare=fault.by_spare,
         over_s=window.over_s,
         is_over=window.is_over,
         models=tuple(outcomes.models[n] for n in window.models),
@@ -201,7 +205,7 @@ def _cost(
         missed=int((exposed & missed).sum()),
         failed=int(failed.sum()),
         retried=_retried(window, outcomes),
-        lost=float((exposed & missed).sum() - exposed.sum() * (usual or 0.0)),
+        lost_requests=float((exposed & missed).sum() - exposed.sum() * (usual or 0.0)),
         before_fraction=usual,
         waited_s=_waited_s(window, outcomes),
         overlaps=tuple(
@@ -266,7 +270,7 @@ def faults_text(costs: Sequence[FaultCost]) -> str:
     """The faults that cost most, first; the rule below them."""
     if not costs:
         return "no fault is in this record"
-    worst = sorted(costs, key=lambda cost: -cost.lost)
+    worst = sorted(costs, key=lambda cost: -cost.lost_requests)
     rows = [
         [
             cost.id[:10],
@@ -274,7 +278,7 @@ def faults_text(costs: Sequence[FaultCost]) -> str:
             cost.where[:16],
             units.show(cost.at_s, "s"),
             units.show(cost.over_s - cost.at_s, "s") + ("" if cost.is_over else "+"),
-            f"{cost.lost:,.0f}",
+            f"{cost.lost_requests:,.0f}",
             f"{cost.failed:,}",
             f"{cost.retried:,}",
         ]
@@ -297,13 +301,17 @@ for one fault: the one it was aboard of, else the one with most replicas.
 
 
 def _in_words(cost: FaultCost) -> list[str]:
+    if not cost.replicas:
+        return [f"fault {cost.id}: no replica was there"]
     chips = "" if cost.accelerators is None else f", {cost.accelerators:,} accelerators"
     noticed = "" if cost.noticed_s is None else f", noticed after {units.show(cost.noticed_s - cost.at_s, 's')}"  # fmt: skip
-    repaired = "not repaired" if cost.repaired_s is None else f"repaired after {units.show(cost.repaired_s - cost.at_s, 's')}"  # fmt: skip
+    over_s = cost.repaired_s if cost.back_s is None else cost.back_s
+    back = "not back" if over_s is None else f"back after {units.show(over_s - cost.at_s, 's')}"
+    spare = f", {cost.by_spare} by a spare" if cost.by_spare else ""
     usual = "none there before" if cost.before_fraction is None else f"{100 * cost.before_fraction:.1f} % before"  # fmt: skip
     lines = [
-        f"{cost.id}: {cost.replicas} replicas, {100 * cost.replica_share:.0f} % of {', '.join(cost.models)[:30]}{chips}",
-        f"  {repaired}{noticed}; {cost.hit:,} requests aboard",
+        f"fault {cost.id}: {cost.replicas} replicas, {100 * cost.replica_share:.0f} % of {', '.join(cost.models)[:30]}{chips}",
+        f"  {back}{spare}{noticed}; {cost.hit:,} requests aboard",
         f"  {cost.missed:,} of {cost.exposed:,} exposed missed, {usual}; {units.show(max(cost.waited_s, 0.0), 's')} more with requests waiting",
     ]
     if cost.overlaps:

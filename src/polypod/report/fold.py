@@ -291,6 +291,9 @@ class Folder:
                 at_s=line.at_s,
                 noticed_s=line.noticed_s,
                 repaired_s=line.repaired_s,
+                back_s=line.back_s,
+                by_spare=line.by_spare,
+                cause=line.cause,
             )
         )
 
@@ -458,7 +461,8 @@ class Folder:
             requests=Requests(**requests),
             stays=Stays(**self._stays.columns()),
             waits=Waits(**self._waits.columns()),
-            faults=tuple(self._faults) or _from_downs(self._replicas),
+            faults=tuple(fault for fault in self._faults if fault.at_s <= self._now_s)
+            or _from_downs(self._replicas),
             series={
                 key: Series(at_s=np.array(times_s), value=np.array(values))
                 for key, (times_s, values) in self._series.items()
@@ -466,7 +470,7 @@ class Folder:
             end_s=self._now_s,
             retries=self._retries,
             is_whole=self._is_whole,
-            note=note,
+            note=_notes(self._header, note),
         )
 
     def _replica(self, name: str, start: _Start) -> Replica:
@@ -481,6 +485,14 @@ class Folder:
             up=(*start.spans, *open_span),
             busy_s=start.busy_s,
         )
+
+
+def _notes(header: Header | None, note: str | None) -> str | None:
+    share = None if header is None else header.sample
+    if share is None:
+        return note
+    sampled = f"the record keeps {100 * share:.3g} % of the requests, and what is counted here is of those"
+    return f"{note}; {sampled}" if note else sampled
 
 
 def _from_downs(replicas: dict[str, _Start]) -> tuple[FaultSeen, ...]:

@@ -111,6 +111,14 @@ class FaultSeen:
     at_s: float
     noticed_s: float | None = None
     repaired_s: float | None = None  # None: not in this run
+    back_s: float | None = None  # when the last of its replicas served again
+    by_spare: int = 0  # of how many a spare took the place
+    cause: str = ""
+
+    @property
+    def over_s(self) -> float | None:
+        """When its replicas served again, or where that is not said, when it was repaired."""
+        return self.repaired_s if self.back_s is None else self.back_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

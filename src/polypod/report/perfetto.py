@@ -9,6 +9,7 @@ its first to its last. Faults are instants on all of the trace and on the replic
 """
 
 import gzip
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -92,9 +93,9 @@ def _counters(outcomes: Outcomes, pools: dict[str, int]) -> Iterator[Event]:
             continue
         pid = pools.get(curve.of, _RUN)
         name = curve.name if curve.of in pools or curve.of == "run" else f"{curve.of} {curve.name}"
-        before = None
+        before = math.inf
         for at_s, value in zip(series.edges_s[:-1].tolist(), curve.values.tolist(), strict=True):
-            if value == value and value != before:  # known, and changed
+            if not math.isnan(value) and not math.isclose(value, before, rel_tol=1e-9):
                 yield {"ph": "C", "pid": pid, "tid": 0, "name": name, "ts": _us(max(at_s, 0.0)), "args": {"value": value}}  # fmt: skip
                 before = value
 
@@ -102,7 +103,7 @@ def _counters(outcomes: Outcomes, pools: dict[str, int]) -> Iterator[Event]:
 def _fault(fault: FaultSeen, outcomes: Outcomes, first: int) -> Iterator[Event]:
     name = f"{fault.what}: {fault.where}"
     pids = [first + n for n, one in enumerate(outcomes.replicas) if one.name in fault.replicas]
-    until_s = outcomes.end_s if fault.repaired_s is None else fault.repaired_s
+    until_s = min(outcomes.end_s if fault.over_s is None else fault.over_s, outcomes.end_s)
     args = {"id": fault.id, "noticed_s": fault.noticed_s, "repaired_s": fault.repaired_s}
     yield {"ph": "i", "s": "g", "pid": _RUN, "tid": 0, "name": name, "ts": _us(fault.at_s), "args": args}  # fmt: skip
     for pid in pids:

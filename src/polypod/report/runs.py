@@ -71,47 +71,52 @@ class _Part:
 def run_text(summary: RunSummary, run: str = "RUN", *, lines: int = SCREEN_LINES) -> str:
     """The summary as tables of at most 80 columns and so many lines, and what to look at next. `run` is the record as commands name it."""
     few = len(summary.pools) < len(summary.replicas) <= MOST_REPLICAS
+    islands = summary.islands if len(summary.islands) < len(summary.pools) else ()
+    several = len({share.model for share in summary.pools}) > 1
     parts = [
         _part(_counts(summary), 99),
         _part(_latencies(summary), 99),
         _part(_groups("model", summary.models), 3),
         _part(_groups("tenant", summary.tenants), 0),
-        _part(_shares("pool", summary.pools), 3),
-        _part(_shares("island", summary.islands), 0),
-        _part(_shares("replica", summary.replicas) if few else "", 0),
+        _part(_shares("pool", summary.pools, several=several), 3),
+        _part(_shares("island", islands, several=several), 0),
+        _part(_shares("replica", summary.replicas if few else (), several=several), 0),
         _part(_measured(summary), 99),
         _part(_next(summary, run), 99),
     ]
     parts = [part for part in parts if part.lines]
-    _fit(parts, lines)
-    return "\n\n".join(part.text() for part in parts if part.height)
+    for between in ("\n\n", "\n"):
+        text = _fitted(parts, lines, between)
+        if len(text.splitlines()) <= lines:
+            break
+    return text
 
 
 def _part(text: str, least: int) -> _Part:
     return _Part(text.splitlines(), least)
 
 
-def _fit(parts: Sequence[_Part], lines: int) -> None:
-    """Shorten the tables, those that may go first, of these the longest, the last among equals, until all is short enough or nothing can go."""
-
-    def height() -> int:
-        shown = [len(part.text().splitlines()) for part in parts if part.height]
-        return sum(shown) + len(shown) - 1
-
-    while height() > lines:
+def _fitted(parts: Sequence[_Part], lines: int, between: str) -> str:
+    """Shorten the tables, those that may go first, of these the longest, the last among equals, until all fits or nothing can go."""
+    for part in parts:
+        part.hidden = 0
+    while True:
+        text = between.join(part.text() for part in parts if part.height)
         order = sorted(range(len(parts)), key=lambda n: (parts[n].least > 0, -parts[n].height, -n))
-        if not any(parts[n].cut() for n in order):
-            return
+        if len(text.splitlines()) <= lines or not any(parts[n].cut() for n in order):
+            return text
 
 
 def _counts(summary: RunSummary) -> str:
     rejected = ", ".join(f"{count} with {status}" for status, count in summary.rejected.items())
     codes = ", ".join(f"{code} {count}" for code, count in summary.rejected_codes.items())
+    head = f"{summary.kind}, {summary.requests:,} requests in {units.show(summary.duration_s, 's')}".removeprefix(", ")  # fmt: skip
     rows = [
-        ["requests", f"{summary.requests:,} in {units.show(summary.duration_s, 's')}"],
-        ["finished", f"{summary.finished:,}{_rate(summary.requests_per_s)}"],
+        [
+            "finished",
+            f"{summary.finished:,}{_rate(summary.requests_per_s)}; {summary.output_tokens:,} tokens{_rate(summary.output_tokens_per_s)}",
+        ],
         ["rejected", f"{rejected} ({codes})" if codes else rejected or "none"],
-        ["output", f"{summary.output_tokens:,} tokens{_rate(summary.output_tokens_per_s)}"],
     ]
     extras = {"clients gone": summary.gone, "open": summary.open, "retries": summary.retries}
     if any(extras.values()):
@@ -122,7 +127,7 @@ def _counts(summary: RunSummary) -> str:
         rows.append(["inside the SLO", text])
     if summary.note:
         rows.append(["note", summary.note])
-    return "\n".join(_cut(line) for line in table(["run", summary.kind], rows).splitlines())
+    return "\n".join(_cut(line) for line in table(["run", head], rows).splitlines())
 
 
 def _cut(line: str) -> str:
@@ -193,13 +198,13 @@ def _of(limit: Limit | None) -> str:
     return "" if limit is None else units.show(limit.limit_s, "s")
 
 
-def _shares(kind: str, shares: Sequence[Share]) -> str:
-    """The fullest first, unless these are replicas."""
+def _shares(kind: str, shares: Sequence[Share], *, several: bool) -> str:
+    """The fullest first, unless these are replicas; with their models where there are several."""
     ordered = shares if kind == "replica" else sorted(shares, key=lambda share: -fullness(share))
     rows = [
         [
-            _short(share.name, 16),
-            _short(share.model or "(several)", 16),
+            _short(share.name, 16 if several else 32),
+            *([_short(share.model or "(several)", 16)] if several else []),
             f"{share.requests:,}",
             _brief(share.output_tokens),
             _percent(share.busy_fraction),
@@ -208,8 +213,8 @@ def _shares(kind: str, shares: Sequence[Share]) -> str:
         ]
         for share in ordered
     ]
-    header = [kind, "model", "requests", "tokens", "busy", "slots", "KV"]
-    return table(header, rows, right=(2, 3, 4, 5, 6)) if rows else ""
+    header = [kind, *(["model"] if several else []), "requests", "tokens", "busy", "slots", "KV"]
+    return table(header, rows, right=range(len(header) - 5, len(header))) if rows else ""
 
 
 def _brief(count: int) -> str:
@@ -258,17 +263,16 @@ def _traffic(traffic_bytes: Mapping[str, float]) -> str:
 
 def _next(summary: RunSummary, run: str) -> str:
     """The model that misses its SLO most, the fault that cost most, the fullest pool: each with the command that shows more."""
-    named = _shell(run)
-    found = [_worst_model(summary, named), _worst_fault(summary, named), _worst_pool(summary, named)]  # fmt: skip
-    lines = [line for pair in found if pair for line in pair]
-    return "\n".join(["next", *lines]) if lines else ""
+    found = [_worst_model(summary), _worst_fault(summary), _worst_pool(summary)]
+    rows = [pair for pair in found if pair]
+    if not rows:
+        return ""
+    command = f"look at: polypod report {run} ..."
+    lines = [command if len(command) <= WIDTH else "look at: polypod report RUN ..."]
+    return "\n".join([*lines, *(_cut(f"  {flags:<20}  {text}") for flags, text in rows)])
 
 
-def _shell(run: str) -> str:
-    return run if len(run) <= 40 else "RUN"
-
-
-def _worst_model(summary: RunSummary, run: str) -> list[str]:
+def _worst_model(summary: RunSummary) -> tuple[str, str] | None:
     missed = [
         (limit.inside_fraction, group.name, name, limit)
         for group in summary.models
@@ -276,35 +280,28 @@ def _worst_model(summary: RunSummary, run: str) -> list[str]:
         if limit is not None and not limit.is_kept
     ]
     if not missed:
-        return []
+        return None
     _, model, name, limit = min(missed, key=lambda one: one[:3])
-    text = f"{_short(model, 24)} misses its {name}: p{limit.percentile:g} is {units.show(limit.reached_s, 's')} of {units.show(limit.limit_s, 's')}"  # fmt: skip
-    return _lines(text, f"polypod report {run} --slowest --by {name.lower()}")
+    text = f"{name} p{limit.percentile:g} is {units.show(limit.reached_s, 's')} of {units.show(limit.limit_s, 's')}: {_short(model, 22)}"  # fmt: skip
+    return f"--slowest --by {name.lower()}", text
 
 
-def _worst_fault(summary: RunSummary, run: str) -> list[str]:
+def _worst_fault(summary: RunSummary) -> tuple[str, str] | None:
     if not summary.faults:
-        return []
-    worst = max(summary.faults, key=lambda cost: cost.lost)
-    if worst.lost < _WORTH and not worst.retried:
-        return []
-    text = f"{_short(worst.id, 12)} ({_short(worst.what, 12)}) cost {worst.lost:,.0f} requests, {worst.retried:,} retries"  # fmt: skip
-    return _lines(text, f"polypod report {run} --faults")
+        return None
+    worst = max(summary.faults, key=lambda cost: cost.lost_requests)
+    if worst.lost_requests < _WORTH and not worst.retried:
+        return None
+    text = f"fault {_short(worst.id, 12)} ({_short(worst.what, 12)}) cost {worst.lost_requests:,.0f} requests, {worst.retried:,} retries"  # fmt: skip
+    return "--faults", text
 
 
-def _worst_pool(summary: RunSummary, run: str) -> list[str]:
+def _worst_pool(summary: RunSummary) -> tuple[str, str] | None:
     if not summary.pools:
-        return []
+        return None
     worst = max(summary.pools, key=fullness)
     text = f"{_short(worst.name, 24)} is fullest: {_percent(worst.slots_fraction)} of slots, {_percent(worst.kv_fraction)} of cache"  # fmt: skip
-    return _lines(text, f"polypod report {run} --series")
-
-
-def _lines(text: str, command: str) -> list[str]:
-    """On one line where that fits."""
-    if len(text) + len(command) + 4 <= WIDTH:
-        return [f"  {text}: {command}"]
-    return [f"  {text[: WIDTH - 3]}:", f"    {command}"]
+    return "--series", text
 
 
 def _short(name: str, width: int) -> str:

@@ -1,8 +1,10 @@
 """A run over time: queue, running, cache, tokens, goodput, watts, interval by interval.
 
-What the driver measured is taken where it is there: a gauge (`queue`, `running`, `kv_tokens`, `watts`, `pue`) is the mean of the interval's samples, or
-the last one before it; a counter (`busy_s`, `prompt_tokens`, `output_tokens`, `bytes`) counts since the start of the run, and is read as its
-rise over the interval. Everything else follows from the events, so live records have it too:
+What the driver measured is taken where it is there. A gauge (`queue`, `running`, `waiting`, `kv_tokens`) is how things stood: the mean of the interval's
+samples, one at its end included and one at its beginning not, or the last one before it. A count (`busy_s`, `prompt_tokens`, `output_tokens`,
+`bytes`) is what came since the sample before, or since the run began; it is spread evenly over that time, and read per second. `watts`, `pue` and
+`slowdown` are means over that time. Where all models or all pools are measured, the run is their sum. Everything else follows from the
+events, so live records have it too:
 
     queue       requests without a place, mean over the interval
     running     requests at replicas, mean
@@ -26,7 +28,8 @@ from polypod.report.export import csv_text
 from polypod.report.outcomes import TRANSFER, Bools, Floats, Ints, Outcomes, Series
 from polypod.report.slos import inside, plan_slos
 
-COUNTERS: Final = frozenset({"busy_s", "prompt_tokens", "output_tokens", "bytes"})
+COUNTS: Final = frozenset({"busy_s", "prompt_busy_s", "prompt_tokens", "output_tokens", "bytes"})
+MEANS: Final = frozenset({"watts", "pue", "slowdown"})
 MOST_INTERVALS: Final = 48
 LONGEST: Final = 100_000
 _STEPS: Final = (1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
@@ -224,11 +227,7 @@ def _with_measured(
         for (of, name), series in outcomes.series.items()
         if of not in names and (of, name) != (RUN, "end_s")
     }
-    for of in {of for of, name in measured if name == "kv_tokens"}:
-        if (of, "kv_capacity_tokens") in measured:
-            measured[of, "kv_fraction"] = (
-                measured[of, "kv_tokens"] / measured[of, "kv_capacity_tokens"]
-            )
+    _add_run(measured, outcomes)
     kept = [one for one in curves if (one.of, one.name) not in measured]
     more = [
         Curve(of=of, name=name, values=values, is_measured=True)
@@ -237,21 +236,39 @@ def _with_measured(
     return tuple(kept + more)
 
 
+_SUMS: Final = ("running", "waiting", "kv_tokens", "kv_capacity_tokens", "tokens_per_s", "prompt_tokens_per_s", "watts")  # fmt: skip
+
+
+def _add_run(measured: dict[tuple[str, str], Floats], outcomes: Outcomes) -> None:
+    """Of the run what all its pools, or for the queue all its models, add up to."""
+    wanted = [("queue", outcomes.models), *((name, outcomes.pools) for name in _SUMS)]
+    for name, parts in wanted:
+        its = [measured[part, name] for part in parts if (part, name) in measured]
+        if its and len(its) == len(parts):
+            measured["run", name] = np.sum(its, axis=0)
+    for of in {of for of, name in measured if name == "kv_tokens"}:
+        if (of, "kv_capacity_tokens") in measured:
+            tokens, capacity = measured[of, "kv_tokens"], measured[of, "kv_capacity_tokens"]
+            measured[of, "kv_fraction"] = np.divide(tokens, capacity, out=np.full(len(tokens), np.nan), where=capacity > 0)  # fmt: skip
+
+
 _RATES: Final = {
     "busy_s": "busy_replicas",
+    "prompt_busy_s": "prompt_busy_replicas",
     "output_tokens": "tokens_per_s",
     "prompt_tokens": "prompt_tokens_per_s",
     "bytes": "bytes_per_s",
 }
-"""What a counter's rise each second is called."""
+"""What a count each second is called."""
 
 
 def _sampled(name: str, series: Series, edges_s: Floats) -> Floats:
-    if name in COUNTERS:
-        return risen(series, edges_s) / np.diff(edges_s)
-    which = np.searchsorted(edges_s, series.at_s, side="right") - 1
-    ok = (which >= 0) & (which < len(edges_s) - 1) | (series.at_s == edges_s[-1])
-    which = np.minimum(which, len(edges_s) - 2)
+    if name in COUNTS:
+        return _each_second(series.at_s, series.value, edges_s)
+    if name in MEANS:
+        return _each_second(series.at_s, series.value * spans_s(series), edges_s)
+    which = np.maximum(np.searchsorted(edges_s, series.at_s, side="left") - 1, 0)
+    ok = (series.at_s >= edges_s[0]) & (series.at_s <= edges_s[-1])
     counts = np.bincount(which[ok], minlength=len(edges_s) - 1)
     sums = np.bincount(which[ok], weights=series.value[ok], minlength=len(edges_s) - 1)
     before = np.searchsorted(series.at_s, edges_s[1:], side="right") - 1
@@ -259,17 +276,25 @@ def _sampled(name: str, series: Series, edges_s: Floats) -> Floats:
     return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), held))
 
 
-def risen(series: Series, edges_s: Floats) -> Floats:
-    """How far a counter rose in each interval; it is 0 at the first edge unless sampled before, and straight between samples."""
-    at_s = np.concatenate([[min(edges_s[0], series.at_s[0])], series.at_s])
-    value = np.concatenate([[0.0], series.value])
-    return np.diff(np.interp(edges_s, at_s, value))
+def spans_s(series: Series) -> Floats:
+    """How much time each sample is about: since the one before, and the first since the run's beginning at 0."""
+    return np.diff(series.at_s, prepend=min(0.0, float(series.at_s[0])))
+
+
+def _each_second(at_s: Floats, amount: Floats, edges_s: Floats) -> Floats:
+    """What came in each interval over the time of it that samples are about; NaN where that is none."""
+    at_s = np.concatenate([[min(0.0, float(at_s[0]))], at_s])
+    come = np.diff(np.interp(edges_s, at_s, np.concatenate([[0.0], np.cumsum(amount)])))
+    covered_s = np.diff(np.clip(edges_s, at_s[0], at_s[-1]))
+    rate = np.full(len(come), np.nan)
+    np.divide(come, covered_s, out=rate, where=covered_s > 0)
+    return rate
 
 
 # ---- shown
 
 _SHOWN: Final = (
-    "arrivals_per_s", "queue", "running", "kv_fraction", "tokens_per_s", "goodput_per_s", "unserved_per_s", "watts", "pue", "bytes_per_s",
+    "arrivals_per_s", "queue", "waiting", "running", "kv_fraction", "tokens_per_s", "goodput_per_s", "unserved_per_s", "watts", "pue", "slowdown", "bytes_per_s",
 )  # fmt: skip
 
 
@@ -284,7 +309,7 @@ def series_text(series: OverTime) -> str:
         its = {curve.name: curve for curve in series.curves if curve.of == of}
         shown = [its[name] for name in _SHOWN if name in its and np.nanmax(np.nan_to_num(its[name].values)) > 0]  # fmt: skip
         if shown:
-            lines += ["", f"{of:<15} {'':{columns}} {'mean':>7} {'most':>7}"]
+            lines += ["", f"{of[: 16 + columns]:<{16 + columns}} {'mean':>7} {'most':>7}"]
         lines += [_spark_line(curve, columns) for curve in shown]
     return "\n".join(lines)
 

@@ -251,12 +251,12 @@ def _under_way(row: int, outcomes: Outcomes) -> list[FaultSeen]:
         for fault in outcomes.faults
         if ours & set(fault.replicas)
         and fault.at_s <= end_s
-        and (fault.repaired_s is None or fault.repaired_s >= requests.arrival_s[row])
+        and (fault.over_s is None or fault.over_s >= requests.arrival_s[row])
     ]
 
 
 def _fault(fault: FaultSeen) -> str:
-    until = "not repaired" if fault.repaired_s is None else f"until {units.show(fault.repaired_s, 's')}"  # fmt: skip
+    until = "on" if fault.over_s is None else f"until {units.show(fault.over_s, 's')}"  # fmt: skip
     return f"{fault.id} ({fault.what} at {fault.where}), from {units.show(fault.at_s, 's')} {until}"
 
 

@@ -19,7 +19,7 @@ from polypod.record import Header, Line
 from polypod.report.faults_cost import FaultCost, fault_costs
 from polypod.report.fold import fold
 from polypod.report.outcomes import GONE, OPEN, TRANSFER, Bools, Floats, Outcomes, Series
-from polypod.report.series import decoding, prompt_tokens
+from polypod.report.series import decoding, prompt_tokens, spans_s
 from polypod.report.slos import inside, plan_slos
 
 
@@ -185,7 +185,7 @@ def summary_of(outcomes: Outcomes, slos: Mapping[str, Slo] | None = None) -> Run
         models=_groups(outcomes.models, outcomes.requests.model, outcomes, kept, slos),
         tenants=_groups(outcomes.tenants, outcomes.requests.tenant, outcomes, kept, slos),
         islands=_islands(replicas),
-        traffic_bytes={of: float(one.value[-1]) for of, one in outcomes.measured("bytes").items()},
+        traffic_bytes={of: float(one.value.sum()) for of, one in outcomes.measured("bytes").items()},
         power=_power(outcomes),
         foresight=_foresight(outcomes),
         faults=fault_costs(outcomes, slos),
@@ -347,7 +347,7 @@ def _sum(name: str, shares: Sequence[Share], measured: Series | None) -> Share:
     busy_s = [share.busy_s for share in shares if share.busy_s is not None]
     summed_s = sum(busy_s) if len(busy_s) == len(shares) else None
     if summed_s is None and measured is not None:
-        summed_s = float(measured.value[-1])
+        summed_s = float(measured.value.sum())
     first = shares[0]
     return Share(
         name=name,
@@ -374,29 +374,32 @@ def _mean(parts: Sequence[tuple[float | None, float]]) -> float | None:
 
 
 def _power(outcomes: Outcomes) -> Power | None:
-    """Watts as steps: a sample holds until the next of the same thing, the last until the end of the record."""
+    """Each sample is the mean over the time since the one before it."""
     drawn = list(outcomes.measured("watts").values())
     if not drawn:
         return None
-    at_s = np.unique(np.concatenate([[*one.at_s, outcomes.end_s] for one in drawn]))
-    watts = sum((_held(one, at_s) for one in drawn), np.zeros(len(at_s)))
+    joules = sum(float(np.sum(one.value * spans_s(one))) for one in drawn)
+    length_s = max(float(one.at_s[-1]) for one in drawn)
+    at_s = np.unique(np.concatenate([one.at_s for one in drawn]))
+    watts = sum((_then(one, at_s) for one in drawn), np.zeros(len(at_s)))
     tokens = int(outcomes.requests.output_tokens.sum())
-    joules = float(np.sum(watts[:-1] * np.diff(at_s)))
     pues = list(outcomes.measured("pue").values())
     return Power(
-        mean_w=_in_time(watts, at_s),
+        mean_w=joules / length_s if length_s > 0 else float(watts[-1]),
         most_w=float(watts.max()),
         joules_per_token=joules / tokens if tokens else None,
-        pue_ratio=_in_time(_held(pues[0], at_s), at_s) if len(pues) == 1 else None,
+        pue_ratio=_in_time(pues[0]) if len(pues) == 1 else None,
     )
 
 
-def _held(series: Series, at_s: Floats) -> Floats:
-    """The last sample at or before each time; the first one before that."""
-    last = np.searchsorted(series.at_s, at_s, side="right") - 1
-    return np.asarray(series.value[np.maximum(last, 0)])
+def _then(series: Series, at_s: Floats) -> Floats:
+    """The sample that each time belongs to: the first at or after it; 0 after the last."""
+    which = np.searchsorted(series.at_s, at_s)
+    last = len(series.value) - 1
+    return np.where(which <= last, series.value[np.minimum(which, last)], 0.0)
 
 
-def _in_time(values: Floats, at_s: Floats) -> float:
-    length_s = float(at_s[-1] - at_s[0])
-    return float(np.sum(values[:-1] * np.diff(at_s))) / length_s if length_s else float(values[-1])
+def _in_time(series: Series) -> float:
+    lengths_s = spans_s(series)
+    whole_s = float(lengths_s.sum())
+    return float(np.sum(series.value * lengths_s)) / whole_s if whole_s else float(series.value[-1])

@@ -236,7 +236,7 @@ def _changes(
             word = WORDS["up" if isinstance(change, ReplicaUp) else "down"]
             rows.append((at_s, number, word, change.epoch, float(len(told))))
             told.append(change)
-        elif change.what in ("speed", "hang"):
+        else:
             rows.append((at_s, number, WORDS[change.what], 0, change.factor))
     return told, np.array(rows, dtype=CHANGE)
 

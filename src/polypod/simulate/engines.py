@@ -8,10 +8,12 @@ from polypod.engine import EngineLimits, Progress, ReplicaEmulation
 from polypod.engine.imbalance import Imbalance
 from polypod.engine.prefix import PrefixCache, RemoteStore
 from polypod.engine.replica import PLAIN, Glimpse
-from polypod.policy.actions import Dispatch
+from polypod.policy.actions import Decode, Dispatch, Prefill
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.simulate.scenario import Fault
 from polypod.simulate.trace import Arrival
+
+Start = Dispatch | Prefill | Decode
 
 
 @dataclass(slots=True, eq=False)
@@ -21,7 +23,7 @@ class Engine:
     up: ReplicaUp
     emulation: ReplicaEmulation
     due_s: float = math.inf
-    dispatches: dict[int, Dispatch] = field(default_factory=dict)  # by ticket
+    starts: dict[int, Start] = field(default_factory=dict)  # by ticket
 
 
 @dataclass(slots=True)
@@ -81,7 +83,7 @@ class Caches:
 
 
 class Engines:
-    """An engine knows a dispatch by its ticket, a number used once: a request may come back to where it was."""
+    """An engine knows a start by its ticket, a number used once: a request may come back to where it was."""
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class Engines:
         before = self._engines.pop(event.replica, None)
         if before is not None:
             self._totals[event.replica].add(before.emulation)
-            before.dispatches.clear()
+            before.starts.clear()
             before.due_s = math.inf  # what stands in the agenda for it is over
         if isinstance(event, ReplicaUp):
             limits = EngineLimits(
@@ -136,7 +138,7 @@ class Engines:
             self._factors[fault.replica] = fault.factor
             return self._set_speed(fault.replica, fault.at_s)
         engine = self._engines.get(fault.replica)
-        if engine is not None and fault.what == "hang":
+        if engine is not None:
             engine.emulation.hang()
             engine.due_s = math.inf
         return engine
@@ -148,39 +150,48 @@ class Engines:
             engine.emulation.speed(at_s, factor)
         return engine
 
-    def submit(self, dispatch: Dispatch, arrival: Arrival, now_s: float) -> Engine:
+    def submit(self, start: Start, arrival: Arrival, now_s: float) -> Engine:
         """Hand a request to its engine, which is returned. Raises `ValueError` for one that the engine cannot hold."""
-        engine = self._engines[dispatch.replica]
+        engine = self._engines[start.replica]
         self._last_ticket += 1
-        engine.emulation.submit(
-            now_s,
-            request=self._last_ticket,
-            prompt_tokens=arrival.input_tokens,
-            output_tokens=output_tokens(arrival, engine.up),
-            hashes=arrival.prefix_hashes,
-        )
-        engine.dispatches[self._last_ticket] = dispatch
-        self._tickets[dispatch.request] = (engine, self._last_ticket)
+        ticket, prompt_tokens, emulation = self._last_ticket, arrival.input_tokens, engine.emulation
+        answer, hashes = output_tokens(arrival, engine.up), arrival.prefix_hashes
+        if isinstance(start, Prefill):
+            emulation.prefill(now_s, request=ticket, prompt_tokens=prompt_tokens, hashes=hashes)
+        elif isinstance(start, Dispatch):
+            emulation.submit(
+                now_s,
+                request=ticket,
+                prompt_tokens=prompt_tokens,
+                output_tokens=answer,
+                hashes=hashes,
+            )
+        else:
+            emulation.decode(
+                now_s, request=ticket, prompt_tokens=prompt_tokens, output_tokens=answer
+            )
+        engine.starts[ticket] = start
+        self._tickets[start.request] = (engine, ticket)
         return engine
 
     def stop(self, request: int, now_s: float) -> Engine | None:
-        """Take a request off its engine, which is returned if there was one."""
+        """Take a request, or its cache, off its engine, which is returned if there was one."""
         engine, ticket = self._tickets.pop(request, (None, 0))
-        if engine is None or engine.dispatches.pop(ticket, None) is None:
+        if engine is None or engine.starts.pop(ticket, None) is None:
             return None
         engine.emulation.cancel(now_s, ticket)
         return engine
 
-    def advance(self, engine: Engine, to_s: float) -> Iterator[tuple[Progress, Dispatch]]:
+    def advance(self, engine: Engine, to_s: float) -> Iterator[tuple[Progress, Start]]:
         """Play the engine on, and give what happened to requests that are still meant to run."""
         for progress in engine.emulation.advance(to_s):
-            dispatch = engine.dispatches.get(progress.request)
-            if dispatch is None:
+            start = engine.starts.get(progress.request)
+            if start is None:
                 continue
             if progress.kind == "finished":
-                del engine.dispatches[progress.request]
-                del self._tickets[dispatch.request]
-            yield progress, dispatch
+                del engine.starts[progress.request]
+                del self._tickets[start.request]
+            yield progress, start
 
     def glimpse(self, replica: str, at_s: float) -> tuple[Glimpse | None, tuple[float, ...]]:
         """What is there now, if it is up; and over all starts busy seconds, those with prompts, tokens of prompts and of answers."""

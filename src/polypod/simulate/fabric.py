@@ -14,6 +14,7 @@ Left out: which of several equal paths a packet takes (a group's way is one link
 Shape key: R ranks, L links, T tiers of all parts one after the other, P parts, F pairs of ranks, W links of the longest path.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -99,11 +100,15 @@ class Wiring(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Fabric:
-    """Links and how they hang together; `capacity_bytes_per_s_L` is one way. Nothing here changes while flows are played."""
+    """Links and how they hang together; `capacity_bytes_per_s_L` is one way. Nothing here changes while flows are played.
+
+    `most_bytes_per_s_L` is what ports leave one flow on a group's way at most, so that a wider share is no limit; infinite for ports themselves.
+    """
 
     parts: tuple[FabricPart, ...]
     wiring: Wiring
     capacity_bytes_per_s_L: Floats
+    most_bytes_per_s_L: Floats
     latency_s_T: Floats
 
     @property
@@ -193,17 +198,39 @@ class Fabric:
         bad = np.flatnonzero((row_F < 0) | (x_F == y_F))
         if len(bad):
             self._meet(int(a_F[bad[0]]), int(b_F[bad[0]]))
-        path_FW = np.full((len(a_F), w.width), NO_LINK, dtype=np.int64)
+        return self._links(p, x_F, y_F, row_F), self.latency_s_T[row_F]
+
+    def bundles(self, rank_F: Ints, tier_F: Ints) -> tuple[Ints, Floats]:
+        """Links of what ranks of one part send into a tier (by its place in the part) and get from it, as `paths`: what an exchange of all loads."""
+        p = self._part(int(rank_F[0]))
+        inside_F = rank_F - self.wiring.rank_P[p]
+        row_F = tier_F + self.wiring.row_P[p]
+        return self._links(p, inside_F, inside_F, row_F), self.latency_s_T[row_F]
+
+    def instances(self, rank_F: Ints) -> Ints:
+        """Which instance of each tier of their part ranks are in, (tiers, F). Raises `InputError` where they are of several parts."""
+        parts = np.searchsorted(self.wiring.rank_P, rank_F, side="right") - 1
+        if len(np.unique(parts)) != 1 or not 0 <= parts[0] < len(self.parts):
+            msg = "a collective's ranks are of one part of the fleet; these are of several, or not there"
+            raise InputError(msg)
+        w, p = self.wiring, int(parts[0])
+        sizes = w.size_T[w.row_P[p] : w.row_P[p + 1]]
+        return np.asarray((rank_F - w.rank_P[p])[None, :] // sizes[:, None])
+
+    def _links(self, p: int, x_F: Ints, y_F: Ints, row_F: Ints) -> Ints:
+        """From the x-th rank of a part to its y-th over the tiers of these rows."""
+        w, ranks = self.wiring, self.parts[p].ranks
+        path_FW = np.full((len(x_F), w.width), NO_LINK, dtype=np.int64)
         port_F = w.port_T[w.plane_T[row_F]]
         path_FW[:, 0], path_FW[:, 1] = port_F + x_F, port_F + ranks + y_F
-        for row in rows:
+        for row in range(int(w.row_P[p]), int(w.row_P[p + 1])):
             if w.groups_T[row]:
                 uses = (w.plane_T[row_F] <= row) & (row <= row_F)
                 column = 2 + 2 * (row - int(w.plane_T[row]))
                 up, inner = w.up_T[row], w.inner_T[row]
                 path_FW[uses, column] = up + x_F[uses] // inner
                 path_FW[uses, column + 1] = up + w.groups_T[row] + y_F[uses] // inner
-        return path_FW, self.latency_s_T[row_F]
+        return path_FW
 
     def port(self, rank: int, tier: str) -> tuple[int, int]:
         """A rank's links out into a tier and in from it. Raises `InputError` where its part has no such tier."""
@@ -257,8 +284,9 @@ def fabric(parts: Sequence[FabricPart]) -> Fabric:
     for part in parts:
         rows.add(part)
     join = rows.links
+    ways = [part.tiers[-1].bytes_per_s if part.leads_out else 0.0 for part in parts]
     for _ in range(2):
-        rows.add_links([part.ranks * part.tiers[-1].bytes_per_s if part.leads_out else 0.0 for part in parts])  # fmt: skip
+        rows.add_links([part.ranks * way for part, way in zip(parts, ways, strict=True)], max(ways, default=0.0))  # fmt: skip
     size, inner, plane, port, up, groups = (
         np.array(rows.table, dtype=np.int64).reshape(len(rows.table), 6).T.copy()
     )
@@ -282,6 +310,7 @@ def fabric(parts: Sequence[FabricPart]) -> Fabric:
             width=4 + 2 * rows.deepest,
         ),
         capacity_bytes_per_s_L=np.concatenate(rows.capacities),
+        most_bytes_per_s_L=np.concatenate(rows.most),
         latency_s_T=np.array([tier.latency_s for part in parts for tier in part.tiers]),
     )
 
@@ -292,12 +321,14 @@ class _Rows:
     def __init__(self) -> None:
         self.table: list[tuple[int, int, int, int, int, int]] = []
         self.capacities: list[Floats] = []
+        self.most: list[Floats] = []
         self.links = 0
         self.deepest = 0  # groups that a path goes up through
 
-    def add_links(self, capacity: Sequence[float] | Floats) -> int:
+    def add_links(self, capacity: Sequence[float] | Floats, most: float) -> int:
         first = self.links
         self.capacities.append(np.asarray(capacity, dtype=np.float64))
+        self.most.append(np.full(len(capacity), most))
         self.links += len(capacity)
         return first
 
@@ -307,14 +338,14 @@ class _Rows:
             size = part.ranks if tier.ranks is None else tier.ranks
             if index == 0 or not tier.shares_port:
                 plane = len(self.table)
-                port = self.add_links(np.full(2 * part.ranks, tier.bytes_per_s))
+                port = self.add_links(np.full(2 * part.ranks, tier.bytes_per_s), math.inf)
             groups, up = 0, -1
             if inner > 1:
                 groups = -(-part.ranks // inner)
                 ranks = np.full(groups, inner)
                 ranks[-1] = part.ranks - (groups - 1) * inner
                 width = ranks * tier.bytes_per_s / tier.blocking_ratio
-                up = self.add_links(np.concatenate((width, width)))
+                up = self.add_links(np.concatenate((width, width)), tier.bytes_per_s)
             self.deepest = max(self.deepest, len(self.table) - plane + 1)
             self.table.append((size, inner, plane, port, up, groups))
             inner = size
@@ -344,6 +375,16 @@ def fabric_of(plan: Plan, network: Network | None = None) -> tuple[Fabric, Place
         for part in placed.parts
     ]  # fmt: skip
     return fabric(parts), placed
+
+
+def handover(placed: Placed, a: int, b: int) -> list[tuple[int, int]]:
+    """Which rank sends to which where replica a's cache goes to replica b: every rank of a its own part, evenly over the ranks of b.
+
+    Four ranks to two, as indices into the fabric's: `[(0, 8), (1, 8), (2, 9), (3, 9)]`.
+    """
+    first_a, first_b = int(placed.first_rank_R[a]), int(placed.first_rank_R[b])
+    count_a, count_b = int(placed.ranks_R[a]), int(placed.ranks_R[b])
+    return [(first_a + n, first_b + n * count_b // count_a) for n in range(count_a)]
 
 
 def _tiers(place: Island, network: Network) -> tuple[FabricTier, ...]:

@@ -48,6 +48,7 @@ class FlowArrays(NamedTuple):
     counts: Ints
     # links
     capacity_L: Floats
+    most_L: Floats  # what ports leave one flow on it
     told_L: Floats  # the share that the flows of a link were told last
     flows_L: Ints  # how many flows are on it
     head_L: Ints  # place of its first flow, -1: none
@@ -74,21 +75,22 @@ class FlowArrays(NamedTuple):
 
 
 def flow_arrays(
-    capacity_L: Floats,
+    fabric: Fabric,
     slots: int,
     width: int,
     sharing: Sharing = "max-min",
     tolerance_ratio: float = TOLERANCE_RATIO,
 ) -> FlowArrays:
     """No flows yet, room for `slots` of at most `width` links each."""
-    links = len(capacity_L)
+    links = fabric.links
+    capacity_L, most_L = fabric.capacity_bytes_per_s_L, fabric.most_bytes_per_s_L
 
     def whole(count: int, value: int = 0) -> Ints:
         return np.full(count, value, dtype=np.int64)
 
     return FlowArrays(
         tolerance=-1.0 if sharing == "max-min" else tolerance_ratio, counts=whole(4),
-        capacity_L=capacity_L.copy(), told_L=capacity_L.copy(), flows_L=whole(links), head_L=whole(links, -1), busy_L=whole(links), at_L=whole(links),
+        capacity_L=capacity_L.copy(), most_L=most_L.copy(), told_L=capacity_L.copy(), flows_L=whole(links), head_L=whole(links, -1), busy_L=whole(links), at_L=whole(links),
         path_N=whole(slots * width, -1), next_N=whole(slots * width, -1), before_N=whole(slots * width, -1), length_S=whole(slots),
         left_S=np.zeros(slots), since_S=np.zeros(slots), rate_S=np.zeros(slots), end_S=np.full(slots, math.inf), number_S=whole(slots),
         heap_S=whole(slots), in_heap_S=whole(slots, -1),
@@ -199,6 +201,8 @@ def _tell(f: FlowArrays, at_s: float, link: int) -> None:
     told = f.told_L[link]
     if abs(share - told) > f.tolerance * told:
         f.told_L[link] = share
+        if min(share, told) >= f.most_L[link]:
+            return  # no limit to anyone, before and now
         width = len(f.path_N) // len(f.heap_S)
         place = f.head_L[link]
         while place >= 0:
@@ -271,14 +275,7 @@ def _fill(f: FlowArrays, at_s: float) -> None:
     """Rates of all flows: the link with the least to give is filled, and so on."""
     f.counts[FILLS] += 1
     round_, width = f.counts[FILLS], len(f.path_N) // len(f.heap_S)
-    busy = f.counts[BUSY]
-    for k in range(busy):
-        link = f.busy_L[k]
-        f.left_L[link], f.open_L[link] = f.capacity_L[link], f.flows_L[link]
-        f.share_L[link] = f.left_L[link] / f.open_L[link]
-        f.order_L[k] = link
-    for k in range(busy // 2 - 1, -1, -1):
-        _sink(f, k, busy)
+    busy = _open(f)
     while busy:
         link = f.order_L[0]
         share = f.share_L[link]
@@ -299,6 +296,22 @@ def _fill(f: FlowArrays, at_s: float) -> None:
         busy -= 1
         f.order_L[0] = f.order_L[busy]
         _sink(f, 0, busy)
+
+
+@njit(cache=True)
+def _open(f: FlowArrays) -> int:
+    """The links that flows can fill, all of them open, as a heap; how many there are."""
+    busy = 0
+    for k in range(f.counts[BUSY]):
+        link = f.busy_L[k]
+        f.left_L[link], f.open_L[link] = f.capacity_L[link], f.flows_L[link]
+        f.share_L[link] = f.left_L[link] / f.open_L[link]
+        if f.capacity_L[link] < f.most_L[link] * f.flows_L[link]:  # the others cannot fill
+            f.order_L[busy] = link
+            busy += 1
+    for k in range(busy // 2 - 1, -1, -1):
+        _sink(f, k, busy)
+    return busy
 
 
 @njit(cache=True)
@@ -457,8 +470,7 @@ class CompiledFlows:
         remove(self._arrays, at_s, slot)
 
     def _room(self, slots: int) -> FlowArrays:
-        capacity = self._fabric.capacity_bytes_per_s_L
-        return flow_arrays(capacity, slots, self._width, *self._rule)
+        return flow_arrays(self._fabric, slots, self._width, *self._rule)
 
     def _grow(self) -> None:
         """Twice the slots; what is there keeps its place."""
@@ -502,9 +514,7 @@ def play_compiled(
     """When each flow has arrived, as `flows.play_flows`; paths are filled with -1 at their end only."""
     count = len(demand.at_s_F)
     path_FW = np.ascontiguousarray(-np.sort(-demand.path_FW, axis=1))  # what fills, last
-    arrays = flow_arrays(
-        fabric.capacity_bytes_per_s_L, count, path_FW.shape[1], sharing, tolerance_ratio
-    )
+    arrays = flow_arrays(fabric, count, path_FW.shape[1], sharing, tolerance_ratio)
     end_F = np.full(count, math.inf)
     order_F = np.argsort(demand.at_s_F, kind="stable")
     _play(arrays, order_F, demand.at_s_F, demand.size_bytes_F, path_FW, end_F)

@@ -65,6 +65,7 @@ class _Flow:
 class _Link:
     capacity_bytes_per_s: float
     told_bytes_per_s: float
+    most_bytes_per_s: float
     flows: dict[int, None] = field(default_factory=dict)
 
 
@@ -153,7 +154,8 @@ class Flows:
     def _link(self, link: int) -> _Link:
         if link not in self._links:
             capacity = float(self._fabric.capacity_bytes_per_s_L[link])
-            self._links[link] = _Link(capacity, capacity)
+            most = float(self._fabric.most_bytes_per_s_L[link])
+            self._links[link] = _Link(capacity, capacity, most)
         return self._links[link]
 
     def _is_stale(self, entry: tuple[float, int, int]) -> bool:
@@ -179,8 +181,9 @@ class Flows:
                 continue
             share = one.capacity_bytes_per_s / len(one.flows)
             if moved(share, one.told_bytes_per_s, self._tolerance):
+                narrows = min(share, one.told_bytes_per_s) < one.most_bytes_per_s
                 one.told_bytes_per_s = share
-                for flow in one.flows:
+                for flow in one.flows if narrows else ():
                     self._touch(at_s, flow)
 
     def _touch(self, at_s: float, flow: int) -> None:
@@ -200,7 +203,12 @@ class Flows:
 
     def _filled(self) -> dict[int, float]:
         """Max-min rates of all flows."""
-        left = {link: one.capacity_bytes_per_s for link, one in self._links.items() if one.flows}
+        busy = ((link, one) for link, one in self._links.items() if one.flows)
+        left = {
+            link: one.capacity_bytes_per_s
+            for link, one in busy
+            if one.capacity_bytes_per_s < one.most_bytes_per_s * len(one.flows)
+        }  # the others cannot fill
         count = {link: len(self._links[link].flows) for link in left}
         heap = [(left[link] / count[link], link) for link in left]
         heapq.heapify(heap)
@@ -217,8 +225,9 @@ class Flows:
                 if flow not in rates:
                     rates[flow] = share
                     for other in self._flows[flow].path:
-                        left[other] -= share
-                        count[other] -= 1
+                        if other in left:
+                            left[other] -= share
+                            count[other] -= 1
         return rates
 
 

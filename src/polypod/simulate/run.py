@@ -1,7 +1,7 @@
 """The driver on a virtual clock: take the next event, ask the policy, carry out what it says, write both down.
 
 The agenda is a heap of (time, kind, order of entry): at one moment replicas go down and up first, then engines report,
-then timers ring, then requests arrive. Nothing in a run depends on anything else, so it repeats byte for byte.
+then caches arrive, then timers ring, then requests arrive. Nothing in a run depends on anything else, so it repeats byte for byte.
 """
 
 import hashlib
@@ -17,11 +17,23 @@ import msgspec
 import polypod
 from polypod.engine import Progress
 from polypod.errors import RunError
-from polypod.policy.actions import AnyAction, Cancel, Dispatch, Reject, Retry, WakeAt
+from polypod.policy.actions import (
+    AnyAction,
+    Cancel,
+    Decode,
+    Dispatch,
+    Prefill,
+    Reject,
+    Retry,
+    TransferKv,
+    WakeAt,
+)
 from polypod.policy.events import (
     AnyEvent,
     ClientGone,
     FirstToken,
+    KvArrived,
+    PrefillFinished,
     ReplicaDown,
     ReplicaUp,
     RequestFailed,
@@ -31,10 +43,11 @@ from polypod.policy.events import (
 from polypod.policy.node import Policy
 from polypod.record import Header, Line, Measure, Step, Writer, ended
 from polypod.simulate.changes import changes
-from polypod.simulate.engines import Engine, Engines, output_tokens
+from polypod.simulate.engines import Engine, Engines, Start, output_tokens
 from polypod.simulate.sampler import Sampler
 from polypod.simulate.scenario import Fault, Scenario
 from polypod.simulate.trace import Arrival, arrived
+from polypod.simulate.transfers import Transfers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +75,12 @@ class _Kind(IntEnum):
 
     EVENT = 0
     ENGINE = 1
-    TIMER = 2
-    ARRIVAL = 3
+    CACHE = 2
+    TIMER = 3
+    ARRIVAL = 4
 
 
-_Item = AnyEvent | Engine | Fault
+_Item = AnyEvent | Engine | Fault | Transfers
 
 
 class _Driver:
@@ -83,6 +97,10 @@ class _Driver:
             seed=scenario.seed,
             block_tokens=self._block_tokens,
         )
+        self._transfers = Transfers()
+        self._transfers_due_s = math.inf
+        self._on_the_way: dict[int, TransferKv] = {}
+        self._token_bytes = {up.replica: up.kv_token_bytes for up in scenario.replicas}
         self._agenda: list[tuple[float, _Kind, int, _Item]] = []
         self._entries = 0
         self._arrivals: Iterator[tuple[int, Arrival]] = iter(())
@@ -120,6 +138,8 @@ class _Driver:
         """Whether an entry means nothing any more, so that the run must not last until its time."""
         if isinstance(item, Engine):
             return item.due_s != at_s  # an earlier entry has replaced it
+        if isinstance(item, Transfers):
+            return self._transfers_due_s != at_s
         if isinstance(item, ClientGone):
             return item.request not in self._asked
         return kind == _Kind.TIMER and not self._asked  # nobody waits, and nobody will come
@@ -129,7 +149,10 @@ class _Driver:
             self._advance(item)
             return
         if isinstance(item, Fault):
-            self._plan_engine(self._engines.strike(item))
+            self._strike(item)
+            return
+        if isinstance(item, Transfers):
+            self._hand_over()
             return
         if kind == _Kind.ARRIVAL:
             self._plan_arrival()
@@ -142,6 +165,13 @@ class _Driver:
             self._write(line)
         for replica, factor in sampler.slowed():
             self._plan_engine(self._engines.cap(replica, at_s, factor))
+
+    def _strike(self, fault: Fault) -> None:
+        if fault.what == "link":
+            self._transfers.slow(fault.at_s, fault.replica, fault.factor)
+            self._plan_transfers()
+        else:
+            self._plan_engine(self._engines.strike(fault))
 
     # ---- what is to come
 
@@ -170,6 +200,12 @@ class _Driver:
             engine.due_s = engine.emulation.next_s
             self._plan(engine.due_s, _Kind.ENGINE, engine)
 
+    def _plan_transfers(self) -> None:
+        """The same of the caches on their way."""
+        if self._transfers.next_s < self._transfers_due_s:
+            self._transfers_due_s = self._transfers.next_s
+            self._plan(self._transfers_due_s, _Kind.CACHE, self._transfers)
+
     # ---- what happens
 
     def _tell(self, event: AnyEvent) -> None:
@@ -177,6 +213,8 @@ class _Driver:
         self.events += 1
         if isinstance(event, ReplicaUp | ReplicaDown):
             self._engines.switch(event)
+        if isinstance(event, ReplicaUp):
+            self._transfers.link(event)
         actions = self._policy.handle(event)
         self._write(Step(event=event, actions=actions))
         for action in actions:
@@ -184,16 +222,42 @@ class _Driver:
 
     def _advance(self, engine: Engine) -> None:
         engine.due_s = math.inf
-        for progress, dispatch in self._engines.advance(engine, self.now_s):
-            self._tell(self._word(engine, progress, dispatch))
+        for progress, start in self._engines.advance(engine, self.now_s):
+            self._tell(self._word(engine, progress, start))
         self._plan_engine(engine)
 
+    def _hand_over(self) -> None:
+        """Caches arrive: their sources are rid of them, and their targets are told to decode."""
+        self._transfers_due_s = math.inf
+        for request in self._transfers.advance(self.now_s):
+            self._plan_engine(self._engines.stop(request, self.now_s))
+            sent = self._on_the_way.pop(request)
+            self._tell(
+                KvArrived(
+                    at_s=self.now_s,
+                    request=request,
+                    attempt=sent.attempt,
+                    replica=sent.replica,
+                    epoch=sent.epoch,
+                )
+            )
+        self._plan_transfers()
+
     def _word(
-        self, engine: Engine, progress: Progress, dispatch: Dispatch
-    ) -> FirstToken | RequestFinished:
+        self, engine: Engine, progress: Progress, start: Start
+    ) -> FirstToken | RequestFinished | PrefillFinished:
         """What the engine reports, as the policy hears it."""
-        request, attempt = dispatch.request, dispatch.attempt
-        at_s, replica, epoch = progress.at_s, dispatch.replica, dispatch.epoch
+        request, attempt = start.request, start.attempt
+        at_s, replica, epoch = progress.at_s, start.replica, start.epoch
+        if progress.kind == "prefilled":
+            return PrefillFinished(
+                at_s=at_s,
+                request=request,
+                attempt=attempt,
+                replica=replica,
+                epoch=epoch,
+                kv_tokens=self._asked[request].input_tokens,
+            )
         if progress.kind == "first":
             return FirstToken(
                 at_s=at_s, request=request, attempt=attempt, replica=replica, epoch=epoch
@@ -213,24 +277,44 @@ class _Driver:
 
     def _carry_out(self, action: AnyAction) -> None:
         match action:
-            case Dispatch():
-                self._dispatch(action)
+            case Dispatch() | Prefill() | Decode():
+                self._start(action)
+            case TransferKv():
+                self._transfer(action)
             case Cancel() | Retry():
-                self._plan_engine(self._engines.stop(action.request, self.now_s))
+                self._stop(action.request)
             case Reject():
-                self._plan_engine(self._engines.stop(action.request, self.now_s))
+                self._stop(action.request)
                 del self._asked[action.request]
             case WakeAt():
                 at_s = max(action.at_s, self.now_s)
                 self._plan(at_s, _Kind.TIMER, Woke(at_s=at_s))
             case _:
                 msg = (
-                    f"the policy asks for {type(action).__name__}, and the simulator drives whole requests only; "
-                    "give the pool the role 'both' in the plan"
+                    f"the policy asks for {type(action).__name__}, which the simulator does not do"
                 )
                 raise RunError(msg)
 
-    def _dispatch(self, action: Dispatch) -> None:
+    def _transfer(self, action: TransferKv) -> None:
+        """A cache leaves the engine that holds it until it has arrived."""
+        tokens = self._asked[action.request].input_tokens
+        self._on_the_way[action.request] = action
+        self._transfers.start(
+            self.now_s,
+            request=action.request,
+            ends=(action.source, action.replica),
+            kv_bytes=tokens * self._token_bytes[action.source],
+        )
+        self._plan_transfers()
+
+    def _stop(self, request: int) -> None:
+        """Drop all there is of a request: on an engine, and on its way between two."""
+        self._plan_engine(self._engines.stop(request, self.now_s))
+        if self._on_the_way.pop(request, None) is not None:
+            self._transfers.stop(self.now_s, request)
+            self._plan_transfers()
+
+    def _start(self, action: Start) -> None:
         arrival = self._asked[action.request]
         try:
             self._plan_engine(self._engines.submit(action, arrival, self.now_s))

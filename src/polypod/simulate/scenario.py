@@ -82,19 +82,9 @@ class Scenario:
             twice = sorted({name for name in names if names.count(name) > 1})
             msg = f"several replicas are called {', '.join(twice)}; give every pool its own name"
             raise InputError(msg)
-        self._check_roles()
         self._check_names(set(names))
         if self.watch is not None:
             check_caps(self.watch, {up.replica: up.pool for up in self.replicas})
-
-    def _check_roles(self) -> None:
-        for up in self.replicas:
-            if up.role != "both":
-                msg = (
-                    f"pool {up.pool!r} has the role {up.role!r}, which is not simulated yet; "
-                    f"give it the role 'both'"
-                )
-                raise InputError(msg)
 
     def _check_names(self, known: set[str]) -> None:
         for name in [*(fault.replica for fault in self.faults), *self.slowdowns]:

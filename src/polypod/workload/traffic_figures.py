@@ -66,7 +66,7 @@ def figures(pieces: Iterable[Trace]) -> Figures:
 
 
 class _Seen:
-    """Sums so far. Lengths are kept, 4 bytes each, for the percentiles; sessions and hashes for counting them."""
+    """Sums so far. Lengths are kept, 16 bytes a request, for the percentiles; sessions and hashes for counting them."""
 
     def __init__(self) -> None:
         self._input: list[Counts] = []

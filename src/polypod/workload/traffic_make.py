@@ -19,6 +19,7 @@ from polypod.workload.traffic_rows import (
     Counts,
     Floats,
     Trace,
+    check_seed,
     join,
     ranges,
     rechunk,
@@ -88,6 +89,7 @@ class Synthetic:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.requests is None and self.duration_s is None:
             msg = "drawn traffic has no end of its own; say how many requests, or for how long"
             raise InputError(msg)
@@ -202,13 +204,12 @@ class _Conversations:
         return self._with_blocks(trace)
 
     def _with_blocks(self, trace: Trace) -> Trace:
-        """Full blocks: those of the system prompt are its service's, all others the conversation's own."""
+        """Full blocks: those of the system prompt are its service's, all others the conversation's own; the two differ in their places."""
         size = self._turns.block_tokens
         counts = trace.input_tokens // size
         place = ranges(np.zeros_like(counts), counts)
-        streams = len(self._synthetic.streams)
         is_system = place < self._turns.system_tokens // size
-        own, shared = (np.repeat(of, counts) for of in (streams + trace.session, trace.model))
+        own, shared = (np.repeat(of, counts) for of in (trace.session, trace.model))
         return replace(
             trace,
             block_hashes=np.where(is_system, shared, own) * _BLOCKS_PER_SESSION + place,

@@ -101,6 +101,13 @@ _PER_REQUEST = (
 )
 
 
+def check_seed(seed: int) -> None:
+    """Raise `InputError` for a seed that no generator takes."""
+    if seed < 0:
+        msg = f"seed={seed} is no seed; give 0 or more"
+        raise InputError(msg)
+
+
 def starts_of(counts: Counts) -> Counts:
     """Where each of consecutive runs of these lengths starts, and where the last ends. One longer than `counts`.
 

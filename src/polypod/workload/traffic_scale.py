@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from polypod.errors import InputError
-from polypod.workload.traffic_rows import Counts, Floats, Trace, ranges, rechunk
+from polypod.workload.traffic_rows import Counts, Floats, Trace, check_seed, ranges, rechunk
 
 _LONGEST_WINDOW_S: Final = 600.0
 _SLACK_S: Final = 1e-3  # of windows over rounded times; what is outside is left out after
@@ -41,6 +41,10 @@ class Replay:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not len(self.trace):
+            msg = f"{self.trace.name} holds no request"
+            raise InputError(msg)
+        check_seed(self.seed)
         for name in ("scale", "rate_ratio", "duration_s", "requests"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -151,8 +155,8 @@ class _Copies:
         return is_kept
 
     def pieces(self, about_requests: int) -> Iterator[Trace]:
-        """Spans of time with about this many requests in the mean."""
-        width_s = self._period_s * about_requests / (len(self._trace) * self._replay.scale)
+        """Spans of time with about this many requests in the mean, were the last copy whole."""
+        width_s = self._period_s * about_requests / (len(self._trace) * self._copies)
         end_s = (self._replay.rounds + 1) * self._period_s + self._longest_s
         step = 0
         while step * width_s <= end_s:

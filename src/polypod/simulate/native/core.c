@@ -8,20 +8,26 @@
 #include "step.h"
 #include "engine.h"
 #include "router.h"
+#include "pairing.h"
 #include "policy.h"
+#include "transfers.h"
 #include "driver.h"
 #include "series.h"
 
 enum { RUN_DONE, RUN_WANTS_ARRIVALS, RUN_PAUSED, RUN_NO_MEMORY };
 
 static void make_table(Core *core, Table *table, i64 rows) {
-    i64 **whole[] = {&table->in_flight, &table->slots, &table->limit_tokens, &table->prompts, &table->requests, &table->kind};
+    i64 **whole[] = {
+        &table->in_flight, &table->slots, &table->limit_tokens, &table->prompts, &table->requests, &table->kind, &table->held, &table->moving,
+    };
     double **real[] = {
         &table->prompts_s, &table->prompts_end_s, &table->prompt_share, &table->kv_tokens, &table->kv_capacity, &table->kv_read_s,
         &table->attend_s, &table->decode_s, &table->prompt_factor, &table->decode_factor, &table->finish_s, &table->first_s, &table->token_s,
     };
     table->rows = rows;
     table->member = zeroed(core, rows, sizeof *table->member);
+    table->able = zeroed(core, rows, sizeof *table->able);
+    table->closed = zeroed(core, rows, sizeof *table->closed);
     for (i64 row = 0; row < rows; row++) table->member[row] = NONE;
     for (size_t one = 0; one < sizeof whole / sizeof *whole; one++) *whole[one] = zeroed(core, rows, sizeof(i64));
     for (size_t one = 0; one < sizeof real / sizeof *real; one++) *real[one] = zeroed(core, rows, sizeof(double));
@@ -37,7 +43,10 @@ static void make(Core *core, const ServiceSpec *services) {
     core->kind_steps = zeroed(core, core->settings.kinds, sizeof *core->kind_steps);
     core->slowdowns = zeroed(core, core->settings.caps, sizeof *core->slowdowns);
     for (i64 c = 0; c < core->settings.caps; c++) core->slowdowns[c] = 1.0;
+    core->links = zeroed(core, replicas, sizeof *core->links);
+    core->transfers_due_s = INFINITY;
     for (i64 r = 0; r < replicas; r++) {
+        core->links[r].factor = 1.0;
         core->engine[r].spec = &core->replicas[r];
         core->engine[r].kind = &core->kinds[core->replicas[r].kind];
         core->engine[r].due_s = INFINITY;
@@ -47,37 +56,46 @@ static void make(Core *core, const ServiceSpec *services) {
     }
     for (i64 m = 0; m < core->settings.models; m++) {
         Service *service = &core->service[m];
-        i64 rows = 0;
-        for (i64 r = 0; r < replicas; r++) rows += core->replicas[r].model == m;
+        i64 rows[ROLES] = {0};
+        for (i64 r = 0; r < replicas; r++)
+            if (core->replicas[r].model == m) rows[core->replicas[r].role]++;
         service->spec = &services[m];
         service->mean_output_tokens = services[m].mean_output_tokens;
         service->finish_gap_s = service->last_finish_s = NAN;
-        service->queue_head = service->queue_tail = NONE;
-        make_table(core, &service->table, rows);
+        service->queue.head = service->queue.tail = service->held.head = service->held.tail = NONE;
+        for (int role = 0; role < ROLES; role++) make_table(core, &service->tables[role], rows[role]);
     }
+}
+
+static void free_table(Table *table) {
+    void *columns[] = {
+        table->member, table->able, table->closed, table->in_flight, table->slots, table->limit_tokens, table->prompts, table->requests,
+        table->kind, table->held, table->moving, table->prompts_s, table->prompts_end_s, table->prompt_share, table->kv_tokens,
+        table->kv_capacity, table->kv_read_s, table->attend_s, table->decode_s, table->prompt_factor, table->decode_factor, table->finish_s,
+        table->first_s, table->token_s,
+    };
+    for (size_t one = 0; one < sizeof columns / sizeof *columns; one++) free(columns[one]);
 }
 
 void core_free(Core *core) {
     if (core == NULL) return;
     for (i64 m = 0; core->service != NULL && m < core->settings.models; m++) {
-        Table *table = &core->service[m].table;
-        void *columns[] = {
-            table->member, table->in_flight, table->slots, table->limit_tokens, table->prompts, table->requests, table->kind,
-            table->prompts_s, table->prompts_end_s, table->prompt_share, table->kv_tokens, table->kv_capacity, table->kv_read_s,
-            table->attend_s, table->decode_s, table->prompt_factor, table->decode_factor, table->finish_s, table->first_s, table->token_s,
-            core->service[m].deadlines,
-        };
-        for (size_t one = 0; one < sizeof columns / sizeof *columns; one++) free(columns[one]);
+        Service *service = &core->service[m];
+        free(service->queue.deadlines);
+        free(service->held.deadlines);
+        for (int role = 0; role < ROLES; role++) free_table(&service->tables[role]);
     }
     for (i64 r = 0; core->engine != NULL && r < core->settings.replicas; r++) {
         free(core->engine[r].ranks);
         free(core->engine[r].heap);
         free(core->engine[r].cancelled);
+        free(core->engine[r].told);
+        if (core->links != NULL) free(core->links[r].requests);
     }
     void *arrays[] = {
         core->request, core->sequence, core->service, core->member, core->engine, core->agenda, core->wakes, core->kind_prompt_s,
         core->kind_steps, core->progress, core->log, core->outcomes,
-        core->rows, core->slowdowns,
+        core->rows, core->slowdowns, core->links, core->transfers, core->arrived,
     };
     for (size_t one = 0; one < sizeof arrays / sizeof *arrays; one++) free(arrays[one]);
     free(core);

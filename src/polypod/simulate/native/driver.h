@@ -1,6 +1,6 @@
 /* The virtual clock: simulate/run.py's agenda, carried out over arrays. */
 
-enum { K_EVENT, K_ENGINE, K_TIMER, K_ARRIVAL };
+enum { K_EVENT, K_ENGINE, K_CACHE, K_TIMER, K_ARRIVAL };
 
 static int earlier(const Agendum *left, const Agendum *right) {
     return left->at_s != right->at_s ? left->at_s < right->at_s : left->key < right->key;
@@ -36,7 +36,16 @@ static void plan_engine(Core *core, i32 replica) {
     double at_s = next_s(engine);
     if (at_s < engine->due_s) {
         engine->due_s = at_s;
-        plan(core, at_s, K_ENGINE, (Agendum){.word = 0, .a = replica, .b = engine->serial});
+        plan(core, at_s, K_ENGINE, (Agendum){.word = W_ENGINE, .a = replica, .b = engine->serial});
+    }
+}
+
+/* The same of the caches on their way. */
+static void plan_transfers(Core *core) {
+    double at_s = next_transfer_s(core);
+    if (at_s < core->transfers_due_s) {
+        core->transfers_due_s = at_s;
+        plan(core, at_s, K_CACHE, (Agendum){.word = W_TRANSFERS});
     }
 }
 
@@ -48,9 +57,9 @@ static void plan_arrival(Core *core) {
     memset(request, 0, sizeof *request);
     request->id = ++core->requests_planned;
     request->asked = *asked;
-    request->first_token_s = NAN;
-    request->first_s = request->placed_s = NAN;
-    request->replica = request->sequence = NONE;
+    request->first_token_s = request->prefilled_s = request->placed_s = NAN;
+    request->place.load.first_s = NAN;
+    request->place.replica = request->source.replica = request->sequence = request->prefill_replica = NONE;
     core->asked++;
     plan(core, asked->at_s, K_ARRIVAL, (Agendum){.word = W_ARRIVED, .a = slot, .b = request->id});
     if (asked->patience_s < INFINITY)
@@ -60,10 +69,12 @@ static void plan_arrival(Core *core) {
 static void write_outcome(Core *core, const Request *request, i64 status, i64 output_tokens) {
     ROOM(core, core->outcomes, core->outcome_count, core->outcome_room);
     core->outcomes[core->outcome_count++] = (Outcome){
-        .request = request->id, .status = status, .attempts = request->attempt, .replica = request->replica,
+        .request = request->id, .status = status, .attempts = request->attempt, .replica = request->place.replica,
+        .prefill_replica = request->prefill_replica,
         .input_tokens = request->asked.input_tokens, .output_tokens = output_tokens, .model = request->asked.model,
         .tenant = request->asked.tenant, .arrival_s = request->asked.at_s, .placed_s = request->placed_s,
-        .first_s = request->first_token_s, .end_s = core->now_s, .predicted_first_s = request->first_s,
+        .prefilled_s = request->prefilled_s,
+        .first_s = request->first_token_s, .end_s = core->now_s, .predicted_first_s = request->prefill_replica == request->place.replica ? request->place.load.first_s : NAN,
     };
 }
 
@@ -84,7 +95,8 @@ static i64 answer_tokens(const Core *core, const Arrival *asked, const ReplicaSp
     return tokens > 1 ? tokens : 1;
 }
 
-static void stop(Core *core, i32 slot) {
+/* Drop all there is of a request: on an engine, and on its way between two. */
+static void stop_engine(Core *core, i32 slot) {
     Request *request = &core->request[slot];
     i32 one = request->sequence;
     if (one == NONE) return;
@@ -95,37 +107,56 @@ static void stop(Core *core, i32 slot) {
     plan_engine(core, replica);
 }
 
-static void submit(Core *core, i32 slot) {
+static void stop(Core *core, i32 slot) {
+    stop_engine(core, slot);
+    if (!core->request[slot].cache.is_on_the_way) return;
+    stop_transfer(core, slot, core->now_s);
+    plan_transfers(core);
+}
+
+static i64 tokens_to_give(const Core *core, const Request *request, i64 word) {
+    return word == W_PREFILL ? 1 : answer_tokens(core, &request->asked, &core->replicas[request->place.replica]);
+}
+
+/* Hand a request to its engine: whole, its prompt, or its answer with the cache that has come. */
+static void submit(Core *core, i32 slot, i64 word) {
     Request *request = &core->request[slot];
-    Engine *engine = &core->engine[request->replica];
-    i64 prompt = request->asked.input_tokens, answer = answer_tokens(core, &request->asked, engine->spec);
-    i64 ticket = ++core->tickets;
+    i32 replica = request->place.replica;
+    Engine *engine = &core->engine[replica];
+    i64 prompt = request->asked.input_tokens, answer = tokens_to_give(core, request, word), ticket = ++core->tickets;
     if (prompt + answer > engine->rank_kv_capacity) {
         plan(core, core->now_s, K_EVENT, (Agendum){.word = W_FAILED, .a = slot, .b = request->id, .factor = (double)ticket});
         return;
     }
     i32 one = new_sequence(core);
     core->sequence[one] = (Sequence){
-        .ticket = ticket, .prompt_tokens = prompt, .output_tokens = answer, .finish_step = -1, .request = slot,
-        .replica = request->replica, .rank = NONE, .prev = NONE, .next = NONE, .chunk_next = NONE, .heap_at = NONE,
-        .state = S_WAITING,
+        .ticket = ticket, .prompt_tokens = prompt, .output_tokens = answer, .finish_step = -1, .request = slot, .replica = replica,
+        .rank = NONE, .prev = NONE, .next = NONE, .chunk_next = NONE, .heap_at = NONE, .state = S_WAITING,
+        .ends_at_first = word == W_PREFILL, .has_cache = word == W_DECODE,
     };
     request->sequence = one;
     engine_submit(core, engine, one, core->now_s);
-    plan_engine(core, request->replica);
+    plan_engine(core, replica);
 }
 
 /* Do what the policy has said since `from`. */
 static void carry_out(Core *core, i64 from) {
     for (i64 at = from; at < core->log_count; at++) {
         Entry action = core->log[at];
+        i32 slot = (i32)action.slot;
         switch (action.word) {
-        case W_DISPATCH: submit(core, (i32)action.count); break;
+        case W_DISPATCH:
+        case W_PREFILL:
+        case W_DECODE: submit(core, slot, action.word); break;
+        case W_TRANSFER:
+            start_transfer(core, slot, core->now_s);
+            plan_transfers(core);
+            break;
         case W_CANCEL:
-        case W_RETRY: stop(core, (i32)action.count); break;
+        case W_RETRY: stop(core, slot); break;
         case W_REJECT:
-            stop(core, (i32)action.epoch);
-            forget(core, (i32)action.epoch, action.attempt, 0);
+            stop(core, slot);
+            forget(core, slot, action.attempt, 0);
             break;
         case W_WAKE_AT:
             plan(core, action.at_s > core->now_s ? action.at_s : core->now_s, K_TIMER, (Agendum){.word = W_WOKE});
@@ -165,28 +196,40 @@ static void end_step(Core *core) {
     if (core->settings.log == LOG_SAMPLE) keep_sample(core);
 }
 
+static Entry *begin_attempt(Core *core, i64 word, i32 slot) {
+    const Request *request = &core->request[slot];
+    Entry *entry = begin_step(core, word, request->id);
+    entry->attempt = request->attempt;
+    entry->replica = request->place.replica;
+    entry->epoch = request->place.epoch;
+    return entry;
+}
+
 /* What an engine reports, as the policy hears it. */
-static void hear(Core *core, i32 one, int is_finished) {
+static void hear(Core *core, i32 one, int what) {
     i32 slot = core->sequence[one].request;
     if (slot == NONE) return; /* given up in between */
     Request *request = &core->request[slot];
-    Entry *entry = begin_step(core, is_finished ? W_FINISHED : W_FIRST, request->id);
-    entry->attempt = request->attempt;
-    entry->replica = request->replica;
-    entry->epoch = request->epoch;
-    if (!is_finished) {
+    if (what == T_PREFILLED) {
+        begin_attempt(core, W_PREFILLED, slot)->count = request->asked.input_tokens;
+        on_prefilled(core, slot);
+        end_step(core);
+        return;
+    }
+    if (what == T_FIRST) {
+        begin_attempt(core, W_FIRST, slot);
         if (isnan(request->first_token_s)) begin_answer(core, request);
         end_step(core);
         return;
     }
-    i64 tokens = answer_tokens(core, &request->asked, &core->replicas[request->replica]);
-    i32 replica = request->replica;
-    entry->count = tokens;
+    i32 replica = request->place.replica;
+    i64 tokens = answer_tokens(core, &request->asked, &core->replicas[replica]);
+    begin_attempt(core, W_FINISHED, slot)->count = tokens;
     core->sequence[one].request = NONE;
     request->sequence = NONE;
     on_finished(core, slot, tokens);
     end_step(core);
-    core->request[slot].replica = replica;
+    core->request[slot].place.replica = replica;
     forget(core, slot, ENDED_WELL, tokens);
 }
 
@@ -195,17 +238,33 @@ static void advance(Core *core, i32 replica) {
     engine->due_s = INFINITY;
     i64 count = engine_advance(core, engine, core->now_s);
     for (i64 at = 0; at < count; at++) {
-        i32 one = core->progress[at] / 2;
-        hear(core, one, core->progress[at] & 1);
-        if (core->progress[at] & 1) free_sequence(core, one);
+        i32 one = core->progress[at] / 4;
+        int what = core->progress[at] % 4;
+        hear(core, one, what);
+        if (what == T_FINISHED) free_sequence(core, one);
     }
     plan_engine(core, replica);
+}
+
+/* Caches arrive: their sources are rid of them, and their targets are told to decode. */
+static void arrive(Core *core) {
+    core->transfers_due_s = INFINITY;
+    i64 count = advance_transfers(core, core->now_s);
+    for (i64 at = 0; at < count; at++) {
+        i32 slot = core->arrived[at];
+        stop_engine(core, slot);
+        begin_attempt(core, W_KV_ARRIVED, slot);
+        on_kv_arrived(core, slot);
+        end_step(core);
+    }
+    plan_transfers(core);
 }
 
 /* Whether an entry means nothing any more, so that the run must not last until its time. */
 static int is_over(const Core *core, const Agendum *item) {
     switch (item->word) {
-    case 0: return core->engine[item->a].serial != item->b || core->engine[item->a].due_s != item->at_s;
+    case W_TRANSFERS: return core->transfers_due_s != item->at_s;
+    case W_ENGINE: return core->engine[item->a].serial != item->b || core->engine[item->a].due_s != item->at_s;
     case W_GONE: return core->request[item->a].id != item->b;
     case W_WOKE: return !core->asked;
     default: return 0;
@@ -229,9 +288,13 @@ static void change(Core *core, const Agendum *item) {
         return;
     }
     if (item->word == W_HANG) {
-        engine->is_hung = 1;
-        engine->segment.is_running = 0;
-        engine->due_s = INFINITY;
+        if (engine->is_up) engine_hang(core, engine);
+        return;
+    }
+    if (item->word == W_LINK) {
+        core->links[replica].factor = item->factor;
+        time_link(core, replica, core->now_s);
+        plan_transfers(core);
         return;
     }
     engine_stop(core, replica);
@@ -249,7 +312,8 @@ static void change(Core *core, const Agendum *item) {
 static void play(Core *core, const Agendum *item) {
     i32 slot = (i32)item->a;
     switch (item->word) {
-    case 0: advance(core, slot); return;
+    case W_ENGINE: advance(core, slot); return;
+    case W_TRANSFERS: arrive(core); return;
     case W_ARRIVED:
         plan_arrival(core);
         begin_step(core, W_ARRIVED, item->b);
@@ -263,14 +327,11 @@ static void play(Core *core, const Agendum *item) {
         forget(core, slot, ENDED_GONE, 0);
         return;
     case W_FAILED: {
-        Entry *entry = begin_step(core, W_FAILED, item->b);
-        Request *request = &core->request[slot];
-        entry->attempt = request->attempt;
-        entry->replica = request->replica;
-        entry->epoch = request->epoch;
+        const Request *request = &core->request[slot];
+        i64 word = request->phase == IN_PREFILL ? W_PREFILL : W_DISPATCH;
+        Entry *entry = begin_attempt(core, W_FAILED, slot);
         entry->count = (i64)item->factor;
-        entry->first = (double)(request->asked.input_tokens
-                                + answer_tokens(core, &request->asked, &core->replicas[request->replica]));
+        entry->first = (double)(request->asked.input_tokens + tokens_to_give(core, request, word));
         on_refused(core, slot);
         end_step(core);
         return;

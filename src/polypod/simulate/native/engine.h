@@ -91,6 +91,7 @@ static double after_s(const Segment *segment, i64 steps) {
 }
 
 static double next_s(const Engine *engine) {
+    if (engine->told_count) return engine->told_at_s;
     return engine->segment.is_running ? after_s(&engine->segment, engine->segment.steps) : INFINITY;
 }
 
@@ -153,29 +154,36 @@ static void leave_decoding(Core *core, Engine *engine, i32 one) {
 
 /* ---- a segment ends */
 
-static void report(Core *core, i64 *count, i32 one, int is_finished) {
-    ROOM(core, core->progress, *count, core->progress_room);
-    core->progress[(*count)++] = 2 * one + is_finished;
+enum Told { T_FIRST, T_FINISHED, T_PREFILLED };
+
+typedef struct { /* where progress goes: the list of a running advance, or of what is still to be told */
+    i32 **list;
+    i64 *count, *room;
+} Told;
+
+static void report(Core *core, Told to, i32 one, int what) {
+    ROOM(core, *to.list, *to.count, *to.room);
+    (*to.list)[(*to.count)++] = 4 * one + what;
 }
 
 /* An ended sequence stays in its place until its word has been told. */
-static void finish_decodes(Core *core, Engine *engine, i64 *progress) {
+static void finish_decodes(Core *core, Engine *engine, Told progress) {
     while (engine->heap_size && core->sequence[engine->heap[0]].finish_step <= engine->step) {
         i32 one = engine->heap[0];
         leave_decoding(core, engine, one);
         core->sequence[one].state = S_OUT;
-        report(core, progress, one, 1);
+        report(core, progress, one, T_FINISHED);
     }
 }
 
-static void first_token(Core *core, Engine *engine, i32 one, i64 *progress) {
+static void first_token(Core *core, Engine *engine, i32 one, Told progress) {
     Sequence *sequence = &core->sequence[one];
-    if (!sequence->told_first) report(core, progress, one, 0);
+    if (!sequence->told_first) report(core, progress, one, T_FIRST);
     sequence->told_first = 1;
     engine->output_tokens++;
     if (--sequence->output_tokens == 0) {
         sequence->state = S_OUT;
-        report(core, progress, one, 1);
+        report(core, progress, one, T_FINISHED);
         return;
     }
     Rank *rank = &engine->ranks[sequence->rank];
@@ -189,7 +197,21 @@ static void first_token(Core *core, Engine *engine, i32 one, i64 *progress) {
     rank->decode_kv_at_0 += (double)sequence->prompt_tokens - engine->given * (double)engine->step;
 }
 
-static void end_chunks(Core *core, Engine *engine, i64 *progress) {
+/* A computed prompt keeps its cache, without a slot, until it is released. */
+static void hold(Core *core, Engine *engine, i32 one, Told progress) {
+    Sequence *sequence = &core->sequence[one];
+    if (sequence->is_cancelled) {
+        sequence->state = S_OUT;
+        report(core, progress, one, T_FINISHED);
+        return;
+    }
+    sequence->state = S_HELD;
+    append(core, &engine->held_list, one);
+    engine->ranks[sequence->rank].prompt_kv += sequence->prompt_tokens;
+    report(core, progress, one, T_PREFILLED);
+}
+
+static void end_chunks(Core *core, Engine *engine, Told progress) {
     i32 one = engine->chunk_head;
     while (one != NONE) {
         Sequence *sequence = &core->sequence[one];
@@ -202,7 +224,8 @@ static void end_chunks(Core *core, Engine *engine, i64 *progress) {
         engine->prompt_tokens += sequence->chunk;
         if (sequence->computed == sequence->prompt_tokens) {
             leave_prefill(core, engine, one);
-            first_token(core, engine, one, progress);
+            if (sequence->ends_at_first) hold(core, engine, one, progress);
+            else first_token(core, engine, one, progress);
         }
         one = following;
     }
@@ -211,22 +234,23 @@ static void end_chunks(Core *core, Engine *engine, i64 *progress) {
 
 /* Those given up, in the order they came in. */
 static void drop_cancelled(Core *core, Engine *engine) {
-    i32 *cancelled = engine->cancelled;
+    Cancelled *cancelled = engine->cancelled;
     for (i64 i = 1; i < engine->cancelled_count; i++) {
-        i32 one = cancelled[i];
+        Cancelled one = cancelled[i];
         i64 at = i;
-        for (; at > 0 && core->sequence[cancelled[at - 1]].ticket > core->sequence[one].ticket; at--) cancelled[at] = cancelled[at - 1];
+        for (; at > 0 && cancelled[at - 1].ticket > one.ticket; at--) cancelled[at] = cancelled[at - 1];
         cancelled[at] = one;
     }
     for (i64 i = 0; i < engine->cancelled_count; i++) {
-        Sequence *sequence = &core->sequence[cancelled[i]];
-        if (sequence->state == S_OUT) continue; /* it ended in the same step, and is freed with those */
+        i32 one = cancelled[i].sequence;
+        Sequence *sequence = &core->sequence[one];
+        if (sequence->ticket != cancelled[i].ticket || sequence->state == S_OUT) continue; /* it ended, and is freed with those */
         if (sequence->state == S_WAITING) {
-            unlink(core, &engine->waiting_list, cancelled[i]);
+            unlink(core, &engine->waiting_list, one);
             engine->waiting--;
-        } else if (sequence->state == S_DECODE) leave_decoding(core, engine, cancelled[i]);
-        else leave_prefill(core, engine, cancelled[i]);
-        free_sequence(core, cancelled[i]);
+        } else if (sequence->state == S_DECODE) leave_decoding(core, engine, one);
+        else leave_prefill(core, engine, one);
+        free_sequence(core, one);
     }
     engine->cancelled_count = 0;
 }
@@ -242,12 +266,22 @@ static void preempt_rank(Core *core, Engine *engine, Rank *rank) {
         Sequence *sequence = &core->sequence[one];
         sequence->finish_step = -1;
         sequence->computed = 0;
+        sequence->has_cache = 0;
         sequence->rank = NONE;
         sequence->state = S_WAITING;
         prepend(core, &engine->waiting_list, one);
         engine->waiting++;
         engine->preemptions++;
     }
+}
+
+static double most_decode_kv(const Engine *engine) {
+    double most = -INFINITY;
+    for (i64 r = 0; r < engine->kind->data_ranks; r++) {
+        double kv = decode_kv(engine, &engine->ranks[r]);
+        if (kv > most) most = kv;
+    }
+    return most;
 }
 
 /* Make room for the next token of every decoding sequence; the largest cache that a rank's sequences read. */
@@ -267,12 +301,7 @@ static double preempt(Core *core, Engine *engine) {
         double wanted = decode_kv(engine, rank) + engine->given * (double)rank->sequences + (double)rank->prompt_kv;
         if (wanted > (double)engine->rank_kv_capacity) preempt_rank(core, engine, rank);
     }
-    most = -INFINITY;
-    for (i64 r = 0; r < engine->kind->data_ranks; r++) {
-        double kv = decode_kv(engine, &engine->ranks[r]);
-        if (kv > most) most = kv;
-    }
-    return most;
+    return most_decode_kv(engine);
 }
 
 /* The rank with the fewest prompts, then the fewest sequences, then the least cache in use. */
@@ -294,18 +323,28 @@ static i32 roomiest(const Engine *engine) {
     return best;
 }
 
-static void admit(Core *core, Engine *engine) {
+/* Admit in turn; whether caches came. */
+static int admit(Core *core, Engine *engine, double at_s) {
+    int came = 0;
     while (engine->waiting_list.head != NONE) {
         i32 one = engine->waiting_list.head;
         i32 to = roomiest(engine);
         const Rank *rank = &engine->ranks[to];
         double need = rank_kv(engine, rank) + (double)rank->reserved + (double)core->sequence[one].prompt_tokens
                       + (double)rank->sequences + 1;
-        if (need > (double)engine->rank_kv_capacity || rank->sequences + rank->prompts >= engine->rank_max_sequences) return;
+        if (need > (double)engine->rank_kv_capacity || rank->sequences + rank->prompts >= engine->rank_max_sequences) break;
         unlink(core, &engine->waiting_list, one);
         engine->waiting--;
-        enter_prefill(core, engine, one, to);
+        if (!core->sequence[one].has_cache) {
+            enter_prefill(core, engine, one, to);
+            continue;
+        }
+        core->sequence[one].rank = to;
+        engine->told_at_s = at_s;
+        first_token(core, engine, one, (Told){&engine->told, &engine->told_count, &engine->told_room});
+        came = 1;
     }
+    return came;
 }
 
 static i64 most_sequences(const Engine *engine) {
@@ -395,7 +434,7 @@ static void compose(Core *core, Engine *engine, double at_s) {
     engine->segment.is_running = 0;
     if (engine->is_hung) return;
     double kv = preempt(core, engine), tokens, pairs;
-    admit(core, engine);
+    if (admit(core, engine, at_s)) kv = most_decode_kv(engine);
     i64 sequences = most_sequences(engine);
     make_chunks(core, engine, sequences, &tokens, &pairs);
     int has_chunks = engine->chunk_head != NONE;
@@ -426,29 +465,58 @@ static void cut(Engine *engine, double at_s) {
 
 /* ---- from outside */
 
+/* Idle, or the batch is being made at this very moment. */
+static int is_between(const Engine *engine, double at_s) {
+    return !engine->segment.is_running || engine->segment.start_s >= at_s;
+}
+
+/* Make the batch anew, now or at the first step boundary from now on. */
+static void change_batch(Core *core, Engine *engine, double at_s) {
+    if (is_between(engine, at_s)) compose(core, engine, at_s);
+    else cut(engine, at_s);
+}
+
 static void engine_submit(Core *core, Engine *engine, i32 one, double at_s) {
     int is_blocked = engine->waiting_list.head != NONE;
     append(core, &engine->waiting_list, one);
     engine->waiting++;
-    if (engine->is_hung) return;
-    if (!engine->segment.is_running || engine->segment.start_s >= at_s) compose(core, engine, at_s);
-    else if (!is_blocked) cut(engine, at_s);
+    if (!is_blocked || is_between(engine, at_s)) change_batch(core, engine, at_s);
 }
 
+/* Drop it at the next step boundary, the cache of a computed prompt at once. */
 static void engine_cancel(Core *core, Engine *engine, i32 one, double at_s) {
-    if (core->sequence[one].is_cancelled || core->sequence[one].state == S_OUT) return;
-    core->sequence[one].is_cancelled = 1;
+    Sequence *sequence = &core->sequence[one];
+    if (sequence->state == S_HELD) {
+        engine->ranks[sequence->rank].prompt_kv -= sequence->prompt_tokens;
+        unlink(core, &engine->held_list, one);
+        free_sequence(core, one);
+        if (engine->waiting_list.head != NONE) change_batch(core, engine, at_s);
+        return;
+    }
+    if (sequence->is_cancelled || sequence->state == S_OUT) return;
+    sequence->is_cancelled = 1;
     ROOM(core, engine->cancelled, engine->cancelled_count, engine->cancelled_room);
-    engine->cancelled[engine->cancelled_count++] = one;
+    engine->cancelled[engine->cancelled_count++] = (Cancelled){one, sequence->ticket};
+    if (!engine->segment.is_running) { /* caches that are kept hold up all that wait */
+        drop_cancelled(core, engine);
+        compose(core, engine, at_s);
+    }
     cut(engine, at_s);
+}
+
+static void tell_on(Core *core, Engine *engine, Told progress) {
+    for (i64 at = 0; at < engine->told_count; at++) report(core, progress, engine->told[at] / 4, engine->told[at] % 4);
+    engine->told_count = 0;
 }
 
 /* Play until `to_s`, that moment included; the number of words in `core->progress`. */
 static i64 engine_advance(Core *core, Engine *engine, double to_s) {
-    i64 progress = 0;
-    while (engine->segment.is_running && next_s(engine) <= to_s) {
+    i64 count = 0;
+    Told progress = {&core->progress, &count, &core->progress_room};
+    tell_on(core, engine, progress);
+    while (engine->segment.is_running && after_s(&engine->segment, engine->segment.steps) <= to_s) {
         Segment *segment = &engine->segment;
-        double end_s = next_s(engine);
+        double end_s = after_s(segment, segment->steps);
         engine->busy_s += end_s - segment->start_s;
         if (engine->chunk_head != NONE) engine->prompt_busy_s += end_s - segment->start_s;
         if (segment->decodes) {
@@ -457,12 +525,27 @@ static i64 engine_advance(Core *core, Engine *engine, double to_s) {
             engine->computed_tokens += generated;
             engine->output_tokens += generated;
         }
-        finish_decodes(core, engine, &progress);
-        end_chunks(core, engine, &progress);
+        finish_decodes(core, engine, progress);
+        end_chunks(core, engine, progress);
         drop_cancelled(core, engine);
         compose(core, engine, end_s);
+        tell_on(core, engine, progress);
     }
-    return progress;
+    return count;
+}
+
+static void forget_told(Core *core, Engine *engine) {
+    for (i64 at = 0; at < engine->told_count; at++)
+        if (engine->told[at] % 4 == T_FINISHED) free_sequence(core, engine->told[at] / 4);
+    engine->told_count = 0;
+}
+
+/* Stop for good, with all that is aboard. */
+static void engine_hang(Core *core, Engine *engine) {
+    engine->is_hung = 1;
+    engine->segment.is_running = 0;
+    engine->due_s = INFINITY;
+    forget_told(core, engine);
 }
 
 static void engine_start(Core *core, i32 replica, i32 epoch) {
@@ -486,7 +569,8 @@ static void engine_start(Core *core, i32 replica, i32 epoch) {
     engine->rank_kv_capacity = spec->kv_capacity_tokens / ranks;
     engine->rank_max_sequences = spec->max_sequences / ranks > 1 ? spec->max_sequences / ranks : 1;
     engine->step = engine->order = engine->decoders = engine->waiting = engine->prefilling = 0;
-    engine->waiting_list = (List){NONE, NONE};
+    engine->waiting_list = engine->held_list = (List){NONE, NONE};
+    engine->told_count = 0;
     engine->active_head = engine->active_tail = engine->chunk_head = engine->chunk_tail = NONE;
     engine->heap_size = engine->cancelled_count = 0;
     engine->segment.is_running = 0;
@@ -523,6 +607,8 @@ static void engine_stop(Core *core, i32 replica) {
         free_list(core, &engine->ranks[r].decoding);
     }
     free_list(core, &engine->waiting_list);
+    free_list(core, &engine->held_list);
+    forget_told(core, engine);
     engine->is_up = 0;
     engine->segment.is_running = 0;
     engine->due_s = INFINITY;

@@ -1,7 +1,7 @@
 """The structs of `types.h` as numpy sees them, and a scenario put into them."""
 
 import sys
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypod.engine.replica import PLAIN
+from polypod.errors import InputError
 from polypod.policy.events import ReplicaUp
+from polypod.policy.health import MOST_POOLS, ROLES, pools_of
 from polypod.simulate.scenario import Scenario
 from polypod.simulate.series import Draw, Watch
 from polypod.simulate.trace import Arrival
@@ -34,10 +36,12 @@ KIND: Final = _dtype(
     "first_knot knots kv_token_s pair_s sequence_s data_ranks stages budget",
 )
 REPLICA: Final = _dtype(
-    "model pool kind context_tokens kv_capacity_tokens max_sequences max_step_tokens exclusive_prefill has_power cap",
-    "tokens_per_step drafts draft_share prefix_hits slowdown idle_w prompt_w decode_w",
+    "model pool kind context_tokens kv_capacity_tokens max_sequences max_step_tokens exclusive_prefill has_power cap "
+    "role pool_bit to_pools",
+    "tokens_per_step drafts draft_share prefix_hits slowdown idle_w prompt_w decode_w kv_token_bytes kv_link_bytes_per_s kv_link_latency_s",
     "model pool kind context_tokens kv_capacity_tokens max_sequences max_step_tokens tokens_per_step drafts draft_share "
-    "prefix_hits exclusive_prefill slowdown has_power cap idle_w prompt_w decode_w",
+    "prefix_hits exclusive_prefill slowdown has_power cap idle_w prompt_w decode_w "
+    "role pool_bit to_pools kv_token_bytes kv_link_bytes_per_s kv_link_latency_s",
 )
 CAP: Final = _dtype(
     "first_replica replicas", "limit_w idle_w", "limit_w idle_w first_replica replicas"
@@ -55,33 +59,21 @@ ARRIVAL: Final = _dtype(
     "at_s patience_s",
     "at_s patience_s model tenant input_tokens output_tokens max_output_tokens priority",
 )
-ENTRY: Final = _dtype("word request attempt replica epoch count", "at_s first second")
+ENTRY: Final = _dtype("word request attempt replica epoch count slot", "at_s first second")
 OUTCOME: Final = _dtype(
-    "request status attempts replica input_tokens output_tokens model tenant",
-    "arrival_s placed_s first_s end_s predicted_first_s",
+    "request status attempts replica prefill_replica input_tokens output_tokens model tenant",
+    "arrival_s placed_s prefilled_s first_s end_s predicted_first_s",
 )
 
-WORDS: Final = {
-    name: number
-    for number, name in enumerate(
-        (
-            "arrived",
-            "first",
-            "finished",
-            "failed",
-            "gone",
-            "up",
-            "down",
-            "woke",
-            "speed",
-            "hang",
-            "tick",
-        ),
-        start=1,
-    )
-} | {
-    name: number
-    for number, name in enumerate(("dispatch", "retry", "reject", "cancel", "wake_at"), start=32)
+_EVENTS: Final = (
+    "arrived", "first", "finished", "failed", "gone", "up", "down", "woke", "prefilled", "kv_arrived",
+    "speed", "hang", "link", "tick",
+)  # fmt: skip
+_ACTIONS: Final = (
+    "dispatch", "retry", "reject", "cancel", "wake_at", "prefill", "transfer", "decode",
+)  # fmt: skip
+WORDS: Final = {name: number for number, name in enumerate(_EVENTS, start=1)} | {
+    name: number for number, name in enumerate(_ACTIONS, start=32)
 }
 
 ENDED_WELL: Final = 0
@@ -140,11 +132,12 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
     ]  # fmt: skip
     model_at, pool_at, kind_at = map(_numbered, (models, pools, kinds))
     cap_of = {name: number for number, cap in enumerate(watch.caps) for name in cap.replicas}
+    bits = _bits(scenario)
     replicas = [
         (
             model_at[up.model], pool_at[up.pool], kind_at[up.step_time, up.max_step_tokens], *_limits(up),
             scenario.slowdowns.get(up.replica, 1.0), up.pool in watch.draws, cap_of.get(up.replica, NONE),
-            *_draws(watch.draws.get(up.pool)),
+            *_draws(watch.draws.get(up.pool)), *_hand_over(up, bits),
         )
         for up in scenario.replicas
     ]  # fmt: skip
@@ -187,6 +180,24 @@ def _caps(scenario: Scenario, watch: Watch, names: Sequence[str]) -> tuple[Rows,
         rows.append((cap.limit_w, idle_w, len(capped), len(cap.replicas)))
         capped += [numbers[name] for name in cap.replicas]
     return np.array(rows, dtype=CAP), np.array(capped, dtype=np.int64)
+
+
+def _bits(scenario: Scenario) -> dict[str, int]:
+    """One bit for each pool of replicas for one phase, or named by one."""
+    pools = dict.fromkeys(pool for up in scenario.replicas for pool in pools_of(up))
+    if len(pools) > MOST_POOLS:
+        msg = f"{len(pools)} pools of prefill and decode, and a node tells {MOST_POOLS} apart; make fewer and larger pools"
+        raise InputError(msg)
+    return {pool: 1 << number for number, pool in enumerate(pools)}
+
+
+def _hand_over(up: ReplicaUp, bits: Mapping[str, int]) -> tuple[Any, ...]:
+    """Its role, and how caches come and go."""
+    own = sum(bits[pool] for pool in pools_of(up))
+    return (
+        ROLES.index(up.role), own if up.role == "decode" else 0, own if up.role == "prefill" else 0,
+        up.kv_token_bytes, up.kv_link_bytes_per_s, up.kv_link_latency_s,
+    )  # fmt: skip
 
 
 def _draws(draw: Draw | None) -> tuple[float, float, float]:

@@ -6,11 +6,23 @@ from typing import Any, Final
 import numpy as np
 
 from polypod.policy import answers
-from polypod.policy.actions import AnyAction, Cancel, Dispatch, Reject, Retry, WakeAt
+from polypod.policy.actions import (
+    AnyAction,
+    Cancel,
+    Decode,
+    Dispatch,
+    Prefill,
+    Reject,
+    Retry,
+    TransferKv,
+    WakeAt,
+)
 from polypod.policy.events import (
     AnyEvent,
     ClientGone,
     FirstToken,
+    KvArrived,
+    PrefillFinished,
     ReplicaDown,
     ReplicaUp,
     RequestArrived,
@@ -24,8 +36,8 @@ from polypod.simulate.scenario import Scenario
 from polypod.simulate.series import COLUMNS, Floats, tick_lines
 from polypod.simulate.trace import Arrival, arrived
 
-Row = tuple[int, int, int, int, int, int, float, float, float]
-"""word, request, attempt, replica, epoch, count, at_s, first, second."""
+Row = tuple[int, int, int, int, int, int, int, float, float, float]
+"""word, request, attempt, replica, epoch, count, slot, at_s, first, second."""
 
 _FIRST_ACTION: Final = WORDS["dispatch"]
 _TICK: Final = WORDS["tick"]
@@ -104,38 +116,53 @@ class Lines:
         return arrived(row[1], self._asked(row[1]))
 
     def _first(self, row: Row) -> FirstToken:
-        return FirstToken(at_s=row[6], **self._about(row))
+        return FirstToken(at_s=row[7], **self._about(row))
 
     def _finished(self, row: Row) -> RequestFinished:
         tokens = self._asked(row[1]).input_tokens
         return RequestFinished(
-            at_s=row[6], **self._about(row), input_tokens=tokens, output_tokens=row[5]
+            at_s=row[7], **self._about(row), input_tokens=tokens, output_tokens=row[5]
         )
 
     def _failed(self, row: Row) -> RequestFailed:
         return RequestFailed(
-            at_s=row[6], **self._about(row), kind="client", status=400, detail=self._too_long(row)
+            at_s=row[7], **self._about(row), kind="client", status=400, detail=self._too_long(row)
         )
 
     def _too_long(self, row: Row) -> str:
-        need, capacity = int(row[7]), self._capacities[row[3]]
+        need, capacity = int(row[8]), self._capacities[row[3]]
         return f"request {row[5]} needs {need} cached tokens, a data-parallel rank holds {capacity}"
 
+    def _prefilled(self, row: Row) -> PrefillFinished:
+        return PrefillFinished(at_s=row[7], **self._about(row), kv_tokens=row[5])
+
+    def _kv_arrived(self, row: Row) -> KvArrived:
+        return KvArrived(at_s=row[7], **self._about(row))
+
     def _gone(self, row: Row) -> ClientGone:
-        return ClientGone(at_s=row[6], request=row[1])
+        return ClientGone(at_s=row[7], request=row[1])
 
     def _changed(self, row: Row) -> ReplicaUp | ReplicaDown:
         return self._changes[row[5]]
 
     def _woke(self, row: Row) -> Woke:
-        return Woke(at_s=row[6])
+        return Woke(at_s=row[7])
 
     # ---- actions
 
     def _dispatch(self, row: Row) -> Dispatch:
         return Dispatch(
-            **self._about(row), predicted_first_token_s=row[7], predicted_token_s=row[8]
+            **self._about(row), predicted_first_token_s=row[8], predicted_token_s=row[9]
         )
+
+    def _prefill(self, row: Row) -> Prefill:
+        return Prefill(**self._about(row))
+
+    def _transfer(self, row: Row) -> TransferKv:
+        return TransferKv(**self._about(row), source=self._names[row[5]], source_epoch=int(row[8]))
+
+    def _decode(self, row: Row) -> Decode:
+        return Decode(**self._about(row))
 
     def _retry(self, row: Row) -> Retry:
         return Retry(request=row[1], attempt=row[2], reason="replica_down")
@@ -144,7 +171,7 @@ class Lines:
         return Cancel(**self._about(row))
 
     def _wake_at(self, row: Row) -> WakeAt:
-        return WakeAt(at_s=row[6])
+        return WakeAt(at_s=row[7])
 
     def _reject(self, row: Row) -> Reject:
         return _REJECTS[row[2]](self, row)
@@ -153,10 +180,10 @@ class Lines:
         return answers.context_length_exceeded(self._arrived(row), row[5])
 
     def _no_replica(self, row: Row) -> Reject:
-        return answers.no_replica(self._arrived(row), row[8])
+        return answers.no_replica(self._arrived(row), row[9])
 
     def _queue_full(self, row: Row) -> Reject:
-        return answers.queue_full(self._arrived(row), row[5], row[8])
+        return answers.queue_full(self._arrived(row), row[5], row[9])
 
     def _refused(self, row: Row) -> Reject:
         what = f"client at {self._names[row[3]]}: {self._too_long(row)}"
@@ -172,7 +199,7 @@ class Lines:
         return answers.attempts_exhausted(row[1], row[5], f"{self._names[row[3]]} went down")
 
     def _timeout(self, row: Row) -> Reject:
-        return answers.queue_timeout(self._arrived(row), self._settings.queue_wait_s, row[8])
+        return answers.queue_timeout(self._arrived(row), self._settings.queue_wait_s, row[9])
 
     def _unknown(self, row: Row) -> Reject:
         return answers.model_not_found(self._arrived(row), self._models)
@@ -189,6 +216,8 @@ _EVENTS: Final[dict[int, Callable[[Lines, Row], AnyEvent]]] = {
     WORDS["first"]: Lines._first,
     WORDS["finished"]: Lines._finished,
     WORDS["failed"]: Lines._failed,
+    WORDS["prefilled"]: Lines._prefilled,
+    WORDS["kv_arrived"]: Lines._kv_arrived,
     WORDS["gone"]: Lines._gone,
     WORDS["up"]: Lines._changed,
     WORDS["down"]: Lines._changed,
@@ -196,6 +225,9 @@ _EVENTS: Final[dict[int, Callable[[Lines, Row], AnyEvent]]] = {
 }
 _ACTIONS: Final[dict[int, Callable[[Lines, Row], AnyAction]]] = {
     WORDS["dispatch"]: Lines._dispatch,
+    WORDS["prefill"]: Lines._prefill,
+    WORDS["transfer"]: Lines._transfer,
+    WORDS["decode"]: Lines._decode,
     WORDS["retry"]: Lines._retry,
     WORDS["reject"]: Lines._reject,
     WORDS["cancel"]: Lines._cancel,

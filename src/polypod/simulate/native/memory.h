@@ -66,6 +66,7 @@ static void free_sequence(Core *core, i32 slot) {
     if (request != NONE) core->request[request].sequence = NONE;
     core->sequence[slot].state = S_OUT;
     core->sequence[slot].request = NONE;
+    core->sequence[slot].ticket = NONE;
     core->sequence[slot].next = core->sequence_free;
     core->sequence_free = slot;
 }

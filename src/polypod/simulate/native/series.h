@@ -21,7 +21,7 @@ static void look_at(Core *core, i32 replica, double at_s, PoolRow *pool) {
         const Segment *segment = &engine->segment;
         double part_s = 0.0, given = 0.0;
         if (segment->is_running) {
-            double end_s = next_s(engine);
+            double end_s = after_s(segment, segment->steps);
             part_s = (at_s < end_s ? at_s : end_s) - segment->start_s;
             if (!(part_s > 0.0)) part_s = 0.0;
             if (segment->decodes && part_s > 0)
@@ -83,7 +83,7 @@ static void tick(Core *core, double at_s) {
     PoolRow *rows = (PoolRow *)place;
     for (i32 r = 0; r < (i32)core->settings.replicas; r++) look_at(core, r, at_s, &rows[core->replicas[r].pool]);
     place += width - 1 - models - caps;
-    for (i64 m = 0; m < models; m++) *place++ = (double)core->service[m].waiting;
+    for (i64 m = 0; m < models; m++) *place++ = (double)core->service[m].queue.waiting;
     for (i64 c = 0; c < caps; c++) *place++ = core->slowdowns[c];
     write_entry(core, W_TICK, NONE, at_s);
     core->ticks++;

@@ -28,7 +28,11 @@ typedef struct {
     double slowdown;
     i64 has_power, cap; /* NONE: under no cap */
     double idle_w, prompt_w, decode_w;
+    i64 role, pool_bit, to_pools; /* a Role; of decode replicas, and of prefill replicas the bits of those they send to (0: all) */
+    double kv_token_bytes, kv_link_bytes_per_s, kv_link_latency_s;
 } ReplicaSpec;
+
+enum Role { BOTH, PREFILL, DECODE, ROLES };
 
 typedef struct {
     double limit_w, idle_w;
@@ -68,9 +72,9 @@ typedef struct {
 enum Log { LOG_NOTHING, LOG_ALL, LOG_SAMPLE };
 
 enum Word {
-    W_ARRIVED = 1, W_FIRST, W_FINISHED, W_FAILED, W_GONE, W_UP, W_DOWN, W_WOKE,
-    W_SPEED, W_HANG, W_TICK, /* of the driver alone: no event of the policy */
-    W_DISPATCH = 32, W_RETRY, W_REJECT, W_CANCEL, W_WAKE_AT
+    W_ARRIVED = 1, W_FIRST, W_FINISHED, W_FAILED, W_GONE, W_UP, W_DOWN, W_WOKE, W_PREFILLED, W_KV_ARRIVED,
+    W_SPEED, W_HANG, W_LINK, W_TICK, W_ENGINE, W_TRANSFERS, /* of the driver alone: no event of the policy */
+    W_DISPATCH = 32, W_RETRY, W_REJECT, W_CANCEL, W_WAKE_AT, W_PREFILL, W_TRANSFER, W_DECODE
 };
 
 typedef enum {
@@ -78,45 +82,62 @@ typedef enum {
     C_ATTEMPTS, C_QUEUE_TIMEOUT, C_UNKNOWN_MODEL
 } Code;
 
-typedef struct { /* an event, or one of the actions after it; of a rejection `attempt` is the code and `epoch` the place */
-    i64 word, request, attempt, replica, epoch, count;
+typedef struct { /* an event, or one of the actions after it; of a rejection `attempt` is the code */
+    i64 word, request, attempt, replica, epoch, count, slot; /* the last is the core's own */
     double at_s, first, second;
 } Entry;
 
 typedef struct { /* a request that has ended */
-    i64 request, status, attempts, replica, input_tokens, output_tokens, model, tenant;
-    double arrival_s, placed_s, first_s, end_s, predicted_first_s; /* the last counted from the placing; what never came is NaN */
+    i64 request, status, attempts, replica, prefill_replica, input_tokens, output_tokens, model, tenant;
+    double arrival_s, placed_s, prefilled_s, first_s, end_s, predicted_first_s; /* the last counted from the placing; what never came is NaN */
 } Outcome;
 
 /* ---- the driver's own */
 
-typedef struct {
-    i32 replica, epoch;
-    u8 was_sent;
-} Failure;
+typedef struct { /* what a request added to its row, and what is expected of it */
+    i64 row;
+    double prompt_s, kv_tokens, first_s, token_s, model_token_s;
+} Load;
 
-#define MOST_FAILURES 8
+typedef struct {
+    i32 replica, epoch; /* or NONE */
+    Load load;
+} Place;
+
+typedef struct { /* a cache on its way, at this rate since then; 0: its bytes have not begun */
+    i64 order;
+    double left_bytes, since_s, due_s, bytes_per_s;
+    i32 source, target, at[2]; /* where it stands in the lists of those two links */
+    u8 is_on_the_way;
+} Cache;
+
+enum Phase { WHOLE, IN_PREFILL, HELD, IN_TRANSFER, IN_DECODE };
+
+enum Queued { NOWHERE, IN_QUEUE, IN_HELD };
 
 typedef struct { /* a request from the moment its arrival is planned to its end */
     i64 id, order, attempt, attempts_failed, deaths;
     Arrival asked;
-    double deadline_s, placed_s, first_token_s; /* no first token yet: NaN */
-    double prompt_s, kv_tokens, first_s, token_s, model_token_s; /* what it added to its row, and what is expected */
-    i32 replica, epoch; /* its place, or NONE */
-    i32 sequence; /* in an engine, or NONE */
-    i32 queue_prev, queue_next, aboard_prev, aboard_next, live_prev, live_next;
-    i32 failures;
-    Failure failure[MOST_FAILURES];
-    u8 waits, is_charged, is_live;
+    double deadline_s, placed_s, prefilled_s, first_token_s; /* what has not come: NaN */
+    Place place, source; /* where it is, and where its cache comes from while it is on the way */
+    Cache cache;
+    i32 sequence, prefill_replica; /* in an engine, and where its prompt was computed last, or NONE */
+    i32 queue_prev, queue_next, aboard_prev[2], aboard_next[2], live_prev, live_next; /* aboard a prefill replica: the second of both */
+    u8 phase, queued, is_live;
 } Request;
 
-enum { S_WAITING, S_PREFILL, S_DECODE, S_OUT };
+enum { S_WAITING, S_PREFILL, S_DECODE, S_HELD, S_OUT };
 
 typedef struct { /* a request inside an engine */
     i64 ticket, prompt_tokens, output_tokens, computed, finish_step, order, chunk;
     i32 request, replica, rank, prev, next, chunk_next, heap_at;
-    u8 state, told_first, is_cancelled;
+    u8 state, told_first, is_cancelled, ends_at_first, has_cache;
 } Sequence;
+
+typedef struct {
+    i32 sequence;
+    i64 ticket;
+} Cancelled;
 
 typedef struct {
     i32 head, tail;
@@ -146,12 +167,15 @@ typedef struct { /* one start of a replica's engine; the places are used again b
     i64 rank_kv_capacity, rank_max_sequences;
     i64 step, order, decoders, waiting, prefilling;
     Rank *ranks;
-    List waiting_list;
+    List waiting_list, held_list;
+    i32 *told; /* progress of caches that were admitted, as of `told_at_s` */
+    i64 told_count, told_room;
+    double told_at_s;
     i32 active_head, active_tail;
     i32 chunk_head, chunk_tail;
     i32 *heap; /* decoding sequences by (finish step, order) */
     i64 heap_size, heap_room;
-    i32 *cancelled;
+    Cancelled *cancelled;
     i64 cancelled_count, cancelled_room;
     Segment segment;
     double busy_s, prompt_busy_s;
@@ -176,6 +200,8 @@ typedef struct { /* the replicas of one model that are up, as columns; one score
     i64 *in_flight, *slots, *limit_tokens, *prompts, *requests, *kind;
     double *prompts_s, *prompts_end_s, *prompt_share, *kv_tokens, *kv_capacity, *kv_read_s, *attend_s, *decode_s;
     double *prompt_factor, *decode_factor, *finish_s, *first_s, *token_s;
+    i64 *held, *moving; /* of one phase: caches of computed prompts not yet handed on, and those on the way */
+    u8 *able, *closed; /* scratch */
 } Table;
 
 typedef struct {
@@ -185,14 +211,24 @@ typedef struct {
 } Deadline;
 
 typedef struct {
-    const ServiceSpec *spec;
-    double mean_output_tokens, finish_gap_s, last_finish_s; /* not known: NaN */
-    i32 queue_head, queue_tail;
+    i32 head, tail;
     i64 waiting;
     Deadline *deadlines;
     i64 deadline_count, deadline_room;
-    Table table;
+} Queue;
+
+typedef struct {
+    const ServiceSpec *spec;
+    double mean_output_tokens, finish_gap_s, last_finish_s; /* not known: NaN */
+    Queue queue, held; /* from the prompt on, and with a computed one */
+    Table tables[ROLES];
 } Service;
+
+typedef struct { /* caches whose bytes go over one replica's link */
+    i32 *requests;
+    i64 count, room;
+    double factor;
+} Link;
 
 typedef struct {
     double at_s;
@@ -211,7 +247,7 @@ typedef struct {
     /* requests and sequences, with free lists through `live_next` and `next` */
     Request *request;
     i32 request_room, request_free, live_head, live_tail;
-    i64 live, asked, with_failures, charged;
+    i64 live, asked;
     Sequence *sequence;
     i32 sequence_room, sequence_free;
     Service *service;
@@ -223,11 +259,17 @@ typedef struct {
     i64 wake_count, wake_room;
     double *kind_prompt_s; /* scratch, by kind */
     i64 *kind_steps;
-    i32 *progress; /* scratch: sequences, and whether finished in the low bit */
+    i32 *progress; /* scratch: sequences, times four, and what they have to tell */
     i64 progress_room;
     const Arrival *arrivals; /* the block being read */
     i64 arrivals_count, arrivals_at, requests_planned;
-    i64 is_last_block, wants_arrivals;
+    i64 is_last_block;
+    Link *links; /* by replica */
+    Deadline *transfers; /* a heap of changes: `low` is the order of the transfer */
+    i64 transfer_count, transfer_room, transfer_orders;
+    double transfers_due_s;
+    i32 *arrived; /* scratch */
+    i64 arrived_room;
     Entry *log;
     i64 log_count, log_room, step_at;
     Outcome *outcomes;
