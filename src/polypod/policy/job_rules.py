@@ -360,9 +360,7 @@ def earliest(s: State, row: int, allowed: int, now_s: float) -> tuple[bool, floa
     return False, at_s
 
 
-def _release_until(
-    s: State, run: int, span_s: tuple[float, float], row: int, allowed: int
-) -> int:
+def _release_until(s: State, run: int, span_s: tuple[float, float], row: int, allowed: int) -> int:
     """Release runs in the order they end, from the one of this number on, until the job has room, and all that end with the last of them;
     none that ends after the span. Those that should have ended before the span count as ending at its begin. The number of the first that is left."""
     until_s = -math.inf
