@@ -101,6 +101,8 @@ class Driver:
             return
         if min(before.values()) < self.at or not all(replica.is_running for replica in replicas):
             return
+        if any(isinstance(a, StartJob) and not a.is_backfilled for a in actions):
+            return  # the order changed
         after = self.scheduler.reserved_s
         waiting = self.scheduler.waiting
         first = next((job for job in waiting if job in before), None)
