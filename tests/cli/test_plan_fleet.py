@@ -14,10 +14,9 @@ LIMITS = ("--ttft", "2s", "--tpot", "50ms", "--input", "2048", "--output", "512"
 TWO = ("plan", "qwen3-32b:rate=2/s", "llama-3.1-8b:rate=4/s,tpot=30ms", "--on", "nvidia-h100-sxm:8+amd-mi300x:8", *LIMITS)  # fmt: skip
 
 
-def asked(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+def asked(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     assert main([*words, "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    return json.loads(capsys.readouterr().out)
 
 
 def test_two_models_share_a_fleet_of_two_vendors(
@@ -79,6 +78,8 @@ def test_energy_is_least_where_watts_are_counted(capsys: pytest.CaptureFixture[s
         (("--spare", "rack"), 2, "no source on record says which cards of a (nvidia-h100-sxm) share a rack"),
         (("--afd", "--together"), 2, "--afd and --together contradict each other"),
         (("--afd", "--frontier"), 2, "--frontier is of one model"),
+        (("--fewest", "nvidia", "--objective", "cost"), 2, "--fewest nvidia and --objective cost contradict each other"),
+        (("--max-share", "nvidia=0%", "--max-share", "amd=0.1"), 2, "contradict each other: all cards are of these vendors"),
         (("--afd",), 2, "Qwen/Qwen3-32B and meta-llama/Llama-3.1-8B: no experts to put apart"),
     ],
 )  # fmt: skip
@@ -232,3 +233,66 @@ def test_replace_says_what_is_wrong(
 ) -> None:
     assert main(["replace", "qwen3-32b", *words, *LIMITS]) == code
     assert says in capsys.readouterr().err
+
+
+def test_engine_settings_move_a_fleet_and_a_frontier_and_what_moves_no_plan_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("plan", "qwen3-32b", "--on", "nvidia-h100-sxm:2", *LIMITS)
+    said = ("--engine-args", "prefix_hits=0.5")
+    plain, cached = (asked(capsys, *words, "--apart", *more) for more in ((), said))
+    assert cached["models"][0]["served_per_s"] > 1.2 * plain["models"][0]["served_per_s"]
+    assert any(one["setting"] == "prefix_hits" for one in plain["models"][0]["unsaid"])
+    assert all(one["setting"] != "prefix_hits" for one in cached["models"][0]["unsaid"])
+    pools = cached["plan"]["services"][0]["pools"]
+    assert {pool["engine_args"]["prefix_hits"] for pool in pools} == {0.5}
+    fastest = [min(one["ttft_s"] for one in asked(capsys, *words, "--frontier", *more)) for more in ((), said)]  # fmt: skip
+    assert fastest[1] < 0.7 * fastest[0]
+    assert main([*words, "--apart", "--engine-args", "cold_start_s=3"]) == 2
+    assert "cold_start_s moves no plan" in capsys.readouterr().err
+
+
+def test_what_a_frontier_does_not_take_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "qwen3-32b", "--on", "nvidia-h100-sxm:2", "--frontier")
+    for said in (("--objective", "cost"), ("--spare", "card"), ("--fabric", "400Gb/s"), ("--together",)):  # fmt: skip
+        assert main([*words, *said]) == 2
+        assert f"{said[0]} does not move; give one of them" in capsys.readouterr().err
+
+
+def test_a_demand_that_a_share_forbids_names_both(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "qwen3-32b:rate=10/s", "--on", "nvidia-h100-sxm:16+amd-mi300x:4", *LIMITS, "--max-share", "nvidia=20%")  # fmt: skip
+    assert main([*words]) == 1
+    assert "the demand and --max-share nvidia=20% contradict each other here: without it the demand is met" in capsys.readouterr().err  # fmt: skip
+
+
+def test_goodput_serves_what_it_can_of_a_demand_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    words = ("plan", "qwen3-32b:rate=50/s", "--on", "nvidia-h100-sxm:4", *LIMITS, "--objective", "goodput")  # fmt: skip
+    assert main([*words]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "of 50 asked requests/s" in out
+    assert "requests/s inside the limits, proven best" in out
+
+
+def test_a_chip_without_an_engine_is_planned_and_the_nearest_engine_named(capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    found = asked(capsys, "plan", "llama-3.1-8b", "--on", "nvidia-l40s:1", "--apart", *LIMITS)
+    (note,) = [one for one in found["assumptions"] if "modelled only" in one]
+    assert "no engine on nvidia-l40s is on record; nearest is " in note
+    assert {pool["state"] for pool in found["plan"]["services"][0]["pools"]} == {"modelled"}
+    alone = asked(capsys, "plan", "llama-3.1-8b", "--on", "nvidia-l40s:1", *LIMITS)
+    assert any("nearest is " in one for one in alone["assumptions"])
+
+
+@pytest.mark.parametrize("more", [(), ("--frontier",), ("--stages",), ("--rate", "1/s"), ("--objective", "goodput")])  # fmt: skip
+def test_cores_of_a_host_in_a_fleet_are_refused_by_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    path = tmp_path / "fleet.yaml"
+    for rest, way in (("  b: {accelerator: nvidia-h100-sxm, count: 2}\n", "plan b here"), ("", "name pods or accelerators")):  # fmt: skip
+        path.write_text(f"fleet:\n  a: {{host: bench, cores: [0, 1]}}\n{rest}")
+        assert main(["plan", "llama-3.1-8b", "--on", str(path), *more]) == 2
+        err = capsys.readouterr().err
+        assert "'a' is cores of host 'bench', which polypod up plans" in err
+        assert way in err
+    path.write_text("fleet:\n  a: {host: bench, cores: [0, 1]}\n")
+    assert main(["replace", "llama-3.1-8b", "--what-if", "nvidia=0", "--on", str(path), "--with", "amd-mi300x"]) == 2  # fmt: skip
+    assert "'a' is cores of host 'bench'" in capsys.readouterr().err

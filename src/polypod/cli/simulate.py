@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         msg = f"--arrivals {args.arrivals}: when users of a closed loop send depends on their answers, which is not played yet; give poisson, gamma or diurnal"
         raise InputError(msg)
     rests = evidence(plan)
-    bands = _bands_json(rests)
+    bands = _bands_json(plan, rests)
     scenario = _scenario(args, plan, traffic)
     with _Record(args.folder) as record:
         played = _play(args, scenario, traffic, kept, record)
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(run_json(summary) | bands, indent=2))
     else:
-        print("\n".join([run_text(summary, args.folder or "RUN"), *_band_lines(rests)]))
+        print("\n".join([run_text(summary, args.folder or "RUN"), *_band_lines(plan, rests)]))
     return 0 if played.is_whole else 130
 
 
@@ -136,7 +136,9 @@ def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic) -> Scenari
     duration_s = traffic.expected_s
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     broken = faults_of(args, plan, duration_s)
-    scenario = scenario_of(plan, (), seed=args.seed, faults=broken.faults)
+    scenario = scenario_of(
+        plan, (), seed=args.seed, faults=broken.faults, block_tokens=traffic.block_tokens or None
+    )
     return replace(
         scenario,
         notes=broken.notes,
@@ -182,6 +184,10 @@ def _play(
         return _play_plain(scenario, traffic, record)
     if not is_built():
         note("the simulator's core is compiled, once on this machine; it takes some seconds")
+    if traffic.block_tokens:
+        note(
+            "prompts come with hashes of their blocks, and the compiled driver plays no prefix caches yet: all is computed; --driver plain plays them"
+        )
     session = Session(scenario, Blocks(blocks(traffic)), share=kept)
     head: list[Line] = [header(scenario, kept), *scenario.notes]
     return play_session(session, head, record.file, Teller(traffic.expected_s))
@@ -199,26 +205,37 @@ def _play_plain(scenario: Scenario, traffic: Traffic, record: _Record) -> Played
     return Played(outcomes=fold(lines), is_whole=True)
 
 
-def _bands_json(rests: dict[str, str]) -> dict[str, Any]:
+def _bands_json(plan: Plan, rests: dict[str, str]) -> dict[str, Any]:
     """Ratios of measured to simulated that hold four of five measurements, by pool."""
 
-    def ends(on: str, metric: Metric) -> list[float]:
-        band = band_of(on, "agg", metric)
+    def ends(pool: str, metric: Metric) -> list[float]:
+        band = band_of(rests[pool], _kind(plan, pool), metric)
         return [band.low, band.high]
 
     bands = {
-        pool: {"evidence": on, **{metric: ends(on, metric) for metric in METRICS}}
+        pool: {"evidence": on, **{metric: ends(pool, metric) for metric in METRICS}}
         for pool, on in rests.items()
     }
     return {"bands": bands}
 
 
-def _band_lines(rests: dict[str, str]) -> list[str]:
+def _kind(plan: Plan, name: str) -> str:
+    """What the pool's measurements are of: replicas that do both, or workers apart."""
+    roles = {
+        pool.name or f"pool{s}.{p}": pool.role
+        for s, service in enumerate(plan.services)
+        for p, pool in enumerate(service.pools)
+    }
+    return "agg" if roles[name] == "both" else "disagg"
+
+
+def _band_lines(plan: Plan, rests: dict[str, str]) -> list[str]:
     """The same in words, one line for pools that rest on the same."""
     lines = [""] if rests else []
-    for on in dict.fromkeys(rests.values()):
-        pools = ", ".join(pool for pool, its in rests.items() if its == on)
-        ttft, tpot = band_of(on, "agg", "ttft"), band_of(on, "agg", "tpot")
+    alike = {pool: (on, _kind(plan, pool)) for pool, on in rests.items()}
+    for on, kind in dict.fromkeys(alike.values()):
+        pools = ", ".join(pool for pool, its in alike.items() if its == (on, kind))
+        ttft, tpot = band_of(on, kind, "ttft"), band_of(on, kind, "tpot")
         text = f"TTFT {ttft.low:g} to {ttft.high:g} times, TPOT {tpot.low:g} to {tpot.high:g} times what is shown ({pools}: {on})"
         lines.append(entry("80 % band", text, indent=16))
     return lines

@@ -19,6 +19,7 @@ from polypod.catalog.topology import Topology, loose_tiers, loose_topology, topo
 from polypod.cost.calibration import for_chip
 from polypod.cost.chip import Rank, rank_of
 from polypod.errors import InputError, UnknownNameError
+from polypod.plan.contention import contended
 from polypod.plan.spec import Source
 
 _TERM = re.compile(r"(?P<name>[^:+\s]+)(?::(?P<count>\d+))?\Z")
@@ -49,7 +50,7 @@ def parse_fleet(text: str) -> dict[str, Source]:
     """Read `huawei-cm384`, `nvidia-h200-sxm:64` or several of them joined by `+`, named a, b, c and so on.
 
     >>> parse_fleet("nvidia-h200-sxm:64")
-    {'a': Source(pod=None, accelerator='nvidia-h200-sxm', accelerators=None, count=64, host=None, cores=None, measured=None)}
+    {'a': Source(pod=None, accelerator='nvidia-h200-sxm', accelerators=None, count=64, host=None, cores=None, measured=None, blocking_ratio=None)}
 
     Raises `InputError` for a term of another shape, `UnknownNameError` for a name nothing has.
     """
@@ -91,7 +92,7 @@ def islands(fleet: Mapping[str, Source], backend: str | None = None) -> list[Isl
 def island(name: str, source: Source, backend: str | None = None) -> Island:
     """Read one part of a fleet, timed by one engine's kernels where it has any on the chip (None: a blend of all).
 
-    Loose accelerators take the tiers of the pod that the catalog knows them in; one alone needs none.
+    Links that block give each rank what is left when all send at once (`plan.contention`). Loose accelerators take the tiers of the pod that the catalog knows them in; one alone needs none.
     Raises `InputError` where more is asked of a pod than it has, or loose accelerators have no known fabric.
     """
     if source.pod is not None:
@@ -103,7 +104,9 @@ def island(name: str, source: Source, backend: str | None = None) -> Island:
         chip = pods_accelerator(pod)
         return Island(
             name=name,
-            rank=rank_of(chip, pod.tiers, for_chip(chip.id, backend)),
+            rank=rank_of(
+                chip, contended(pod.tiers, source.blocking_ratio), for_chip(chip.id, backend)
+            ),
             accelerators=accelerators,
             topology=topology(pod),
             pod=pod,
@@ -114,7 +117,9 @@ def island(name: str, source: Source, backend: str | None = None) -> Island:
     chip = load_accelerator(source.accelerator)
     return Island(
         name=name,
-        rank=rank_of(chip, loose_tiers(chip.id), for_chip(chip.id, backend)),
+        rank=rank_of(
+            chip, contended(loose_tiers(chip.id), source.blocking_ratio), for_chip(chip.id, backend)
+        ),
         accelerators=source.count,
         topology=loose_topology(chip.id, source.count),
         pod=accelerators_pod(chip.id),

@@ -8,10 +8,12 @@ import msgspec
 from polypod import units
 from polypod.plan.compose_fleet import FleetAnswer
 from polypod.plan.fleet import Short, Used
+from polypod.plan.fleet_offers import MAXIMISED
 from polypod.plan.money import Running
 from polypod.plan.search import Question
 from polypod.plan.shapes import shape_band
 from polypod.plan.spec import Pool, Spread
+from polypod.report.plans import unsaid_json, unsaid_lines
 from polypod.report.running import running_json, running_lines
 from polypod.report.tables import entry, table
 from polypod.workload.layout import describe
@@ -29,6 +31,8 @@ def fleet_text(answer: FleetAnswer) -> str:
     unit = (
         "times what was asked"
         if _is_stretch(answer)
+        else "requests/s inside the limits"
+        if answer.objective == "goodput"
         else "requests/s"
         if _is_rate(answer)
         else {"cost": "USD an hour", "energy": "W with cooling"}.get(
@@ -75,7 +79,7 @@ def _is_stretch(answer: FleetAnswer) -> bool:
 
 
 def _is_rate(answer: FleetAnswer) -> bool:
-    return answer.objective == "throughput"
+    return answer.objective in MAXIMISED
 
 
 def _model(answer: FleetAnswer, m: int, question: Question) -> list[str]:
@@ -104,7 +108,7 @@ def _model(answer: FleetAnswer, m: int, question: Question) -> list[str]:
     lines += running_lines(replace(run, notes=()))
     lines += _dearer(run)
     lines.append(entry("a fifth less", f"of this would serve so much less on the same cards: {moves}"))  # fmt: skip
-    return lines
+    return [*lines, *unsaid_lines(answer.unsaid[m])]
 
 
 def _dearer(run: Running) -> list[str]:
@@ -194,7 +198,8 @@ def short_text(short: Short, questions: tuple[Question, ...]) -> str:
         if question.rate_per_s is not None
     )
     idle = "".join(f"; island {name} serves nothing: {why}" for name, why in short.idle.items())
-    return f"this fleet serves {short.fraction:.1%} of every demand at once at most ({found}): lower the rates, relax the limits, or add cards{idle}"  # fmt: skip
+    against = "".join(f"; the demand and {rule} contradict each other here: without it the demand is met" for rule in short.against)  # fmt: skip
+    return f"this fleet serves {short.fraction:.1%} of every demand at once at most ({found}): lower the rates, relax the limits, or add cards{against}{idle}"  # fmt: skip
 
 
 def fleet_json(answer: FleetAnswer) -> dict[str, Any]:
@@ -210,6 +215,7 @@ def fleet_json(answer: FleetAnswer) -> dict[str, Any]:
                 "pools": [_used_json(question, one) for one in chosen.used if one.model == m],
                 "running": running_json(answer.running[m]),
                 "sensitivity": {one.what: one.change_fraction for one in answer.sensitivities[m]},
+                "unsaid": unsaid_json(answer.unsaid[m]),
             }
             for m, question in enumerate(answer.questions)
         ],
