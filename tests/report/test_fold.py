@@ -11,8 +11,9 @@ from polypod.errors import FileError
 from polypod.policy import PolicySettings, ServiceSettings
 from polypod.policy.events import ReplicaUp
 from polypod.record import FaultNote, Step, encode
-from polypod.report.fold import BLOCK_BYTES, Reading, fold, read_outcomes, record_file
+from polypod.report.fold import fold, read_outcomes
 from polypod.report.outcomes import FINISHED, GONE, OPEN, ROLES, TRANSFER
+from polypod.report.reading import BLOCK_BYTES, Reading, record_file
 from polypod.simulate import Scenario, arrivals, play
 from polypod.simulate.scenario import Fault
 from polypod.workload.traffic import poisson

@@ -169,6 +169,14 @@ def test_power_is_a_mean_over_time_and_energy_per_token(say):
     assert power.pue_ratio == pytest.approx((4 * 1.5 + 6 * 1.2) / 10)
 
 
+def test_the_power_of_a_live_run_counts_from_its_first_event(say):
+    lines = [say.header(kind="live"), say.up(at_s=9000.0), *say.whole(1, 9001.0, 1.0, 9.0, 100)]
+    power = summary_of(fold([*lines, say.measure(9010.0, "p", "watts", 100.0)])).power
+
+    assert power is not None
+    assert (power.mean_w, power.joules_per_token) == (100.0, 10.0)
+
+
 def test_traffic_of_a_tier_is_the_sum_of_its_samples(say):
     lines = [say.header(), *(say.measure(t, "rack", "bytes", 1e9 * t) for t in (1.0, 2.0, 4.0))]
     summary = summary_of(fold(lines))

@@ -146,6 +146,7 @@ class Outcomes:
     series: dict[tuple[str, str], Series] = field(
         default_factory=dict
     )  # by what it is of, and its name
+    begin_s: float = 0.0  # of its first event: a live record counts from when the machine started
     end_s: float = 0.0  # the last time the record speaks of
     retries: int = 0  # dispatches beyond each request's first
     is_whole: bool = False  # the record says that it ended

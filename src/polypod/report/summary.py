@@ -379,8 +379,8 @@ def _power(outcomes: Outcomes) -> Power | None:
     drawn = list(outcomes.measured("watts").values())
     if not drawn:
         return None
-    joules = sum(float(np.sum(one.value * spans_s(one))) for one in drawn)
-    length_s = max(float(one.at_s[-1]) for one in drawn)
+    joules = sum(float(np.sum(one.value * spans_s(one, outcomes.begin_s))) for one in drawn)
+    length_s = max(float(one.at_s[-1]) for one in drawn) - outcomes.begin_s
     at_s = np.unique(np.concatenate([one.at_s for one in drawn]))
     watts = sum((_then(one, at_s) for one in drawn), np.zeros(len(at_s)))
     tokens = int(outcomes.requests.output_tokens.sum())
@@ -389,7 +389,7 @@ def _power(outcomes: Outcomes) -> Power | None:
         mean_w=joules / length_s if length_s > 0 else float(watts[-1]),
         most_w=float(watts.max()),
         joules_per_token=joules / tokens if tokens else None,
-        pue_ratio=_in_time(pues[0]) if len(pues) == 1 else None,
+        pue_ratio=_in_time(pues[0], outcomes.begin_s) if len(pues) == 1 else None,
     )
 
 
@@ -400,7 +400,7 @@ def _then(series: Series, at_s: Floats) -> Floats:
     return np.where(which <= last, series.value[np.minimum(which, last)], 0.0)
 
 
-def _in_time(series: Series) -> float:
-    lengths_s = spans_s(series)
+def _in_time(series: Series, begin_s: float) -> float:
+    lengths_s = spans_s(series, begin_s)
     whole_s = float(lengths_s.sum())
     return float(np.sum(series.value * lengths_s)) / whole_s if whole_s else float(series.value[-1])
