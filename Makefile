@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
+# Files of tests that run at once; 0 runs all in one process.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up test check test-fast format docs architectures sweep-ray download-size bench clean
@@ -17,10 +19,10 @@ up: $(VENV)/.setup ## set up what is missing, then serve the embedded model on t
 	@$(BIN)/polypod up $(ARGS)
 
 test: $(VENV)/.setup-dev check ## set up what is missing, then every check and the whole suite
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term $(ARGS)
 
 test-fast: $(VENV)/.setup-dev ## the suite without the tests that start real engines
-	$(BIN)/python -m pytest -m 'not engines' $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not engines' $(ARGS)
 
 check: $(VENV)/.setup-dev ## formatting, lints, types, import contracts
 	$(BIN)/ruff format --check

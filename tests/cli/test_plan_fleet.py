@@ -14,10 +14,9 @@ LIMITS = ("--ttft", "2s", "--tpot", "50ms", "--input", "2048", "--output", "512"
 TWO = ("plan", "qwen3-32b:rate=2/s", "llama-3.1-8b:rate=4/s,tpot=30ms", "--on", "nvidia-h100-sxm:8+amd-mi300x:8", *LIMITS)  # fmt: skip
 
 
-def asked(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+def asked(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     assert main([*words, "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    return json.loads(capsys.readouterr().out)
 
 
 def test_two_models_share_a_fleet_of_two_vendors(
@@ -232,3 +231,20 @@ def test_replace_says_what_is_wrong(
 ) -> None:
     assert main(["replace", "qwen3-32b", *words, *LIMITS]) == code
     assert says in capsys.readouterr().err
+
+
+def test_engine_settings_move_a_fleet_and_a_frontier_and_what_moves_no_plan_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("plan", "qwen3-32b", "--on", "nvidia-h100-sxm:2", *LIMITS)
+    said = ("--engine-args", "prefix_hits=0.5")
+    plain, cached = (asked(capsys, *words, "--apart", *more) for more in ((), said))
+    assert cached["models"][0]["served_per_s"] > 1.2 * plain["models"][0]["served_per_s"]
+    assert any(one["setting"] == "prefix_hits" for one in plain["models"][0]["unsaid"])
+    assert all(one["setting"] != "prefix_hits" for one in cached["models"][0]["unsaid"])
+    pools = cached["plan"]["services"][0]["pools"]
+    assert {pool["engine_args"]["prefix_hits"] for pool in pools} == {0.5}
+    fastest = [min(one["ttft_s"] for one in asked(capsys, *words, "--frontier", *more)) for more in ((), said)]  # fmt: skip
+    assert fastest[1] < 0.7 * fastest[0]
+    assert main([*words, "--apart", "--engine-args", "cold_start_s=3"]) == 2
+    assert "cold_start_s moves no plan" in capsys.readouterr().err

@@ -25,13 +25,16 @@ from polypod.plan.afd import (
 from polypod.plan.afd_link import Link, exchange_of, link_between, own_way_bytes_per_s
 from polypod.plan.afd_search import MICRO_BATCHES, splits
 from polypod.plan.compose_fleet import fleet_answer
-from polypod.plan.fleet import Aim, Chosen, choose
+from polypod.plan.fleet import Chosen, choose
+from polypod.plan.fleet_offers import Aim
+from polypod.plan.fleet_program import above_share, domain_ranks, lost_at_once
 from polypod.plan.money import site
 from polypod.plan.place import Island, islands, parse_fleet
 from polypod.plan.predict import pool_replicas
 from polypod.plan.search import UTILISATION_LIMIT, Question, batches
-from polypod.plan.shapes import experts_apart, shape_band
+from polypod.plan.shapes import Shape, shape_band
 from polypod.plan.spec import Plan, Pool, Service, Slo, check
+from polypod.plan.workers_apart import experts_apart
 from polypod.workload.layout import Layout
 from polypod.workload.memory import weight_bytes_per_rank
 from polypod.workload.model import Moe, expert_parameters
@@ -497,3 +500,43 @@ def test_h20_and_l40s_gain_per_cost_as_megascale_infer_reports_though_less() -> 
     step_s = np.asarray(whole.step_s(sequences=batch, kv_tokens=batch * context))
     base = float((batch / step_s)[step_s <= 0.15].max()) / (8 * 1.85)
     assert 1.0 < two / base <= 1.86
+
+
+@pytest.fixture(scope="module")
+def spanning() -> Shape:
+    """Attention on two H20, experts on 8 MI300X, of one replica."""
+    first, second = islands(parse_fleet("nvidia-h20:16+amd-mi300x:16"))
+    question = Question(model=model_of("mixtral-8x7b"), input_tokens=2048, output_tokens=512)
+    one = experts_apart(question, first, second, 50e9)[0]
+    cut = replace(one.deployment, layout=Layout(dp=2))
+    return replace(one, deployment=cut, also=((second, 8),))
+
+
+def test_of_a_replica_on_two_islands_a_vendors_share_counts_its_cards_on_both(spanning: Shape) -> None:  # fmt: skip
+    """Two cards of 10 are NVIDIA's: a fifth, no more and no less."""
+    assert above_share(spanning, "nvidia", 0.2) == pytest.approx(0)
+    assert above_share(spanning, "amd", 0.8) == pytest.approx(0)
+    assert above_share(spanning, "nvidia", 0.1) == pytest.approx(1)  # one card above a tenth
+    assert above_share(spanning, "nvidia", 0.3) == pytest.approx(-1)
+    assert above_share(spanning, "amd", 0.5) == pytest.approx(3)
+
+
+def test_of_a_replica_on_two_islands_a_node_takes_as_many_as_have_ranks_on_it(spanning: Shape) -> None:  # fmt: skip
+    """A node of 8 H20 has the attention of four replicas, one of 8 MI300X the experts of one: four go with the worse."""
+    assert [domain_ranks(one, "node") for one in spanning.islands] == [8, 8]
+    assert lost_at_once(spanning, "node") == 4
+    assert lost_at_once(spanning, "card") == 1
+    first, second = spanning.islands
+    swapped = replace(spanning, island=second, also=((first, 2),), deployment=replace(spanning.deployment, layout=Layout(dp=8)))  # fmt: skip
+    assert lost_at_once(swapped, "node") == 4
+
+
+def test_a_vendors_share_is_kept_by_replicas_on_two_islands() -> None:
+    question = Question(model=model_of("mixtral-8x7b"), input_tokens=2048, output_tokens=512, rate_per_s=2.0, tpot_s=0.1)  # fmt: skip
+    places = islands(parse_fleet("nvidia-h20:16+hygon-bw1000:16"))
+    for most in (0.25, 0.6):
+        aim = Aim(objective="cards", most_shares={"nvidia": most}, experts_apart=True, fabric_bytes_per_s=50e9, unproven=True)  # fmt: skip
+        found = choose([question], places, aim)
+        assert isinstance(found, Chosen)
+        cards = [sum(one.accelerators_on(place) for one in found.used) for place in places]
+        assert cards[0] <= most * sum(cards) + 1e-6

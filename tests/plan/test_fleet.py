@@ -8,10 +8,13 @@ import pytest
 
 from polypod.cli.asking import model_of
 from polypod.cost.deployment import native_precision
-from polypod.plan.fleet import Aim, Chosen, Short, choose, domain_ranks, prompt_wait_s
+from polypod.plan.fleet import Chosen, Short, choose, prompt_wait_s
+from polypod.plan.fleet_offers import Aim
+from polypod.plan.fleet_program import domain_ranks
 from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question, search
-from polypod.plan.shapes import apart, cache_bytes, exchanging_fraction, together
+from polypod.plan.shapes import together
+from polypod.plan.workers_apart import apart, cache_bytes, exchanging_fraction
 
 
 def ask(name: str = "qwen3-32b", rate: float | None = None, ttft_s: float = 2.0, tpot_s: float = 0.05) -> Question:  # fmt: skip

@@ -7,8 +7,9 @@ import pytest
 from polypod.cli.asking import model_of
 from polypod.errors import InputError
 from polypod.plan.energy import nameplate, shares
-from polypod.plan.fleet import Aim, Chosen, choose
+from polypod.plan.fleet import Chosen, choose
 from polypod.plan.fleet_cost import Load, ShapeCosts, fleet_running, shape_fraction, used_running
+from polypod.plan.fleet_offers import Aim
 from polypod.plan.money import pue_of, site
 from polypod.plan.place import Island, islands, parse_fleet
 from polypod.plan.search import Question

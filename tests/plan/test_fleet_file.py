@@ -6,8 +6,9 @@ import pytest
 
 from polypod.cli.asking import model_of
 from polypod.errors import FileError
-from polypod.plan.fleet import Aim, Chosen, choose
+from polypod.plan.fleet import Chosen, choose
 from polypod.plan.fleet_file import fleet_of
+from polypod.plan.fleet_offers import Aim
 from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question
 

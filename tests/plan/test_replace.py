@@ -6,7 +6,8 @@ import pytest
 
 from polypod.cli.asking import model_of
 from polypod.errors import InfeasibleError, InputError
-from polypod.plan.fleet import Aim, Chosen, Short, Used, choose
+from polypod.plan.fleet import Chosen, Short, Used, choose
+from polypod.plan.fleet_offers import Aim
 from polypod.plan.money import site
 from polypod.plan.place import Island, island
 from polypod.plan.replace import Option, Replaced, migration, replaced

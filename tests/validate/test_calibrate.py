@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from polypod.cost.bands import METRICS, Band, Metric, band_of
 from polypod.cost.own import OwnFit, OwnMetric, keep, own_files, own_fit
 from polypod.errors import FileError
 from polypod.validate.calibrate import Fitted, Group, Ratio, calibrate, fit_of, log_factor
-from polypod.validate.held_out import held_out, within_groups
+from polypod.validate.held_out import HeldOut, held_out, within_groups
 from polypod.validate.predict import predict
 from polypod.validate.rows import Row, Workers, read_rows
 from polypod.validate.scores import score
@@ -302,9 +303,14 @@ def test_the_rows_of_an_overloaded_server_in_the_example_are_set_aside() -> None
         assert one.median_abs_error_after < one.median_abs_error
 
 
+@cache
+def held_out_once() -> HeldOut:
+    return held_out(shipped_scored())
+
+
 def test_three_rows_of_a_cell_bring_the_rest_of_it_nearer() -> None:
     """Every cell of twelve or more plain co-located rows that ship: no fit saw a row it is judged by."""
-    found = held_out(shipped_scored())
+    found = held_out_once()
     assert found.cells == 18
     rows, *_ = within_groups(shipped_scored(), "agg", "tpot")
     assert len(found.before) == len(found.after) == found.draws * (rows - 3 * found.cells)
@@ -320,7 +326,7 @@ def test_three_rows_of_a_cell_bring_the_rest_of_it_nearer() -> None:
 
 
 def test_three_rows_bring_the_ttft_of_most_rows_nearer() -> None:
-    found = held_out(shipped_scored())
+    found = held_out_once()
     before, after = score(found.before, "ttft"), score(found.after, "ttft")
     assert before is not None
     assert after is not None

@@ -1,12 +1,13 @@
 """Single published figures: read by line, predicted under their own conditions."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from polypod.cost.bands import band_of
 from polypod.errors import FileError
-from polypod.validate.point_bands import predict_point, tallies
+from polypod.validate.point_bands import PredictedPoint, predict_point, tallies
 from polypod.validate.points import COLUMNS, OPTIONAL, SERVING, has_points, read_points
 from polypod.validate.shipped import shipped_points
 
@@ -14,6 +15,12 @@ GIVEN = {
     "id": "one", "chip": "nvidia-h200-sxm", "model": "meta-llama/Llama-3.1-8B", "weights": "bf16", "tp": "1", "metric": "decode_tokens_per_s",
     "value": "1000", "source": "a measurement", "sequences_per_rank": "64", "context_tokens": "2000",
 }  # fmt: skip
+
+
+@cache
+def shipped() -> list[PredictedPoint]:
+    """The points that ship, predicted once."""
+    return shipped_points()
 
 
 def written(tmp_path: Path, **changed: str) -> Path:
@@ -72,21 +79,21 @@ def test_a_point_that_cannot_be_predicted_says_why(
 
 
 def test_every_shipped_point_is_predicted_or_says_why() -> None:
-    assert len(shipped_points()) == 253
-    assert all((one.predicted is None) == bool(one.reason) for one in shipped_points())
-    ids = [one.point.id for one in shipped_points()]
+    assert len(shipped()) == 253
+    assert all((one.predicted is None) == bool(one.reason) for one in shipped())
+    ids = [one.point.id for one in shipped()]
     assert len(set(ids)) == len(ids)
 
 
 def test_what_lies_outside_its_band_is_explained_and_nothing_else_is() -> None:
     """An excuse that outlives its miss is stale."""
-    found = shipped_points()
+    found = shipped()
     assert [one.point.id for one in found if one.is_outside and not one.point.explained] == []
     assert [one.point.id for one in found if not one.is_outside and one.point.explained] == []
 
 
 def test_the_cloudmatrix_serving_figures_are_inside_their_bands() -> None:
-    found = {one.point.id: one for one in shipped_points() if one.point.id.startswith("cm384")}
+    found = {one.point.id: one for one in shipped() if one.point.id.startswith("cm384")}
     serving = [one for one in found.values() if one.point.metric in SERVING]
     assert len(serving) == 6
     assert [one.point.id for one in serving if not one.is_inside] == ["cm384-decode-15ms"]
@@ -225,7 +232,7 @@ def test_offline_throughput_is_that_of_the_batch_that_fits(tmp_path: Path) -> No
 
 
 def test_vendors_are_tallied_most_points_first_and_all_at_the_end() -> None:
-    found = shipped_points()
+    found = shipped()
     rows = {one.vendor: one for one in tallies(found)}
     assert list(rows)[-1] == "all"
     assert list(rows)[-2] == "all but NVIDIA"
@@ -243,7 +250,7 @@ def test_vendors_are_tallied_most_points_first_and_all_at_the_end() -> None:
 
 def test_large_expert_parallel_deepseek_on_hopper_is_predicted_within_a_sixth() -> None:
     """All whose experts are balanced: the profile and a day of DeepSeek's on H800, LMSYS's on H100."""
-    found = {one.point.id: one for one in shipped_points()}
+    found = {one.point.id: one for one in shipped()}
     for name in ("ds-h800-profile-prefill", "ds-h800-profile-decode", "ds-h800-production-decode", "lmsys-h100-prefill-balanced", "lmsys-h100-decode"):  # fmt: skip
         assert found[name].error == pytest.approx(0, abs=1 / 6)
         assert found[name].is_inside

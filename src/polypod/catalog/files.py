@@ -51,6 +51,7 @@ _LINK: Final = Range("bytes per second", 1e8, 1e14, "400 Gb/s is 50e9")
 _LATENCY: Final = Range("seconds", 1e-9, 1e-1, "1.2 us is 1.2e-6")
 _CARD_POWER: Final = Range("watts", 5, 1e5, "0.7 kW is 700")
 _POD_POWER: Final = Range("watts", 50, 1e10, "559 kW is 559e3")
+_BLOCKING: Final = Range("ports over the way out", 1, 100, "2:1 is 2")
 _PUE: Final = Range("times the IT power", 1, 5, "4 % on top is 1.04")
 
 
@@ -173,6 +174,7 @@ def _of_pod(entry: Pod) -> Ranged:
     for index, tier in enumerate(entry.tiers):
         yield f"tiers[{index}].bytes_per_s", tier.bytes_per_s, _LINK
         yield f"tiers[{index}].latency_s", tier.latency_s, _LATENCY
+        yield f"tiers[{index}].blocking_ratio", tier.blocking_ratio, _BLOCKING
     yield "power_w", entry.power_w, _POD_POWER
     yield "pue", entry.pue, _PUE
 

@@ -55,6 +55,9 @@ class Tier(Strict, frozen=True, kw_only=True):
     shares_port: bool = (
         False  # with the tier before: what leaves a rank for either leaves by the same port
     )
+    blocking_ratio: Fact | None = (
+        None  # ports of what one instance of the tier before joins, over its way into this tier; 1 blocks nobody
+    )
 
 
 class ScaleUp(Strict, frozen=True, kw_only=True):

@@ -341,6 +341,8 @@ def _pod(found: Pod) -> Iterator[str]:
             Figure(f"{tier.name}, one way", tier.bytes_per_s, "bytes_per_s"),
             Figure(f"{tier.name}, latency", tier.latency_s, "s"),
         ]
+        if tier.blocking_ratio is not None:
+            listed.append(Figure(f"{tier.name}, blocking", tier.blocking_ratio, None))
     listed += [Figure("IT power", found.power_w, "w"), Figure("PUE", found.pue, None)]
     yield ""
     yield from figures(listed, sources)

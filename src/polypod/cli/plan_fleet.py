@@ -11,12 +11,15 @@ from polypod import units
 from polypod.catalog.load import load_accelerator, load_pod, pods_accelerator
 from polypod.cli.asking import model_of, prices_of, tokens
 from polypod.cli.emit import write_answer
+from polypod.engine.settings import read_plan_args
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.compose_fleet import fleet_answer
-from polypod.plan.fleet import Aim, Objective, Short, Spare, choose
+from polypod.plan.fleet import Short, choose
 from polypod.plan.fleet_cost import ShapeCosts
 from polypod.plan.fleet_file import Fleet
+from polypod.plan.fleet_offers import Aim, Objective, Spare
 from polypod.plan.frontier import frontier
+from polypod.plan.money import Site
 from polypod.plan.place import Island, islands
 from polypod.plan.search import Question
 from polypod.plan.spec import Slo, Source
@@ -60,12 +63,13 @@ def run_fleet(args: argparse.Namespace, fleet: Fleet) -> int:
     questions, slos = [one.question for one in demands], [one.slo for one in demands]
     kept = not_excluded(args.exclude, fleet.sources)
     places = islands(kept, args.backend)
-    aim = replace(_aim(args, questions, places), widths_bytes_per_s=fleet.widths_bytes_per_s)
+    at = prices_of(args)
+    aim = replace(_aim(args, questions, places, at), widths_bytes_per_s=fleet.widths_bytes_per_s)
     one_fabric(args, fleet)
     found = choose(questions, places, aim)
     if isinstance(found, Short):
         raise InfeasibleError(short_text(found, tuple(questions)))
-    answer = fleet_answer(questions, places, found, kept, slos, aim.objective, prices_of(args))
+    answer = fleet_answer(questions, places, found, kept, slos, aim.objective, at)
     write_answer(answer.plan, args)
     print(json.dumps(fleet_json(answer), indent=2) if args.json else fleet_text(answer))
     return 0
@@ -141,6 +145,7 @@ def demand_of(args: argparse.Namespace, text: str) -> Demand:
         percentile=slo.percentile,
         rate_per_s=None if said["rate"] is None else units.parse(said["rate"], "per_s"),
         backend=args.backend,
+        engine_args=read_plan_args(args.engine_args),
     )
     return Demand(question=question, slo=slo)
 
@@ -174,7 +179,7 @@ def not_excluded(excluded: Sequence[str], fleet: dict[str, Source]) -> dict[str,
     return left
 
 
-def _aim(args: argparse.Namespace, questions: Sequence[Question], places: Sequence[Island]) -> Aim:
+def _aim(args: argparse.Namespace, questions: Sequence[Question], places: Sequence[Island], at: Site) -> Aim:  # fmt: skip
     if args.apart and args.together:
         msg = "--apart and --together contradict each other; give one"
         raise InputError(msg)
@@ -202,7 +207,7 @@ def _aim(args: argparse.Namespace, questions: Sequence[Question], places: Sequen
         experts_apart=args.afd,
         time_limit_s=units.parse(args.time_limit, "s"),
     )
-    return _with_costs(_with_spare(aim, args.spare), args, places)
+    return _with_costs(_with_spare(aim, args.spare), args.fewest, places, at)
 
 
 def _shares(texts: Sequence[str], places: Sequence[Island]) -> dict[str, float]:
@@ -239,19 +244,19 @@ def _with_spare(aim: Aim, text: str | None) -> Aim:
     return replace(aim, spare_fraction=float(match[1]) / 100)
 
 
-def _with_costs(aim: Aim, args: argparse.Namespace, places: Sequence[Island]) -> Aim:
+def _with_costs(aim: Aim, fewest: str | None, places: Sequence[Island], at: Site) -> Aim:
     """What a card counts in the objective."""
-    if args.fewest is not None:
-        vendor = args.fewest.casefold()
+    if fewest is not None:
+        vendor = fewest.casefold()
         chips = {
             place.rank.chip: load_accelerator(place.rank.chip).vendor.casefold() for place in places
         }
         if vendor not in chips.values():
-            msg = f"--fewest {args.fewest}: nothing of the fleet is theirs; there are {', '.join(sorted(set(chips.values())))}"
+            msg = f"--fewest {fewest}: nothing of the fleet is theirs; there are {', '.join(sorted(set(chips.values())))}"
             raise InputError(msg)
         return replace(
             aim, card_costs={chip: 1.0 if its == vendor else 1e-3 for chip, its in chips.items()}
         )
     if aim.objective in ("cost", "energy"):
-        return replace(aim, shape_cost=ShapeCosts(at=prices_of(args), what=aim.objective))
+        return replace(aim, shape_cost=ShapeCosts(at=at, what=aim.objective))
     return aim

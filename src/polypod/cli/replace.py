@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prices(parser)
     parser.add_argument("--together", action="store_true", help="co-located replicas alone")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(backend=None)
+    parser.set_defaults(backend=None, engine_args="")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -101,13 +101,18 @@ def own_fit(
     return max(fits, key=lambda fit: fit.tpot.rows if fit.tpot else 0, default=None)
 
 
-def scale(chip: str, model: str, engine: str, precision: str | None = None) -> float:
+def scale(
+    chip: str, model: str, engine: str, precision: str | None = None, kind: str = "agg"
+) -> float:
     """What predicted times per token are to be multiplied by; 1 without a calibration of one's own.
+
+    Workers apart (disagg) take that of workers together where they have none of their own: the same kernels run on both, and a factor on one of
+    them alone would choose between them.
 
     >>> scale("nvidia-h100-sxm", "meta-llama/Llama-3.1-8B", "vllm")
     1.0
     """
-    fit = own_fit(chip, model, engine, precision)
+    fit = own_fit(chip, model, engine, precision, kind) or own_fit(chip, model, engine, precision)
     return 1.0 if fit is None else fit.tpot_factor
 
 

@@ -35,7 +35,7 @@ from polypod.cost.measured import GROUPED, KernelFit
 from polypod.cost.roofline import Number, OpTime, op_time
 from polypod.workload.forward import Op
 from polypod.workload.layout import Layout
-from polypod.workload.reals import plain
+from polypod.workload.reals import plain, some
 
 _LIBRARIES: Final = {
     "all_reduce": ("custom_all_reduce",),
@@ -228,7 +228,7 @@ def _part(op: Op, rank: Rank, layout: Layout, case: Case) -> Part:
 def kernel_time(op: Op, fit: KernelFit, rank: Rank, case: Case) -> OpTime:
     """One operator under its curve: arithmetic that few rows cannot fill, activations as often as they really cross."""
     flops = op.flops
-    if fit.half_rows and np.any(op.rows):
+    if fit.half_rows and some(op.rows):
         flops = flops * (1 + fit.half_rows / np.maximum(op.rows, 1.0))
     hbm_bytes = op.hbm_bytes + (fit.activation_factor - 1) * op.activation_bytes
     return op_time(flops=flops, hbm_bytes=hbm_bytes, roof=rank.roof(fit, op.dtype, case))

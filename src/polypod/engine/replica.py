@@ -59,6 +59,19 @@ class Progress:
     kind: Literal["first", "finished", "prefilled"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Glimpse:
+    """An engine at one moment: requests and cache there now, seconds and tokens since its start."""
+
+    running: int
+    waiting: int
+    kv_tokens: int
+    busy_s: float
+    prompt_busy_s: float  # in steps that carry prompts
+    prompt_tokens: int
+    output_tokens: float
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Sequence:
     request: int
@@ -125,6 +138,9 @@ class ReplicaEmulation:
         self.busy_s = 0.0
         self.computed_tokens = 0
         self.preemptions = 0
+        self._prompt_busy_s = 0.0
+        self._prompt_tokens = 0
+        self._output_tokens = 0
         self._behaviour = limits.behaviour
         self._given = limits.behaviour.tokens_per_step  # tokens a sequence gets from a step
         self._checked = 1 + limits.behaviour.drafts  # tokens of it that the step computes
@@ -150,6 +166,8 @@ class ReplicaEmulation:
         self._step = 0
         self._order = 0
         self._segment: _Segment | None = None
+        self._factor = 1.0  # of every step's time
+        self._hangs = False
 
     @property
     def next_s(self) -> float:
@@ -169,7 +187,27 @@ class ReplicaEmulation:
     @property
     def kv_tokens(self) -> int:
         """Cached tokens of admitted sequences, as of the last batch change."""
-        return int(self._decode_kv_R().sum() + self._prompt_kv_R.sum())
+        return int(sum(self._rank_kv(rank) for rank in range(self._ranks)))
+
+    def glimpse(self, at_s: float) -> Glimpse:
+        """What runs, and what was done until now; of the running segment its share of decode tokens, and no prompt tokens yet."""
+        segment = self._segment
+        busy_s = prompt_busy_s = output_tokens = 0.0
+        if segment is not None:
+            busy_s = max(min(at_s, segment.end_s) - segment.start_s, 0.0)
+            prompt_busy_s = busy_s if segment.chunks else 0.0
+            if segment.decodes and busy_s > 0:
+                fraction = busy_s / (segment.end_s - segment.start_s)
+                output_tokens = fraction * (segment.steps * self._given * self._decoders)
+        return Glimpse(
+            running=self.running,
+            waiting=self.waiting,
+            kv_tokens=self.kv_tokens,
+            busy_s=self.busy_s + busy_s,
+            prompt_busy_s=self._prompt_busy_s + prompt_busy_s,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens + output_tokens,
+        )
 
     def submit(self, at_s: float, *, request: int, prompt_tokens: int, output_tokens: int) -> None:
         """Hand the engine a request. Raises `ValueError` for one that can never fit."""
@@ -242,6 +280,17 @@ class ReplicaEmulation:
                 self._compose(at_s)
             self._cut(at_s)
 
+    def speed(self, at_s: float, factor: float) -> None:
+        """From the next step boundary on, steps take `factor` times as long as told; 1 is as told."""
+        self._factor = factor
+        self._cut(at_s)
+
+    def hang(self) -> None:
+        """Stop for good, with all that is aboard."""
+        self._hangs = True
+        self._segment = None
+        self._told = []
+
     def advance(self, to_s: float) -> list[Progress]:
         """Play until `to_s`, that moment included; return what happened, in time order."""
         progress, self._told = self._told, []
@@ -249,6 +298,8 @@ class ReplicaEmulation:
             segment = self._segment
             end_s = segment.end_s
             self.busy_s += end_s - segment.start_s
+            if segment.chunks:
+                self._prompt_busy_s += end_s - segment.start_s
             if segment.decodes:
                 self._end_steps(segment.steps)
             self._finish_decodes(end_s, progress)
@@ -267,7 +318,9 @@ class ReplicaEmulation:
 
     def _end_steps(self, steps: int) -> None:
         self._step += steps
-        self.computed_tokens += round(steps * self._given * self._decoders)
+        generated = round(steps * self._given * self._decoders)
+        self.computed_tokens += generated
+        self._output_tokens += generated
 
     def _finish_decodes(self, at_s: float, progress: list[Progress]) -> None:
         while self._finishes and self._finishes[0][0] <= self._step:
@@ -283,6 +336,7 @@ class ReplicaEmulation:
             sequence.computed += tokens
             self._prompt_kv_R[sequence.rank] += tokens
             self.computed_tokens += tokens
+            self._prompt_tokens += tokens
             if sequence.computed == sequence.prompt_tokens:
                 self._leave_prefill(sequence)
                 if sequence.ends_at_first:
@@ -302,6 +356,7 @@ class ReplicaEmulation:
         if not sequence.told_first and not gone:
             progress.append(Progress(at_s, sequence.request, "first"))
         sequence.told_first = True
+        self._output_tokens += 1
         sequence.output_tokens -= 1
         if sequence.output_tokens == 0:
             self._by_request.pop(sequence.request)
@@ -317,7 +372,7 @@ class ReplicaEmulation:
         self._decode_kv_at_0_R[sequence.rank] += sequence.prompt_tokens - self._given * self._step
 
     def _drop_cancelled(self) -> None:
-        for request in self._cancelled:
+        for request in sorted(self._cancelled):
             sequence = self._by_request.pop(request, None)
             if sequence is None:
                 continue
@@ -347,10 +402,13 @@ class ReplicaEmulation:
         self._decode_kv_at_0_R[sequence.rank] -= kept
         sequence.output_tokens -= generated
         sequence.prompt_tokens += generated
+        sequence.finish_step = -1
 
     # ---- the next one begins
 
     def _compose(self, at_s: float) -> None:
+        if self._hangs:
+            return
         decode_kv = self._preempt()
         if self._admit(at_s):
             decode_kv = float(self._decode_kv_R().max())
@@ -363,8 +421,10 @@ class ReplicaEmulation:
         self._segment = _Segment(
             start_s=at_s,
             steps=1 if chunks else self._steps_ahead(),
-            first_step_s=self._step_s(tokens, pairs, decode_kv, sequences if decodes else 0),
-            growth_s=self.step_time.kv_token_s * sequences * self._given * (1 + self._drafting),
+            first_step_s=self._factor
+            * self._step_s(tokens, pairs, decode_kv, sequences if decodes else 0),
+            growth_s=self._factor
+            * (self.step_time.kv_token_s * sequences * self._given * (1 + self._drafting)),
             chunks=chunks,
             decodes=decodes,
         )
@@ -406,7 +466,6 @@ class ReplicaEmulation:
                 return  # alone it fits: submit saw to that
             sequence = decoding[next(reversed(decoding))]
             self._leave_decoding(sequence)
-            sequence.finish_step = -1
             sequence.computed = 0
             sequence.has_cache = False
             sequence.rank = -1

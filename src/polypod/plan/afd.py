@@ -194,7 +194,7 @@ def attention_side(deployment: Deployment, micro: Floats, context_tokens: Number
     one = replace(deployment, layout=Layout(tp=deployment.layout.tp))
     ops = [_gathered(op, one.model) for op in one.ops(sequences=micro, kv_tokens=micro * context_tokens) if not _is_experts(op)]  # fmt: skip
     parts = one.cost(ops).parts
-    factor = _factor(one.served.calibration)
+    factor = one.scale * _factor(one.served.calibration)
     kinds = moe_kinds(one.model)
     layer_s = {kind: np.zeros_like(micro) for kind in kinds}
     rest_s = np.zeros_like(micro)
@@ -311,7 +311,8 @@ def beside_s(side: AttentionSide, deployment: Deployment, micro_batches: Number,
     fits = deployment.served.calibration
     sampling_s = of(fits.engine.sequence_s, "likely") * micro_batches * micro
     engine_s = of(fits.engine.step_s, "likely")
-    return np.asarray(micro_batches * side.rest_s + _factor(fits) * (engine_s + sampling_s))
+    factor = deployment.scale * _factor(fits)
+    return np.asarray(micro_batches * side.rest_s + factor * (engine_s + sampling_s))
 
 
 def attention_bytes(model: Model, tp: int, precision: Precision) -> float:

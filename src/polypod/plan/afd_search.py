@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from polypod.cost.chip import Rank
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.errors import InputError, LayoutError
 from polypod.plan.afd import (
@@ -22,7 +23,7 @@ from polypod.plan.afd import (
 )
 from polypod.plan.afd_link import joined_ranks, link_between
 from polypod.plan.place import Island
-from polypod.plan.search import Floats, Question, batches, data_ranks
+from polypod.plan.search import Floats, Question, batches, data_ranks, own_scale
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.model import Model, Moe
 
@@ -59,17 +60,29 @@ def splits(question: Question, first: Island, second: Island, bytes_per_s: float
         raise InputError(msg)
     link = link_between(first, second, bytes_per_s)
     precision = native_precision(model, second.rank)
+    rank = _calibrated(second.rank, own_scale(question, second, precision, "disagg"))
     sides = [
-        ExpertSide(model=model, rank=second.rank, ranks=ranks, precision=precision, link=link)
+        ExpertSide(model=model, rank=rank, ranks=ranks, precision=precision, link=link)
         for ranks in _expert_ranks(model, second)
     ]
     found: list[Found] = []
     for tp in _tensor_ranks(model, first):
-        deployment = Deployment.make(model, Layout(tp=tp), native_precision(model, first.rank), first.rank)  # fmt: skip
+        held = native_precision(model, first.rank)
+        scale = own_scale(question, first, held, "disagg")
+        deployment = Deployment.make(model, Layout(tp=tp), held, first.rank, scale)
         grid = _Grid.of(question, first, deployment)
         if grid is not None:
             found += [one for side in sides for one in grid.best(side, second)]
     return [one.split for one in _worth_offering(found)]
+
+
+def _calibrated(rank: Rank, scale: float) -> Rank:
+    """With a person's own factor in that of every step."""
+    if scale == 1.0:
+        return rank
+    low, likely, high = rank.calibration.step_factor
+    fits = replace(rank.calibration, step_factor=(scale * low, scale * likely, scale * high))
+    return replace(rank, calibration=fits)
 
 
 def _worth_offering(found: list[Found]) -> list[Found]:

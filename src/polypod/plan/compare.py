@@ -9,19 +9,18 @@ A pod that cannot be planned is kept with the reason: the fact that is missing, 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from polypod.cost.bands import Band
 from polypod.cost.deployment import Deployment, native_precision
-from polypod.engine.settings import tokens_per_step
 from polypod.errors import InputError, LayoutError
 from polypod.plan.compose import CONFIRMED, bounds, nearest
-from polypod.plan.confirm import Confirmed, Outcome, confirm
+from polypod.plan.confirm import Confirmed, confirm
 from polypod.plan.energy import Estimate, serving
 from polypod.plan.money import Output, Running, Site, running
 from polypod.plan.place import Island, island
-from polypod.plan.search import Candidate, Question, Search, layouts, search
+from polypod.plan.search import Question, Search, layouts, own_scale, search
 from polypod.plan.served import band_under, own_of
 from polypod.plan.spec import Source
 from polypod.workload.layout import Layout, check_layout
@@ -95,14 +94,13 @@ def compare(
     tried: int = TRIED,
 ) -> Comparison:
     """Plan every place by itself and put them in order; places are given by the name to show."""
-    emulated = _Emulated()
     placed, missing = [], []
     for name, source in places.items():
         try:
             where = island(name, source, question.backend)
             precision = native_precision(question.model, where.rank)
             found = search(question, where, precision)
-            best = emulated.best(question, found, tried)
+            best = _best(question, found, tried)
         except InputError as error:
             missing.append(Missing(name=name, why=str(error)))
             continue
@@ -128,39 +126,16 @@ def worth(one: Placed, by: By) -> float:
     return -1.0 if value is None else value.likely
 
 
-@dataclass(slots=True)
-class _Emulated:
-    """Outcomes by everything that an emulation reads."""
-
-    outcomes: dict[object, Outcome | None] = field(default_factory=dict)
-
-    def best(self, question: Question, found: Search, tried: int) -> Confirmed | None:
-        best: Confirmed | None = None
-        for candidate in found.ranked()[:tried]:
-            promised = candidate.tokens_per_s / question.output_tokens
-            if best is not None and promised <= best.goodput_per_s:
-                break  # they are in order: no later one promises more
-            one = self._confirmed(question, candidate)
-            if one is not None and (best is None or one.goodput_per_s > best.goodput_per_s):
-                best = one
-        return best
-
-    def _confirmed(self, question: Question, candidate: Candidate) -> Confirmed | None:
-        context = question.input_tokens + question.output_tokens / 2
-        key = (
-            candidate.deployment.step_time(),
-            candidate.sequences_per_rank,
-            candidate.max_step_tokens,
-            candidate.ttft_s,
-            candidate.tpot_s,
-            candidate.tokens_per_s / candidate.replicas,
-            int(candidate.deployment.memory().tokens_of(context)),
-        )
-        if key not in self.outcomes:
-            one = confirm(question, candidate)
-            self.outcomes[key] = None if one is None else one.outcome
-        outcome = self.outcomes[key]
-        return None if outcome is None else Confirmed(candidate=candidate, outcome=outcome)
+def _best(question: Question, found: Search, tried: int) -> Confirmed | None:
+    best: Confirmed | None = None
+    for candidate in found.ranked()[:tried]:
+        promised = candidate.tokens_per_s / question.output_tokens
+        if best is not None and promised <= best.goodput_per_s:
+            break  # they are in order: no later one promises more
+        one = confirm(question, candidate)
+        if one is not None and (best is None or one.goodput_per_s > best.goodput_per_s):
+            best = one
+    return best
 
 
 def _why(question: Question, where: Island, found: Search) -> str:
@@ -234,12 +209,13 @@ def _alone(
     question: Question, where: Island, precision: Precision, stages: range
 ) -> Iterable[Deployment]:
     whole = question.input_tokens + question.output_tokens
+    scale = own_scale(question, where, precision)
     for layout in layouts(question.model, where):
         if layout.dp > 1 or layout.pp not in stages:
             continue
         try:
             check_layout(question.model, layout)
-            deployment = Deployment.make(question.model, layout, precision, where.rank)
+            deployment = Deployment.make(question.model, layout, precision, where.rank, scale)
         except LayoutError:
             continue
         if deployment.memory(whole).tokens_of(whole) >= whole:
@@ -248,11 +224,10 @@ def _alone(
 
 def _alone_s(question: Question, deployment: Deployment) -> float:
     """Seconds a token takes one sequence, half of its answer given."""
-    engine = question.behaviour(1.0)
-    making = 0.0 if question.model.mtp_layers else engine.drafts * engine.draft_share
+    drafts, longer = question.decoding()
     step_s = deployment.step_s(
         sequences=1.0,
         kv_tokens=question.input_tokens + question.output_tokens / 2,
-        drafts=engine.drafts,
+        drafts=drafts,
     )
-    return float(step_s * (1 + making) / tokens_per_step(question.engine_args, 1.0))
+    return float(step_s * longer / question.given(1.0))

@@ -14,6 +14,7 @@ from polypod.cost.deployment import Deployment, native_precision
 from polypod.engine.settings import NOTHING, PLAYED, EngineArgs, Move
 from polypod.errors import InfeasibleError
 from polypod.plan.confirm import Confirmed, confirm
+from polypod.plan.contention import blocking_notes
 from polypod.plan.energy import serving
 from polypod.plan.launchable import state_of
 from polypod.plan.money import Output, Running, Site, in_all, running, site
@@ -221,7 +222,7 @@ def _pool(question: Question, choice: Choice) -> Pool:
         precision=deployment.precision,
         state=state_of(choice.island.rank.chip, question.model, question.backend)[0],
         engine=question.backend,
-        engine_args=_played(question.engine_args),
+        engine_args=played_args(question.engine_args),
         max_sequences=candidate.sequences,
         max_step_tokens=candidate.max_step_tokens,
         predicted=PoolPrediction(
@@ -260,7 +261,7 @@ def bounds(question: Question, candidate: Candidate) -> dict[Literal["prefill", 
     }
 
 
-def _played(args: EngineArgs) -> EngineArgs:
+def played_args(args: EngineArgs) -> EngineArgs:
     """What a plan file keeps of the settings: the token budget is its own field, the rest is of the load."""
     kept = EngineArgs(**{name: getattr(args, name) for name in PLAYED})
     return NOTHING if kept == NOTHING else kept
@@ -279,21 +280,26 @@ def _spread(choice: Choice, what: Metric) -> Spread:
 def _unsaid(question: Question, choice: Choice) -> tuple[Move, ...]:
     """Settings of the engine that would move one full and warm replica's answer, and that nobody said."""
     candidate = choice.confirmed.candidate
-    asked = Asked(
+    asked = full_and_warm(question, candidate.sequences, candidate.max_step_tokens)
+    return served(asked, Workers(deployment=candidate.deployment)).moves
+
+
+def full_and_warm(question: Question, concurrency: float, step_tokens: int) -> Asked:
+    """So many requests on an engine that has been at work for long, with what was said of it."""
+    return Asked(
         input_tokens=question.input_tokens,
         output_tokens=question.output_tokens,
-        concurrency=candidate.sequences,
+        concurrency=concurrency,
         backend=question.backend,
         engine_args=question.engine_args.over(
             EngineArgs(
-                max_num_batched_tokens=candidate.max_step_tokens,
+                max_num_batched_tokens=step_tokens,
                 requests_per_client=1000,
                 length_spread=1 / 9,
                 cold_start_s=0,
             )
         ),
     )
-    return served(asked, Workers(deployment=candidate.deployment)).moves
 
 
 def _assumptions(choice: Choice) -> list[str]:
@@ -302,6 +308,7 @@ def _assumptions(choice: Choice) -> list[str]:
         f"{rank.chip}: efficiencies are {rank.calibration.evidence} ({rank.calibration.id})",
         *rank.assumptions,
     ]
+    notes += blocking_notes([(rank, choice.confirmed.candidate.deployment.layout.world)])
     scale = choice.confirmed.candidate.deployment.scale
     if scale != 1:
         notes.append(f"steps take {scale:.3g} times as long as predicted: a calibration of your own")  # fmt: skip

@@ -12,13 +12,18 @@ from polypod.catalog.schema import Tier
 from polypod.cost.bands import Metric
 from polypod.cost.chip import Rank
 from polypod.cost.deployment import Deployment
+from polypod.engine.settings import Move
 from polypod.plan.afd import Split
-from polypod.plan.fleet import Chosen, Objective, Pair, Used, prompt_wait_s
+from polypod.plan.compose import full_and_warm, played_args
+from polypod.plan.contention import blocking_notes
+from polypod.plan.fleet import Chosen, Used, prompt_wait_s
 from polypod.plan.fleet_cost import fleet_running
+from polypod.plan.fleet_offers import Objective, Pair
 from polypod.plan.launchable import state_of
 from polypod.plan.money import Running, Site
 from polypod.plan.place import Island
 from polypod.plan.search import Question, steady
+from polypod.plan.served import Workers, served, served_apart
 from polypod.plan.shapes import Shape, shape_band
 from polypod.plan.spec import (  # fmt: skip
     Plan,
@@ -31,6 +36,7 @@ from polypod.plan.spec import (  # fmt: skip
     Spread,
     Traffic,
 )
+from polypod.plan.workers_apart import step_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,7 @@ class FleetAnswer:
     chosen: Chosen
     plan: Plan
     sensitivities: tuple[tuple[Sensitivity, ...], ...]  # by model
+    unsaid: tuple[tuple[Move, ...], ...]  # by model: engine settings nobody said
     assumptions: tuple[str, ...]
     objective: Objective = "throughput"
     running: tuple[Running, ...] = ()  # by model
@@ -91,6 +98,7 @@ def fleet_answer(  # noqa: PLR0913  # what was asked, what was chosen, and what 
         chosen=chosen,
         plan=plan,
         sensitivities=tuple(_sensitivities(m, q, chosen) for m, q in enumerate(questions)),
+        unsaid=tuple(_unsaid(m, q, chosen) for m, q in enumerate(questions)),
         assumptions=tuple(dict.fromkeys(_assumptions(islands, chosen))),
         objective=objective,
         running=running,
@@ -136,6 +144,7 @@ def _pool(
         if shape.split
         else state_of(shape.island.rank.chip, question.model, question.backend)[0],
         engine=question.backend,
+        engine_args=played_args(question.engine_args),
         max_sequences=max(shape.sequences, 1),
         max_step_tokens=shape.max_step_tokens,
         experts_on=shape.also[0][0].name if split else None,
@@ -188,29 +197,28 @@ def bound(question: Question, shape: Shape) -> dict[Literal["prefill", "decode"]
     """What each phase that the shape has waits for."""
     if shape.split is not None:
         return {"decode": shape.split.bound(question.input_tokens + question.output_tokens / 2)}
-    deployment, length = shape.deployment, float(question.input_tokens)
-    batch = float(shape.sequences_per_rank)
+    deployment = shape.deployment
     found: dict[Literal["prefill", "decode"], str] = {}
     if shape.role != "decode":
-        chunk = min(length, float(shape.max_step_tokens))
-        ops = deployment.ops(prompt_tokens=chunk, pairs=chunk * length / 2)
+        chunk = min(question.fresh_tokens, float(shape.max_step_tokens))
+        ops = deployment.ops(prompt_tokens=chunk, pairs=question.pairs(chunk))
         found["prefill"] = deployment.cost(ops).bound
     if shape.role != "prefill":
-        kv_tokens = batch * (length + question.output_tokens / 2)
-        found["decode"] = deployment.cost(
-            deployment.ops(sequences=batch, kv_tokens=kv_tokens)
-        ).bound
-    return found  # fmt: skip
+        ops = deployment.ops(**step_of(question, replace(shape, role="decode")))
+        found["decode"] = deployment.cost(ops).bound
+    return found
 
 
 _FIFTH: Final = 0.8
+_FIGURES: Final = ("memory bandwidth", "matrix peak", "link bandwidth")
+_ACCEPTANCE: Final = "acceptance of drafts"
 
 
 def _sensitivities(m: int, question: Question, chosen: Chosen) -> tuple[Sensitivity, ...]:
     """Largest first; of all the model's pools together, weighed by what they serve."""
     mine = [one for one in chosen.used if one.model == m]
     found = []
-    for what in ("memory bandwidth", "matrix peak", "link bandwidth"):
+    for what in (*_FIGURES, *([_ACCEPTANCE] if question.engine_args.acceptance else [])):
         rates = [(one.replicas * one.shape.rate_per_s, _slowed(question, one.shape, what)) for one in mine]  # fmt: skip
         total = sum(rate for rate, _ in rates)
         if total:
@@ -219,13 +227,43 @@ def _sensitivities(m: int, question: Question, chosen: Chosen) -> tuple[Sensitiv
     return tuple(sorted(found, key=lambda one: one.change_fraction))
 
 
+def _unsaid(m: int, question: Question, chosen: Chosen) -> tuple[Move, ...]:
+    """Settings of the engine that nobody said and that would move the model's largest pools, full and warm; of experts apart nothing is known."""
+    largest = {role: _largest(m, role, chosen) for role in ("both", "prefill", "decode")}
+    together, prefill, decode = largest["both"], largest["prefill"], largest["decode"]
+    if together is not None:
+        asked = full_and_warm(question, together.sequences, together.max_step_tokens)
+        return served(asked, Workers(deployment=together.deployment)).moves
+    if prefill is None or decode is None or decode.split is not None:
+        return ()
+    asked = full_and_warm(question, decode.sequences, prefill.max_step_tokens)
+    roles = (Workers(deployment=one.deployment) for one in (prefill, decode))
+    return served_apart(asked, *roles).moves
+
+
+def _largest(m: int, role: str, chosen: Chosen) -> Shape | None:
+    mine = [one for one in chosen.used if (one.model, one.shape.role) == (m, role)]
+    return max(mine, key=lambda one: one.accelerators).shape if mine else None
+
+
 def _slowed(question: Question, shape: Shape, what: str) -> float:
     """The shape's rate over what it is, at the same batch, with one figure a fifth lower."""
+    if what == _ACCEPTANCE:
+        return _less_accepted(question, shape)
     slower = replace(shape.deployment, rank=_with_less(shape.deployment.rank, what))
     if shape.split is not None:
         context = question.input_tokens + question.output_tokens / 2
         return shape.split.step_s(context) / _slowed_split(shape.split, slower, what).step_s(context)  # fmt: skip
     before, after = (_pace(question, shape, one) for one in (shape.deployment, slower))
+    return after / before
+
+
+def _less_accepted(question: Question, shape: Shape) -> float:
+    """With drafts that are kept a fifth less often."""
+    args = question.engine_args
+    assert args.acceptance is not None
+    fewer = msgspec.structs.replace(args, acceptance=_FIFTH * args.acceptance)
+    before, after = (_pace(replace(question, engine_args=one), shape, shape.deployment) for one in (args, fewer))  # fmt: skip
     return after / before
 
 
@@ -255,15 +293,10 @@ def _narrower(tier: Tier) -> Tier:
 
 def _pace(question: Question, shape: Shape, deployment: Deployment) -> float:
     """How fast the shape's work goes, in units of its own."""
-    length = float(question.input_tokens)
-    if shape.role == "prefill":
-        tokens = float(shape.max_step_tokens)
-        return 1 / float(deployment.step_s(prompt_tokens=tokens, pairs=tokens * length / 2))
     batch = np.array([float(shape.sequences_per_rank)])
-    if shape.role == "decode":
-        context = length + question.output_tokens / 2
-        step_s = deployment.step_s(sequences=float(batch[0]), kv_tokens=float(batch[0]) * context)
-        return 1 / float(step_s)
+    if shape.role != "both":
+        given = 1.0 if shape.role == "prefill" else float(question.given(float(shape.sequences)))
+        return given / float(deployment.step_s(**step_of(question, shape)))
     chunk = np.array([float(shape.max_step_tokens - shape.sequences_per_rank)])
     return float(steady(question, deployment, batch, chunk).tokens_per_s[0])
 
@@ -276,10 +309,33 @@ def _assumptions(islands: Sequence[Island], chosen: Chosen) -> list[str]:
             fits = island.rank.calibration
             notes.append(f"{island.rank.chip}: efficiencies are {fits.evidence} ({fits.id})")
             notes += island.rank.assumptions
+    notes += blocking_notes(_groups(chosen))
+    notes += _own_factors(chosen)
     ways = {(start, end) for _, start, end in chosen.flows_per_s}
     notes += [_UNPROVEN_APART] if any(one.shape.split for one in chosen.used) else []
     notes += [_way(pair) for pair in chosen.pairs if (pair.prefill, pair.decode) in ways]
     return notes
+
+
+def _groups(chosen: Chosen) -> list[tuple[Rank, int]]:
+    """Ranks of each shape's islands, and how many of them talk to one another; caches and experts apart take all tiers there are."""
+    crossing = {name for _, start, end in chosen.flows_per_s for name in (start, end) if start != end}  # fmt: skip
+    found = []
+    for one in chosen.used:
+        for island in one.shape.islands:
+            wide = one.shape.split is not None or island.name in crossing
+            found.append((island.rank, island.ranks if wide else one.shape.ranks_on(island)))
+    return found
+
+
+def _own_factors(chosen: Chosen) -> list[str]:
+    """What a person's own calibrations made of the steps."""
+    found = {(one.shape.island.rank.chip, one.shape.deployment.model.name): one.shape.deployment.scale for one in chosen.used}  # fmt: skip
+    return [
+        f"steps of {model} on {chip} take {scale:.3g} times as long as predicted: a calibration of your own"
+        for (chip, model), scale in found.items()
+        if scale != 1
+    ]
 
 
 _UNPROVEN_APART: Final = (

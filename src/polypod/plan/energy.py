@@ -25,10 +25,9 @@ from polypod.cost.calibration import of
 from polypod.cost.deployment import Deployment
 from polypod.cost.roofline import OpTime
 from polypod.cost.step import Part
-from polypod.engine.settings import tokens_per_step
 from polypod.plan.confirm import Confirmed
 from polypod.plan.place import Island
-from polypod.plan.search import Question, mean_pairs
+from polypod.plan.search import Question
 from polypod.workload.forward import Op
 
 ENDS: Final = ("low", "likely", "high")
@@ -123,19 +122,17 @@ def serving_at(
     busy_fraction: float = 1.0,
 ) -> Serving:
     """A replica at so many sequences a rank, its prompts in chunks of so many tokens beside them."""
-    length, output = float(question.input_tokens), float(question.output_tokens)
-    engine = question.behaviour(1.0)
-    computed = (1 - engine.prefix_hits) * length
-    chunk = min(max(chunk_tokens, 1.0), computed)
-    given = float(tokens_per_step(question.engine_args, deployment.layout.dp * sequences))
+    output = float(question.output_tokens)
+    chunk = min(max(chunk_tokens, 1.0), question.fresh_tokens)
+    given = float(question.given(deployment.layout.dp * sequences))
     return Serving(
         deployment=deployment,
         sequences=sequences,
-        context_tokens=length + output / 2,
+        context_tokens=question.input_tokens + output / 2,
         chunk_tokens=chunk,
-        pairs=float(chunk * (length - computed) + mean_pairs(chunk, computed)),
-        chunk_share=min(sequences * given / output * math.ceil(computed / chunk), 1.0),
-        drafts=engine.drafts,
+        pairs=float(question.pairs(chunk)),
+        chunk_share=min(sequences * given / output * math.ceil(question.fresh_tokens / chunk), 1.0),
+        drafts=question.decoding()[0],
         busy_fraction=busy_fraction,
     )
 

@@ -14,16 +14,14 @@ from polypod.plan.energy import (
     Estimate,
     Serving,
     drawn_fraction,
-    nameplate,
     serving_at,
     shares,
     step_energy,
-    watts_at,
 )
 from polypod.plan.fleet import Chosen, Used
-from polypod.plan.money import Output, Running, Site, added, hourly, in_all, pue_of, running_at
+from polypod.plan.money import Card, Output, Running, Site, added, in_all, running_at
 from polypod.plan.place import Island
-from polypod.plan.search import Question, mean_pairs
+from polypod.plan.search import Question
 from polypod.plan.shapes import Shape, shape_band
 
 
@@ -44,13 +42,10 @@ class ShapeCosts:
         return sum(float(one) * shape.accelerators_on(island) for one, island in zip(found, shape.islands, strict=True))  # fmt: skip
 
     def _card(self, island: Island, fraction: Estimate) -> float | str:
-        plate = nameplate(island)
-        pue, _ = pue_of(island, self.at)
-        drawn = None if isinstance(plate, str) else watts_at(fraction, plate, pue)
+        card = Card.of(island, fraction, self.at)
         if self.what == "energy":
-            return str(plate) if drawn is None else drawn.site_w.likely
-        paid = hourly(island, drawn, self.at)
-        return paid if isinstance(paid, str) else paid.total_usd.likely
+            return card.drawn if isinstance(card.drawn, str) else card.drawn.site_w.likely
+        return card.paid if isinstance(card.paid, str) else card.paid.total_usd.likely
 
 
 def shape_fraction(question: Question, shape: Shape) -> Estimate:
@@ -66,18 +61,17 @@ def shape_fraction(question: Question, shape: Shape) -> Estimate:
     if shape.candidate is not None:
         return drawn_fraction(serving_at(question, deployment, sequences=sequences, chunk_tokens=shape.candidate.chunk_tokens))  # fmt: skip
     context = question.input_tokens + question.output_tokens / 2
-    return drawn_fraction(Serving(deployment=deployment, sequences=sequences, context_tokens=context))  # fmt: skip
+    return drawn_fraction(Serving(deployment=deployment, sequences=sequences, context_tokens=context, drafts=question.decoding()[0]))  # fmt: skip
 
 
 def _prefill_fraction(question: Question, shape: Shape) -> Estimate:
     deployment, tokens = shape.deployment, float(shape.max_step_tokens)
-    length = float(question.input_tokens)
-    ops = deployment.ops(prompt_tokens=tokens, pairs=mean_pairs(tokens, length))
+    ops = deployment.ops(prompt_tokens=tokens, pairs=question.pairs(tokens))
     at = shares()
     found = []
     for end in ENDS:
         step_s, joules = step_energy(deployment, ops, 0.0, at, end)
-        steps_per_s = shape.rate_per_s * length / (tokens * deployment.layout.dp)
+        steps_per_s = shape.rate_per_s * question.fresh_tokens / (tokens * deployment.layout.dp)
         busy = min(steps_per_s * step_s, 1.0)
         found.append(busy * joules / step_s + (1 - busy) * float(getattr(at.idle, end)))
     return Estimate(*found)

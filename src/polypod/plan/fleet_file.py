@@ -8,6 +8,8 @@
       - {joins: [a, b], bandwidth: 400 Gb/s}     # of one rank, one way
     alone: [c]
 
+`blocking: 2` of an island says that its outermost links block 2:1 (`plan.contention`), of a fabric that it does: then each of all ranks has half.
+
 With fabrics, caches cross only between islands that one of them joins, at the widest of those; an island that none joins is said to be `alone`. Without any, what
 is on record of the chips' links counts.
 """
@@ -33,6 +35,9 @@ class Fabric(Strict, frozen=True, kw_only=True):
 
     joins: Annotated[tuple[Name, ...], msgspec.Meta(min_length=2)]
     bandwidth: str
+    blocking_ratio: Annotated[float, msgspec.Meta(ge=1)] = msgspec.field(
+        name="blocking", default=1.0
+    )
 
 
 class _File(Strict, frozen=True, kw_only=True):
@@ -98,7 +103,7 @@ def _known(names: tuple[str, ...], found: _File, path: str) -> None:
 
 def _width(fabric: Fabric, path: str) -> float:
     try:
-        return units.parse(fabric.bandwidth, "bytes_per_s")
+        return units.parse(fabric.bandwidth, "bytes_per_s") / fabric.blocking_ratio
     except InputError as error:
         msg = f"{error} - at `{path}`"
         raise InputError(msg) from error

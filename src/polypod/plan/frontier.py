@@ -5,21 +5,23 @@ the same whatever runs on it, those are left out of which another is at least as
 islands, in all five. What has no price or power on record is beaten by nothing in it. Limits of the question are not asked: they are read off.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from polypod.cost.deployment import Deployment, native_precision
-from polypod.plan.energy import Estimate, likely_fraction, nameplate, serving_at, watts_at
-from polypod.plan.money import Site, hourly, pue_of
+from polypod.plan.energy import Estimate, likely_fraction, serving_at
+from polypod.plan.money import Card, Site
 from polypod.plan.place import Island
 from polypod.plan.search import (
-    CHUNKS,
     UTILISATION_LIMIT,
     Floats,
     Question,
     batches,
+    chunks_of,
+    own_scale,
     possible_layouts,
     steady,
 )
@@ -77,8 +79,9 @@ def _of_island(question: Question, island: Island, at: Site) -> list[Point]:
 
 def _deployments(question: Question, island: Island) -> Iterator[Deployment]:
     precision = native_precision(question.model, island.rank)
+    scale = own_scale(question, island, precision)
     for layout in possible_layouts(question.model, island):
-        yield Deployment.make(question.model, layout, precision, island.rank)
+        yield Deployment.make(question.model, layout, precision, island.rank, scale)
 
 
 def _grid(question: Question, deployment: Deployment) -> Floats:
@@ -89,12 +92,12 @@ def _grid(question: Question, deployment: Deployment) -> Floats:
     if memory.tokens_of(whole) < whole:
         return np.empty((0, 5))
     batch = batches(int(memory.tokens_of(half) // half))[None, :]
-    chunk = np.array(CHUNKS, dtype=float)[:, None] + 0 * batch
+    chunk = chunks_of(question, batch[0])
     load = steady(question, deployment, batch, chunk)
     each = load.tokens_per_s / deployment.accelerators
     budget = chunk + batch
     rows = np.stack([load.ttft_s, load.tpot_s, -each, batch + 0 * each, budget], axis=-1)
-    return np.asarray(rows[load.prompt_share < UTILISATION_LIMIT])
+    return np.asarray(rows[(load.prompt_share < UTILISATION_LIMIT) & (chunk > 0)])
 
 
 def _unbeaten(rows: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
@@ -102,24 +105,25 @@ def _unbeaten(rows: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
     good in both others."""
     order = np.lexsort((rows[:, 2], rows[:, 0], rows[:, 1]))
     kept: list[int] = []
-    stairs = np.empty((0, 2))
-    for at in order.tolist():
-        ttft_s, worth = rows[at, 0], rows[at, 2]
-        if stairs.size and ((stairs[:, 0] <= ttft_s) & (stairs[:, 1] <= worth)).any():
+    ttfts: list[float] = []
+    worths: list[float] = []  # of what is kept and not beaten in both: one rises, the other falls
+    for at, (ttft_s, worth) in zip(order.tolist(), rows[order][:, [0, 2]].tolist(), strict=True):
+        before = bisect_right(ttfts, ttft_s)
+        if before and worths[before - 1] <= worth:
             continue
         kept.append(at)
-        beaten = (stairs[:, 0] >= ttft_s) & (stairs[:, 1] >= worth) if stairs.size else np.zeros(0, dtype=bool)  # fmt: skip
-        stairs = np.vstack([stairs[~beaten], [[ttft_s, worth]]])
+        first = bisect_left(ttfts, ttft_s)
+        last = first + next((n for n, one in enumerate(worths[first:]) if one < worth), len(worths) - first)  # fmt: skip
+        ttfts[first:last], worths[first:last] = [ttft_s], [worth]
     return np.array(kept, dtype=np.intp)
 
 
 def _point(question: Question, deployment: Deployment, island: Island, row: Floats, at: Site) -> Point:  # fmt: skip
     tokens_per_s = -float(row[2])
     run = serving_at(question, deployment, sequences=float(row[3]), chunk_tokens=float(row[4] - row[3]))  # fmt: skip
-    plate = nameplate(island)
-    pue, _ = pue_of(island, at)
-    drawn = None if isinstance(plate, str) else watts_at(Estimate.exactly(likely_fraction(run)), plate, pue)  # fmt: skip
-    paid = hourly(island, drawn, at)
+    card = Card.of(island, Estimate.exactly(likely_fraction(run)), at)
+    a_million_s = Estimate.exactly(1e6 / tokens_per_s)
+    usd, joules = card.usd(a_million_s), card.joules(a_million_s)
     return Point(
         island=island,
         deployment=deployment,
@@ -128,12 +132,8 @@ def _point(question: Question, deployment: Deployment, island: Island, row: Floa
         ttft_s=float(row[0]),
         tpot_s=float(row[1]),
         tokens_per_s_per_accelerator=tokens_per_s,
-        usd_per_million_tokens=None
-        if isinstance(paid, str)
-        else paid.total_usd.likely / 3600 * 1e6 / tokens_per_s,
-        joules_per_million_tokens=None
-        if drawn is None
-        else drawn.site_w.likely * 1e6 / tokens_per_s,
+        usd_per_million_tokens=None if usd is None else usd.likely,
+        joules_per_million_tokens=None if joules is None else joules.likely,
     )
 
 

@@ -320,33 +320,55 @@ def running(island: Island, run: Serving, output: Output, at: Site) -> Running:
     return running_at(island, drawn_fraction(run), output, at)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What one accelerator draws and what its hour costs; in words what is missing of either."""
+
+    drawn: Watts | str
+    paid: Hourly | str
+    pue_note: str
+
+    @classmethod
+    def of(cls, island: Island, fraction: Estimate, at: Site) -> "Card":
+        """At a fraction of the design power."""
+        plate = nameplate(island)
+        pue, note = pue_of(island, at)
+        drawn = plate if isinstance(plate, str) else watts_at(fraction, plate, pue)
+        watts = None if isinstance(drawn, str) else drawn
+        return cls(drawn=drawn, paid=hourly(island, watts, at), pue_note=note)
+
+    def joules(self, seconds: Estimate) -> Estimate | None:
+        """With cooling."""
+        return None if isinstance(self.drawn, str) else self.drawn.site_w * seconds
+
+    def usd(self, seconds: Estimate) -> Estimate | None:
+        return None if isinstance(self.paid, str) else self.paid.total_usd * seconds * (1 / 3600)
+
+
 def running_at(island: Island, fraction: Estimate, output: Output, at: Site) -> Running:
     """The same at a fraction of the design power."""
-    pue, pue_note = pue_of(island, at)
-    plate = nameplate(island)
-    drawn = None if isinstance(plate, str) else watts_at(fraction, plate, pue)
-    cost = hourly(island, drawn, at)
-    paid = None if isinstance(cost, str) else cost
+    card = Card.of(island, fraction, at)
+    drawn = None if isinstance(card.drawn, str) else card.drawn
+    paid = None if isinstance(card.paid, str) else card.paid
     notes = (
-        "" if isinstance(plate, str) else plate.note,
-        pue_note if drawn else "",
+        "" if drawn is None else drawn.plate.note,
+        card.pue_note if drawn else "",
         f"{island.rank.chip}: {paid.note}" if paid else "",
     )
     seconds = output.seconds_per_million
-    joules = None if drawn is None else drawn.site_w * seconds
-    hours = seconds * (1 / 3600)
+    joules = card.joules(seconds)
     return Running(
         it_w=None if drawn is None else drawn.it_w * output.accelerators,
         site_w=None if drawn is None else drawn.site_w * output.accelerators,
         joules_per_million_tokens=joules,
-        usd_per_million_tokens=None if paid is None else paid.total_usd * hours,
-        power_usd_per_million_tokens=None if paid is None else paid.power_usd * hours,
+        usd_per_million_tokens=card.usd(seconds),
+        power_usd_per_million_tokens=None if paid is None else paid.power_usd * seconds * (1 / 3600),
         kg_co2_per_million_tokens=None if joules is None else joules * at.kg_co2_per_kwh * (1 / _J_PER_KWH),
         usd_per_h=None if paid is None else paid.total_usd * output.accelerators,
-        power_evidence="" if isinstance(plate, str) else plate.evidence,
+        power_evidence="" if drawn is None else drawn.plate.evidence,
         price_evidence="" if paid is None else paid.evidence,
         notes=tuple(note for note in notes if note),
-        unknown=tuple(one for one in (plate, cost) if isinstance(one, str)),
+        unknown=tuple(one for one in (card.drawn, card.paid) if isinstance(one, str)),
     )  # fmt: skip
 
 

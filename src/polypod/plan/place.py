@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 import msgspec
 
@@ -18,9 +19,16 @@ from polypod.catalog.topology import Topology, loose_tiers, loose_topology, topo
 from polypod.cost.calibration import for_chip
 from polypod.cost.chip import Rank, rank_of
 from polypod.errors import InputError, UnknownNameError
+from polypod.plan.contention import contended
 from polypod.plan.spec import Source
 
 _TERM = re.compile(r"(?P<name>[^:+\s]+)(?::(?P<count>\d+))?\Z")
+
+_NODE: Final = 16
+"""The most ranks that a tier joins and is still taken for a node."""
+
+_TRAYS: Final = {"nvidia-gb200": 4, "nvidia-b300": 4, "nvidia-rubin": 4}
+"""Devices of a node where racks are one tier: NVL72 is 18 trays of 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +50,7 @@ def parse_fleet(text: str) -> dict[str, Source]:
     """Read `huawei-cm384`, `nvidia-h200-sxm:64` or several of them joined by `+`, named a, b, c and so on.
 
     >>> parse_fleet("nvidia-h200-sxm:64")
-    {'a': Source(pod=None, accelerator='nvidia-h200-sxm', accelerators=None, count=64, host=None, cores=None, measured=None)}
+    {'a': Source(pod=None, accelerator='nvidia-h200-sxm', accelerators=None, count=64, host=None, cores=None, measured=None, blocking_ratio=None)}
 
     Raises `InputError` for a term of another shape, `UnknownNameError` for a name nothing has.
     """
@@ -84,7 +92,7 @@ def islands(fleet: Mapping[str, Source], backend: str | None = None) -> list[Isl
 def island(name: str, source: Source, backend: str | None = None) -> Island:
     """Read one part of a fleet, timed by one engine's kernels where it has any on the chip (None: a blend of all).
 
-    Loose accelerators take the tiers of the pod that the catalog knows them in; one alone needs none.
+    Links that block give each rank what is left when all send at once (`plan.contention`). Loose accelerators take the tiers of the pod that the catalog knows them in; one alone needs none.
     Raises `InputError` where more is asked of a pod than it has, or loose accelerators have no known fabric.
     """
     if source.pod is not None:
@@ -96,7 +104,9 @@ def island(name: str, source: Source, backend: str | None = None) -> Island:
         chip = pods_accelerator(pod)
         return Island(
             name=name,
-            rank=rank_of(chip, pod.tiers, for_chip(chip.id, backend)),
+            rank=rank_of(
+                chip, contended(pod.tiers, source.blocking_ratio), for_chip(chip.id, backend)
+            ),
             accelerators=accelerators,
             topology=topology(pod),
             pod=pod,
@@ -107,10 +117,27 @@ def island(name: str, source: Source, backend: str | None = None) -> Island:
     chip = load_accelerator(source.accelerator)
     return Island(
         name=name,
-        rank=rank_of(chip, loose_tiers(chip.id), for_chip(chip.id, backend)),
+        rank=rank_of(
+            chip, contended(loose_tiers(chip.id), source.blocking_ratio), for_chip(chip.id, backend)
+        ),
         accelerators=source.count,
         topology=loose_topology(chip.id, source.count),
         pod=accelerators_pod(chip.id),
+    )
+
+
+def node_ranks_of(place: Island) -> tuple[int, str | None]:
+    """Ranks of a node: the widest tier that is no rack, a tray of a rack, or a guess, and then the words to say that it is one."""
+    tiers = [tier.ranks for tier in place.rank.tiers if tier.ranks is not None and tier.ranks <= _NODE]  # fmt: skip
+    if tiers:
+        return max(tiers), None
+    chip = place.rank.chip
+    if chip in _TRAYS:
+        return _TRAYS[chip], None
+    guess = 8 * place.rank.ranks_per_accelerator
+    return (
+        guess,
+        f"a node of {chip} is taken to have {guess} devices, which no source in the catalog says; --node-ranks says another number",
     )
 
 

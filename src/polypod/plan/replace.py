@@ -14,8 +14,9 @@ from polypod.catalog.interop import EngineAnswer, engines_on, events_of, regimes
 from polypod.catalog.market_schema import Event, Regime
 from polypod.cost.calibration import for_chip
 from polypod.errors import InfeasibleError, InputError
-from polypod.plan.fleet import Aim, Chosen, Objective, Short, Used, choose
+from polypod.plan.fleet import Chosen, Short, Used, choose
 from polypod.plan.fleet_cost import Load, load_of, used_running
+from polypod.plan.fleet_offers import Aim, Objective
 from polypod.plan.launchable import LaunchState, state_of
 from polypod.plan.money import Running, Site, added
 from polypod.plan.place import Island, island

@@ -19,7 +19,7 @@ service: the more ranks, the rarer a step without a prompt. Left out: length spr
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -64,6 +64,31 @@ class Question:
     def behaviour(self, concurrency: float) -> Behaviour:
         """How the engine schedules with so many requests on a replica."""
         return behaviour_of(self.engine_args, self.model, self.backend, concurrency)
+
+    @property
+    def cached_tokens(self) -> float:
+        """Of a prompt, what is cached already in the mean."""
+        return self.behaviour(1.0).prefix_hits * self.input_tokens
+
+    @property
+    def fresh_tokens(self) -> float:
+        """Of a prompt, what is to be computed."""
+        return self.input_tokens - self.cached_tokens
+
+    def pairs(self, chunk: Number) -> Number:
+        """Prompt token x context token pairs of so many tokens of prompts: all of what is cached is before them, and half of the rest."""
+        return chunk * self.cached_tokens + mean_pairs(chunk, self.fresh_tokens)
+
+    def given(self, sequences: Number) -> Number:
+        """Tokens that a step gives each of so many sequences on a replica."""
+        return tokens_per_step(self.engine_args, sequences)
+
+    def decoding(self) -> tuple[float, float]:
+        """Tokens drafted of each sequence and verified in a step, and such a step's time with making the drafts over its own."""
+        engine = self.behaviour(1.0)
+        # of models with a layer for drafts the step counts making them
+        making = 0.0 if self.model.mtp_layers else engine.drafts * engine.draft_share
+        return engine.drafts, 1 + making
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +160,7 @@ def search(question: Question, island: Island, precision: Precision) -> Search:
             found.pruned[why] += 1
             continue
         deployment = Deployment.make(
-            question.model, layout, precision, island.rank, _own_scale(question, island, precision)
+            question.model, layout, precision, island.rank, own_scale(question, island, precision)
         )
         _judge(question, island, deployment, found)
     return found
@@ -158,11 +183,11 @@ def _impossible(model: Model, island: Island, layout: Layout) -> str | None:
     return "the model does not divide that way" if leaves_copies(model, layout) else None
 
 
-def _own_scale(question: Question, island: Island, precision: Precision) -> float:
+def own_scale(question: Question, island: Island, precision: Precision, kind: str = "agg") -> float:
     """What a person's own calibration of this engine says of every step; 1 without one."""
     if question.backend is None:
         return 1.0
-    return scale(island.rank.chip, question.model.name, question.backend, precision.weights)
+    return scale(island.rank.chip, question.model.name, question.backend, precision.weights, kind)
 
 
 def layouts(model: Model, island: Island) -> Iterator[Layout]:
@@ -201,9 +226,9 @@ def _judge(question: Question, island: Island, deployment: Deployment, found: Se
         return
     half = question.input_tokens + question.output_tokens / 2
     batch = batches(int(memory.tokens_of(half) // half))
-    chunks = _chunks(question, batch)
-    load = steady(question, deployment, batch[None, :], chunks)
-    stable = (load.prompt_share < UTILISATION_LIMIT) & (chunks > 0)
+    batch, chunk = _keeping_up(question, deployment, batch, chunks_of(question, batch))
+    load = steady(question, deployment, batch, chunk)
+    stable = load.prompt_share < UTILISATION_LIMIT
     if not stable.any():
         found.pruned["prompts alone take more than the time there is"] += 1
         return
@@ -212,25 +237,43 @@ def _judge(question: Question, island: Island, deployment: Deployment, found: Se
         found.pruned[_missed(question, load, stable)] += 1
         found.misses.append(_nearest(question, deployment.layout, load, stable))
         return
-    row, column = np.unravel_index(
-        int(np.argmax(np.where(kept, load.tokens_per_s, -1.0))), kept.shape
-    )
+    best = int(np.argmax(np.where(kept, load.tokens_per_s, -1.0)))
     replicas = whole_replicas(island, deployment.layout.world)
     found.candidates.append(
         Candidate(
             island=island,
             deployment=deployment,
             replicas=replicas,
-            sequences_per_rank=int(batch[column]),
-            max_step_tokens=int(chunks[row, column] + batch[column]),
-            ttft_s=float(load.ttft_s[row, column]),
-            tpot_s=float(load.tpot_s[row, column]),
-            tokens_per_s=replicas * float(load.tokens_per_s[row, column]),
+            sequences_per_rank=int(batch[best]),
+            max_step_tokens=int(chunk[best] + batch[best]),
+            ttft_s=float(load.ttft_s[best]),
+            tpot_s=float(load.tpot_s[best]),
+            tokens_per_s=replicas * float(load.tokens_per_s[best]),
         )
     )
 
 
-def _chunks(question: Question, batch: Floats) -> Floats:
+def _keeping_up(
+    question: Question, deployment: Deployment, batch: Floats, chunks: Floats
+) -> tuple[Floats, Floats]:
+    """The pairs of a batch and a chunk, one after another, whose prompts alone leave time; of an engine that computes prompts alone, all there are."""
+    able = chunks > 0
+    if not question.behaviour(1.0).exclusive_prefill:
+        steps = _prompt_steps(question, deployment, batch, np.maximum(chunks, 1.0))
+        able &= steps < UTILISATION_LIMIT
+    return np.broadcast_to(batch, chunks.shape)[able], chunks[able]
+
+
+def _prompt_steps(
+    question: Question, deployment: Deployment, batch: Floats, chunk: Floats
+) -> Floats:
+    """Of a rank's prompts, chunks for each decode step."""
+    chunks = np.ceil(question.fresh_tokens / np.clip(chunk, 1.0, question.fresh_tokens))
+    given = question.given(deployment.layout.dp * batch)
+    return np.asarray(batch * given / question.output_tokens * chunks)
+
+
+def chunks_of(question: Question, batch: Floats) -> Floats:
     """Prompt tokens worth asking beside each batch: all of `CHUNKS`, or what a budget that was said leaves."""
     budget = question.engine_args.max_num_batched_tokens
     if budget is None:
@@ -254,30 +297,26 @@ def steady(
     """A replica at a constant batch: the formulas above, broadcast."""
     length, output = float(question.input_tokens), float(question.output_tokens)
     dp = deployment.layout.dp
-    engine = question.behaviour(1.0)
-    given = tokens_per_step(question.engine_args, dp * batch)
-    cached = engine.prefix_hits * length
-    chunk = np.clip(chunk, 1.0, length - cached)
-    chunks = np.ceil((length - cached) / chunk)
+    given = question.given(dp * batch)
+    chunk = np.clip(chunk, 1.0, question.fresh_tokens)
+    chunks = np.ceil(question.fresh_tokens / chunk)
     step_s = partial(deployment.step_s, case=case)
-    pairs = chunk * cached + mean_pairs(chunk, length - cached)
-    kv_tokens = batch * (length + output / 2)
-    decode = partial(step_s, sequences=batch, kv_tokens=kv_tokens, drafts=engine.drafts)
-    # of models with a layer for drafts the step counts making them
-    making = 0.0 if question.model.mtp_layers else engine.drafts * engine.draft_share
-    verify_s = decode()
-    decode_s = verify_s * (1 + making)
+    drafts, longer = question.decoding()
+    decode = _Decode(batch=batch, context_tokens=length + output / 2, drafts=drafts)
     each = batch * given / output * chunks  # of a rank's prompt steps, per decode step
     stages = deployment.layout.pp
     bubbles = stages / np.clip(each, 1.0, stages)  # see `cost.steptime`
-    prompt_tokens, pairs = bubbles * chunk, bubbles * pairs
+    prompts = _Prompts(tokens=bubbles * chunk, pairs=bubbles * question.pairs(chunk))
     share = 1 - np.exp(-dp * each)
-    if engine.exclusive_prefill:
-        prompt_s = step_s(prompt_tokens=prompt_tokens, pairs=pairs)
+    if question.behaviour(1.0).exclusive_prefill:
+        decode_s = decode.seconds(step_s) * longer
+        prompt_s = np.asarray(step_s(prompt_tokens=prompts.tokens, pairs=prompts.pairs))
         waits_s = np.maximum(each, share) * prompt_s
         busy = waits_s / (decode_s + waits_s)
     else:
-        prompt_s = decode_s - verify_s + decode(prompt_tokens=prompt_tokens, pairs=pairs)
+        verify_s, mixed_s = decode.seconds_with(prompts, step_s)
+        decode_s = verify_s * longer
+        prompt_s = decode_s - verify_s + mixed_s
         waits_s = share * (prompt_s - decode_s)
         busy = each
     mean_s = decode_s + waits_s
@@ -287,6 +326,41 @@ def steady(
         tokens_per_s=dp * batch * given / mean_s,
         prompt_share=busy + 0 * mean_s,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prompts:
+    """What steps compute of prompts, beside their decoding sequences."""
+
+    tokens: Floats
+    pairs: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decode:
+    """Decoding sequences of steps."""
+
+    batch: Floats
+    context_tokens: float
+    drafts: float
+
+    def seconds(self, step_s: Callable[..., Number]) -> Floats:
+        kv_tokens = self.batch * self.context_tokens
+        return np.asarray(step_s(sequences=self.batch, kv_tokens=kv_tokens, drafts=self.drafts))
+
+    def seconds_with(
+        self, prompts: _Prompts, step_s: Callable[..., Number]
+    ) -> tuple[Floats, Floats]:
+        """Without prompts and with them, worked out at once: a step costs a millisecond to describe, whatever the size of its arrays."""
+        single, whose = np.unique(self.batch, return_inverse=True)
+        shape = np.broadcast_shapes(self.batch.shape, prompts.tokens.shape)
+        every = np.concatenate([single, np.broadcast_to(self.batch, shape).ravel()])
+        tokens, pairs = (
+            np.concatenate([np.zeros_like(single), np.broadcast_to(one, shape).ravel()])
+            for one in (prompts.tokens, prompts.pairs)
+        )
+        seconds = np.asarray(step_s(sequences=every, kv_tokens=every * self.context_tokens, prompt_tokens=tokens, pairs=pairs, drafts=self.drafts))  # fmt: skip
+        return seconds[: single.size][whose].reshape(self.batch.shape), seconds[single.size :].reshape(shape)  # fmt: skip
 
 
 def whole_replicas(island: Island, world: int) -> int:

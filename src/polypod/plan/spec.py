@@ -58,6 +58,9 @@ class Source(Strict, frozen=True, kw_only=True, omit_defaults=True):
     measured: HostRates | None = (
         None  # what these cores measured; with it a plan can be played anywhere
     )
+    blocking_ratio: Annotated[float, msgspec.Meta(ge=1)] | None = msgspec.field(
+        name="blocking", default=None
+    )  # of the outermost links, over what is on record: 2 is 2:1
 
 
 class Slo(Strict, frozen=True, kw_only=True, omit_defaults=True):
@@ -270,6 +273,9 @@ def check_source(path: str, source: Source) -> None:
         raise InputError(msg)
     if source.accelerator is not None and source.count is None:
         msg = f"accelerator {source.accelerator!r} needs a count - at `{path}`"
+        raise InputError(msg)
+    if source.host is not None and source.blocking_ratio is not None:
+        msg = f"host {source.host!r} has no links that block; leave blocking out - at `{path}.blocking`"
         raise InputError(msg)
     if source.host is not None and not source.cores:
         msg = f"host {source.host!r} needs its cores, such as [0, 1] - at `{path}`"

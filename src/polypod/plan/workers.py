@@ -16,7 +16,7 @@ from polypod.cost.calibration import of
 from polypod.cost.deployment import Deployment, Memory, native_precision
 from polypod.errors import InputError, LayoutError
 from polypod.plan.place import Island
-from polypod.plan.search import Question
+from polypod.plan.search import Question, own_scale
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.model import Model
 from polypod.workload.precision import KEPT, element_bytes
@@ -103,7 +103,8 @@ def _divides(model: Model, tp: int) -> bool:
 
 def _worker(question: Question, place: Island, tp: int) -> Worker:
     precision = native_precision(question.model, place.rank)
-    cut = partial(cut_out, question.model, place, tp)
+    scale = own_scale(question, place, precision)
+    cut = partial(cut_out, question.model, place, tp, scale=scale)
 
     return Worker(
         island=place,
@@ -114,8 +115,8 @@ def _worker(question: Question, place: Island, tp: int) -> Worker:
     )
 
 
-def cut_out(model: Model, place: Island, tp: int, part: Part) -> Deployment:
-    """A model of the part's layers alone, embedding and head in it, on so many ranks of the island."""
+def cut_out(model: Model, place: Island, tp: int, part: Part, *, scale: float = 1.0) -> Deployment:
+    """A model of the part's layers alone, embedding and head in it, on so many ranks of the island; steps take `scale` times as long."""
     counts = Counter(_kinds(model)[: part.layers])
     layers = tuple(
         replace(group, count=counts[number])
@@ -123,7 +124,8 @@ def cut_out(model: Model, place: Island, tp: int, part: Part) -> Deployment:
         if counts[number]
     )
     precision = native_precision(model, place.rank)
-    return Deployment.make(replace(model, layers=layers), Layout(tp=tp), precision, place.rank)
+    own = replace(model, layers=layers)
+    return Deployment.make(own, Layout(tp=tp), precision, place.rank, scale)
 
 
 def _kinds(model: Model) -> list[int]:
@@ -153,7 +155,9 @@ def part_s(deployment: Deployment, part: Part, *, sequences: Floats, kv_tokens: 
     fits = deployment.served.calibration
     sampling_s = of(fits.engine.sequence_s, "likely") * sequences if part.last else 0.0
     kept = deployment.cost([op for op in ops if op.name not in gone]).total_s
-    return np.asarray(of(fits.step_factor, "likely") * (kept + sampling_s), dtype=float)
+    return np.asarray(
+        deployment.scale * of(fits.step_factor, "likely") * (kept + sampling_s), dtype=float
+    )
 
 
 def _part_sequences(question: Question, deployment: Deployment, part: Part) -> float:

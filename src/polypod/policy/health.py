@@ -57,7 +57,7 @@ class Health:
                 f"({', '.join(self._models)}); list it in the settings' services"
             )
             raise InputError(msg)
-        pools = {*self._pools, *_pools_of(up)}
+        pools = {*self._pools, *pools_of(up)}
         if len(pools) > MOST_POOLS:
             msg = (
                 f"replica {up.replica!r} of pool {up.pool!r} makes {len(pools)} pools of prefill and decode, "
@@ -71,12 +71,12 @@ class Health:
         table = self.tables[up.model, up.role]
         row = table.add(up)
         self.replicas[up.replica] = Replica(up.replica, up, row)
-        for pool in _pools_of(up):
+        for pool in pools_of(up):
             self._pools.setdefault(pool, 1 << len(self._pools))
         if up.role == "decode":
             table.pool_bit_R[row] = self._pools[up.pool]
         elif up.role == "prefill":
-            table.to_pools_R[row] = sum(self._pools[pool] for pool in _pools_of(up))
+            table.to_pools_R[row] = sum(self._pools[pool] for pool in pools_of(up))
 
     def remove(self, replica: Replica) -> None:
         """Take a dead replica out; what ran there was moved before."""
@@ -141,6 +141,6 @@ class Health:
         self._charged.discard(request)
 
 
-def _pools_of(up: ReplicaUp) -> tuple[str, ...]:
+def pools_of(up: ReplicaUp) -> tuple[str, ...]:
     """Pools that a hand-over knows by name: of decode replicas."""
     return {"both": (), "decode": (up.pool,), "prefill": tuple(dict.fromkeys(up.kv_pools))}[up.role]

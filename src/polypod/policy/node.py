@@ -84,6 +84,10 @@ class Policy:
                 factors[name, "decode"] = float(table.decode_factor_R[replica.row])
         return factors
 
+    def queues(self) -> dict[str, int]:
+        """By model: requests that wait here for a replica."""
+        return {model: len(one.queue) for model, one in self._placement.services.items()}
+
     def check(self) -> None:
         """Raise `AssertionError` if any invariant is broken; tests call this after every event."""
         check_policy(self._live, self._health, self._placement, self._now_s)

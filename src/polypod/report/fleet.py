@@ -12,6 +12,7 @@ from polypod.plan.money import Running
 from polypod.plan.search import Question
 from polypod.plan.shapes import shape_band
 from polypod.plan.spec import Pool, Spread
+from polypod.report.plans import unsaid_json, unsaid_lines
 from polypod.report.running import running_json, running_lines
 from polypod.report.tables import entry, table
 from polypod.workload.layout import describe
@@ -104,7 +105,7 @@ def _model(answer: FleetAnswer, m: int, question: Question) -> list[str]:
     lines += running_lines(replace(run, notes=()))
     lines += _dearer(run)
     lines.append(entry("a fifth less", f"of this would serve so much less on the same cards: {moves}"))  # fmt: skip
-    return lines
+    return [*lines, *unsaid_lines(answer.unsaid[m])]
 
 
 def _dearer(run: Running) -> list[str]:
@@ -210,6 +211,7 @@ def fleet_json(answer: FleetAnswer) -> dict[str, Any]:
                 "pools": [_used_json(question, one) for one in chosen.used if one.model == m],
                 "running": running_json(answer.running[m]),
                 "sensitivity": {one.what: one.change_fraction for one in answer.sensitivities[m]},
+                "unsaid": unsaid_json(answer.unsaid[m]),
             }
             for m, question in enumerate(answer.questions)
         ],

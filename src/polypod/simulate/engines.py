@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from polypod.engine import EngineLimits, Progress, ReplicaEmulation
-from polypod.engine.replica import PLAIN
+from polypod.engine.replica import PLAIN, Glimpse
 from polypod.policy.actions import Decode, Dispatch, Prefill
 from polypod.policy.events import ReplicaDown, ReplicaUp
+from polypod.simulate.scenario import Fault
 from polypod.simulate.trace import Arrival
 
 Start = Dispatch | Prefill | Decode
@@ -30,8 +31,15 @@ class Totals:
     busy_s: float = 0.0
     computed_tokens: int = 0
     preemptions: int = 0
+    prompt_busy_s: float = 0.0
+    prompt_tokens: int = 0
+    output_tokens: float = 0.0
 
     def add(self, emulation: ReplicaEmulation) -> None:
+        done = emulation.glimpse(-math.inf)  # without what a running step would have brought
+        self.prompt_busy_s += done.prompt_busy_s
+        self.prompt_tokens += done.prompt_tokens
+        self.output_tokens += done.output_tokens
         self.busy_s += emulation.busy_s
         self.computed_tokens += emulation.computed_tokens
         self.preemptions += emulation.preemptions
@@ -41,7 +49,8 @@ class Engines:
     """An engine knows a start by its ticket, a number used once: a request may come back to where it was."""
 
     def __init__(self, replicas: Sequence[ReplicaUp], slowdowns: Mapping[str, float]) -> None:
-        self._slowdowns = slowdowns
+        self._factors = dict(slowdowns)
+        self._caps: dict[str, float] = {}
         self._engines: dict[str, Engine] = {}
         self._tickets: dict[int, tuple[Engine, int]] = {}  # by request
         self._last_ticket = 0
@@ -53,6 +62,7 @@ class Engines:
         if before is not None:
             self._totals[event.replica].add(before.emulation)
             before.starts.clear()
+            before.due_s = math.inf  # what stands in the agenda for it is over
         if isinstance(event, ReplicaUp):
             limits = EngineLimits(
                 max_sequences=event.max_sequences,
@@ -60,9 +70,27 @@ class Engines:
                 kv_capacity_tokens=event.kv_capacity_tokens,
                 behaviour=event.engine or PLAIN,
             )
-            slowdown = self._slowdowns.get(event.replica, 1.0)
-            emulation = ReplicaEmulation(event.step_time.scaled(slowdown), limits)
+            emulation = ReplicaEmulation(event.step_time, limits)
             self._engines[event.replica] = Engine(event, emulation)
+            self._set_speed(event.replica, event.at_s)
+
+    def strike(self, fault: Fault) -> Engine | None:
+        """Let a replica run slower or faster, now and after every start, or hang; its engine, where it is up."""
+        if fault.what == "speed":
+            self._factors[fault.replica] = fault.factor
+            return self._set_speed(fault.replica, fault.at_s)
+        engine = self._engines.get(fault.replica)
+        if engine is not None:
+            engine.emulation.hang()
+            engine.due_s = math.inf
+        return engine
+
+    def _set_speed(self, replica: str, at_s: float) -> Engine | None:
+        engine = self._engines.get(replica)
+        if engine is not None:
+            factor = self._factors.get(replica, 1.0) * self._caps.get(replica, 1.0)
+            engine.emulation.speed(at_s, factor)
+        return engine
 
     def submit(self, start: Start, arrival: Arrival, now_s: float) -> Engine:
         """Hand a request to its engine, which is returned. Raises `ValueError` for one that the engine cannot hold."""
@@ -97,6 +125,21 @@ class Engines:
                 del engine.starts[progress.request]
                 del self._tickets[start.request]
             yield progress, start
+
+    def glimpse(self, replica: str, at_s: float) -> tuple[Glimpse | None, tuple[float, ...]]:
+        """What is there now, if it is up; and over all starts busy seconds, those with prompts, tokens of prompts and of answers."""
+        total, engine = self._totals[replica], self._engines.get(replica)
+        done = (total.busy_s, total.prompt_busy_s, total.prompt_tokens, total.output_tokens)
+        if engine is None:
+            return None, done
+        now = engine.emulation.glimpse(at_s)
+        since = (now.busy_s, now.prompt_busy_s, now.prompt_tokens, now.output_tokens)
+        return now, tuple(before + more for before, more in zip(done, since, strict=True))
+
+    def cap(self, replica: str, at_s: float, factor: float) -> Engine | None:
+        """Let steps take `factor` times as long, beside what else slows the replica; its engine, where it is up."""
+        self._caps[replica] = factor
+        return self._set_speed(replica, at_s)
 
     def totals(self) -> dict[str, Totals]:
         """What every replica did up to now; asked once, at the end."""

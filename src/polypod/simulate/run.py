@@ -36,16 +36,17 @@ from polypod.policy.events import (
     PrefillFinished,
     ReplicaDown,
     ReplicaUp,
-    RequestArrived,
     RequestFailed,
     RequestFinished,
     Woke,
 )
 from polypod.policy.node import Policy
-from polypod.record import Header, Line, Measure, Step, Writer
+from polypod.record import Header, Line, Measure, Step, Writer, ended
+from polypod.simulate.changes import changes
 from polypod.simulate.engines import Engine, Engines, Start, output_tokens
-from polypod.simulate.scenario import Scenario
-from polypod.simulate.trace import Arrival
+from polypod.simulate.sampler import Sampler
+from polypod.simulate.scenario import Fault, Scenario
+from polypod.simulate.trace import Arrival, arrived
 from polypod.simulate.transfers import Transfers
 
 
@@ -79,7 +80,7 @@ class _Kind(IntEnum):
     ARRIVAL = 4
 
 
-_Item = AnyEvent | Engine | Transfers
+_Item = AnyEvent | Engine | Fault | Transfers
 
 
 class _Driver:
@@ -98,22 +99,34 @@ class _Driver:
         self._entries = 0
         self._arrivals: Iterator[tuple[int, Arrival]] = iter(())
         self._asked: dict[int, Arrival] = {}  # requests that have not ended
+        watch = scenario.watch
+        self._sampler = None if watch is None else Sampler(scenario, watch, self._engines)
 
     def run(self) -> None:
-        self._write(_header(self._scenario))
+        self._write(header(self._scenario))
+        for note in self._scenario.notes:
+            self._write(note)
         self._plan_replicas()
         trace = sorted(self._scenario.trace, key=lambda arrival: arrival.at_s)
         self._arrivals = enumerate(trace, start=1)
         self._plan_arrival()
         while self._agenda:
-            at_s, kind, _, item = heapq.heappop(self._agenda)
-            if not self._is_over(at_s, kind, item):
+            at_s, kind, _, item = self._agenda[0]
+            if self._is_over(at_s, kind, item):
+                heapq.heappop(self._agenda)
+            elif self._sampler is not None and self._sampler.next_s <= at_s:
+                self._sample(self._sampler, self._sampler.next_s)
+            else:
+                heapq.heappop(self._agenda)
                 self.now_s = at_s
                 self._play(kind, item)
+        if self._sampler is not None and self._sampler.last_s < self.now_s:
+            self._sample(self._sampler, self.now_s)
         for replica, totals in self._engines.totals().items():
-            for name in _MEASURES:
+            for name in MEASURES:
                 value = float(getattr(totals, name))
                 self._write(Measure(at_s=self.now_s, of=replica, name=name, value=value))
+        self._write(ended(self.now_s))
 
     def _is_over(self, at_s: float, kind: _Kind, item: _Item) -> bool:
         """Whether an entry means nothing any more, so that the run must not last until its time."""
@@ -129,6 +142,9 @@ class _Driver:
         if isinstance(item, Engine):
             self._advance(item)
             return
+        if isinstance(item, Fault):
+            self._strike(item)
+            return
         if isinstance(item, Transfers):
             self._hand_over()
             return
@@ -138,6 +154,19 @@ class _Driver:
         if isinstance(item, ClientGone):
             del self._asked[item.request]
 
+    def _sample(self, sampler: Sampler, at_s: float) -> None:
+        for line in sampler.lines(at_s, self._policy.queues()):
+            self._write(line)
+        for replica, factor in sampler.slowed():
+            self._plan_engine(self._engines.cap(replica, at_s, factor))
+
+    def _strike(self, fault: Fault) -> None:
+        if fault.what == "link":
+            self._transfers.slow(fault.at_s, fault.replica, fault.factor)
+            self._plan_transfers()
+        else:
+            self._plan_engine(self._engines.strike(fault))
+
     # ---- what is to come
 
     def _plan(self, at_s: float, kind: _Kind, item: _Item) -> None:
@@ -145,32 +174,15 @@ class _Driver:
         heapq.heappush(self._agenda, (at_s, kind, self._entries, item))
 
     def _plan_replicas(self) -> None:
-        ups = {up.replica: up for up in self._scenario.replicas}
-        for up in ups.values():
-            self._plan(up.at_s, _Kind.EVENT, up)
-        for fault in sorted(self._scenario.faults, key=lambda fault: fault.at_s):
-            up = ups[fault.replica]
-            at_s, name = fault.at_s, fault.replica
-            if fault.what == "down":
-                down = ReplicaDown(at_s=at_s, replica=name, epoch=up.epoch, reason="a fault")
-                self._plan(at_s, _Kind.EVENT, down)
-            else:
-                ups[name] = msgspec.structs.replace(up, at_s=at_s, epoch=up.epoch + 1)
-                self._plan(at_s, _Kind.EVENT, ups[name])
+        for at_s, change in changes(self._scenario):
+            self._plan(at_s, _Kind.EVENT, change)
 
     def _plan_arrival(self) -> None:
         request, arrival = next(self._arrivals, (0, None))
         if arrival is None:
             return
         self._asked[request] = arrival
-        event = RequestArrived(
-            at_s=arrival.at_s,
-            request=request,
-            model=arrival.model,
-            input_tokens=arrival.input_tokens,
-            max_output_tokens=arrival.max_output_tokens,
-            priority=arrival.priority,
-        )
+        event = arrived(request, arrival)
         self._plan(arrival.at_s, _Kind.ARRIVAL, event)
         if arrival.patience_s is not None:
             gone_s = arrival.at_s + arrival.patience_s
@@ -314,21 +326,24 @@ class _Driver:
             self._plan(self.now_s, _Kind.EVENT, failed)
 
 
-_MEASURES: Final = ("busy_s", "computed_tokens", "preemptions")
+MEASURES: Final = ("busy_s", "computed_tokens", "preemptions")
+"""Of every replica, over all its starts, as of the run's end."""
 
 
-def _header(scenario: Scenario) -> Header:
+def header(scenario: Scenario, share: float = 1.0) -> Header:
+    """What the run is made from."""
     plan = scenario.plan
     return Header(
         kind="simulated",
         polypod=polypod.__version__,
         policy=scenario.settings,
         plan=plan,
-        plan_sha256=None if plan is None else _sha256(plan),
-        trace_sha256=_sha256(scenario.trace),
+        plan_sha256=None if plan is None else sha256(plan),
+        trace_sha256=scenario.trace_sha256 or sha256(scenario.trace),
         seed=scenario.seed,
+        sample=None if share == 1.0 else share,
     )
 
 
-def _sha256(value: object) -> str:
+def sha256(value: object) -> str:
     return hashlib.sha256(msgspec.json.encode(value)).hexdigest()

@@ -1,22 +1,49 @@
 """What is simulated: replicas, what arrives, what breaks, and by which rules the policy decides."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 from polypod.errors import InputError, nearest_names
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings
+from polypod.record import FaultNote
+from polypod.simulate.series import Watch, check_caps
 from polypod.simulate.trace import Arrival
+
+FaultKind = Literal["down", "up", "speed", "hang", "link"]
+FAULT_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """A replica dies, or is back with an empty cache."""
+    """What a driver plays on one replica; `simulate.faults` makes these from broken cards, nodes, racks and links.
+
+    `down` loses all that is aboard, `up` brings it back with an empty cache; `hang` makes no progress until `down`, and nobody is told.
+    From `speed` on steps take `factor` times as long, from `link` on transfers to and from the replica do; 1 is as told.
+    """
 
     at_s: float
     replica: str
-    what: Literal["down", "up"]
+    what: FaultKind
+    factor: float = 1.0
+    reason: str = "a fault"
+
+    def __post_init__(self) -> None:
+        who = f"{self.what!r} of {self.replica!r}"
+        if self.what not in FAULT_KINDS:
+            msg = f"{who} is nothing that a replica does; say one of {', '.join(FAULT_KINDS)}"
+            raise InputError(msg)
+        if not 0 <= self.at_s < math.inf:
+            msg = f"{who} is at {self.at_s:g} s; a run begins at 0 s, and ends"
+            raise InputError(msg)
+        if self.factor != 1.0 and self.what not in ("speed", "link"):
+            msg = f"{who} has the factor {self.factor:g}; only 'speed' and 'link' take one"
+            raise InputError(msg)
+        if not 0 < self.factor < math.inf:
+            msg = f"{who} has the factor {self.factor:g}; 2 is twice as long, 1 as told"
+            raise InputError(msg)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +51,8 @@ class Scenario:
     """All that a run depends on: the same scenario gives the same record, byte for byte.
 
     `slowdowns` makes a replica slower, by this factor, than the step time the policy is told: a straggler.
+    `watch` asks for series over time, and holds replicas under caps of their power.
+    `notes` say what broke and whom `faults` hit; they change nothing in the run, and are told in the record.
     """
 
     replicas: tuple[ReplicaUp, ...]
@@ -31,7 +60,12 @@ class Scenario:
     trace: tuple[Arrival, ...]
     seed: int = 0
     faults: tuple[Fault, ...] = ()
+    notes: tuple[FaultNote, ...] = ()
     slowdowns: Mapping[str, float] = field(default_factory=dict)
+    watch: Watch | None = None
+    trace_sha256: str | None = (
+        None  # of what the arrivals were made from, where they are not here; told in the record
+    )
     plan: dict[str, Any] | None = None  # where the replicas come from; only told in the record
 
     def __post_init__(self) -> None:
@@ -40,9 +74,14 @@ class Scenario:
             twice = sorted({name for name in names if names.count(name) > 1})
             msg = f"several replicas are called {', '.join(twice)}; give every pool its own name"
             raise InputError(msg)
+        self._check_names(set(names))
+        if self.watch is not None:
+            check_caps(self.watch, {up.replica: up.pool for up in self.replicas})
+
+    def _check_names(self, known: set[str]) -> None:
         for name in [*(fault.replica for fault in self.faults), *self.slowdowns]:
-            if name not in names:
-                near = ", ".join(nearest_names(name, names) or names[:5])
+            if name not in known:
+                near = ", ".join(nearest_names(name, sorted(known)) or sorted(known)[:5])
                 msg = f"no replica of this scenario is called {name!r}; nearest: {near}"
                 raise InputError(msg)
         for name, factor in self.slowdowns.items():

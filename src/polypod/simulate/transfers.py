@@ -46,7 +46,14 @@ class Transfers:
         self._caches: dict[int, _Cache] = {}
         self._sharing: dict[str, dict[int, None]] = {}  # requests whose bytes go, by link
         self._changes: list[tuple[float, int, int]] = []  # a heap of times, orders and requests
+        self._factors: dict[str, float] = {}
         self._order = 0
+
+    def slow(self, at_s: float, replica: str, factor: float) -> None:
+        """From now on a cache takes `factor` times as long over this replica's link; 1 is as told."""
+        self._factors[replica] = factor
+        for request in self._sharing.get(replica, {}):
+            self._time(at_s, request, self._caches[request])
 
     def link(self, up: ReplicaUp) -> None:
         """A replica is up, with this link. What was on it before is stopped by whoever hears so."""
@@ -129,4 +136,5 @@ class Transfers:
         up = self._links[name]
         if not up.kv_link_bytes_per_s:
             return math.inf
-        return up.kv_link_bytes_per_s / max(len(self._sharing[name]), up.step_time.data_ranks)
+        share = up.kv_link_bytes_per_s / max(len(self._sharing[name]), up.step_time.data_ranks)
+        return share / self._factors.get(name, 1.0)

@@ -29,7 +29,7 @@ from polypod.workload.memory import expert_slices, experts_per_rank, stage_layer
 from polypod.workload.model import Dense, LayerGroup, Model, Moe, expert_parameters
 from polypod.workload.ops import ACTIVATION_BYTES, Op, Step, StepShape, collective, gemm
 from polypod.workload.precision import KEPT, Precision, element_bytes, of_the_rest
-from polypod.workload.reals import Reals, above, plain
+from polypod.workload.reals import Reals, above, plain, some
 
 __all__ = ["Op", "StepShape", "step_ops", "touched_experts"]
 
@@ -67,14 +67,14 @@ def step_ops(model: Model, layout: AnyLayout, precision: Precision, shape: StepS
     )  # each runs one MTP layer, like the largest of the model's own
     ops: list[Op] = []
     for position, (group, layers) in enumerate(stage_layers(model, layout)):
-        if not np.any(layers):
+        if not some(layers):
             continue
         count = layers + drafts if position == 0 else layers
         layer = [*_attention(step, group, count), *_feed_forward(beside, group, count)]
         layer.append(_elementwise(step, count))
-        ops += [replace(op, layers=position) for op in layer]
+        ops += [op.within(position) for op in layer]
     ops += _ends(step, model, drafts)
-    return [op for op in ops if np.any(op.count)]
+    return [op for op in ops if some(op.count)]
 
 
 def _attention(step: Step, group: LayerGroup, count: Reals) -> Iterator[Op]:
@@ -184,7 +184,7 @@ def _exchange(step: Step, moe: Moe, count: Reals) -> Iterator[Op]:
     layout, shape = step.layout, step.shape
     spread = above(layout.dp, 1) * above(layout.ep, 1)
     sliced = above(layout.dp, 1) - spread
-    if np.any(spread):
+    if some(spread):
         copies = np.minimum(moe.experts_per_token, layout.ep)  # at most one to each rank
         elements = shape.tokens * layout.dp / layout.ep * copies * (moe.latent or step.hidden)
         together = np.where(np.asarray(shape.tokens) > LOW_LATENCY_TOKENS, copies, 1.0)
@@ -193,7 +193,7 @@ def _exchange(step: Step, moe: Moe, count: Reals) -> Iterator[Op]:
             yield collective(
                 name, count * spread, "all_to_all", "ep", elements * width, copies=together
             )
-    if np.any(sliced):
+    if some(sliced):
         buffer_bytes = ACTIVATION_BYTES * shape.tokens * layout.dp * step.hidden
         yield collective("gather tokens", count * sliced, "all_gather", "dp", buffer_bytes)
         yield collective("scatter results", count * sliced, "reduce_scatter", "dp", buffer_bytes)
@@ -201,7 +201,7 @@ def _exchange(step: Step, moe: Moe, count: Reals) -> Iterator[Op]:
 
 def _all_reduce(step: Step, name: str, count: Reals) -> Iterator[Op]:
     several = above(step.layout.tp, 1)
-    if np.any(several):
+    if some(several):
         buffer_bytes = ACTIVATION_BYTES * step.shape.tokens * step.hidden
         yield collective(name, count * several, "all_reduce", "tp", buffer_bytes)
 

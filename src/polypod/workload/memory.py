@@ -10,6 +10,8 @@ The fullest stage is taken to hold ceil(layers / pp) layers, as many of the larg
 stage the embedding too). An engine that gives the last stage fewer layers does a little better. MTP layers are left out.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from polypod.workload.layout import AnyLayout
@@ -115,11 +117,16 @@ def stage_layers(model: Model, layout: AnyLayout) -> list[tuple[LayerGroup, Real
     left: Reals = np.ceil(model.num_layers / np.asarray(layout.pp))
     found: list[tuple[LayerGroup, Reals]] = []
     share = left / model.num_layers
-    for group in sorted(model.layers, key=lambda one: -layer_parameters(one, model.hidden)):
+    for group in _largest_first(model.layers, model.hidden):
         count = share * group.count if model.interleaved else np.minimum(left, group.count)
         found.append((group, plain(count)))
         left = left - count
     return found
+
+
+@lru_cache(maxsize=64)
+def _largest_first(layers: tuple[LayerGroup, ...], hidden: int) -> list[LayerGroup]:
+    return sorted(layers, key=lambda one: -layer_parameters(one, hidden))
 
 
 def experts_per_rank(moe: Moe, layout: AnyLayout) -> Reals:

@@ -74,6 +74,26 @@ class Op:
     def hbm_bytes(self) -> Reals:
         return self.weight_bytes + self.activation_bytes + self.kv_bytes
 
+    def within(self, layers: int) -> "Op":
+        """The same as part of one kind of layer; written out, since it is done for every operator of every step."""
+        return Op(
+            name=self.name,
+            kind=self.kind,
+            count=self.count,
+            dtype=self.dtype,
+            variant=self.variant,
+            rows=self.rows,
+            flops=self.flops,
+            weight_bytes=self.weight_bytes,
+            activation_bytes=self.activation_bytes,
+            kv_bytes=self.kv_bytes,
+            pattern=self.pattern,
+            group=self.group,
+            buffer_bytes=self.buffer_bytes,
+            copies=self.copies,
+            layers=layers,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:

@@ -17,4 +17,15 @@ def above(value: Reals, limit: int) -> Reals:
     >>> above(3, 1), above(np.array([0.0, 2.0]), 0)
     (1.0, array([0., 1.]))
     """
+    if isinstance(value, int | float):
+        return 1.0 if value > limit else 0.0
     return plain(np.asarray(np.asarray(value) > limit, dtype=np.float64))
+
+
+def some(value: Reals) -> bool:
+    """Whether any of it is not 0.
+
+    >>> some(0.0), some(np.array([0.0, 2.0]))
+    (False, True)
+    """
+    return bool(value) if isinstance(value, int | float) else bool(np.any(value))

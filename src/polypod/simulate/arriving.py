@@ -1,0 +1,76 @@
+"""Where a run's requests come from: single arrivals, or blocks of a trace that are made as they are played."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from polypod.errors import InputError
+from polypod.simulate.native.layout import Rows, arrival_rows, rows_of
+from polypod.simulate.trace import Arrival, one_arrival
+from polypod.workload.traffic import Trace
+
+
+class Arriving(Protocol):
+    """What a run reads. Requests are numbered from 1 in the order they arrive."""
+
+    def block(self, models: Sequence[str]) -> tuple[Rows, bool]:
+        """The next arrivals as the core reads them, and whether they are the last."""
+
+    def asked(self, request: int) -> Arrival:
+        """A request of this block or the last one of that before it."""
+
+
+class Listed:
+    """Arrivals that are there, in order of time."""
+
+    def __init__(self, arrivals: Sequence[Arrival]) -> None:
+        self._arrivals = sorted(arrivals, key=lambda arrival: arrival.at_s)
+
+    def block(self, models: Sequence[str]) -> tuple[Rows, bool]:
+        return rows_of(self._arrivals, models), True
+
+    def asked(self, request: int) -> Arrival:
+        return self._arrivals[request - 1]
+
+
+class Blocks:
+    """Blocks of a trace, each made when the one before it has been read. Raises `InputError` where they hold no request."""
+
+    def __init__(self, blocks: Iterator[Trace]) -> None:
+        self._blocks = blocks
+        self._next = next(blocks, None)
+        self._before: Arrival | None = None
+        self._block: Trace | None = None
+        self._numbers: dict[str, int] = {}  # of tenants
+        self._first = 1  # the number of the block's first request
+        if self._next is None:
+            msg = "no request arrives in the time that was asked for; make it longer"
+            raise InputError(msg)
+
+    def block(self, models: Sequence[str]) -> tuple[Rows, bool]:
+        """The tenants in it are numbers of `tenants`."""
+        if self._block is not None:
+            self._before = self.asked(self._first + len(self._block) - 1)
+            self._first += len(self._block)
+        assert self._next is not None, "no block follows the last"
+        self._block, self._next = self._next, next(self._blocks, None)
+        self._model = models[0]
+        rows = arrival_rows(self._block, models)
+        places = [
+            self._numbers.setdefault(name, len(self._numbers)) for name in self._block.tenants
+        ]
+        rows["tenant"] = np.array(places)[self._block.tenant]
+        return rows, self._next is None
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """Of the blocks so far."""
+        return tuple(self._numbers)
+
+    def asked(self, request: int) -> Arrival:
+        if request < self._first:
+            assert self._before is not None, f"request {request} is of a block that is gone"
+            return self._before
+        assert self._block is not None, "no block has been read"
+        return one_arrival(self._block, request - self._first, self._model)
