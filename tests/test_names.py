@@ -38,6 +38,8 @@ RATIOS_AND_COUNTS = {
     "wait_steps",
     "tokens_per_step",
     "decoding",  # share of the time
+    "cv",  # standard deviation over mean
+    "expert_imbalance_cv",
     "values",  # of a Curve, whose name has the unit
     "a",  # of Compared, whose name has the unit, as b
     "b",
@@ -100,6 +102,9 @@ RATIOS_AND_COUNTS = {
     "years",
     "mean",  # of an Interval: what holds it has the unit
     "outages_per_year",
+    "sample",  # a share
+    "weight",  # of a tenant beside the others
+    "load",  # work that comes over work that can be done
 }
 
 

@@ -280,6 +280,14 @@ def test_an_engines_own_count_of_the_prompt_is_taken(say):
     assert fold(lines).requests.input_tokens[0] == 123
 
 
+def test_a_start_said_twice_and_an_end_of_another_start_change_nothing(say):
+    lines = [say.header(), say.up("a"), say.up("a", 5.0), say.down("a", 6.0, epoch=2), say.gone(9, 10.0)]  # fmt: skip
+    outcomes = fold(lines)
+
+    assert outcomes.replicas[0].up == ((0.0, 10.0),)
+    assert outcomes.faults == ()
+
+
 def test_nothing_is_no_rows():
     outcomes = fold([])
 

@@ -94,13 +94,13 @@ def test_a_run_that_kept_everything_points_at_no_model_and_no_fault(say):
 
 def test_limits_stand_beside_the_latencies_of_a_single_model(say):
     summary = summary_of(
-        fold([say.header(), say.up(), *say.whole(1, 0.0, 0.5), *say.whole(2, 0.0, 2.0, 3.0)]),
+        fold([say.header(), say.up(), *say.whole(1, 0.0, 1.0), *say.whole(2, 0.0, 2.0, 3.0)]),
         {"m": Slo(ttft="1 s", percentile=50)},
     )
     limit = summary.models[0].ttft_limit
 
     assert limit is not None
-    assert (limit.reached_s, limit.inside_fraction, limit.is_kept) == (1.25, 0.5, False)
+    assert (limit.reached_s, limit.inside_fraction, limit.is_kept) == (1.5, 0.5, False)
     assert "p50 1 s  50.0 %" in run_text(summary)
 
 
@@ -140,6 +140,14 @@ def test_slots_cache_and_islands_follow_from_the_events_and_the_plan(say):
     assert pool.slots_fraction == 0.5
     assert pool.kv_fraction == pytest.approx((100 * 10 + 10 * 8) / 2000)
     assert (island.name, island.busy_fraction, island.requests) == ("island-0", 0.4, 1)
+
+
+def test_a_pool_that_only_computes_prompts_counts_those(say):
+    lines = [say.header(), say.up("a", role="prefill"), say.up("b", role="decode", pool="q"), *say.apart(1, 0.0)]  # fmt: skip
+    pools = {pool.name: pool for pool in summary_of(fold(lines)).pools}
+
+    assert (pools["p"].requests, pools["p"].output_tokens) == (1, 0)
+    assert (pools["q"].requests, pools["q"].output_tokens) == (1, 17)
 
 
 def test_a_pools_own_measure_of_busy_time_is_taken_where_its_replicas_have_none(say):

@@ -136,7 +136,9 @@ def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic) -> Scenari
     duration_s = traffic.expected_s
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     broken = faults_of(args, plan, duration_s)
-    scenario = scenario_of(plan, (), seed=args.seed, faults=broken.faults)
+    scenario = scenario_of(
+        plan, (), seed=args.seed, faults=broken.faults, block_tokens=traffic.block_tokens or None
+    )
     return replace(
         scenario,
         notes=broken.notes,
@@ -182,6 +184,10 @@ def _play(
         return _play_plain(scenario, traffic, record)
     if not is_built():
         note("the simulator's core is compiled, once on this machine; it takes some seconds")
+    if traffic.block_tokens:
+        note(
+            "prompts come with hashes of their blocks, and the compiled driver plays no prefix caches yet: all is computed; --driver plain plays them"
+        )
     session = Session(scenario, Blocks(blocks(traffic)), share=kept)
     head: list[Line] = [header(scenario, kept), *scenario.notes]
     return play_session(session, head, record.file, Teller(traffic.expected_s))

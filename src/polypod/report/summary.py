@@ -79,7 +79,7 @@ class Share:
     name: str
     pool: str
     model: str
-    requests: int  # finished there
+    requests: int  # finished that were answered there, or whose prompts were computed there where it does nothing else
     output_tokens: int
     up_s: float
     busy_s: float | None  # None: the driver did not measure it
@@ -287,7 +287,8 @@ def _replicas(outcomes: Outcomes) -> tuple[Share, ...]:
     stays, n = outcomes.stays, len(outcomes.replicas)
     rows = np.flatnonzero(outcomes.finished & (outcomes.requests.decode_replica >= 0))
     where = outcomes.requests.decode_replica[rows]
-    counts = np.bincount(where, minlength=n)
+    prompts = outcomes.served_at[outcomes.finished]
+    counts = np.bincount(where, minlength=n) + np.bincount(prompts[prompts >= 0], minlength=n)
     tokens = np.bincount(where, weights=outcomes.requests.output_tokens[rows], minlength=n)
     stayed_s = stays.end_s - stays.begin_s
     held = stays.role != TRANSFER

@@ -140,6 +140,7 @@ class Session:
     """
 
     def __init__(self, scenario: Scenario, arriving: Arriving, *, share: float = 1.0) -> None:
+        _check_played(scenario)
         self.encoded = encode(scenario, share=share)
         self.changes, rows = _changes(scenario, self.encoded.names)
         self.progress = Progress(now_s=0.0, events=0, live=0)
@@ -193,7 +194,7 @@ class Session:
 
 
 def play_compiled(scenario: Scenario, file: BinaryIO | None = None) -> Run:
-    """Play the scenario to its end, as `run.play` does. Raises `RunError` where the core cannot be compiled."""
+    """Play the scenario to its end, as `run.play` does. Raises `RunError` where the core cannot be compiled, or does not play what the scenario asks."""
     lines: list[Line] = []
     write = lines.append if file is None else Writer(file).write
     session = Session(scenario, Listed(scenario.trace))
@@ -208,6 +209,18 @@ def play_compiled(scenario: Scenario, file: BinaryIO | None = None) -> Run:
         write(total)
     write(ended(end.now_s))
     return Run(end_s=end.now_s, events=end.events, lines=tuple(lines))
+
+
+def _check_played(scenario: Scenario) -> None:
+    uneven = [up.replica for up in scenario.replicas if up.expert_imbalance_cv]
+    if scenario.block_tokens or uneven:
+        what = (
+            f"the experts of {uneven[0]} are uneven"
+            if uneven
+            else "requests come with hashes of their blocks"
+        )
+        msg = f"{what}, which the compiled driver does not play yet; play it with simulate.play"
+        raise RunError(msg)
 
 
 def _changes(

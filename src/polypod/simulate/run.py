@@ -90,7 +90,13 @@ class _Driver:
         self._scenario = scenario
         self._write = write
         self._policy = Policy(scenario.settings, seed=scenario.seed)
-        self._engines = Engines(scenario.replicas, scenario.slowdowns)
+        self._block_tokens = scenario.block_tokens
+        self._engines = Engines(
+            scenario.replicas,
+            scenario.slowdowns,
+            seed=scenario.seed,
+            block_tokens=self._block_tokens,
+        )
         self._transfers = Transfers()
         self._transfers_due_s = math.inf
         self._on_the_way: dict[int, TransferKv] = {}
@@ -123,7 +129,7 @@ class _Driver:
         if self._sampler is not None and self._sampler.last_s < self.now_s:
             self._sample(self._sampler, self.now_s)
         for replica, totals in self._engines.totals().items():
-            for name in MEASURES:
+            for name in MEASURES + (CACHE_MEASURES if self._block_tokens else ()):
                 value = float(getattr(totals, name))
                 self._write(Measure(at_s=self.now_s, of=replica, name=name, value=value))
         self._write(ended(self.now_s))
@@ -182,7 +188,7 @@ class _Driver:
         if arrival is None:
             return
         self._asked[request] = arrival
-        event = arrived(request, arrival)
+        event = arrived(request, arrival, self._block_tokens.get(arrival.model))
         self._plan(arrival.at_s, _Kind.ARRIVAL, event)
         if arrival.patience_s is not None:
             gone_s = arrival.at_s + arrival.patience_s
@@ -328,6 +334,11 @@ class _Driver:
 
 MEASURES: Final = ("busy_s", "computed_tokens", "preemptions")
 """Of every replica, over all its starts, as of the run's end."""
+
+CACHE_MEASURES: Final = (
+    "found_hbm_tokens", "found_host_tokens", "found_remote_tokens", "evicted_hbm_tokens", "evicted_host_tokens"
+)  # fmt: skip
+"""Only where requests come with hashes."""
 
 
 def header(scenario: Scenario, share: float = 1.0) -> Header:

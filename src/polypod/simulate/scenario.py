@@ -68,6 +68,14 @@ class Scenario:
     )
     plan: dict[str, Any] | None = None  # where the replicas come from; only told in the record
 
+    @property
+    def block_tokens(self) -> dict[str, int]:
+        """Tokens of a block, by model, of models whose requests come with hashes of their blocks."""
+        hashed = {arrival.model for arrival in self.trace if arrival.prefix_hashes}
+        return {
+            one.model: one.block_tokens for one in self.settings.services if one.model in hashed
+        }
+
     def __post_init__(self) -> None:
         names = [up.replica for up in self.replicas]
         if len(set(names)) < len(names):

@@ -37,7 +37,7 @@ class Transfers:
     ...         context_tokens=64, kv_capacity_tokens=640, max_sequences=8, max_step_tokens=64, kv_link_bytes_per_s=100.0))
     >>> transfers.start(0.0, request=1, ends=("p", "d"), kv_bytes=100.0)
     >>> transfers.start(0.5, request=2, ends=("p", "d"), kv_bytes=100.0)  # half the first is left: it takes a second more
-    >>> transfers.advance(1.0), transfers.next_s, transfers.advance(1.5), transfers.advance(2.0)
+    >>> transfers.advance(0.5), transfers.next_s, transfers.advance(1.5), transfers.advance(2.0)
     ([], 1.5, [1], [2])
     """
 
