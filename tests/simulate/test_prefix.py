@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 
 from polypod.engine.prefix import TierSettings
-from polypod.errors import RunError
 from polypod.policy import PolicySettings, ServiceSettings
 from polypod.policy.events import FirstToken, RequestArrived
 from polypod.record import Measure, Step
 from polypod.simulate import Arrival, Fault, Run, Scenario, play, replay
-from polypod.simulate.compiled import play_compiled
 
 BLOCK = 16
 MOONCAKE = Path(__file__).parents[1] / "data" / "mooncake" / "conversation-3000.csv"
@@ -228,15 +226,6 @@ def test_uneven_experts_keep_the_mean_step_and_spread_it(make: Any, cv: float) -
     assert waits.std() / 0.110 == pytest.approx(cv, abs=0.01)
     assert math.isclose(waits.max(), 0.110 * (1 + 3 * cv), rel_tol=0.1)
 
-
-def test_the_compiled_driver_says_that_it_does_not_play_caches_yet(make: Any) -> None:
-    hashed = sessions(1, 1)
-    even = make["arrivals"]([(0.0, 100, 5)])
-
-    with pytest.raises(RunError, match=r"requests come with hashes of their blocks, which the compiled driver does not play yet"):  # fmt: skip
-        play_compiled(scenario(fleet(make, 1), hashed))
-    with pytest.raises(RunError, match=r"the experts of r0 are uneven"):
-        play_compiled(scenario(fleet(make, 1, expert_imbalance_cv=0.1), even))
 
 
 def test_every_replica_start_and_seed_draws_its_own_unevenness(make: Any) -> None:

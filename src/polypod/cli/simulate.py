@@ -144,6 +144,7 @@ def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic) -> Scenari
         notes=broken.notes,
         watch=Watch(interval_s=interval_s),
         trace_sha256=_identity(traffic),
+        is_hashed=traffic.block_tokens > 0,
     )
 
 
@@ -184,10 +185,6 @@ def _play(
         return _play_plain(scenario, traffic, record)
     if not is_built():
         note("the simulator's core is compiled, once on this machine; it takes some seconds")
-    if traffic.block_tokens:
-        note(
-            "prompts come with hashes of their blocks, and the compiled driver plays no prefix caches yet: all is computed; --driver plain plays them"
-        )
     session = Session(scenario, Blocks(blocks(traffic)), share=kept)
     head: list[Line] = [header(scenario, kept), *scenario.notes]
     return play_session(session, head, record.file, Teller(traffic.expected_s))

@@ -14,7 +14,7 @@ import numpy as np
 from polypod.errors import RunError
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.record import Line, Measure, Writer, ended
-from polypod.simulate.arriving import Arriving, Listed
+from polypod.simulate.arriving import Arriving, Block, Listed
 from polypod.simulate.changes import changes
 from polypod.simulate.native.build import library
 from polypod.simulate.native.layout import (
@@ -27,7 +27,7 @@ from polypod.simulate.native.layout import (
     encode,
 )
 from polypod.simulate.native.lines import Lines
-from polypod.simulate.run import MEASURES, Run, header
+from polypod.simulate.run import CACHE_MEASURES, MEASURES, Run, header
 from polypod.simulate.scenario import Scenario
 from polypod.simulate.trace import Arrival
 
@@ -72,10 +72,13 @@ class Core:
     def plan(self, rows: Rows) -> None:
         self._check(self._library.core_plan(self._core, rows.ctypes.data, len(rows)))
 
-    def feed(self, rows: Rows, *, is_last: bool) -> None:
-        """The next arrivals, in order of time; they are kept until the next block is fed."""
-        self._kept[1:] = [rows]
-        self._check(self._library.core_feed(self._core, rows.ctypes.data, len(rows), is_last))
+    def feed(self, block: Block) -> None:
+        """The next arrivals; they are kept until the next block is fed."""
+        self._kept[1:] = [block]
+        rows, hashes = block.rows.ctypes.data, block.hashes.ctypes.data
+        self._check(
+            self._library.core_feed(self._core, rows, hashes, len(block.rows), block.is_last)
+        )
 
     def run(self, entries: int = TURN) -> int:
         """Play on; whether it is done, wants arrivals, or was paused after so many entries."""
@@ -101,8 +104,8 @@ class Core:
         return Progress(now_s=now_s.value, events=events.value, live=live.value)
 
     def totals(self, replica: int) -> list[float]:
-        """`MEASURES` of one replica; asked once, at the end."""
-        values = (ctypes.c_double * len(MEASURES))()
+        """`MEASURES` and `CACHE_MEASURES` of one replica; asked once, at the end."""
+        values = (ctypes.c_double * (len(MEASURES) + len(CACHE_MEASURES)))()
         self._library.core_totals(self._core, replica, values)
         return list(values)
 
@@ -140,13 +143,13 @@ class Session:
     """
 
     def __init__(self, scenario: Scenario, arriving: Arriving, *, share: float = 1.0) -> None:
-        _check_played(scenario)
         self.encoded = encode(scenario, share=share)
         self.changes, rows = _changes(scenario, self.encoded.names)
         self.progress = Progress(now_s=0.0, events=0, live=0)
         self.is_done = False
         self.arriving = arriving
         self._asked: dict[int, Arrival] = {}  # requests in the record that have not ended
+        self._measures = MEASURES + (CACHE_MEASURES if scenario.block_tokens else ())
         self._core = Core(self.encoded)
         self._core.plan(rows)
         self._feed()
@@ -174,12 +177,11 @@ class Session:
     def totals(self) -> Iterator[Measure]:
         """What every replica did, up to where the run is; asked once, at the end."""
         for number, name in enumerate(self.encoded.names):
-            for what, value in zip(MEASURES, self._core.totals(number), strict=True):
+            for what, value in zip(self._measures, self._core.totals(number), strict=False):
                 yield Measure(at_s=self.progress.now_s, of=name, name=what, value=value)
 
     def _feed(self) -> None:
-        rows, is_last = self.arriving.block(self.encoded.models)
-        self._core.feed(rows, is_last=is_last)
+        self._core.feed(self.arriving.block(self.encoded.models))
 
     def _asked_of(self, request: int) -> Arrival:
         asked = self._asked.get(request)
@@ -194,7 +196,7 @@ class Session:
 
 
 def play_compiled(scenario: Scenario, file: BinaryIO | None = None) -> Run:
-    """Play the scenario to its end, as `run.play` does. Raises `RunError` where the core cannot be compiled, or does not play what the scenario asks."""
+    """Play the scenario to its end, as `run.play` does. Raises `RunError` where the core cannot be compiled."""
     lines: list[Line] = []
     write = lines.append if file is None else Writer(file).write
     session = Session(scenario, Listed(scenario.trace))
@@ -209,18 +211,6 @@ def play_compiled(scenario: Scenario, file: BinaryIO | None = None) -> Run:
         write(total)
     write(ended(end.now_s))
     return Run(end_s=end.now_s, events=end.events, lines=tuple(lines))
-
-
-def _check_played(scenario: Scenario) -> None:
-    uneven = [up.replica for up in scenario.replicas if up.expert_imbalance_cv]
-    if scenario.block_tokens or uneven:
-        what = (
-            f"the experts of {uneven[0]} are uneven"
-            if uneven
-            else "requests come with hashes of their blocks"
-        )
-        msg = f"{what}, which the compiled driver does not play yet; play it with simulate.play"
-        raise RunError(msg)
 
 
 def _changes(
@@ -248,7 +238,7 @@ def _declared(core: ctypes.CDLL) -> ctypes.CDLL:
         "core_new": (pointer, [pointer] * 8),
         "core_free": (None, [pointer]),
         "core_plan": (ctypes.c_int, [pointer, pointer, whole]),
-        "core_feed": (ctypes.c_int, [pointer, pointer, whole, whole]),
+        "core_feed": (ctypes.c_int, [pointer, pointer, pointer, whole, whole]),
         "core_run": (ctypes.c_int, [pointer, whole]),
         "core_entries": (whole, [pointer, pointer]),
         "core_rows": (whole, [pointer, pointer]),

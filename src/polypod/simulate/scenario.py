@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
 from polypod.errors import InputError, nearest_names
@@ -46,7 +47,7 @@ class Fault:
             raise InputError(msg)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Scenario:
     """All that a run depends on: the same scenario gives the same record, byte for byte.
 
@@ -66,12 +67,18 @@ class Scenario:
     trace_sha256: str | None = (
         None  # of what the arrivals were made from, where they are not here; told in the record
     )
+    is_hashed: bool | None = (
+        None  # whether requests come with hashes of their blocks; None: as the trace has it
+    )
     plan: dict[str, Any] | None = None  # where the replicas come from; only told in the record
 
-    @property
+    @cached_property
     def block_tokens(self) -> dict[str, int]:
         """Tokens of a block, by model, of models whose requests come with hashes of their blocks."""
-        hashed = {arrival.model for arrival in self.trace if arrival.prefix_hashes}
+        if self.is_hashed is not None:
+            hashed = {one.model for one in self.settings.services} if self.is_hashed else set()
+        else:
+            hashed = {arrival.model for arrival in self.trace if arrival.prefix_hashes}
         return {
             one.model: one.block_tokens for one in self.settings.services if one.model in hashed
         }

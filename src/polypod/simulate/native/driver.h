@@ -60,6 +60,12 @@ static void plan_arrival(Core *core) {
     request->first_token_s = request->prefilled_s = request->placed_s = NAN;
     request->place.load.first_s = NAN;
     request->place.replica = request->source.replica = request->sequence = request->prefill_replica = NONE;
+    if (asked->hashes) {
+        request->hashes = grown(core, NULL, 1, sizeof *request->hashes + (size_t)asked->hashes * sizeof(i64));
+        request->hashes->owners = 1;
+        request->hashes->count = asked->hashes;
+        memcpy(request->hashes->keys, core->hashes + asked->first_hash, (size_t)asked->hashes * sizeof(i64));
+    }
     core->asked++;
     plan(core, asked->at_s, K_ARRIVAL, (Agendum){.word = W_ARRIVED, .a = slot, .b = request->id});
     if (asked->patience_s < INFINITY)
@@ -133,6 +139,7 @@ static void submit(Core *core, i32 slot, i64 word) {
         .ticket = ticket, .prompt_tokens = prompt, .output_tokens = answer, .finish_step = -1, .request = slot, .replica = replica,
         .rank = NONE, .prev = NONE, .next = NONE, .chunk_next = NONE, .heap_at = NONE, .state = S_WAITING,
         .ends_at_first = word == W_PREFILL, .has_cache = word == W_DECODE,
+        .hashes = word == W_DECODE || !engine->prefix.block_tokens ? NULL : share_hashes(request->hashes),
     };
     request->sequence = one;
     engine_submit(core, engine, one, core->now_s);

@@ -57,6 +57,7 @@ class Lines:
         self._capacities = _rank_capacities(encoded)
         self._models = encoded.models
         self._settings = scenario.settings
+        self._block_tokens = scenario.block_tokens
         watch = scenario.watch
         draws = () if watch is None else watch.draws
         self._pools = [(pool, pool in draws) for pool in encoded.pools]
@@ -113,7 +114,8 @@ class Lines:
     # ---- events
 
     def _arrived(self, row: Row) -> RequestArrived:
-        return arrived(row[1], self._asked(row[1]))
+        asked = self._asked(row[1])
+        return arrived(row[1], asked, self._block_tokens.get(asked.model))
 
     def _first(self, row: Row) -> FirstToken:
         return FirstToken(at_s=row[7], **self._about(row))
