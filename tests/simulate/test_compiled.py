@@ -19,6 +19,8 @@ from polypod.simulate import Arrival, Fault, Scenario, play, replay
 from polypod.simulate.compiled import play_compiled
 from polypod.simulate.native import build
 from polypod.simulate.series import Cap, Draw, Watch
+from polypod.workload.traffic import Trace
+from polypod.workload.traffic_loop import ClosedLoop
 
 STEP = StepTime(
     tokens=(1, 64, 256, 1024, 8192), seconds=(0.010, 0.011, 0.015, 0.040, 0.300),
@@ -148,6 +150,25 @@ def watch(rng: np.random.Generator, replicas: list[ReplicaUp]) -> Watch | None:
     )
 
 
+def users(rng: np.random.Generator, models: list[str]) -> ClosedLoop:
+    """A closed loop of a few, over some seconds or some requests."""
+    requests = int(rng.integers(20, 200))
+    trace = Trace(
+        name="loop",
+        arrival_s=np.zeros(requests),
+        input_tokens=rng.integers(1, 3500, requests),
+        output_tokens=rng.integers(1, 200, requests),
+        model=rng.integers(0, len(models), requests),
+        models=tuple(models),
+    )
+    return ClosedLoop(
+        users=int(rng.integers(1, 30)),
+        trace=trace,
+        think_s=rng.exponential(float(rng.choice([0.0, 0.5])), requests),
+        duration_s=float(rng.choice([5.0, 60.0])) if rng.random() < 0.5 else None,
+    )
+
+
 def scenario(seed: int) -> Scenario:
     """Anything: unlike engines, several ranks and stages, small caches, full queues, impatient clients, every kind of fault."""
     rng = np.random.default_rng(seed)
@@ -165,7 +186,10 @@ def scenario(seed: int) -> Scenario:
         ServiceSettings(model=model, context_tokens=4096, block_tokens=BLOCK) for model in models
     )
     hashed = bool(rng.random() < 0.5)
+    loop = users(rng, models) if rng.random() < 0.15 else None
     return Scenario(
+        loop=loop,
+        is_hashed=None if loop is None else False,
         replicas=tuple(replicas),
         settings=PolicySettings(
             services=services,
@@ -175,7 +199,9 @@ def scenario(seed: int) -> Scenario:
             quarantine_deaths=int(rng.choice([1, 2, 3])),
             prefix_blocks=int(rng.choice([0, 40, 100_000])),
         ),
-        trace=tuple(arrival(rng, at, models, hashed=hashed) for at in at_s.tolist()),
+        trace=()
+        if loop
+        else tuple(arrival(rng, at, models, hashed=hashed) for at in at_s.tolist()),
         seed=seed,
         faults=tuple(faults(rng, replicas, float(at_s[-1]))),
         slowdowns={"r0": 1.5} if rng.random() < 0.3 else {},

@@ -227,7 +227,6 @@ def test_uneven_experts_keep_the_mean_step_and_spread_it(make: Any, cv: float) -
     assert math.isclose(waits.max(), 0.110 * (1 + 3 * cv), rel_tol=0.1)
 
 
-
 def test_every_replica_start_and_seed_draws_its_own_unevenness(make: Any) -> None:
     """The same prompt on two replicas at once, and again after a restart of both."""
     trace = make["arrivals"]([(at_s, 1000, 1) for at_s in (1.0, 1.0, 4.0, 4.0)])

@@ -10,6 +10,7 @@ from polypod.errors import InputError
 from polypod.simulate.native.layout import Integers, Rows, arrival_rows, rows_of
 from polypod.simulate.trace import Arrival, one_arrival
 from polypod.workload.traffic import Trace
+from polypod.workload.traffic_loop import ClosedLoop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,3 +86,22 @@ class Blocks:
             return self._before
         assert self._block is not None, "no block has been read"
         return one_arrival(self._block, request - self._first, self._model)
+
+
+class Looped:
+    """The requests of a closed loop, in the order they are sent; their times are those to think."""
+
+    tenants = ("",)
+
+    def __init__(self, loop: ClosedLoop) -> None:
+        self.loop = loop
+
+    def block(self, models: Sequence[str]) -> Block:
+        self._model = models[0]
+        rows, hashes = arrival_rows(self.loop.trace, models)
+        rows["at_s"] = self.loop.think_s
+        return Block(rows=rows, hashes=hashes, is_last=True)
+
+    def asked(self, request: int) -> Arrival:
+        """With a time that means nothing."""
+        return one_arrival(self.loop.trace, request - 1, self._model)

@@ -5,6 +5,7 @@ The policy, the engines and the agenda are C over arrays (`native/`), so that a 
 """
 
 import ctypes
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
@@ -14,7 +15,7 @@ import numpy as np
 from polypod.errors import RunError
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.record import Line, Measure, Writer, ended
-from polypod.simulate.arriving import Arriving, Block, Listed
+from polypod.simulate.arriving import Arriving, Block, Listed, Looped
 from polypod.simulate.changes import changes
 from polypod.simulate.native.build import library
 from polypod.simulate.native.layout import (
@@ -78,6 +79,14 @@ class Core:
         rows, hashes = block.rows.ctypes.data, block.hashes.ctypes.data
         self._check(
             self._library.core_feed(self._core, rows, hashes, len(block.rows), block.is_last)
+        )
+
+    def feed_loop(self, block: Block, users: int, end_s: float) -> None:
+        """All requests of a closed loop."""
+        self._kept[1:] = [block]
+        rows, hashes = block.rows.ctypes.data, block.hashes.ctypes.data
+        self._check(
+            self._library.core_loop(self._core, rows, hashes, len(block.rows), users, end_s)
         )
 
     def run(self, entries: int = TURN) -> int:
@@ -181,7 +190,13 @@ class Session:
                 yield Measure(at_s=self.progress.now_s, of=name, name=what, value=value)
 
     def _feed(self) -> None:
-        self._core.feed(self.arriving.block(self.encoded.models))
+        block = self.arriving.block(self.encoded.models)
+        if isinstance(self.arriving, Looped):
+            loop = self.arriving.loop
+            end_s = math.inf if loop.duration_s is None else loop.duration_s
+            self._core.feed_loop(block, loop.num_first, end_s)
+        else:
+            self._core.feed(block)
 
     def _asked_of(self, request: int) -> Arrival:
         asked = self._asked.get(request)
@@ -199,7 +214,8 @@ def play_compiled(scenario: Scenario, file: BinaryIO | None = None) -> Run:
     """Play the scenario to its end, as `run.play` does. Raises `RunError` where the core cannot be compiled."""
     lines: list[Line] = []
     write = lines.append if file is None else Writer(file).write
-    session = Session(scenario, Listed(scenario.trace))
+    arriving = Listed(scenario.trace) if scenario.loop is None else Looped(scenario.loop)
+    session = Session(scenario, arriving)
     write(header(scenario))
     for note in scenario.notes:
         write(note)
@@ -239,6 +255,7 @@ def _declared(core: ctypes.CDLL) -> ctypes.CDLL:
         "core_free": (None, [pointer]),
         "core_plan": (ctypes.c_int, [pointer, pointer, whole]),
         "core_feed": (ctypes.c_int, [pointer, pointer, pointer, whole, whole]),
+        "core_loop": (ctypes.c_int, [pointer, pointer, pointer, whole, whole, ctypes.c_double]),
         "core_run": (ctypes.c_int, [pointer, whole]),
         "core_entries": (whole, [pointer, pointer]),
         "core_rows": (whole, [pointer, pointer]),

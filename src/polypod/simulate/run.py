@@ -8,7 +8,7 @@ import hashlib
 import heapq
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import BinaryIO, Final
 
@@ -46,7 +46,7 @@ from polypod.simulate.changes import changes
 from polypod.simulate.engines import Engine, Engines, Start, output_tokens
 from polypod.simulate.sampler import Sampler
 from polypod.simulate.scenario import Fault, Scenario
-from polypod.simulate.trace import Arrival, arrived
+from polypod.simulate.trace import Arrival, arrivals, arrived
 from polypod.simulate.transfers import Transfers
 
 
@@ -103,6 +103,7 @@ class _Driver:
         self._token_bytes = {up.replica: up.kv_token_bytes for up in scenario.replicas}
         self._agenda: list[tuple[float, _Kind, int, _Item]] = []
         self._entries = 0
+        self._sent = 0
         self._arrivals: Iterator[tuple[int, Arrival]] = iter(())
         self._asked: dict[int, Arrival] = {}  # requests that have not ended
         watch = scenario.watch
@@ -113,9 +114,7 @@ class _Driver:
         for note in self._scenario.notes:
             self._write(note)
         self._plan_replicas()
-        trace = sorted(self._scenario.trace, key=lambda arrival: arrival.at_s)
-        self._arrivals = enumerate(trace, start=1)
-        self._plan_arrival()
+        self._plan_first()
         while self._agenda:
             at_s, kind, _, item = self._agenda[0]
             if self._is_over(at_s, kind, item):
@@ -154,11 +153,12 @@ class _Driver:
         if isinstance(item, Transfers):
             self._hand_over()
             return
-        if kind == _Kind.ARRIVAL:
+        if kind == _Kind.ARRIVAL and self._scenario.loop is None:
             self._plan_arrival()
         self._tell(item)
         if isinstance(item, ClientGone):
             del self._asked[item.request]
+            self._plan_after_end()
 
     def _sample(self, sampler: Sampler, at_s: float) -> None:
         for line in sampler.lines(at_s, self._policy.queues()):
@@ -183,10 +183,33 @@ class _Driver:
         for at_s, change in changes(self._scenario):
             self._plan(at_s, _Kind.EVENT, change)
 
-    def _plan_arrival(self) -> None:
+    def _plan_first(self) -> None:
+        """The first arrival; of a closed loop the first of every user."""
+        loop = self._scenario.loop
+        if loop is None:
+            trace = sorted(self._scenario.trace, key=lambda arrival: arrival.at_s)
+            self._arrivals = enumerate(trace, start=1)
+            self._plan_arrival()
+            return
+        model = self._scenario.settings.services[0].model
+        self._arrivals = enumerate(arrivals(loop.trace, model), start=1)
+        for _ in range(loop.num_first):
+            self._plan_arrival(0.0)
+
+    def _plan_after_end(self) -> None:
+        """A request has ended: of a closed loop, its user's next one."""
+        loop = self._scenario.loop
+        at_s = None if loop is None else loop.next_s(self._sent, self.now_s)
+        if at_s is not None:
+            self._plan_arrival(at_s)
+
+    def _plan_arrival(self, at_s: float | None = None) -> None:
+        """The next arrival, when it says, or when it is told here."""
         request, arrival = next(self._arrivals, (0, None))
         if arrival is None:
             return
+        arrival = arrival if at_s is None else replace(arrival, at_s=at_s)
+        self._sent += 1
         self._asked[request] = arrival
         event = arrived(request, arrival, self._block_tokens.get(arrival.model))
         self._plan(arrival.at_s, _Kind.ARRIVAL, event)
@@ -224,6 +247,8 @@ class _Driver:
         engine.due_s = math.inf
         for progress, start in self._engines.advance(engine, self.now_s):
             self._tell(self._word(engine, progress, start))
+            if progress.kind == "finished":
+                self._plan_after_end()
         self._plan_engine(engine)
 
     def _hand_over(self) -> None:
@@ -286,6 +311,7 @@ class _Driver:
             case Reject():
                 self._stop(action.request)
                 del self._asked[action.request]
+                self._plan_after_end()
             case WakeAt():
                 at_s = max(action.at_s, self.now_s)
                 self._plan(at_s, _Kind.TIMER, Woke(at_s=at_s))
@@ -350,10 +376,15 @@ def header(scenario: Scenario, share: float = 1.0) -> Header:
         policy=scenario.settings,
         plan=plan,
         plan_sha256=None if plan is None else sha256(plan),
-        trace_sha256=scenario.trace_sha256 or sha256(scenario.trace),
+        trace_sha256=scenario.trace_sha256 or _trace_sha256(scenario),
         seed=scenario.seed,
         sample=None if share == 1.0 else share,
     )
+
+
+def _trace_sha256(scenario: Scenario) -> str:
+    loop = scenario.loop
+    return sha256(scenario.trace) if loop is None else loop.sha256
 
 
 def sha256(value: object) -> str:

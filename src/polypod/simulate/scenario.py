@@ -12,6 +12,7 @@ from polypod.policy.settings import PolicySettings
 from polypod.record import FaultNote
 from polypod.simulate.series import Watch, check_caps
 from polypod.simulate.trace import Arrival
+from polypod.workload.traffic_loop import ClosedLoop
 
 FaultKind = Literal["down", "up", "speed", "hang", "link"]
 FAULT_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
@@ -67,6 +68,7 @@ class Scenario:
     trace_sha256: str | None = (
         None  # of what the arrivals were made from, where they are not here; told in the record
     )
+    loop: ClosedLoop | None = None  # users who send when they are answered, in place of the trace
     is_hashed: bool | None = (
         None  # whether requests come with hashes of their blocks; None: as the trace has it
     )

@@ -178,6 +178,19 @@ int core_feed(Core *core, const Arrival *arrivals, const i64 *hashes, i64 count,
     return RUN_DONE;
 }
 
+/* All requests of a closed loop in the order they are sent, their times those to think since another ended; so many users begin at time 0, and nothing is
+   sent from the end on. */
+int core_loop(Core *core, const Arrival *arrivals, const i64 *hashes, i64 count, i64 users, double end_s) {
+    if (setjmp(core->no_memory)) return RUN_NO_MEMORY;
+    core->arrivals = arrivals;
+    core->hashes = hashes;
+    core->arrivals_count = count;
+    core->is_last_block = core->is_loop = 1;
+    core->loop_end_s = end_s;
+    for (i64 user = 0; user < users; user++) plan_arrival_at(core, 0.0);
+    return RUN_DONE;
+}
+
 /* Play on for so many entries of the agenda at most. */
 int core_run(Core *core, i64 entries) {
     if (setjmp(core->no_memory)) return RUN_NO_MEMORY;

@@ -1,6 +1,7 @@
 """What the core wrote down, as the lines of a record: the events it heard, each with the policy's answer."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -115,7 +116,8 @@ class Lines:
 
     def _arrived(self, row: Row) -> RequestArrived:
         asked = self._asked(row[1])
-        return arrived(row[1], asked, self._block_tokens.get(asked.model))
+        now = asked if asked.at_s == row[7] else replace(asked, at_s=row[7])
+        return arrived(row[1], now, self._block_tokens.get(asked.model))
 
     def _first(self, row: Row) -> FirstToken:
         return FirstToken(at_s=row[7], **self._about(row))

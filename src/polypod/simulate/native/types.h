@@ -288,6 +288,8 @@ typedef struct {
     Store *remotes;
     i64 arrivals_count, arrivals_at, requests_planned;
     i64 is_last_block;
+    i64 is_loop; /* arrivals come when others end: their times are times to think */
+    double loop_end_s;
     Link *links; /* by replica */
     Deadline *transfers; /* a heap of changes: `low` is the order of the transfer */
     i64 transfer_count, transfer_room, transfer_orders;
