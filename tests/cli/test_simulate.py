@@ -113,7 +113,7 @@ def test_faults_are_played_and_noted(plan, tmp_path, capsys):
         (["--sample", "10%"], "--sample 10% is of a record; say where to write it with -o DIR"),
         (["--interval", "0s"], "a series every 0 s is none"),
         (["--sample", "0%", "-o", "run"], "--sample 0% is no part of a whole"),
-        (["--arrivals", "closed:4"], "not played yet"),
+        (["--arrivals", "closed:4", "--draw-faults"], "say the closed loop's --duration"),
     ],
 )
 def test_what_cannot_be_played_is_said_before_anything_runs(

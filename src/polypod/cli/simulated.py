@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polypod import units
 from polypod.policy.events import ReplicaDown, ReplicaUp
@@ -18,12 +19,12 @@ from polypod.policy.router import slots_of
 from polypod.record import Line, Step, Writer, ended
 from polypod.report.fold import fold
 from polypod.report.outcomes import (
+    DECODE,
     FINISHED,
     GONE,
     OPEN,
+    PREFILL,
     WHOLE,
-    Floats,
-    Ints,
     Outcomes,
     Replica,
     Requests,
@@ -153,7 +154,7 @@ def outcomes_of(session: Session, gathered: Gathered) -> Outcomes:
         replicas=_replicas(session, beside),
         requests=_requests(rows, len(models)),
         stays=_stays(rows),
-        waits=Waits(row=_none(), begin_s=_nothing(), end_s=_nothing()),
+        waits=_waits(rows),
         faults=beside.faults,
         series=beside.series,
         end_s=session.progress.now_s,
@@ -181,7 +182,7 @@ def _requests(rows: Rows, models: int) -> Requests:
         status=http[status],
         code=np.where(is_rejected, status - 1, -1),
         attempts=rows["attempts"],
-        prefill_replica=rows["replica"],
+        prefill_replica=rows["prefill_replica"],
         decode_replica=rows["replica"],
         placed_s=rows["placed_s"],
         predicted_first_token_s=rows["predicted_first_s"],
@@ -227,24 +228,35 @@ def _last(beside: Outcomes, replica: str) -> float | None:
     return None if series is None else float(series.value[-1])
 
 
-def _none() -> Ints:
-    return np.empty(0, dtype=np.int64)
-
-
-def _nothing() -> Floats:
-    return np.empty(0)
-
-
 def _stays(rows: Rows) -> Stays:
-    """Of the requests that finished, from their last placing on; earlier attempts are only in the record."""
+    """Of the requests that finished, from their last placing on; earlier attempts, and caches on their way, are only in the record."""
     done = np.flatnonzero((rows["status"] == ENDED_WELL) & (rows["replica"] >= 0))
+    apart = done[np.isfinite(rows["prefilled_s"][done])]
+    whole = np.setdiff1d(done, apart)
+    parts = [
+        (whole, "replica", WHOLE, "placed_s", "end_s"),
+        (apart, "prefill_replica", PREFILL, "placed_s", "prefilled_s"),
+        (apart, "replica", DECODE, "first_s", "end_s"),
+    ]
+    row = np.concatenate([these for these, *_ in parts])
+
+    def column(place: int) -> NDArray[Any]:
+        return np.concatenate([rows[part[place]][part[0]] for part in parts])
+
     return Stays(
-        row=done,
-        replica=rows["replica"][done],
-        role=np.full(len(done), WHOLE),
-        attempt=rows["attempts"][done],
-        begin_s=rows["placed_s"][done],
-        end_s=rows["end_s"][done],
-        ending=np.zeros(len(done), dtype=np.int64),
-        predicted_first_token_s=rows["predicted_first_s"][done],
+        row=row,
+        replica=column(1),
+        role=np.concatenate([np.full(len(these), role) for these, _, role, *_ in parts]),
+        attempt=rows["attempts"][row],
+        begin_s=column(3),
+        end_s=column(4),
+        ending=np.zeros(len(row), dtype=np.int64),
+        predicted_first_token_s=rows["predicted_first_s"][row],
     )
+
+
+def _waits(rows: Rows) -> Waits:
+    """From the arrival to the last placing; of one that was never placed, to its end."""
+    until_s = np.where(np.isfinite(rows["placed_s"]), rows["placed_s"], rows["end_s"])
+    row = np.flatnonzero(until_s > rows["arrival_s"])
+    return Waits(row=row, begin_s=rows["arrival_s"][row], end_s=until_s[row])

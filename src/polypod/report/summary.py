@@ -125,6 +125,7 @@ class RunSummary:
     open: int
     retries: int  # dispatches beyond each request's first
     duration_s: float  # from the first arrival to the last end of a request
+    input_tokens: int  # of the requests that finished
     output_tokens: int
     ttft: Percentiles | None
     tpot: Percentiles | None
@@ -137,6 +138,9 @@ class RunSummary:
     tenants: tuple[Group, ...]
     islands: tuple[Share, ...]
     traffic_bytes: dict[str, float]  # by tier
+    cached_tokens: dict[
+        str, float
+    ]  # of prompts, that were found in this tier; empty where no prefixes were played
     power: Power | None
     foresight: Foresight | None
     faults: tuple[FaultCost, ...]
@@ -174,6 +178,7 @@ def summary_of(outcomes: Outcomes, slos: Mapping[str, Slo] | None = None) -> Run
         open=int(np.sum(status == OPEN)),
         retries=outcomes.retries,
         duration_s=outcomes.duration_s,
+        input_tokens=int(outcomes.requests.input_tokens[outcomes.finished].sum()),
         output_tokens=int(outcomes.requests.output_tokens.sum()),
         ttft=whole.ttft,
         tpot=whole.tpot,
@@ -186,6 +191,7 @@ def summary_of(outcomes: Outcomes, slos: Mapping[str, Slo] | None = None) -> Run
         tenants=_groups(outcomes.tenants, outcomes.requests.tenant, outcomes, kept, slos),
         islands=_islands(replicas),
         traffic_bytes={of: float(one.value.sum()) for of, one in outcomes.measured("bytes").items()},
+        cached_tokens=_cached(outcomes),
         power=_power(outcomes),
         foresight=_foresight(outcomes),
         faults=fault_costs(outcomes, slos),
@@ -372,6 +378,16 @@ def _mean(parts: Sequence[tuple[float | None, float]]) -> float | None:
 
 
 # ---- measured
+
+
+def _cached(outcomes: Outcomes) -> dict[str, float]:
+    """Tokens found, by tier: replicas say what they found over the whole run."""
+    found = {}
+    for tier in ("hbm", "host", "remote"):
+        measured = outcomes.measured(f"found_{tier}_tokens")
+        if measured:
+            found[tier] = float(sum(one.value[-1] for one in measured.values()))
+    return found
 
 
 def _power(outcomes: Outcomes) -> Power | None:
