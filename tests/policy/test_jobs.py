@@ -339,7 +339,7 @@ def test_a_job_that_waits_long_enough_comes_before_newcomers_of_higher_priority(
 
 
 def test_the_tenant_that_had_least_for_its_weight_goes_first() -> None:
-    tenants = (Tenant(name="heavy", weight=3), Tenant(name="light", weight=1))
+    tenants = (Tenant(name="heavy", fair_share=3), Tenant(name="light", fair_share=1))
     scheduler = Scheduler(fleet(2), JobRules(tenants=tenants, period_s=10, half_life_s=1e9))
     scheduler.handle(job(1, tenant="heavy"))
     scheduler.handle(job(2, tenant="light"))

@@ -38,7 +38,7 @@ FLEET = Fleet(
     )
 )
 TENANTS = (
-    Tenant(name="a", weight=2, quota={"x": 6, "y": 2}),
+    Tenant(name="a", fair_share=2, quota={"x": 6, "y": 2}),
     Tenant(name="b", quota={"x": 4}, borrow=3),
 )
 RULES_TRIED = tuple(
