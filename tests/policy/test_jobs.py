@@ -306,7 +306,7 @@ def test_a_job_its_quota_holds_is_not_passed_by_its_own_tenant() -> None:
 
 
 def test_a_backfilled_job_does_not_use_up_the_quota_that_a_reserved_one_needs() -> None:
-    tenants = (Tenant(name="a", quota={"x": 4}, borrow=0),)
+    tenants = (Tenant(name="a", quota={"x": 4}, borrow=0), Tenant(name="b", quota={"x": 4}))
     scheduler = Scheduler(fleet(8), JobRules(tenants=tenants))
     scheduler.handle(job(1, 6, limit_s=100))
     scheduler.handle(job(2, 4, tenant="a"))
@@ -314,6 +314,33 @@ def test_a_backfilled_job_does_not_use_up_the_quota_that_a_reserved_one_needs() 
     assert set(started(scheduler.handle(job(4, 1, at_s=1, tenant="a", limit_s=99)))) == {4}
     assert started(scheduler.handle(job(3, 1, at_s=1, tenant="a", limit_s=200))) == {}
     assert set(started(scheduler.handle(job(5, 1, at_s=1, limit_s=200)))) == {5}
+
+
+def test_an_owner_takes_back_what_its_cohort_has_lent_even_where_cards_are_free() -> None:
+    scheduler = shared(cards=16)
+    for number in range(4):
+        scheduler.handle(job(number, 2, at_s=number, tenant="a"))
+    actions = scheduler.handle(job(9, 3, at_s=10, tenant="b"))
+    assert preempted(actions) == [(3, "reclaim"), (2, "reclaim")]
+    assert set(started(actions)) == {9}
+
+
+def test_nobody_is_put_below_its_own_quota() -> None:
+    """a has 6 of its 4, others 2: b wants its 4, and stopping the one job that a borrows for is not enough, so none is stopped."""
+    scheduler = shared()
+    for number in range(3):
+        scheduler.handle(job(number, 2, at_s=number, tenant="a"))
+    scheduler.handle(job(3, 2, tenant="nobody's", is_preemptible=False))
+    assert preempted(scheduler.handle(job(9, 4, at_s=10, tenant="b"))) == []
+
+
+def test_a_borrower_of_high_priority_stops_nobody_whose_cards_its_cohort_may_not_use() -> None:
+    scheduler = Scheduler(fleet(8), JobRules(tenants=(Tenant(name="a", quota={"x": 4}),)))
+    scheduler.handle(job(1, 2, tenant="a", is_preemptible=False))
+    scheduler.handle(job(2, 6, tenant="nobody's"))
+    actions = scheduler.handle(job(3, 4, at_s=5, tenant="a", priority=9))
+    assert preempted(actions) == []
+    scheduler.check()
 
 
 # ---- order
@@ -348,6 +375,8 @@ def test_the_tenant_that_had_least_for_its_weight_goes_first() -> None:
     scheduler.handle(Woke(at_s=50))
     assert scheduler.waiting == (4, 3)
     assert scheduler.tables.usage[1:] == pytest.approx([50, 50])
+    scheduler.handle(job(5, at_s=51, tenant="heavy"))
+    assert scheduler.waiting == (4, 5, 3)
 
 
 def test_usage_is_halved_by_every_half_life() -> None:

@@ -207,6 +207,7 @@ def test_no_driver_can_break_an_invariant(rules: JobRules, steps: list[Any]) -> 
     driven(rules, steps)
 
 
+@pytest.mark.timeout(600)  # compiles, where nothing is cached yet
 @pytest.mark.skipif(not has_numba(), reason="Numba is an optional extra")
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(RULES_TRIED), STEPS)

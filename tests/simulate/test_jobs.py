@@ -173,6 +173,7 @@ def promises(scenario: JobScenario) -> dict[int, float]:
     return first
 
 
+@pytest.mark.timeout(600)  # compiles, where nothing is cached yet
 @pytest.mark.skipif(not has_numba(), reason="Numba is an optional extra")
 def test_a_run_is_the_same_with_plain_and_with_compiled_rules_and_every_time() -> None:
     jobs = draw_jobs(Drawn(count=200, load_ratio=1.2, seed=7, most_cards=16), 32).jobs
