@@ -107,6 +107,16 @@ def test_conservative_backfill_keeps_a_time_for_each_and_none_is_put_off() -> No
     assert set(started(scheduler.handle(job(5, 1, limit_s=10)))) == {5}
 
 
+def test_two_jobs_may_be_kept_the_same_time_and_what_is_left_over_is_less_both() -> None:
+    scheduler = Scheduler(fleet(5, node=5), JobRules(reservations=3))
+    scheduler.handle(job(1, 5, limit_s=10))
+    scheduler.handle(job(2, 2, limit_s=10))
+    scheduler.handle(job(3, 2, limit_s=20))
+    assert scheduler.reserved_s == {2: 10.0, 3: 10.0}
+    assert scheduler.tables.state.slack_PN[:2].tolist() == [[1], [1]]
+    scheduler.check()
+
+
 def test_easy_lets_a_job_put_off_the_second_that_waits_where_conservative_does_not() -> None:
     """Mu'alem and Feitelson's difference of the two: job 4 ends by 2's reserved time, and takes what 3 would have had."""
     for reservations, starts in ((1, {4}), (8, set())):
