@@ -353,6 +353,15 @@ def test_a_borrower_of_high_priority_stops_nobody_whose_cards_its_cohort_may_not
     scheduler.check()
 
 
+def test_an_owner_stops_nobody_outside_its_cohort_while_the_cohort_has_lent_all() -> None:
+    scheduler = shared(cards=16)
+    scheduler.handle(job(1, 8, tenant="b", is_preemptible=False))
+    scheduler.handle(job(2, 8, tenant="nobody's"))
+    actions = scheduler.handle(job(3, 2, at_s=5, tenant="a", priority=9))
+    assert preempted(actions) == []
+    scheduler.check()
+
+
 # ---- order
 
 
