@@ -425,6 +425,13 @@ def test_a_higher_priority_stops_the_lowest_that_lose_least_and_no_more_than_it_
     assert set(started(actions)) == {5}
 
 
+def test_of_runs_that_lose_the_same_the_one_that_started_last_is_stopped() -> None:
+    scheduler = Scheduler(fleet(4))
+    scheduler.handle(job(1, 2, at_s=0, checkpoint_every_s=10.0))
+    scheduler.handle(job(2, 2, at_s=10, checkpoint_every_s=10.0))
+    assert preempted(scheduler.handle(job(3, 2, at_s=20, priority=1))) == [(2, "priority")]
+
+
 def test_victims_that_turn_out_not_to_be_needed_are_spared() -> None:
     """4 needs one whole node: 2 on node 0 loses less and is looked at first, but only 3 fills a node."""
     scheduler = Scheduler(fleet(8, node=4))
