@@ -6,7 +6,7 @@ import pytest
 from polypod.cli.asking import model_of
 from polypod.cost.bands import Band
 from polypod.plan.energy import serving_at
-from polypod.plan.frontier import Point, frontier, thinned
+from polypod.plan.frontier import Point, _unbeaten, frontier, thinned
 from polypod.plan.money import Output, running, site
 from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question, steady
@@ -65,3 +65,16 @@ def test_it_is_ordered_by_tpot_and_thinned_evenly_with_its_ends(points: list[Poi
     few = thinned(points, 10)
     assert len(few) <= 10
     assert (few[0], few[-1]) == (points[0], points[-1])
+
+
+@pytest.mark.parametrize("values", [4, 9, 1000])
+def test_the_unbeaten_of_rows_are_those_that_comparing_all_pairs_leaves(values: int) -> None:
+    """On few values many are equal in one column or in all; of those alike in all, one is kept."""
+    generator = np.random.default_rng(values)
+    for count in (1, 7, 300):
+        rows = generator.integers(0, values, (count, 3)).astype(float)
+        alone = [row for row in rows if not ((rows <= row).all(axis=1) & (rows < row).any(axis=1)).any()]  # fmt: skip
+        kept = rows[_unbeaten(rows)]
+        assert len(kept) == len({tuple(row) for row in kept})
+        assert {tuple(row) for row in kept} == {tuple(row) for row in alone}
+        assert (np.diff(kept[:, 1]) >= 0).all()
