@@ -38,6 +38,12 @@ RATIOS_AND_COUNTS = {
     "wait_steps",
     "tokens_per_step",
     "decoding",  # share of the time
+    "cv",  # standard deviation over mean
+    "expert_imbalance_cv",
+    "values",  # of a Curve, whose name has the unit
+    "a",  # of Compared, whose name has the unit, as b
+    "b",
+    "lost_requests",  # against a mean
     "low",  # of a Band: measured over predicted
     "high",
     "likely",  # of an Estimate, as low and high: what holds it has the unit
@@ -92,6 +98,13 @@ RATIOS_AND_COUNTS = {
     "costs",
     "lows",
     "highs",
+    "shape",  # Weibull's
+    "years",
+    "mean",  # of an Interval: what holds it has the unit
+    "outages_per_year",
+    "sample",  # a share
+    "weight",  # of a tenant beside the others
+    "load",  # work that comes over work that can be done
 }
 
 

@@ -8,7 +8,7 @@ from polypod.errors import FileError
 from polypod.policy import PolicySettings, ServiceSettings
 from polypod.policy.actions import Reject, WakeAt
 from polypod.policy.events import RequestArrived
-from polypod.record import Header, Measure, Step, Writer, encode, read
+from polypod.record import FaultNote, Header, Measure, Step, Writer, encode, read
 
 HEADER = Header(
     kind="simulated",
@@ -24,16 +24,19 @@ STEP = Step(
     ],
 )
 MEASURE = Measure(at_s=1.0, of="a", name="busy_s", value=0.5)
+NOTE = FaultNote(
+    id=1, at_s=2.0, what="crash", where="card a/17", replicas=("a",), noticed_s=2.0, repaired_s=9.0
+)
 
 
 def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "record.jsonl"
     with path.open("wb") as file:
         writer = Writer(file)
-        for line in (HEADER, STEP, MEASURE):
+        for line in (HEADER, NOTE, STEP, MEASURE):
             writer.write(line)
 
-    assert list(read(path)) == [HEADER, STEP, MEASURE]
+    assert list(read(path)) == [HEADER, NOTE, STEP, MEASURE]
 
 
 def test_a_line_is_one_line_and_says_what_it_is():

@@ -1,7 +1,7 @@
 """The run record: what happened, live or simulated, in one format.
 
 JSON lines. The first is a `Header`; then one `Step` per event, with the actions the policy answered; `Measure` lines say
-what the driver itself saw (busy time of a replica, energy). No line holds the text of a prompt or an answer.
+what the driver itself saw (busy time of a replica, energy), `FaultNote` lines what broke in a simulation. No line holds the text of a prompt or an answer.
 
 A record replays: a fresh policy made from the header gives the same actions to the same events.
 """
@@ -32,6 +32,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     trace_sha256: str | None = None
     seed: int | None = None
     started_utc: str | None = None  # live only: a simulated run has no date
+    sample: float | None = (
+        None  # of the requests, the share whose steps were kept; such a record cannot be replayed
+    )
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="step"):
@@ -50,7 +53,36 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     value: float
 
 
-Line = Header | Step | Measure
+class FaultNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="fault"):  # fmt: skip
+    """Something that broke, and whom it hit; what the policy heard of it are events. Times that never come are None.
+
+    `what` is crash, hang, slow, flap or slow-link; `where` as in a fault file, "card a/17". `replicas` are those it stopped or slowed,
+    none where nothing ran there. `back_s` is when the last of them served again, `by_spare` of how many a spare took the place.
+    """
+
+    id: int  # from 1, in the order of time
+    at_s: float
+    what: str
+    where: str
+    replicas: tuple[str, ...]
+    noticed_s: float | None = None
+    repaired_s: float | None = None
+    back_s: float | None = None
+    by_spare: int = 0
+    cause: str = ""  # the kind of failure it was drawn from, or the file's own word
+
+
+RUN = "run"
+END = "end_s"
+"""A `Measure` of the run with this name, the time of its end, is the last line of a record that is whole."""
+
+
+def ended(at_s: float) -> Measure:
+    """The last line of a whole record."""
+    return Measure(at_s=at_s, of=RUN, name=END, value=at_s)
+
+
+Line = Header | Step | Measure | FaultNote
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Line)

@@ -42,7 +42,7 @@ _SUFFIXES: Final[dict[str, dict[str, float]]] = {
     "w": _prefixed({"W": 1.0}),
     "per_s": {"/s": 1.0, "": 1.0, "/min": 1 / 60, "/h": 1 / 3600, "rps": 1.0, "req/s": 1.0},
     "usd": {"USD": 1.0, "$": 1.0, "": 1.0},
-    "tokens": {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "tokens": 1.0},
+    "tokens": {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "tokens": 1.0},
 }  # fmt: skip
 
 _EXAMPLE: Final = {

@@ -1,6 +1,7 @@
 """`polypod plan` over a fleet and `polypod replace`, as a person asks."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,47 @@ def test_attention_and_experts_on_two_islands_are_shown_and_written(
     assert "no engine in the catalog is on record with it" in words
     (pool,) = [one for one in read_plan(path).services[0].pools if one.experts_on]
     assert (pool.on, pool.experts_on, pool.expert_ranks, pool.state) == ("a", "b", 64, "modelled")
+    assert (pool.link, pool.kv_link) == ("25 GB/s", "25 GB/s")
+
+
+def played(capsys: pytest.CaptureFixture[str], path: Path, rate: str) -> dict[str, Any]:
+    """The plan file played at a rate."""
     capsys.readouterr()
-    path.write_text(path.read_text().replace("output: 512", "output: 512\n    rate: 5 /s"))
-    assert main(["simulate", str(path)]) == 2
-    assert "experts of this pool are apart, on 'b'" in capsys.readouterr().err
+    text = path.read_text(encoding="utf-8")
+    path.write_text(
+        re.sub(r"( +)(output: \d+)\n", rf"\1\2\n\1rate: {rate}\n", text), encoding="utf-8"
+    )
+    assert main(["simulate", str(path), "--requests", "600", "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "rate", "ttft_s", "tpot_s"),
+    [
+        (("qwen3-32b", "--on", "nvidia-h100-sxm:16", "--apart", "--input", "4096"), "16 /s", 2.0, 0.030),
+        (("qwen3-32b", "--on", "nvidia-h20:32+huawei-ascend-910c:16", "--apart", "--unproven", "--fabric", "400Gb/s", "--input", "4096"), "20 /s", 2.0, 0.040),
+        (("deepseek-v3", "--on", "nvidia-h20:48+nvidia-l40s:64", "--afd", "--fabric", "200Gb/s", "--input", "2048"), "25 /s", 4.0, 0.060),
+    ],
+    ids=["one vendor", "two vendors", "experts apart too"],
+)  # fmt: skip
+def test_workers_apart_are_played_inside_the_limits_they_were_planned_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...], rate: str, ttft_s: float, tpot_s: float
+) -> None:  # fmt: skip
+    """A plan's rate is what keeps its limits by a closed form at nine tenths of full: played, all requests keep them."""
+    path = tmp_path / "plan.yaml"
+    limits = ("--ttft", f"{ttft_s:g}s", "--tpot", f"{1000 * tpot_s:g}ms", "--output", "512")
+    assert main(["plan", *words, *limits, "-o", str(path)]) == 0
+    plan = read_plan(path)
+    assert {"prefill", "decode"} <= {pool.role for pool in plan.services[0].pools}
+    found = played(capsys, path, rate)
+
+    assert found["finished"] == 600
+    assert found["goodput"]["fraction"] >= 0.99
+    assert found["ttft"]["p99_s"] < ttft_s
+    assert 0.3 * tpot_s < found["tpot"]["p50_s"] < tpot_s
+    retried = found["retries"]
+    assert retried == 0
 
 
 def test_experts_apart_are_an_object_of_a_pool(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polypod.cli.asking import model_of
-from polypod.cli.plan_stages import joined_by_network
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.errors import InfeasibleError, InputError
-from polypod.plan.place import Island
+from polypod.plan.place import Island, joined_by_network
 from polypod.plan.search import Question
 from polypod.plan.spec import Source
 from polypod.plan.stages import SIZES, Pipeline, Staged, plan_stages, total_tokens_per_s

@@ -1,4 +1,4 @@
-"""Laws that hold under any driver: one that fails, repeats itself, is late, and loses replicas."""
+"""Laws that hold under any driver: one that fails, repeats itself, is late, and loses replicas and caches."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from polypod.cost.steptime import StepTime
 from polypod.policy import Policy, PolicySettings, ServiceSettings
-from polypod.policy.actions import AnyAction, Dispatch, Reject, WakeAt
+from polypod.policy.actions import (
+    AnyAction,
+    Decode,
+    Dispatch,
+    Prefill,
+    Reject,
+    TransferKv,
+    WakeAt,
+)
 from polypod.policy.events import (
     AnyEvent,
     ClientGone,
@@ -33,6 +41,17 @@ STEP = StepTime(tokens=(1, 1000), seconds=(0.01, 0.11), kv_token_s=1e-7, pair_s=
 MODELS = ("m", "n", "unknown")
 REPLICAS = ("a", "b", "c", "d")
 KINDS = ("refused", "lost", "timeout", "engine", "client")
+TOGETHER = ("both", "both", "both")
+ROLES = (
+    TOGETHER,
+    ("prefill", "decode", "decode"),
+    ("prefill", "prefill", "decode"),
+    ("both", "prefill", "decode"),
+)
+"""Of replicas a, b and c, of the first model; the second has d."""
+
+Start = Dispatch | Prefill | TransferKv | Decode
+GOES_ON = ("running", "streaming", "prefilling", "prefilled", "transferring")
 
 
 @dataclass
@@ -44,7 +63,8 @@ class Driver:
     at: float = 0.0
     requests: int = 0
     log: list[tuple[AnyEvent, list[AnyAction]]] = field(default_factory=list)
-    running: dict[int, Dispatch] = field(default_factory=dict)
+    roles: tuple[str, str, str] = TOGETHER
+    running: dict[int, Start] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     alarms: list[float] = field(default_factory=list)
     rejected: list[Reject] = field(default_factory=list)
@@ -59,7 +79,7 @@ class Driver:
         self.validator.feed(event, actions)
         self.policy.check()
         for action in actions:
-            if isinstance(action, Dispatch):
+            if isinstance(action, Start):
                 self.running[action.request] = action
             elif isinstance(action, WakeAt):
                 self.alarms.append(action.at_s)
@@ -67,9 +87,9 @@ class Driver:
                 self.rejected.append(action)
         states = self.validator.open
         self.running = {
-            request: dispatch
-            for request, dispatch in self.running.items()
-            if states.get(request) in ("running", "streaming")
+            request: start
+            for request, start in self.running.items()
+            if states.get(request) in GOES_ON
         }
 
     # ---- what can happen
@@ -141,12 +161,16 @@ class Driver:
                 epoch=self.epochs[name],
                 model=MODELS[n % 4 // 3],
                 pool="p",
-                role="both",
+                role=(*self.roles, "both")[n % 4],
                 step_time=STEP.scaled(1 + n % 2),
                 context_tokens=(2000, 600)[size % 4 == 0],
                 kv_capacity_tokens=5000,
                 max_sequences=1 + size % 3,
                 max_step_tokens=256,
+                kv_token_bytes=1000.0,
+                kv_link_bytes_per_s=(0.0, 1e6)[size % 2],
+                kv_link_latency_s=1e-3,
+                kv_pools=("p",) if size % 3 == 0 else (),
             )
         )
 
@@ -187,24 +211,37 @@ class Driver:
     def come_to_rest(self) -> None:
         """Every replica answers all it has, and every alarm rings, until no request is open."""
         while self.validator.open:
-            if self.running:
-                chosen = next(iter(self.running.values()))
-                self.tell(
-                    RequestFinished(
-                        at_s=self.at,
-                        request=chosen.request,
-                        attempt=chosen.attempt,
-                        replica=chosen.replica,
-                        epoch=chosen.epoch,
-                        output_tokens=5,
-                    )
-                )
+            states = self.validator.open
+            able = [one for one in self.running.values() if states[one.request] != "prefilled"]
+            if able:
+                self.go_on(able[0], states[able[0].request])
             else:
                 self.at = min(self.alarms)
                 self.ring()
 
+    def go_on(self, chosen: Start, state: str) -> None:
+        """What comes next of a request that goes well."""
+        about: dict[str, Any] = {
+            "at_s": self.at, "request": chosen.request, "attempt": chosen.attempt,
+            "replica": chosen.replica, "epoch": chosen.epoch,
+        }  # fmt: skip
+        if state == "prefilling":
+            self.tell(PrefillFinished(**about, kv_tokens=100))
+        elif state == "transferring":
+            self.tell(KvArrived(**about))
+        else:
+            self.tell(RequestFinished(**about, output_tokens=5))
 
-ALL = ("arrive", "first", "finish", "fail", "busy", "moved", "gone", "up", "down", "again", "measure", "later")  # fmt: skip
+    def step(self, n: int, size: int) -> None:
+        """One that is not held goes on."""
+        states = self.validator.open
+        able = [one for one in self.running.values() if states[one.request] != "prefilled"]
+        if able:
+            chosen = able[n % len(able)]
+            self.go_on(chosen, states[chosen.request])
+
+
+ALL = ("arrive", "first", "finish", "fail", "busy", "moved", "gone", "up", "down", "again", "measure", "later", "step")  # fmt: skip
 
 
 def deeds(*weighted: str) -> Any:
@@ -228,9 +265,16 @@ ANY_SETTINGS = st.builds(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(ANY_SETTINGS, deeds(*ALL, "arrive", "arrive", "up", "finish"), st.integers(0, 3))
-def test_every_request_ends_once_whatever_happens(limits: Any, story: Any, seed: int) -> None:
-    driver = Driver(limits, seed)
+@given(
+    ANY_SETTINGS,
+    deeds(*ALL, "arrive", "arrive", "up", "finish", "step"),
+    st.integers(0, 3),
+    st.sampled_from(ROLES),
+)
+def test_every_request_ends_once_whatever_happens(
+    limits: Any, story: Any, seed: int, roles: Any
+) -> None:
+    driver = Driver(limits, seed, roles=roles)
     for name in (0, 1, 2, 3):
         driver.up(name, 1)
     for deed, n, size in story:
@@ -244,8 +288,11 @@ def test_every_request_ends_once_whatever_happens(limits: Any, story: Any, seed:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(deeds("arrive", "arrive", "arrive", "lose", "up", "down", "finish", "first", "later"))
-def test_nothing_is_lost_while_one_replica_survives(story: Any) -> None:
+@given(
+    deeds("arrive", "arrive", "arrive", "lose", "up", "down", "finish", "first", "later", "step"),
+    st.sampled_from((TOGETHER, ("both", "prefill", "decode"))),
+)
+def test_nothing_is_lost_while_one_replica_survives(story: Any, roles: Any) -> None:
     """Replicas b, c and d come, go and drop connections; `a` stays. Only answers that had begun may break off."""
     never = 10**9
     limits = PolicySettings(
@@ -253,7 +300,7 @@ def test_nothing_is_lost_while_one_replica_survives(story: Any) -> None:
         queue_requests=never, queue_wait_s=float(never), max_attempts=never, retry_budget_floor=never,
         quarantine_deaths=never,
     )  # fmt: skip
-    driver = Driver(limits)
+    driver = Driver(limits, roles=roles)
     driver.up(0, 1)
     streamed: set[int] = set()
     for deed, n, size in story:
@@ -275,6 +322,7 @@ def test_nothing_is_lost_while_one_replica_survives(story: Any) -> None:
                 )  # fmt: skip
         else:
             getattr(driver, deed)(n, 1)
+    driver.up(2, 1)  # a cache that is held needs somebody to take it
     driver.come_to_rest()
 
     assert {action.request for action in driver.rejected} <= streamed
@@ -282,10 +330,10 @@ def test_nothing_is_lost_while_one_replica_survives(story: Any) -> None:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(ANY_SETTINGS, deeds(*ALL))
-def test_a_stale_word_is_answered_with_nothing(limits: Any, story: Any) -> None:
+@given(ANY_SETTINGS, deeds(*ALL, "step"), st.sampled_from(ROLES))
+def test_a_stale_word_is_answered_with_nothing(limits: Any, story: Any, roles: Any) -> None:
     """The same deeds, with words of another attempt or start in between, lead to the same actions."""
-    driver, pestered = Driver(limits), Driver(limits)
+    driver, pestered = Driver(limits, roles=roles), Driver(limits, roles=roles)
     for deed, n, size in story:
         getattr(driver, deed)(n, size)
         getattr(pestered, deed)(n, size)
@@ -299,6 +347,9 @@ def test_a_stale_word_is_answered_with_nothing(limits: Any, story: Any) -> None:
                 RequestFinished(**about, output_tokens=7),
                 RequestFailed(**about, kind="lost"),
                 ReplicaBusy(**about),
+                PrefillFinished(**about, kv_tokens=7),
+                KvArrived(**about),
+                KvLost(**about),
                 ReplicaDown(
                     at_s=pestered.at, replica=dispatch.replica, epoch=dispatch.epoch - 1, reason="x"
                 ),

@@ -281,11 +281,21 @@ def test_a_pinned_request_that_waits_lets_others_pass(new_node):
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_a_pool_of_one_phase_is_refused_and_changes_nothing(new_node, role):
+def test_half_a_pair_serves_nobody(new_node, role):
     node = new_node()
+    node.up("a", role=role)
 
-    with pytest.raises(InputError, match="roles prefill and decode are not driven yet"):
-        node.up("a", role=role)
+    assert node.arrive(1) == ["Reject 503 no_replica"]
+    assert node.arrive(2, only_replica="a") == ["Reject 503 no_replica"]
+
+
+def test_more_pools_than_a_node_tells_apart_are_refused_and_change_nothing(new_node):
+    node = new_node()
+    for n in range(62):
+        node.up(f"d{n}", role="decode", pool=f"pool{n}")
+
+    with pytest.raises(InputError, match=r"'p' of pool 'p' makes 63 pools .* tells 62 apart"):
+        node.up("p", role="prefill", kv_pools=("another",))
     assert node.arrive(1) == ["Reject 503 no_replica"]
 
 

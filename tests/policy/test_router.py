@@ -87,7 +87,7 @@ def test_replicas_alike_but_for_the_chunk_budget_are_told_apart(new_node):
     assert prediction(node, 1, input_tokens=1000)[0] == pytest.approx(2 * 0.060)
     for index in range(9):
         node.up(f"c{index}", max_step_tokens=500)
-    assert len(node.policy._health.tables["m"]._kinds) == 2
+    assert len(node.policy._health.tables["m", "both"]._kinds) == 2
 
 
 def test_the_cache_is_read_at_its_mean_length_while_decoding(new_node):
@@ -324,7 +324,7 @@ def test_steps_are_compared_per_data_parallel_rank(new_node):
         data_ranks=4,
     )
     node.up("a", step_time=step)
-    table = node.policy._health.tables["m"]
+    table = node.policy._health.tables["m", "both"]
     observe(node, sequences=40, kv_tokens=4000, step_s=2 * (0.011 + 1e-3 + 1e-2))
     assert table.decode_factor_R[0] == pytest.approx(2.0)
     observe(
@@ -344,7 +344,7 @@ def test_a_request_that_saw_slow_tokens_pulls_gently(new_node):
     node.at = 1.0 + 2 * predicted_s
     node.finish(1, output_tokens=2)
 
-    factor = node.policy._health.tables["m"].decode_factor_R[0]
+    factor = node.policy._health.tables["m", "both"].decode_factor_R[0]
     assert factor == pytest.approx(1 + (2 - 1) / 11)
 
 
@@ -357,7 +357,7 @@ def test_many_requests_that_saw_slow_tokens_convince(new_node):
         node.at += 49 * 0.0101 * 3
         node.finish(request, output_tokens=50)
 
-    factor = node.policy._health.tables["m"].decode_factor_R[0]
+    factor = node.policy._health.tables["m", "both"].decode_factor_R[0]
     assert factor == pytest.approx(3.0, rel=0.02)
 
 
@@ -372,7 +372,7 @@ def test_an_answer_of_one_token_or_in_one_piece_says_nothing_of_the_time_per_tok
     node.at = 99.0
     node.finish(2, output_tokens=50)
 
-    assert node.policy._health.tables["m"].decode_factor_R[0] == 1.0
+    assert node.policy._health.tables["m", "both"].decode_factor_R[0] == 1.0
 
 
 def test_what_other_gateways_sent_counts_as_load(new_node):
@@ -450,7 +450,7 @@ def test_rows_and_kinds_are_used_again(new_node):
         node.up(f"b{start}", step_time=FLAT.scaled(start + 0.5))
         node.arrive(start)
         node.down(f"b{start}")
-    table = node.policy._health.tables["m"]
+    table = node.policy._health.tables["m", "both"]
 
     assert len(table.up) == 4
     assert len(table._kinds) <= 3
@@ -480,7 +480,7 @@ def test_the_columns_agree_with_scalar_arithmetic_on_random_fleets(new_node):
             sequence_s=rng.uniform(0, 1e-4),
         )
         node.up(f"r{index}", step_time=step, max_sequences=400, kv_capacity_tokens=10**7)
-    table = node.policy._health.tables["m"]
+    table = node.policy._health.tables["m", "both"]
     for request in range(300):
         node.at += float(rng.exponential(0.01))
         tokens, most = int(rng.integers(1, 3000)), int(rng.integers(1, 90))

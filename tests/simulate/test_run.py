@@ -351,14 +351,8 @@ def test_what_replicas_did_is_measured_over_all_their_starts(replica, arrivals, 
 def test_an_empty_trace_is_a_run_with_nothing_in_it(replica, scenario):
     run = play(scenario([replica()], ()))
 
-    assert [type(line) for line in run.lines] == [Header, Step, Measure, Measure, Measure]
+    assert [type(line) for line in run.lines] == [Header, Step, *[Measure] * 4]
     assert run.end_s == 0.0
-
-
-@pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_pools_of_one_phase_are_not_simulated_yet(replica, scenario, role):
-    with pytest.raises(InputError, match=f"has the role '{role}', which is not simulated yet"):
-        scenario([replica(role=role)], ())
 
 
 def test_a_fault_at_an_unknown_replica_names_the_nearest(replica, scenario):
@@ -396,3 +390,33 @@ def test_several_models_share_a_run(replica):
 def _flat(step_s: float) -> StepTime:
     """The same time for every step, whatever is in it."""
     return StepTime(tokens=(0, 1), seconds=(step_s, step_s), kv_token_s=0.0, pair_s=0.0)
+
+
+def test_a_slow_replica_takes_so_many_times_as_long_from_its_next_step_on(
+    replica, arrivals, scenario
+):
+    slow = Fault(at_s=1.0, replica="a", what="speed", factor=3.0)
+    run = play(scenario([replica()], arrivals([(1.0, 100, 11), (9.0, 100, 1)]), faults=(slow,)))
+
+    assert times(run, FirstToken)[1] == pytest.approx(1.0 + 3 * 0.020)
+    assert times(run, RequestFinished)[1] == pytest.approx(1.0 + 3 * (0.020 + 10 * 0.0101))
+
+
+def test_a_replica_that_hangs_answers_nothing_until_it_is_taken_down(replica, arrivals, scenario):
+    faults = (
+        Fault(at_s=1.05, replica="a", what="hang"),
+        Fault(at_s=5.0, replica="a", what="down"),
+        Fault(at_s=6.0, replica="a", what="up"),
+    )
+    run = play(
+        scenario(
+            [replica()], arrivals([(1.0, 100, 50), (2.0, 100, 2), (7.0, 100, 2)]), faults=faults
+        )
+    )
+
+    first = times(run, FirstToken)
+    assert list(first) == [1, 2, 3]
+    assert first[2] == pytest.approx(
+        6.0 + 0.020
+    )  # nobody knew before, and then it went to the next start
+    assert [one.code for one in rejects(run)] == ["replica_lost"]

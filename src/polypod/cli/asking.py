@@ -44,6 +44,18 @@ def percentile(value: float) -> float:
     return value
 
 
+def share(flag: str, text: str) -> float:
+    """A part of a whole, above 0 and 1 at most, written as 2% or 0.02. Raises `InputError`."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        msg = f"{flag} {text} is no part of a whole; give more than 0% and 100% at most, as 2%"
+        raise InputError(msg)
+    return value
+
+
 def add_lengths(parser: argparse.ArgumentParser) -> None:
     """Mean lengths of the requests."""
     parser.add_argument(

@@ -28,8 +28,12 @@ VERBS = {
     "validate": "predictions beside measurements: errors, bands, reasons",
     "calibrate": "your own measured rows as a calibration of your own",
     "claims": "what the field's systems claim, reproduced or contradicted",
+    "traffic": "what a trace or drawn traffic amounts to: rates, lengths, reuse",
     "simulate": "play a request trace through a plan on a virtual clock",
+    "availability": "how much of the time a plan has the replicas its traffic needs",
     "replay": "ask a run's record again, and compare every decision",
+    "report": "what a run's record says: over time, slowest requests, faults, a trace",
+    "diff": "two runs side by side, and which differences are more than chance",
 }
 
 EPILOG = """\
@@ -115,7 +119,7 @@ def _ask(verb: ModuleType, args: argparse.Namespace, folders: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {verb:10} {what}" for verb, what in VERBS.items())
+    listed = "\n".join(f"  {verb:12} {what}" for verb, what in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="polypod",
         usage="polypod VERB [ARGUMENTS]",

@@ -4,12 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Final
-
-import msgspec
 
 from polypod import units
 from polypod.cli.asking import count
@@ -17,8 +14,8 @@ from polypod.cli.plan_fleet import demand_of, not_excluded, one_fabric
 from polypod.errors import InputError
 from polypod.plan.compose_stages import staged_plan
 from polypod.plan.fleet_file import Fleet
-from polypod.plan.place import Island, island
-from polypod.plan.spec import Source, write_plan
+from polypod.plan.place import Island, joined_by_network
+from polypod.plan.spec import write_plan
 from polypod.plan.stages import plan_stages
 from polypod.plan.workers import fabric_bytes_per_s, workers_of
 from polypod.report.stages import stages_json, stages_text
@@ -89,11 +86,3 @@ def _fabric_bytes_per_s(
         msg = f"--fabric {text} joins nothing; give a bandwidth above 0, as 10Gb/s"
         raise InputError(msg)
     return said
-
-
-def joined_by_network(name: str, source: Source, backend: str | None) -> Island:
-    """Accelerators that need no fabric of their own to take part."""
-    if source.accelerator is None or source.count is None:
-        return island(name, source, backend)
-    one = island(name, msgspec.structs.replace(source, count=1), backend)
-    return replace(one, accelerators=source.count)

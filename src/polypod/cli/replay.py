@@ -2,24 +2,33 @@
 
 import argparse
 import json
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
-from polypod.record import read
-from polypod.report.runs import run_json, run_text, summarise
+from polypod.cli.asking import note
+from polypod.report.fold import read_outcomes
+from polypod.report.reading import Reading, record_file
+from polypod.report.runs import run_json, run_text
+from polypod.report.summary import summary_of
 from polypod.simulate.replay import replay
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("record", help="a record.jsonl, of a live or a simulated run")
+    parser.add_argument(
+        "record", help="a record.jsonl, of a live or a simulated run, or its folder"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    path = Path(args.record)
-    difference = replay(read(path))
-    summary = summarise(read(path))
+    path = record_file(Path(args.record))
+    reading = Reading(path)
+    difference = replay(chain.from_iterable(reading))
+    if reading.note:
+        note(reading.note)
+    summary = summary_of(read_outcomes(path))
     if args.json:
         differs = None if difference is None else msgspec.to_builtins(difference)
         print(
@@ -33,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     elif difference is None:
-        print(run_text(summary))
+        print(run_text(summary, args.record))
         print("\nevery decision is the same when a fresh policy is asked again")
     else:
         print(f"step {difference.step} differs: {difference.event}")

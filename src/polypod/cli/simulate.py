@@ -1,152 +1,241 @@
-"""polypod simulate: play a request trace through a plan on a virtual clock."""
+"""polypod simulate: play traffic through a plan on a virtual clock."""
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
-import msgspec
-
-from polypod.cli.asking import note
+from polypod import units
+from polypod.cli.asking import note, share
+from polypod.cli.fault_flags import add_fault_arguments, faults_of
+from polypod.cli.simulated import Played, Teller, play_session
+from polypod.cli.traffic import add_traffic, traffic_of
 from polypod.cost.bands import METRICS, Metric, band_of
 from polypod.errors import FileError, InputError
 from polypod.plan.predict import evidence
 from polypod.plan.spec import Plan, read_plan
-from polypod.record import read
-from polypod.report.runs import run_json, run_text, summarise
+from polypod.record import Line, Writer
+from polypod.report.fold import fold
+from polypod.report.runs import run_json, run_text
+from polypod.report.summary import RunSummary, summary_of
 from polypod.report.tables import entry
+from polypod.simulate.arriving import Blocks
+from polypod.simulate.compiled import Session
 from polypod.simulate.fleet import scenario_of
-from polypod.simulate.run import play
-from polypod.simulate.scenario import Fault
-from polypod.simulate.trace import Arrival, arrivals
-from polypod.workload.traffic import poisson, read_trace
+from polypod.simulate.native.build import compiler, is_built
+from polypod.simulate.run import header, play
+from polypod.simulate.scenario import Scenario
+from polypod.simulate.series import Watch
+from polypod.simulate.trace import arrivals
+from polypod.workload.traffic import Traffic, blocks, trace_of
+from polypod.workload.traffic_loop import ClosedLoop
+from polypod.workload.traffic_scale import Replay
 
+INTERVALS = 60
+"""Of a series whose interval is not said, about so many."""
 
-class _Faults(msgspec.Struct, forbid_unknown_fields=True):
-    """A faults file: `{"faults": [{"at_s": 60, "replica": "pool0.0-0", "what": "down"}]}`."""
-
-    faults: list[Fault]
+NICE_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 86400)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", help="a plan file, as `polypod plan -o` or `polypod up` wrote it")
-    parser.add_argument(
-        "--trace",
-        metavar="FILE",
-        help="Azure's CSV or Mooncake's JSON lines (default: Poisson arrivals as the plan's traffic says)",
-    )
-    parser.add_argument(
-        "--faults",
-        metavar="FILE",
-        help='JSON: {"faults": [{"at_s": 60, "replica": NAME, "what": "down"}]}',
-    )
-    parser.add_argument(
-        "--requests",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="how many Poisson arrivals (default: 1000)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of ties and of Poisson arrivals (default: 0)",
-    )
-    parser.add_argument(
-        "-o", dest="folder", metavar="DIR", help="write the record and the summary here"
-    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of ties and of all that is drawn (default: 0)")  # fmt: skip
+    parser.add_argument("--interval", metavar="TIME", help=f"of the series over time, as 10s (default: about {INTERVALS} intervals)")  # fmt: skip
+    parser.add_argument("--sample", metavar="SHARE", help="keep the steps of this share of the requests in the record, as 1%%; such a record cannot be replayed (default: all)")  # fmt: skip
+    parser.add_argument("--driver", choices=("compiled", "plain"), help="plain is the live policy itself, some hundred times slower, to the same record (default: compiled where a C compiler is)")  # fmt: skip
+    parser.add_argument("-o", dest="folder", metavar="DIR", help="write the record and the summary here")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_traffic(parser)
+    add_fault_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     plan = read_plan(Path(args.plan))
-    trace = _arrivals(plan, args)
-    faults = _faults(Path(args.faults)) if args.faults else ()
+    kept = _kept(args)
+    traffic = traffic_of(args, plan)
+    if isinstance(traffic, ClosedLoop):
+        msg = f"--arrivals {args.arrivals}: when users of a closed loop send depends on their answers, which is not played yet; give poisson, gamma or diurnal"
+        raise InputError(msg)
     rests = evidence(plan)
-    bands = _bands_json(rests)
-    scenario = scenario_of(plan, trace, seed=args.seed, faults=faults)
-    if args.folder:
-        record = _folder(Path(args.folder)) / "record.jsonl"
-        try:
-            with record.open("wb") as file:
-                play(scenario, file)
-        except OSError as error:
-            raise FileError(record, f"cannot be written: {error.strerror}") from error
-        summary = summarise(read(record))
-        (record.parent / "summary.json").write_text(
-            json.dumps(run_json(summary) | bands, indent=2) + "\n"
-        )
-        note(f"wrote {record} and summary.json")
-    else:
-        summary = summarise(play(scenario).lines)
+    bands = _bands_json(plan, rests)
+    scenario = _scenario(args, plan, traffic)
+    with _Record(args.folder) as record:
+        played = _play(args, scenario, traffic, kept, record)
+    summary = summary_of(played.outcomes)
+    if not played.is_whole:
+        note(f"ended by Ctrl-C at {units.show(played.outcomes.end_s, 's')}; {record.left(summary)}")
+    record.write_summary(run_json(summary) | bands)
     if args.json:
         print(json.dumps(run_json(summary) | bands, indent=2))
     else:
-        print("\n".join([run_text(summary), *_band_lines(rests)]))
-    return 0
+        print("\n".join([run_text(summary, args.folder or "RUN"), *_band_lines(plan, rests)]))
+    return 0 if played.is_whole else 130
 
 
-def _bands_json(rests: dict[str, str]) -> dict[str, Any]:
+class _Record:
+    """The folder a run is written to, or none."""
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = None if folder is None else _folder(Path(folder))
+        self.file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        if self._folder is not None:
+            path = self._folder / "record.jsonl"
+            try:
+                self.file = path.open("wb")
+            except OSError as error:
+                raise FileError(path, f"cannot be written: {error.strerror}") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:  # fmt: skip
+        if self.file is None or self._folder is None:
+            return
+        path = self._folder / "record.jsonl"
+        try:
+            self.file.close()
+        except OSError as failed:
+            raise FileError(path, f"cannot be written: {failed.strerror}") from failed
+        if isinstance(error, OSError):
+            raise FileError(path, f"cannot be written: {error.strerror}") from error
+
+    def left(self, summary: RunSummary) -> str:
+        """What an interrupted run leaves."""
+        open_ones = f"{summary.open:,} requests were in flight"
+        return open_ones if self._folder is None else f"{open_ones}, and {self._folder / 'record.jsonl'} is whole up to there"  # fmt: skip
+
+    def write_summary(self, found: dict[str, Any]) -> None:
+        if self._folder is None:
+            return
+        path = self._folder / "summary.json"
+        try:
+            path.write_text(json.dumps(found, indent=2) + "\n")
+        except OSError as error:
+            raise FileError(path, f"cannot be written: {error.strerror}") from error
+        note(f"wrote {self._folder / 'record.jsonl'} and summary.json")
+
+
+def _kept(args: argparse.Namespace) -> float:
+    """Of the requests whose steps are kept: none without a folder for them."""
+    if args.sample is None:
+        return 0.0 if args.folder is None else 1.0
+    if args.folder is None:
+        msg = f"--sample {args.sample} is of a record; say where to write it with -o DIR"
+        raise InputError(msg)
+    if args.driver == "plain":
+        msg = "--sample is of the compiled driver, the plain one keeps all; leave one of them out"
+        raise InputError(msg)
+    return share("--sample", args.sample)
+
+
+def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic) -> Scenario:
+    duration_s = traffic.expected_s
+    interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
+    broken = faults_of(args, plan, duration_s)
+    scenario = scenario_of(
+        plan, (), seed=args.seed, faults=broken.faults, block_tokens=traffic.block_tokens or None
+    )
+    return replace(
+        scenario,
+        notes=broken.notes,
+        watch=Watch(interval_s=interval_s),
+        trace_sha256=_identity(traffic),
+        is_hashed=traffic.block_tokens > 0,
+    )
+
+
+def _nice(seconds: float) -> float:
+    """The next round interval from here on."""
+    return float(next((nice for nice in NICE_S if nice >= seconds), NICE_S[-1]))
+
+
+def _identity(traffic: Traffic) -> str:
+    """The same for the same requests."""
+    source = traffic.source
+    if isinstance(source, Replay):
+        said = repr(
+            (
+                source.trace.sha256,
+                source.scale,
+                source.rate_ratio,
+                source.window_s,
+                source.duration_s,
+                source.requests,
+                source.seed,
+                traffic.tenants,
+            )
+        )
+    else:
+        said = repr(traffic)
+    return sha256(said.encode()).hexdigest()
+
+
+def _play(
+    args: argparse.Namespace, scenario: Scenario, traffic: Traffic, kept: float, record: _Record
+) -> Played:
+    if args.driver == "plain" or (args.driver is None and compiler() is None):
+        if args.driver is None:
+            note(
+                "no C compiler is here, so the plain driver plays, some hundred times slower; install cc"
+            )
+        return _play_plain(scenario, traffic, record)
+    if not is_built():
+        note("the simulator's core is compiled, once on this machine; it takes some seconds")
+    session = Session(scenario, Blocks(blocks(traffic)), share=kept)
+    head: list[Line] = [header(scenario, kept), *scenario.notes]
+    return play_session(session, head, record.file, Teller(traffic.expected_s))
+
+
+def _play_plain(scenario: Scenario, traffic: Traffic, record: _Record) -> Played:
+    whole = replace(
+        scenario, trace=arrivals(trace_of(traffic), scenario.settings.services[0].model)
+    )
+    lines: Sequence[Line] = play(whole).lines
+    if record.file is not None:
+        writer = Writer(record.file)
+        for line in lines:
+            writer.write(line)
+    return Played(outcomes=fold(lines), is_whole=True)
+
+
+def _bands_json(plan: Plan, rests: dict[str, str]) -> dict[str, Any]:
     """Ratios of measured to simulated that hold four of five measurements, by pool."""
 
-    def ends(on: str, metric: Metric) -> list[float]:
-        band = band_of(on, "agg", metric)
+    def ends(pool: str, metric: Metric) -> list[float]:
+        band = band_of(rests[pool], _kind(plan, pool), metric)
         return [band.low, band.high]
 
     bands = {
-        pool: {"evidence": on, **{metric: ends(on, metric) for metric in METRICS}}
+        pool: {"evidence": on, **{metric: ends(pool, metric) for metric in METRICS}}
         for pool, on in rests.items()
     }
     return {"bands": bands}
 
 
-def _band_lines(rests: dict[str, str]) -> list[str]:
+def _kind(plan: Plan, name: str) -> str:
+    """What the pool's measurements are of: replicas that do both, or workers apart."""
+    roles = {
+        pool.name or f"pool{s}.{p}": pool.role
+        for s, service in enumerate(plan.services)
+        for p, pool in enumerate(service.pools)
+    }
+    return "agg" if roles[name] == "both" else "disagg"
+
+
+def _band_lines(plan: Plan, rests: dict[str, str]) -> list[str]:
     """The same in words, one line for pools that rest on the same."""
     lines = [""] if rests else []
-    for on in dict.fromkeys(rests.values()):
-        pools = ", ".join(pool for pool, its in rests.items() if its == on)
-        ttft, tpot = band_of(on, "agg", "ttft"), band_of(on, "agg", "tpot")
+    alike = {pool: (on, _kind(plan, pool)) for pool, on in rests.items()}
+    for on, kind in dict.fromkeys(alike.values()):
+        pools = ", ".join(pool for pool, its in alike.items() if its == (on, kind))
+        ttft, tpot = band_of(on, kind, "ttft"), band_of(on, kind, "tpot")
         text = f"TTFT {ttft.low:g} to {ttft.high:g} times, TPOT {tpot.low:g} to {tpot.high:g} times what is shown ({pools}: {on})"
         lines.append(entry("80 % band", text, indent=16))
     return lines
-
-
-def _arrivals(plan: Plan, args: argparse.Namespace) -> tuple[Arrival, ...]:
-    if len(plan.services) > 1:
-        names = ", ".join(service.model for service in plan.services)
-        msg = f"{args.plan} serves several models ({names}), and traces that name a model are not read yet"
-        raise InputError(msg)
-    service = plan.services[0]
-    if args.trace:
-        return arrivals(read_trace(Path(args.trace)), service.model)
-    if service.traffic is None or service.traffic.rate_per_s is None:
-        msg = f"{args.plan} gives {service.model} no traffic with a rate; add one, or play a trace with --trace FILE"
-        raise InputError(msg)
-    if args.requests < 1:
-        msg = f"--requests {args.requests} is no number of requests; give 1 or more"
-        raise InputError(msg)
-    return arrivals(
-        poisson(
-            service.traffic.rate_per_s,
-            args.requests,
-            service.traffic.input,
-            service.traffic.output,
-            seed=args.seed,
-        ),
-        service.model,
-    )
-
-
-def _faults(path: Path) -> tuple[Fault, ...]:
-    try:
-        return tuple(msgspec.json.decode(path.read_bytes(), type=_Faults).faults)
-    except OSError as error:
-        raise FileError(path, f"cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise FileError(path, str(error)) from error
 
 
 def _folder(path: Path) -> Path:

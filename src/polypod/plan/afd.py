@@ -98,8 +98,8 @@ class Split:
     def rounds(self, context_tokens: float) -> tuple[Round, ...]:
         """Every kind of layers with experts, timed."""
         side = attention_side(self.attention, np.array([float(self.sequences)]), context_tokens)
-        experts_s = self._offered.experts_s(self._tokens)
-        sent_s = self._offered.exchange_s(float(self.sequences), self.attention.layout)
+        experts_s = self.offered.experts_s(self._tokens)
+        sent_s = self.offered.exchange_s(float(self.sequences), self.attention.layout)
         return tuple(
             Round(
                 layers=layers,
@@ -127,12 +127,12 @@ class Split:
     @property
     def expert_weight_bytes(self) -> float:
         """Of the fullest expert rank."""
-        return self._offered.weight_bytes
+        return self.offered.weight_bytes
 
     @property
     def expert_free_bytes(self) -> float:
         """What is left there."""
-        return float(self._offered.free_bytes(self._tokens))
+        return float(self.offered.free_bytes(self._tokens))
 
     def bound(self, context_tokens: float) -> str:
         """What the commonest layers wait for, in words."""
@@ -149,7 +149,7 @@ class Split:
         return float(self.attention.layout.dp * self.sequences)
 
     @cached_property
-    def _offered(self) -> "ExpertSide":
+    def offered(self) -> "ExpertSide":
         return ExpertSide(
             model=self.attention.model,
             rank=self.experts,
@@ -167,7 +167,29 @@ class AttentionSide:
     rest_s: Floats
 
 
-def attention_side(deployment: Deployment, micro: Floats, context_tokens: float) -> AttentionSide:
+def steps_s(split: Split, sequences: Floats, context_tokens: Floats) -> Floats:
+    """TPOT with other numbers of sequences on each group, in as many micro-batches while there are enough of them."""
+    micro_batches = np.minimum(float(split.micro_batches), sequences)
+    micro = sequences / micro_batches
+    layout, offered = split.attention.layout, split.offered
+    side = attention_side(split.attention, micro, context_tokens)
+    experts_s = offered.experts_s(layout.dp * micro)
+    sent_s = offered.exchange_s(micro, layout)
+    total_s = beside_s(side, split.attention, micro_batches, micro)
+    for kind, layers in moe_kinds(split.attention.model).items():
+        one = Round(
+            layers=layers,
+            attention_s=side.layer_s[kind],
+            experts_s=experts_s[kind],
+            dispatch_s=sent_s[kind][0],
+            combine_s=sent_s[kind][1],
+            latency_s=split.link.latency_s,
+        )
+        total_s = total_s + layers * one.layer_s(micro_batches)
+    return np.asarray(total_s)
+
+
+def attention_side(deployment: Deployment, micro: Floats, context_tokens: Number) -> AttentionSide:
     """Time everything but the experts. The number of groups does not matter: they have nothing to say to one another."""
     one = replace(deployment, layout=Layout(tp=deployment.layout.tp))
     ops = [_gathered(op, one.model) for op in one.ops(sequences=micro, kv_tokens=micro * context_tokens) if not _is_experts(op)]  # fmt: skip

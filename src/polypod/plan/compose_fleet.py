@@ -1,6 +1,6 @@
 """From what the program chose to a plan file: pools with what they are expected to do, and by how much assumptions would move it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -112,6 +112,8 @@ def _service(m: int, question: Question, chosen: Chosen, slo: Slo) -> Service:
         _pool(f"{m}-{number}", question, one, waits_s)
         for number, one in enumerate(one for one in chosen.used if one.model == m)
     ]
+    ways = {(start, end) for of, start, end in chosen.flows_per_s if of == m}
+    pools = [_joined(pool, pools, ways, chosen.pairs) for pool in pools]
     rate = None if question.rate_per_s is None else f"{question.rate_per_s:g} /s"
     return Service(
         model=question.model.name,
@@ -148,6 +150,7 @@ def _pool(
         experts_on=shape.also[0][0].name if split else None,
         expert_ranks=split.expert_ranks if split else None,
         micro_batches=split.micro_batches if split else None,
+        link=units.show(shape.link_bytes_per_s, "bytes_per_s", 4) if split else None,
         predicted=PoolPrediction(
             memory_per_accelerator=units.show(held * per_package, "bytes"),
             tokens_per_s_per_accelerator=round(tokens, 1),
@@ -155,6 +158,22 @@ def _pool(
             ttft=_spread(question, shape, "ttft", _ttft_s(shape, waits_s)),
             tpot=_spread(question, shape, "tpot", shape.tpot_s or None),
         ),
+    )
+
+
+def _joined(
+    pool: Pool, pools: Sequence[Pool], ways: Collection[tuple[str, str]], pairs: Sequence[Pair]
+) -> Pool:
+    """The pool with the link its caches go by, the narrowest of its ways, and whom it hands them to."""
+    end = {"prefill": 0, "decode": 1}.get(pool.role)
+    widths = [one.bytes_per_s for one in pairs if end is not None and (one.prefill, one.decode) in ways and (one.prefill, one.decode)[end] == pool.on]  # fmt: skip
+    if not widths:
+        return pool
+    takers = tuple(one.name for one in pools if one.role == "decode" and one.name and (pool.on, one.on) in ways)  # fmt: skip
+    return msgspec.structs.replace(
+        pool,
+        kv_link=units.show(min(widths), "bytes_per_s", 4),
+        hands_to=takers if pool.role == "prefill" else (),
     )
 
 

@@ -1,7 +1,8 @@
-"""Pipelines of unequal stages as a plan file. It says what to launch; nothing plays it yet."""
+"""Pipelines of unequal stages as a plan file."""
 
 from collections.abc import Mapping
 
+from polypod import units
 from polypod.cost.deployment import native_precision
 from polypod.plan.search import Question
 from polypod.plan.spec import (
@@ -21,7 +22,7 @@ from polypod.workload.layout import Layout
 def staged_plan(question: Question, fleet: Mapping[str, Source], found: Staged, slo: Slo) -> Plan:
     """One pool of each composition. Its `on`, layout and precision are those of its first stage."""
     pools = tuple(
-        _pool(question, pipeline, count, f"pipeline-{number}")
+        _pool(question, pipeline, count, f"pipeline-{number}", found.bytes_per_s)
         for number, (pipeline, count) in enumerate(found.pipelines, start=1)
     )
     service = Service(
@@ -39,11 +40,12 @@ def staged_plan(question: Question, fleet: Mapping[str, Source], found: Staged, 
         fleet=dict(fleet),
         services=(service,),
         predicted=Predicted(tokens_per_s=round(found.tokens_per_s, 1)),
-        notes=("pipelines over unlike chips are planned in closed form and not played",),
     )
 
 
-def _pool(question: Question, pipeline: Pipeline, count: int, name: str) -> Pool:
+def _pool(
+    question: Question, pipeline: Pipeline, count: int, name: str, bytes_per_s: float
+) -> Pool:
     first = pipeline.stages[0].worker
     return Pool(
         role="both",
@@ -55,6 +57,8 @@ def _pool(question: Question, pipeline: Pipeline, count: int, name: str) -> Pool
         state="modelled",
         max_sequences=pipeline.sequences,
         max_step_tokens=_step_tokens(question, pipeline),
+        micro_batches=pipeline.micro_batches,
+        link=units.show(bytes_per_s, "bytes_per_s", 4),
         stages=tuple(
             PoolStage(on=stage.worker.island.name, layers=stage.part.layers, ranks=stage.worker.tp)
             for stage in pipeline.stages

@@ -18,7 +18,7 @@ from polypod.plan.emit_readme import Emitted, readme
 from polypod.plan.emitted import Apart, Launch, Written
 from polypod.plan.flags import TARGETS, Target
 from polypod.plan.launchable import ENGINE_NAMES
-from polypod.plan.place import Island, island
+from polypod.plan.place import Island, island, node_ranks_of
 from polypod.plan.predict import pool_replicas, service_model
 from polypod.plan.spec import Plan, Pool, Service, refuse_stages
 
@@ -31,12 +31,6 @@ _CONNECTORS: Final[dict[Target, dict[str, str]]] = {
 }
 
 _GOES: Final = ("supported", "experimental", "reported")
-
-_NODE: Final = 16
-"""The most ranks that a tier joins and is still taken for a node."""
-
-_TRAYS: Final = {"nvidia-gb200": 4, "nvidia-b300": 4, "nvidia-rubin": 4}
-"""Devices of a node where racks are one tier: NVL72 is 18 trays of 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +142,7 @@ def _pools(plan: Plan, wanted: Wanted) -> list[_Pool]:
                 msg = f"a second pool is called {name!r}, and launch files are named after pools; give it another name - at `{path}`"
                 raise InputError(msg)
             place = island(pool.on, plan.fleet[pool.on], pool.engine if pool.engine in BACKENDS else None)  # fmt: skip
-            node_ranks, assumed = _node_ranks(place, wanted)
+            node_ranks, assumed = (wanted.node_ranks, None) if wanted.node_ranks else node_ranks_of(place)  # fmt: skip
             found.append(
                 _Pool(
                     path=path,
@@ -183,24 +177,7 @@ def _contexts(plan: Plan) -> dict[str, int]:
             if pool.layout.cp > 1:
                 msg = f"cp={pool.layout.cp}: no launch file is written with context parallelism; plan with cp=1{where}"
                 raise InputError(msg)
-    return {up.pool: up.context_tokens for up in pool_replicas(plan)}
-
-
-def _node_ranks(place: Island, wanted: Wanted) -> tuple[int, str | None]:
-    """Devices of a node: as asked, the widest tier that is no rack, a tray of a rack, or a guess that is said."""
-    if wanted.node_ranks is not None:
-        return wanted.node_ranks, None
-    tiers = [tier.ranks for tier in place.rank.tiers if tier.ranks is not None and tier.ranks <= _NODE]  # fmt: skip
-    if tiers:
-        return max(tiers), None
-    chip = place.rank.chip
-    if chip in _TRAYS:
-        return _TRAYS[chip], None
-    guess = 8 * place.rank.ranks_per_accelerator
-    return (
-        guess,
-        f"a node of {chip} is taken to have {guess} devices, which no source in the catalog says; --node-ranks says another number",
-    )
+    return {up.pool: up.context_tokens for up in pool_replicas(plan, linked=False)}
 
 
 def _launch(plan: Plan, wanted: Wanted, pool: _Pool, before: list[_Pool]) -> Launch:

@@ -10,10 +10,10 @@ from polypod.catalog.interop import HandoverAnswer, kv_handover
 from polypod.cost.deployment import native_precision
 from polypod.errors import InputError
 from polypod.plan.afd_link import exchange_of, own_way_bytes_per_s
-from polypod.plan.place import Island
+from polypod.plan.place import Island, way_between_bytes_per_s
 from polypod.plan.search import Miss, Question, Search, search
 from polypod.plan.shapes import Shape, together
-from polypod.plan.workers_apart import apart, experts_apart, way_out_bytes_per_s
+from polypod.plan.workers_apart import apart, experts_apart
 
 Objective = Literal["throughput", "goodput", "cards", "cost", "energy"]
 MAXIMISED: Final[tuple[Objective, ...]] = ("throughput", "goodput")
@@ -215,11 +215,9 @@ def _add_experts_apart(questions: Sequence[Question], ways: Sequence[Way], shape
 def _width(first: Island, second: Island, aim: Aim) -> float | None:
     """What one rank sends to another worker: within an island over its own widest tier, between two over the narrower way out."""
     if first is second:
-        known = [tier.bytes_per_s.value for tier in first.rank.tiers if tier.bytes_per_s is not None]  # fmt: skip
-        return float(known[-1]) if known else None
+        return way_between_bytes_per_s(first, second)
     if aim.widths_bytes_per_s is not None:
         return aim.widths_bytes_per_s.get(frozenset((first.name, second.name)))
     if aim.fabric_bytes_per_s is not None:
         return aim.fabric_bytes_per_s
-    ways = [way_out_bytes_per_s(island) for island in (first, second)]
-    return min(way for way in ways if way is not None) if None not in ways else None
+    return way_between_bytes_per_s(first, second)

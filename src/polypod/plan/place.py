@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
 
 from polypod.catalog.load import (
     accelerators_pod,
@@ -20,6 +23,12 @@ from polypod.plan.contention import contended
 from polypod.plan.spec import Source
 
 _TERM = re.compile(r"(?P<name>[^:+\s]+)(?::(?P<count>\d+))?\Z")
+
+_NODE: Final = 16
+"""The most ranks that a tier joins and is still taken for a node."""
+
+_TRAYS: Final = {"nvidia-gb200": 4, "nvidia-b300": 4, "nvidia-rubin": 4}
+"""Devices of a node where racks are one tier: NVL72 is 18 trays of 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,3 +124,43 @@ def island(name: str, source: Source, backend: str | None = None) -> Island:
         topology=loose_topology(chip.id, source.count),
         pod=accelerators_pod(chip.id),
     )
+
+
+def node_ranks_of(place: Island) -> tuple[int, str | None]:
+    """Ranks of a node: the widest tier that is no rack, a tray of a rack, or a guess, and then the words to say that it is one."""
+    tiers = [tier.ranks for tier in place.rank.tiers if tier.ranks is not None and tier.ranks <= _NODE]  # fmt: skip
+    if tiers:
+        return max(tiers), None
+    chip = place.rank.chip
+    if chip in _TRAYS:
+        return _TRAYS[chip], None
+    guess = 8 * place.rank.ranks_per_accelerator
+    return (
+        guess,
+        f"a node of {chip} is taken to have {guess} devices, which no source in the catalog says; --node-ranks says another number",
+    )
+
+
+def joined_by_network(name: str, source: Source, backend: str | None) -> Island:
+    """Accelerators that need no fabric of their own to take part."""
+    if source.accelerator is None or source.count is None:
+        return island(name, source, backend)
+    one = island(name, msgspec.structs.replace(source, count=1), backend)
+    return replace(one, accelerators=source.count)
+
+
+def way_out_bytes_per_s(place: Island) -> float | None:
+    """One rank's link to other islands: its outermost tier without an end; None where none is on record."""
+    for tier in reversed(place.rank.tiers):
+        if tier.bytes_per_s is not None and tier.ranks is None:
+            return float(tier.bytes_per_s.value)
+    return None
+
+
+def way_between_bytes_per_s(first: Island, second: Island) -> float | None:
+    """What one rank sends to another worker: within an island over its outermost tier, between two over the narrower way out."""
+    if first.name == second.name:
+        known = [tier.bytes_per_s.value for tier in first.rank.tiers if tier.bytes_per_s is not None]  # fmt: skip
+        return float(known[-1]) if known else None
+    ways = [way_out_bytes_per_s(place) for place in (first, second)]
+    return min(way for way in ways if way is not None) if None not in ways else None

@@ -1,26 +1,32 @@
 """From a plan's pools to the replicas a driver announces: the same `ReplicaUp`, with the same step time, live and simulated."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from polypod import units
 from polypod.catalog.load import load_model
+from polypod.cost.bands import band_of
 from polypod.cost.cpu import HostRates
 from polypod.cost.deployment import Deployment
 from polypod.cost.measured import BACKENDS
-from polypod.cost.steptime import StepTime
-from polypod.engine.closed_loop import Behaviour
+from polypod.engine.prefix import TierSettings
 from polypod.engine.settings import played
 from polypod.errors import InputError
+from polypod.plan.handover import Handover, handover
 from polypod.plan.host import engine_model, step_times
-from polypod.plan.place import island
-from polypod.plan.spec import Plan, Pool, Service, Source, refuse_stages
+from polypod.plan.place import island, joined_by_network
+from polypod.plan.spec import Plan, Pool, Service, Source
+from polypod.plan.uneven import Timed, with_experts_apart, with_stages
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings, ServiceSettings
 from polypod.workload.config import read_model
 from polypod.workload.gguf import read_header
-from polypod.workload.layout import check_layout
+from polypod.workload.layout import Layout, check_layout
+from polypod.workload.memory import kv_bytes_per_token_per_rank
 from polypod.workload.model import Model
 from polypod.workload.precision import element_bytes
+
+PREEMPTED_STEP_TOKENS: Final = 8192
 
 
 def policy_settings(plan: Plan) -> PolicySettings:
@@ -40,18 +46,20 @@ def policy_settings(plan: Plan) -> PolicySettings:
     )
 
 
-def pool_replicas(plan: Plan) -> list[ReplicaUp]:
+def pool_replicas(plan: Plan, *, linked: bool = True) -> list[ReplicaUp]:
     """Every replica of the plan, ready at time 0 in its first epoch, with the likely step time.
+
+    Unless they are `linked`, nothing is said of how caches go between them, and no link has to be on record.
 
     Raises `InputError` for a role, layout or fleet entry that cannot be played, with its path in the plan.
     """
-    refuse_stages(plan)
     ups: list[ReplicaUp] = []
     for s, service in enumerate(plan.services):
         model = service_model(service)
         for p, pool in enumerate(service.pools):
             try:
-                ups += _replicas(service, model, pool, plan.fleet[pool.on], f"{s}.{p}")
+                between = handover(plan, service, model, pool) if linked else Handover()
+                ups += _replicas(plan, service, pool, between, f"{s}.{p}")
             except InputError as error:
                 msg = f"{error} - at `$.services[{s}].pools[{p}]`"
                 raise InputError(msg) from error
@@ -63,15 +71,27 @@ def evidence(plan: Plan) -> dict[str, str]:
 
     Raises `InputError` as `pool_replicas` does for what cannot be played.
     """
-    refuse_stages(plan)
     found = {}
     for s, service in enumerate(plan.services):
         for p, pool in enumerate(service.pools):
             source = plan.fleet[pool.on]
             if source.host is None:
-                where = island(pool.on, source, _backend(pool))
-                found[pool.name or f"pool{s}.{p}"] = str(where.rank.calibration.evidence)
+                found[pool.name or f"pool{s}.{p}"] = _weakest(plan, pool)
     return found
+
+
+def _weakest(plan: Plan, pool: Pool) -> str:
+    """What the pool's chip rests on; of several kinds of chips, that of the widest band."""
+    names = [pool.on, *(stage.on for stage in pool.stages)]
+    names += [] if pool.experts_on is None else [pool.experts_on]
+    read = joined_by_network if pool.stages else island
+    ranks = [read(name, plan.fleet[name], _backend(pool)).rank for name in dict.fromkeys(names)]
+
+    def width(evidence: str) -> float:
+        band = band_of(evidence, "agg", "tpot")
+        return band.high / band.low
+
+    return max((str(rank.calibration.evidence) for rank in ranks), key=width)
 
 
 def _backend(pool: Pool) -> str | None:
@@ -91,27 +111,20 @@ def service_model(service: Service) -> Model:
     return read_model(entry.config, name=entry.name, path=entry.path)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Timed:
-    """What all replicas of a pool have in common."""
-
-    step_time: StepTime
-    kv_capacity_tokens: int
-    engine: Behaviour | None = None
-
-
 def _replicas(
-    service: Service, model: Model, pool: Pool, source: Source, place: str
+    plan: Plan, service: Service, pool: Pool, between: Handover, place: str
 ) -> list[ReplicaUp]:
-    if pool.experts_on is not None:
-        msg = (
-            f"experts of this pool are apart, on {pool.experts_on!r}: attention and experts on ranks of their own are planned in closed form and not "
-            "played; plan without --afd for a plan that can be"
-        )
+    source, model = plan.fleet[pool.on], service_model(service)
+    if pool.expert_imbalance_cv and not model.is_moe:
+        msg = f"expert_imbalance_cv is {pool.expert_imbalance_cv:g}, and {model.name} has no experts; leave it out"
         raise InputError(msg)
     context = _context(service, model)
     name = pool.name or f"pool{place}"
-    if source.measured is not None:
+    if pool.experts_on is not None:
+        timed = with_experts_apart(plan, service, model, pool)
+    elif pool.stages:
+        timed = with_stages(plan, service, model, pool)
+    elif source.measured is not None:
         timed = _on_host(model, pool, source.measured, context)
     else:
         timed = _on_island(model, pool, source)
@@ -126,15 +139,45 @@ def _replicas(
             step_time=timed.step_time,
             context_tokens=min(context, timed.kv_capacity_tokens // timed.step_time.data_ranks),
             kv_capacity_tokens=timed.kv_capacity_tokens,
-            max_sequences=pool.max_sequences,
-            max_step_tokens=pool.max_step_tokens,
+            max_sequences=timed.max_sequences or pool.max_sequences,
+            max_step_tokens=timed.max_step_tokens or _step_tokens(pool),
             engine=timed.engine,
+            prefix_tiers=_prefix_tiers(model, pool),
+            expert_imbalance_cv=pool.expert_imbalance_cv,
+            kv_token_bytes=between.token_bytes,
+            kv_link_bytes_per_s=between.link_bytes_per_s,
+            kv_link_latency_s=between.latency_s,
+            kv_pools=between.pools,
         )
         for index in range(pool.replicas)
     ]
 
 
-def _on_island(model: Model, pool: Pool, source: Source) -> _Timed:
+def _prefix_tiers(model: Model, pool: Pool) -> TierSettings | None:
+    """What the pool has below HBM, with one copy of a token's whole cache, whatever the layout copies or slices."""
+    cache = pool.prefix_cache
+    if cache is None:
+        return None
+    whole = kv_bytes_per_token_per_rank(model, Layout(), pool.precision)
+    if not whole:
+        msg = f"{model.name} keeps no cache that grows with its context, so that it has no prefix cache; leave prefix_cache out"
+        raise InputError(msg)
+    return TierSettings(
+        kv_bytes_per_token=float(whole),
+        host_bytes=units.parse(cache.host or "0 B", "bytes"),
+        host_bytes_per_s=units.parse(cache.host_bandwidth or "0 B/s", "bytes_per_s"),
+        remote_bytes=units.parse(cache.remote or "0 B", "bytes"),
+        remote_bytes_per_s=units.parse(cache.remote_bandwidth or "0 B/s", "bytes_per_s"),
+        remote_latency_s=units.parse(cache.remote_latency or "0 s", "s"),
+    )
+
+
+def _step_tokens(pool: Pool) -> int:
+    """A decode worker's budget is for its sequences; of a preempted one it computes the prompt as any engine would."""
+    return max(pool.max_step_tokens, PREEMPTED_STEP_TOKENS) if pool.role == "decode" else pool.max_step_tokens  # fmt: skip
+
+
+def _on_island(model: Model, pool: Pool, source: Source) -> Timed:
     where = island(pool.on, source, _backend(pool))
     check_layout(model, pool.layout)
     needed = pool.layout.world * pool.replicas
@@ -144,18 +187,19 @@ def _on_island(model: Model, pool: Pool, source: Source) -> _Timed:
     deployment = Deployment(
         model=model, layout=pool.layout, precision=pool.precision, rank=where.rank
     )
-    tokens = int(deployment.memory().kv_tokens)
+    memory = deployment.memory() if pool.role == "both" else deployment.memory(pool.max_step_tokens)
+    tokens = int(memory.kv_tokens)
     if tokens < 2:
         msg = f"the weights leave no room for a cache on {where.rank.chip}; raise tp, pp or ep, or lower the precision"
         raise InputError(msg)
-    return _Timed(
+    return Timed(
         step_time=deployment.step_time(),
         kv_capacity_tokens=tokens * pool.layout.dp,
         engine=played(pool.engine_args, model, pool.engine, pool.max_sequences),
     )
 
 
-def _on_host(model: Model, pool: Pool, rates: HostRates, context: int) -> _Timed:
+def _on_host(model: Model, pool: Pool, rates: HostRates, context: int) -> Timed:
     if pool.engine is None:
         msg = "a pool on a host needs its engine, as 'llama.cpp' or 'openvino'"
         raise InputError(msg)
@@ -166,7 +210,7 @@ def _on_host(model: Model, pool: Pool, rates: HostRates, context: int) -> _Timed
         raise InputError(msg)
     per_element = element_bytes(pool.precision.kv, "kv")
     _, steps = step_times(pool.engine, rates, engine_model(model, per_element))
-    return _Timed(step_time=steps["likely"], kv_capacity_tokens=context * pool.max_sequences)
+    return Timed(step_time=steps["likely"], kv_capacity_tokens=context * pool.max_sequences)
 
 
 def _context(service: Service, model: Model) -> int:

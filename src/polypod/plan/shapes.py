@@ -43,6 +43,7 @@ class Shape:
     confirmed: bool = False
     also: tuple[tuple[Island, int], ...] = ()  # further ranks that a replica takes
     split: Split | None = None  # of decode with its experts on those
+    link_bytes_per_s: float = 0.0  # of one rank to them, before what an exchange reaches of it
 
     @property
     def ranks(self) -> int:

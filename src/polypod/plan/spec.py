@@ -14,6 +14,7 @@ import yaml
 from polypod import units
 from polypod.catalog.schema import Count, Strict
 from polypod.cost.cpu import HostRates
+from polypod.engine.imbalance import MOST_CV
 from polypod.engine.settings import NAMES, NOTHING, PLAYED, EngineArgs
 from polypod.errors import FileError, InputError
 from polypod.workload.layout import Layout
@@ -117,11 +118,24 @@ class PoolStage(Strict, frozen=True, kw_only=True, omit_defaults=True):
     ranks: Count = 1
 
 
+class PoolCache(Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """Where blocks of prompts are kept below HBM: host memory of each replica, and a store that the pool's replicas share. Bandwidths are a replica's, one way."""
+
+    host: str | None = None
+    host_bandwidth: str | None = None
+    remote: str | None = None
+    remote_bandwidth: str | None = None
+    remote_latency: str | None = None
+
+
 class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """Replicas of one role, layout and island; with `stages`, pipelines over several, each replica one of them.
 
     With `experts_on` and `expert_ranks`, both or neither, the routed and shared experts of a replica are on so many ranks of that part of the fleet,
-    which may be the same; `layout` is then of all else, and tokens go round in `micro_batches`.
+    which may be the same; `layout` is then of all else, and tokens go round in `micro_batches`; so they do through stages.
+
+    Caches go from pools for prefill to those for decode: `hands_to` names them where they are not all of the service's, and `kv_link` is what one
+    rank sends of a cache, or takes, a second. `link` is one rank's way between stages, or to the experts. Where they are left out, the catalog says.
     """
 
     role: Literal["prefill", "decode", "both"]
@@ -135,9 +149,16 @@ class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
     max_sequences: Count = 256
     max_step_tokens: Count = 8192
     engine_args: EngineArgs = NOTHING
+    prefix_cache: PoolCache | None = None
+    expert_imbalance_cv: Annotated[float, msgspec.Meta(ge=0, le=MOST_CV)] = (
+        0.0  # of step times, about their mean
+    )
     experts_on: Name | None = None
     expert_ranks: Count | None = None
-    micro_batches: Count | None = None  # of a step, with experts apart
+    micro_batches: Count | None = None  # of a step, with experts apart or stages
+    hands_to: tuple[Name, ...] = ()
+    kv_link: str | None = None
+    link: str | None = None
     stages: tuple[PoolStage, ...] = ()
     predicted: PoolPrediction | None = None
 
@@ -242,6 +263,7 @@ def check(plan: Plan) -> None:
         for p, pool in enumerate(service.pools):
             path = f"$.services[{s}].pools[{p}]"
             _check_pool(path, pool, plan)
+            _check_hand_over(path, pool, service)
             if pool.name in names:
                 msg = f"a second pool is called {pool.name!r}, and replicas are named after pools - at `{path}.name`"
                 raise InputError(msg)
@@ -281,6 +303,7 @@ def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
         raise InputError(msg)
     _check_experts(path, pool, plan)
     _check_stages(path, pool, plan)
+    _check_cache(f"{path}.prefix_cache", pool.prefix_cache or PoolCache())
     for name in NAMES:
         if name not in PLAYED and getattr(pool.engine_args, name) is not None:
             instead = "; say max_step_tokens beside it" if name == "max_num_batched_tokens" else ""
@@ -295,9 +318,23 @@ def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
         raise InputError(msg)
 
 
+def _check_hand_over(path: str, pool: Pool, service: Service) -> None:
+    _check_quantity(f"{path}.kv_link", pool.kv_link, "bytes_per_s")
+    _check_quantity(f"{path}.link", pool.link, "bytes_per_s")
+    if pool.hands_to and pool.role != "prefill":
+        msg = f"a pool for {pool.role!r} hands on no caches; leave it out, or make role prefill - at `{path}.hands_to`"
+        raise InputError(msg)
+    decoding = [one.name for one in service.pools if one.role == "decode" and one.name]
+    for name in pool.hands_to:
+        if name not in decoding:
+            msg = f"{name!r} is no pool for decode of {service.model} ({', '.join(decoding) or 'none is named'}) - at `{path}.hands_to`"
+            raise InputError(msg)
+
+
 def _check_experts(path: str, pool: Pool, plan: Plan) -> None:
     """Experts that are apart say where and on how many ranks, and only decode has them so."""
-    if pool.experts_on is None and pool.expert_ranks is None and pool.micro_batches is None:
+    is_cut = pool.micro_batches is not None and not pool.stages
+    if pool.experts_on is None and pool.expert_ranks is None and not is_cut:
         return
     if pool.experts_on is None or pool.expert_ranks is None:
         missing = "experts_on" if pool.experts_on is None else "expert_ranks"
@@ -321,14 +358,37 @@ def _check_stages(path: str, pool: Pool, plan: Plan) -> None:
         raise InputError(msg)
 
 
+def _check_cache(path: str, cache: PoolCache) -> None:
+    """A tier has a size and a bandwidth, or neither."""
+    _check_quantity(f"{path}.host", cache.host, "bytes")
+    _check_quantity(f"{path}.host_bandwidth", cache.host_bandwidth, "bytes_per_s")
+    _check_quantity(f"{path}.remote", cache.remote, "bytes")
+    _check_quantity(f"{path}.remote_bandwidth", cache.remote_bandwidth, "bytes_per_s")
+    _check_quantity(f"{path}.remote_latency", cache.remote_latency, "s")
+    for tier in ("host", "remote"):
+        size, speed = getattr(cache, tier), getattr(cache, f"{tier}_bandwidth")
+        if (size is None) != (speed is None):
+            given, missing = (
+                (tier, f"{tier}_bandwidth") if speed is None else (f"{tier}_bandwidth", tier)
+            )
+            msg = f"{given} is said and {missing} is not; say both, or neither for no such tier - at `{path}.{missing}`"
+            raise InputError(msg)
+        if speed is not None and not units.parse(speed, "bytes_per_s"):
+            msg = f"{tier}_bandwidth is {speed}, by which nothing is ever loaded; give it more, or leave the tier out - at `{path}.{tier}_bandwidth`"
+            raise InputError(msg)
+    if cache.remote_latency is not None and cache.remote is None:
+        msg = f"remote_latency is said and remote is not; say how large the remote store is - at `{path}.remote`"
+        raise InputError(msg)
+
+
 def refuse_stages(plan: Plan) -> None:
-    """Raise `InputError` for a pipeline of unequal stages: nothing plays or launches one yet."""
+    """Raise `InputError` for a pipeline of unequal stages: nothing launches one yet."""
     for s, service in enumerate(plan.services):
         for p, pool in enumerate(service.pools):
             if pool.stages:
                 parts = ", ".join(dict.fromkeys(stage.on for stage in pool.stages))
                 msg = (
-                    f"pool {pool.name or pool.on!r} is a pipeline of unequal stages over {parts}, which is not played or launched yet; "
-                    f"its figures are those of polypod plan --stages - at `$.services[{s}].pools[{p}].stages`"
+                    f"pool {pool.name or pool.on!r} is a pipeline of unequal stages over {parts}, which no engine is launched with yet; "
+                    f"polypod simulate plays it - at `$.services[{s}].pools[{p}].stages`"
                 )
                 raise InputError(msg)

@@ -7,12 +7,13 @@ timed as a model of its layers alone, the embedding and the head where it has th
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polypod.cost.calibration import of
-from polypod.cost.deployment import Deployment, native_precision
+from polypod.cost.deployment import Deployment, Memory, native_precision
 from polypod.errors import InputError, LayoutError
 from polypod.plan.place import Island
 from polypod.plan.search import Question, own_scale
@@ -102,19 +103,8 @@ def _divides(model: Model, tp: int) -> bool:
 
 def _worker(question: Question, place: Island, tp: int) -> Worker:
     precision = native_precision(question.model, place.rank)
-    kinds = _kinds(question.model)
     scale = own_scale(question, place, precision)
-
-    def cut(part: Part) -> Deployment:
-        """A model of the part's layers alone, embedding and head in it."""
-        counts = Counter(kinds[: part.layers])
-        layers = tuple(
-            replace(group, count=counts[number])
-            for number, group in enumerate(question.model.layers)
-            if counts[number]
-        )
-        model = replace(question.model, layers=layers)
-        return Deployment.make(model, Layout(tp=tp), precision, place.rank, scale)
+    cut = partial(cut_out, question.model, place, tp, scale=scale)
 
     return Worker(
         island=place,
@@ -125,6 +115,19 @@ def _worker(question: Question, place: Island, tp: int) -> Worker:
     )
 
 
+def cut_out(model: Model, place: Island, tp: int, part: Part, *, scale: float = 1.0) -> Deployment:
+    """A model of the part's layers alone, embedding and head in it, on so many ranks of the island; steps take `scale` times as long."""
+    counts = Counter(_kinds(model)[: part.layers])
+    layers = tuple(
+        replace(group, count=counts[number])
+        for number, group in enumerate(model.layers)
+        if counts[number]
+    )
+    precision = native_precision(model, place.rank)
+    own = replace(model, layers=layers)
+    return Deployment.make(own, Layout(tp=tp), precision, place.rank, scale)
+
+
 def _kinds(model: Model) -> list[int]:
     """The kind of each layer, with all kinds spread evenly."""
     at = [((n + 0.5) / group.count, number) for number, group in enumerate(model.layers) for n in range(group.count)]  # fmt: skip
@@ -133,15 +136,24 @@ def _kinds(model: Model) -> list[int]:
 
 def _part_step_s(question: Question, deployment: Deployment, part: Part, sizes: Floats) -> Floats:
     prompt_tokens = sizes * question.input_tokens / question.output_tokens
-    ops = deployment.ops(
+    return part_s(
+        deployment,
+        part,
         sequences=sizes,
         kv_tokens=sizes * (question.input_tokens + question.output_tokens / 2),
         prompt_tokens=prompt_tokens,
         pairs=prompt_tokens * question.input_tokens / 2,
     )
+
+
+def part_s(deployment: Deployment, part: Part, *, sequences: Floats, kv_tokens: Floats, prompt_tokens: Floats, pairs: Floats) -> Floats:  # fmt: skip
+    """Seconds of one micro-batch of a part."""
+    ops = deployment.ops(
+        sequences=sequences, kv_tokens=kv_tokens, prompt_tokens=prompt_tokens, pairs=pairs
+    )
     gone = {name for name, has in (("embedding", part.first), ("head", part.last)) if not has}
     fits = deployment.served.calibration
-    sampling_s = of(fits.engine.sequence_s, "likely") * sizes if part.last else 0.0
+    sampling_s = of(fits.engine.sequence_s, "likely") * sequences if part.last else 0.0
     kept = deployment.cost([op for op in ops if op.name not in gone]).total_s
     return np.asarray(
         deployment.scale * of(fits.step_factor, "likely") * (kept + sampling_s), dtype=float
@@ -149,18 +161,23 @@ def _part_step_s(question: Question, deployment: Deployment, part: Part, sizes: 
 
 
 def _part_sequences(question: Question, deployment: Deployment, part: Part) -> float:
-    model = deployment.model
     whole = question.input_tokens + question.output_tokens
-    memory = deployment.memory(whole)
-    tables = part.first + part.last - (1 if model.tied else 2)
-    if model.tied and part.first and part.last:
-        tables = 0
-    table_bytes = model.embedding_parameters * element_bytes(KEPT) / deployment.layout.tp
-    memory = replace(memory, weight_bytes=memory.weight_bytes + tables * table_bytes)
+    memory = part_memory(deployment, part, whole)
     if memory.tokens_of(whole) < whole:
         return 0.0
     half = question.input_tokens + question.output_tokens / 2
     return memory.tokens_of(half) // half
+
+
+def part_memory(deployment: Deployment, part: Part, step_tokens: int) -> Memory:
+    """What fills a rank of the part, which has the embedding and the head or not."""
+    model = deployment.model
+    memory = deployment.memory(step_tokens)
+    tables = part.first + part.last - (1 if model.tied else 2)
+    if model.tied and part.first and part.last:
+        tables = 0
+    table_bytes = model.embedding_parameters * element_bytes(KEPT) / deployment.layout.tp
+    return replace(memory, weight_bytes=memory.weight_bytes + tables * table_bytes)
 
 
 def by_layer(

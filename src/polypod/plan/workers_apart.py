@@ -172,6 +172,7 @@ def experts_apart(question: Question, first: Island, second: Island, bytes_per_s
             tpot_s=split.step_s(context),
             also=((second, split.expert_ranks),),
             split=split,
+            link_bytes_per_s=bytes_per_s,
         )
         for split in splits(question, first, second, bytes_per_s)
     ]
@@ -227,14 +228,6 @@ def _split_fraction(question: Question, split: Split) -> float:
     context = question.input_tokens + question.output_tokens / 2
     sent_s = sum(one.layers * float(one.exchange_s) for one in split.rounds(context))
     return min(split.micro_batches * sent_s / split.step_s(context), 1.0)
-
-
-def way_out_bytes_per_s(island: Island) -> float | None:
-    """One rank's link to other islands: its outermost tier without an end; None where none is on record."""
-    for tier in reversed(island.rank.tiers):
-        if tier.bytes_per_s is not None and tier.ranks is None:
-            return float(tier.bytes_per_s.value)
-    return None
 
 
 def transfer_s(question: Question, shape: Shape, bytes_per_s: float) -> float:

@@ -76,10 +76,11 @@ class Queue:
 
 @dataclass(slots=True, eq=False)
 class Service:
-    """One model: its limits, who waits for it, and what its finished requests have taught."""
+    """One model: its limits, who waits for it from its prompt on or with a computed one, and what its finished requests have taught."""
 
     settings: ServiceSettings
     queue: Queue = field(default_factory=Queue)
+    held: Queue = field(default_factory=Queue)  # whose caches wait for a decode replica
     mean_output_tokens: float = 0.0
     finish_gap_s: float | None = None
     last_finish_s: float | None = None
@@ -97,6 +98,7 @@ class Service:
             output_tokens=max(expected, 1.0),
             need_tokens=need if arrived.input_is_exact else min(need, most_tokens),
             is_streamed=arrived.is_streamed,
+            prefix_hashes=arrived.prefix_hashes,
         )
 
     def can_hold(self, arrived: RequestArrived) -> bool:

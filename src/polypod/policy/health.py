@@ -5,12 +5,19 @@ pauses. After its time out an open breaker admits one request at a time; the fir
 """
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from polypod.errors import InputError
-from polypod.policy.events import ReplicaUp
+from polypod.policy.affinity import Affinity
+from polypod.policy.events import ReplicaUp, Role
 from polypod.policy.requests import Tracked
 from polypod.policy.router import ReplicaTable, slots_of
 from polypod.policy.settings import PolicySettings
+
+ROLES: Final[tuple[Role, ...]] = ("both", "prefill", "decode")
+
+MOST_POOLS: Final = 62
+"""Pools of replicas for one phase that one node tells apart: bits of a column."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,42 +42,68 @@ class Health:
         self._settings = settings
         self._charged: set[int] = set()  # live requests whose retry the budget pays
         self.replicas: dict[str, Replica] = {}
-        self.tables = {service.model: ReplicaTable() for service in settings.services}
+        self._models = tuple(service.model for service in settings.services)
+        self._pools: dict[str, int] = {}  # bits of those with replicas for one phase
+        self.tables: dict[tuple[str, Role], ReplicaTable] = {
+            (service.model, role): ReplicaTable(
+                Affinity(block_tokens=service.block_tokens, most_blocks=settings.prefix_blocks)
+            )
+            for service in settings.services
+            for role in ROLES
+        }
 
     # ---- starts and deaths
 
     def is_news(self, up: ReplicaUp) -> bool:
         """Whether this start is later than any known. Raises `InputError` for one that cannot be driven."""
-        if up.model not in self.tables:
+        if up.model not in self._models:
             msg = (
                 f"replica {up.replica!r} serves {up.model!r}, which is none of this node's models "
-                f"({', '.join(self.tables)}); list it in the settings' services"
+                f"({', '.join(self._models)}); list it in the settings' services"
             )
             raise InputError(msg)
-        if up.role != "both":
+        pools = {*self._pools, *pools_of(up)}
+        if len(pools) > MOST_POOLS:
             msg = (
-                f"replica {up.replica!r} has the role {up.role!r}, but pools with roles prefill and decode "
-                f"are not driven yet; give its pool the role 'both'"
+                f"replica {up.replica!r} of pool {up.pool!r} makes {len(pools)} pools of prefill and decode, "
+                f"and a node tells {MOST_POOLS} apart; make fewer and larger pools, or another node"
             )
             raise InputError(msg)
         known = self.replicas.get(up.replica)
         return known is None or up.epoch > known.up.epoch
 
     def add(self, up: ReplicaUp) -> None:
-        self.replicas[up.replica] = Replica(up.replica, up, self.tables[up.model].add(up))
+        table = self.tables[up.model, up.role]
+        row = table.add(up)
+        self.replicas[up.replica] = Replica(up.replica, up, row)
+        for pool in pools_of(up):
+            self._pools.setdefault(pool, 1 << len(self._pools))
+        if up.role == "decode":
+            table.pool_bit_R[row] = self._pools[up.pool]
+        elif up.role == "prefill":
+            table.to_pools_R[row] = sum(self._pools[pool] for pool in pools_of(up))
 
     def remove(self, replica: Replica) -> None:
         """Take a dead replica out; what ran there was moved before."""
-        self.tables[replica.up.model].remove(replica.row)
+        self.table_of(replica).remove(replica.row)
         replica.is_up = False
+
+    def table_of(self, replica: Replica) -> ReplicaTable:
+        return self.tables[replica.up.model, replica.up.role]
 
     def current(self, name: str, epoch: int) -> Replica | None:
         """The replica, if this is the start of it that is up."""
         replica = self.replicas.get(name)
         return replica if replica is not None and replica.is_current(epoch) else None
 
-    def any_up(self, model: str) -> bool:
-        return bool(self.tables[model].up_R.any())
+    def any_up(self, model: str, pin: str | None = None) -> bool:
+        """Whether the model can be served from prompt to end; with a pin, by this replica or with it as one of a pair."""
+        up = {role: bool(self.tables[model, role].up_R.any()) for role in ROLES}
+        if pin is None:
+            return up["both"] or (up["prefill"] and up["decode"])
+        replica = self.replicas[pin]
+        other: dict[Role, Role] = {"both": "both", "prefill": "decode", "decode": "prefill"}
+        return replica.is_up and up[other[replica.up.role]]
 
     # ---- failures
 
@@ -78,13 +111,13 @@ class Health:
         """Count a failure; too many in a row take the replica out for a while."""
         replica.failures += 1
         if self.is_broken(replica):
-            table = self.tables[replica.up.model]
+            table = self.table_of(replica)
             table.slots_R[replica.row] = 1
             table.block(replica.row, now_s + self._settings.breaker_open_s)
 
     def succeeded(self, replica: Replica) -> None:
         if self.is_broken(replica):
-            table = self.tables[replica.up.model]
+            table = self.table_of(replica)
             table.slots_R[replica.row] = slots_of(replica.up)
         replica.failures = 0
 
@@ -96,7 +129,7 @@ class Health:
         pause_s = (
             retry_after_s or self._settings.busy_pause_s
         )  # none at all would be asking at once
-        self.tables[replica.up.model].block(replica.row, now_s + pause_s)
+        self.table_of(replica).block(replica.row, now_s + pause_s)
 
     # ---- the retry budget
 
@@ -111,3 +144,8 @@ class Health:
 
     def forget(self, request: int) -> None:
         self._charged.discard(request)
+
+
+def pools_of(up: ReplicaUp) -> tuple[str, ...]:
+    """Pools that a hand-over knows by name: of decode replicas."""
+    return {"both": (), "decode": (up.pool,), "prefill": tuple(dict.fromkeys(up.kv_pools))}[up.role]

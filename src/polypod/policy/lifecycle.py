@@ -2,7 +2,8 @@
 
 A word is the name of an event or an action. States in `BETWEEN` last no longer than one answer of the policy: a failure is answered
 by a retry or an error in the same breath. The table covers whole requests (`Dispatch`) and those whose prompt is computed on one
-replica and decoded on another (`Prefill`, `TransferKv`, `Decode`).
+replica and decoded on another (`Prefill`, `TransferKv`, `Decode`). While a cache is on the way two replicas have something of the
+request, and both are told to drop it where it is cancelled.
 
 `Validator` walks the table along a log, live or simulated, and raises at the first thing that is not in it.
 """
@@ -75,18 +76,22 @@ TABLE: Final[dict[tuple[State, str], State]] = {
     ("prefilling", "ReplicaBusy"): "failed",
     ("prefilling", "ReplicaDown"): "failed",
     ("prefilling", "ClientGone"): "abandoned",
+    ("prefilling", "Cancel"): "cancelled",
     ("prefilled", "TransferKv"): "transferring",
     ("prefilled", "Decode"): "running",  # where the cache is
-    ("prefilled", "Retry"): "waiting",
-    ("prefilled", "Reject"): "ended",
+    ("prefilled", "KvLost"): "failed",
+    ("prefilled", "RequestFailed"): "failed",
+    ("prefilled", "ReplicaBusy"): "failed",
     ("prefilled", "ReplicaDown"): "failed",
     ("prefilled", "ClientGone"): "abandoned",
+    ("prefilled", "Cancel"): "cancelled",  # no decode replica had room in time
     ("transferring", "KvArrived"): "placed",
     ("transferring", "KvLost"): "failed",
     ("transferring", "RequestFailed"): "failed",
     ("transferring", "ReplicaBusy"): "failed",
     ("transferring", "ReplicaDown"): "failed",
     ("transferring", "ClientGone"): "abandoned",
+    ("transferring", "Cancel"): "cancelled",
     ("placed", "Decode"): "running",
     ("placed", "ReplicaDown"): "failed",
     ("placed", "ClientGone"): "abandoned",
@@ -111,12 +116,14 @@ OfAttempt = (
 )
 Start = Dispatch | Prefill | TransferKv | Decode
 
-_ANSWERS: Final[dict[type, State]] = {
-    PrefillFinished: "prefilling",
-    KvArrived: "transferring",
-    KvLost: "transferring",
+_DURING: Final[dict[type, tuple[State, ...]]] = {
+    PrefillFinished: ("prefilling",),
+    KvArrived: ("transferring",),
+    KvLost: ("prefilled", "transferring"),
+    FirstToken: ("running", "streaming"),
+    RequestFinished: ("running", "streaming"),
 }
-"""Words that are about the running attempt only while this is going on."""
+"""Words that are about the running attempt only while one of these goes on."""
 
 
 class LifecycleError(AssertionError):
@@ -180,8 +187,8 @@ class Validator:
         life = self._lives.get(event.request)
         if life is None or not life.at or life.attempt != event.attempt:
             return False
-        during = _ANSWERS.get(type(event), life.state)
-        return life.at[-1] == (event.replica, event.epoch) and life.state == during
+        during = _DURING.get(type(event), (life.state,))
+        return life.at[-1] == (event.replica, event.epoch) and life.state in during
 
     def _replica(self, event: ReplicaUp | ReplicaDown) -> None:
         known = self._epochs.get(event.replica, 0)
@@ -206,7 +213,10 @@ class Validator:
         match action:
             case Dispatch() | Prefill() | TransferKv() | Decode():
                 self._start(action)
-            case Retry() | Cancel():
+            case Cancel():
+                self._same_attempt(action)
+                self._cancel(action)
+            case Retry():
                 self._same_attempt(action)
                 self._step(action.request, action)
             case Reject():
@@ -234,6 +244,14 @@ class Validator:
         if action.attempt != life.attempt or not is_there:
             msg = f"{action} is not about attempt {life.attempt} at {life.at}"
             raise LifecycleError(msg)
+
+    def _cancel(self, action: Cancel) -> None:
+        """Of two places that have something of it, the first only loses it; the last one ends it."""
+        life = self._lives[action.request]
+        if len(life.at) > 1:
+            life.at = tuple(start for start in life.at if start != (action.replica, action.epoch))
+        else:
+            self._step(action.request, action)
 
     # ---- the table
 

@@ -31,13 +31,22 @@ from polypod.policy.events import (
 from polypod.policy.health import Health, Replica
 from polypod.policy.invariants import check_policy
 from polypod.policy.placement import Placement
-from polypod.policy.requests import Failure, Tracked
+from polypod.policy.requests import Failure, Phase, Tracked
 from polypod.policy.settings import PolicySettings
 
 WAKE_SLACK_S: Final = 1e-3
 """A timer may ring this early."""
 
-OfAttempt = FirstToken | RequestFinished | RequestFailed | ReplicaBusy
+OfAttempt = (
+    FirstToken
+    | RequestFinished
+    | RequestFailed
+    | ReplicaBusy
+    | PrefillFinished
+    | KvArrived
+    | KvLost
+)
+PHASES: Final[tuple[Phase, ...]] = ("whole", "prefill", "held", "transfer", "decode")
 
 
 class Policy:
@@ -70,10 +79,14 @@ class Policy:
         factors = {}
         for name, replica in self._health.replicas.items():
             if replica.is_up:
-                table = self._health.tables[replica.up.model]
+                table = self._health.table_of(replica)
                 factors[name, "prefill"] = float(table.prompt_factor_R[replica.row])
                 factors[name, "decode"] = float(table.decode_factor_R[replica.row])
         return factors
+
+    def queues(self) -> dict[str, int]:
+        """By model: requests that wait here for a replica."""
+        return {model: len(one.queue) for model, one in self._placement.services.items()}
 
     def check(self) -> None:
         """Raise `AssertionError` if any invariant is broken; tests call this after every event."""
@@ -111,16 +124,16 @@ class Policy:
             replica = self._health.replicas.get(event.only_replica)
             if replica is None or replica.up.model != event.model:
                 return answers.replica_not_found(event)
-            is_up = replica.is_up
+            is_up = self._health.any_up(event.model, event.only_replica)
         return None if is_up else answers.no_replica(event, self._settings.breaker_open_s)
 
     def _first_token(self, event: FirstToken) -> None:
-        tracked = self._running(event)
+        tracked = self._running(event, "whole", "decode")
         if tracked is not None and not tracked.is_streaming:
             self._begin_answer(tracked)
 
     def _finished(self, event: RequestFinished) -> None:
-        tracked = self._running(event)
+        tracked = self._running(event, "whole", "decode")
         if tracked is None:
             return
         if not tracked.is_streaming:
@@ -129,7 +142,7 @@ class Policy:
         assert tracked.first_token_s is not None
         if event.output_tokens > 1:
             token_s = (self._now_s - tracked.first_token_s) / (event.output_tokens - 1)
-            table = self._health.tables[tracked.model]
+            table = self._health.table_of(self._health.replicas[tracked.place.replica])
             corrections.token_time_observed(table, tracked.place.load, token_s)
         self._health.succeeded(self._placement.leave(tracked, self._now_s))
         self._placement.services[tracked.model].finished(event.output_tokens, self._now_s)
@@ -139,8 +152,9 @@ class Policy:
         """The replica answers: it is well, and the prompt is done."""
         assert tracked.place is not None
         tracked.first_token_s = self._now_s
-        self._health.tables[tracked.model].prompt_done(tracked.place.load, self._now_s)
-        self._health.succeeded(self._health.replicas[tracked.place.replica])
+        replica = self._health.replicas[tracked.place.replica]
+        self._health.table_of(replica).prompt_done(tracked.place.load, self._now_s)
+        self._health.succeeded(replica)
 
     def _failed(self, event: RequestFailed) -> None:
         tracked = self._running(event)
@@ -179,8 +193,35 @@ class Policy:
             self._stop(tracked)
             self._end(tracked)
 
-    def _unasked(self, event: PrefillFinished | KvArrived | KvLost) -> None:
-        """Nobody was asked for this: stale."""
+    # ---- requests whose prompt and answer are on replicas of their own
+
+    def _prefilled(self, event: PrefillFinished) -> None:
+        tracked = self._running(event, "prefill")
+        if tracked is not None:
+            self._health.succeeded(self._health.replicas[event.replica])
+            tracked.deadline_s = self._deadline_s()
+            self._placement.hold(tracked, event.kv_tokens, self._now_s)
+
+    def _kv_arrived(self, event: KvArrived) -> None:
+        tracked = self._running(event, "transfer")
+        if tracked is not None:
+            self._actions.append(self._placement.arrived(tracked, self._now_s))
+
+    def _kv_lost(self, event: KvLost) -> None:
+        """Either end may be the cause, or what is between them: it counts against both."""
+        tracked = self._running(event, "held", "transfer")
+        if tracked is None:
+            return
+        places = tracked.places
+        what = f"its cache was lost between {' and '.join(place.replica for place in places)}"
+        self._placement.leave(tracked, self._now_s)
+        is_free = False
+        for place in places:
+            replica = self._health.replicas[place.replica]
+            self._health.failed(replica, self._now_s)
+            tracked.failures += (Failure(place.replica, place.epoch, was_sent=True),)
+            is_free = is_free or self._health.is_broken(replica)
+        self._retry(tracked, "kv_lost", what, is_free=is_free)
 
     # ---- replicas
 
@@ -231,13 +272,13 @@ class Policy:
     def _observed(self, event: StepObserved) -> None:
         replica = self._health.current(event.replica, event.epoch)
         if replica is not None:
-            table = self._health.tables[replica.up.model]
+            table = self._health.table_of(replica)
             corrections.step_observed(table, replica.row, event)
 
     def _load(self, event: LoadReported) -> None:
         replica = self._health.current(event.replica, event.epoch)
         if replica is not None:
-            self._health.tables[replica.up.model].load_reported(replica.row, event)
+            self._health.table_of(replica).load_reported(replica.row, event)
 
     def _woke(self, event: Woke) -> None:
         while self._wakes_s and self._wakes_s[0] <= event.at_s + WAKE_SLACK_S:
@@ -245,10 +286,10 @@ class Policy:
 
     # ---- what all of them do
 
-    def _running(self, event: OfAttempt) -> Tracked | None:
-        """The request, if the word is about the attempt that runs now."""
+    def _running(self, event: OfAttempt, *phases: Phase) -> Tracked | None:
+        """The request, if the word is about the attempt that runs now, and about what it does now (none said: about any)."""
         tracked = self._live.get(event.request)
-        if tracked is None or tracked.place is None:
+        if tracked is None or tracked.place is None or tracked.phase not in (phases or PHASES):
             return None
         place = tracked.place
         said = (event.attempt, event.replica, event.epoch)
@@ -272,19 +313,20 @@ class Policy:
         self._placement.wait(tracked)
 
     def _stop(self, tracked: Tracked) -> None:
-        """End its waiting or its running, whichever it does."""
-        place = tracked.place
+        """End its waiting and its running, whichever it does, wherever it does it."""
+        places = tracked.places
         self._placement.withdraw(tracked)
-        if place is not None:
+        if places:
             self._placement.leave(tracked, self._now_s)
-            self._actions.append(
-                Cancel(
-                    request=tracked.request,
-                    attempt=tracked.attempt,
-                    replica=place.replica,
-                    epoch=place.epoch,
-                )
+        self._actions += [
+            Cancel(
+                request=tracked.request,
+                attempt=tracked.attempt,
+                replica=place.replica,
+                epoch=place.epoch,
             )
+            for place in places
+        ]
 
     def _end(self, tracked: Tracked, answer: Reject | None = None) -> None:
         """Forget the request, which neither waits nor runs any more."""
@@ -299,6 +341,10 @@ class Policy:
     def _serve_queues(self) -> None:
         """Place those there is room for, and end the waiting of those who have waited too long."""
         for service in self._placement.services.values():
+            self._actions += self._placement.hand_over(service, self._now_s)
+            for tracked in service.held.pop_expired(self._now_s):
+                self._stop(tracked)  # which makes room for prompts
+                self._end_late(tracked)
             self._actions += self._placement.serve(service, self._now_s)
             for tracked in service.queue.pop_expired(self._now_s):
                 self._end_late(tracked)
@@ -325,9 +371,9 @@ _HANDLERS: Final[dict[type, Callable[[Policy, Any], None]]] = {
     RequestFailed: Policy._failed,
     ReplicaBusy: Policy._busy,
     ClientGone: Policy._gone,
-    PrefillFinished: Policy._unasked,
-    KvArrived: Policy._unasked,
-    KvLost: Policy._unasked,
+    PrefillFinished: Policy._prefilled,
+    KvArrived: Policy._kv_arrived,
+    KvLost: Policy._kv_lost,
     ReplicaUp: Policy._up,
     ReplicaDown: Policy._down,
     StepObserved: Policy._observed,

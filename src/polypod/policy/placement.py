@@ -7,13 +7,15 @@ import math
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from polypod.policy.actions import Dispatch
+from polypod.policy import pairing
+from polypod.policy.actions import Decode, Dispatch, Prefill, TransferKv
 from polypod.policy.admission import Service
-from polypod.policy.health import Health, Replica
-from polypod.policy.requests import Ask, Place, Tracked
-from polypod.policy.router import ReplicaTable
+from polypod.policy.events import ReplicaUp, Role
+from polypod.policy.health import ROLES, Health, Replica
+from polypod.policy.pairing import Rows
+from polypod.policy.requests import Ask, Load, Place, Tracked
+from polypod.policy.router import Choice, ReplicaTable
 from polypod.policy.settings import PolicySettings
 
 MASK: Final = 2**64 - 1
@@ -38,75 +40,236 @@ class Placement:
         self._seed = seed
         self._health = health
         self.services = {service.model: Service(service) for service in settings.services}
+        self._of = {
+            model: {role: health.tables[model, role] for role in ROLES} for model in self.services
+        }
 
     def wait(self, tracked: Tracked) -> None:
         self.services[tracked.model].queue.add(tracked)
 
     def withdraw(self, tracked: Tracked) -> bool:
         """Take the request out of its queue; false when it does not wait."""
-        queue = self.services[tracked.model].queue
-        if tracked in queue:
-            queue.remove(tracked)
-            return True
+        service = self.services[tracked.model]
+        for queue in (service.queue, service.held):
+            if tracked in queue:
+                queue.remove(tracked)
+                return True
         return False
 
-    def serve(self, service: Service, now_s: float) -> list[Dispatch]:
+    # ---- whole requests, and prompts
+
+    def serve(self, service: Service, now_s: float) -> list[Dispatch | Prefill]:
         """Place those who wait, in turn, for as long as there is room.
 
-        One that the free replicas cannot take (it is pinned, long, or was let down by them) does not hold up those behind it.
+        One that the free replicas cannot take (it is pinned, long, or was let down by them) does not hold up those behind it. A
+        prefill replica whose cache has no room for one that may go there is not given to those behind it.
         """
-        table = self._health.tables[service.settings.model]
-        dispatches: list[Dispatch] = []
-        if not service.queue or not table.has_room(now_s):
-            return dispatches
+        starts: list[Dispatch | Prefill] = []
+        if not service.queue:
+            return starts
+        prefill = self._of[service.settings.model]["prefill"]
+        closed_R = np.zeros_like(prefill.up_R)
+        if not self._has_slot(service, closed_R, now_s):
+            return starts
         refused_tokens = math.inf  # there is no room for this much, wherever it may go
         for tracked in service.queue:
             is_plain = tracked.arrived.only_replica is None and not tracked.failures
             need_tokens = self._ask(tracked).need_tokens
             if need_tokens >= refused_tokens:
                 continue
-            dispatch = self.place(tracked, now_s)
-            if dispatch is not None:
+            start = self.place(tracked, now_s, closed_R)
+            if start is not None:
                 service.queue.remove(tracked)
-                dispatches.append(dispatch)
-                if not service.queue or not table.has_room(now_s):
-                    break
-            elif is_plain:
-                refused_tokens = need_tokens
-        return dispatches
+                starts.append(start)
+            else:
+                refused_tokens = need_tokens if is_plain else refused_tokens
+                if prefill.most_limit_tokens:
+                    closed_R |= self._prompt_rows(tracked, self._ask(tracked))
+            if not service.queue or not self._has_slot(service, closed_R, now_s):
+                break
+        return starts
 
-    def place(self, tracked: Tracked, now_s: float) -> Dispatch | None:
-        """Send the request to where it would finish first; ties fall by the seed. None without room."""
+    def place(self, tracked: Tracked, now_s: float, closed_R: Rows) -> Dispatch | Prefill | None:
+        """Send the request to where it would finish first, on one replica or a pair; ties fall by the seed. None without room."""
         ask = self._ask(tracked)
-        table = self._health.tables[tracked.model]
-        choice = table.best(ask, self._allowed(tracked, ask, table), now_s)
-        rows = choice.rows
-        if not len(rows):
-            return None
-        row = int(rows[pick(self._seed, tracked.request, tracked.attempt, len(rows))])
-        up, load = table.at(row), table.dispatched(row, ask, choice, now_s)
+        tables = self._of[tracked.model]
+        whole = tables["both"].best(ask, self._allowed(tracked, ask, tables["both"]), now_s)
+        pair = self._best_pair(tracked, ask, closed_R, now_s)
+        if pair is not None and len(whole.rows):
+            by_pair_s = self._pair_s(tracked, ask, pair, now_s)
+            pair = pair if by_pair_s < pairing.finish_s(whole, ask) else None
+        if pair is not None:
+            return self._start_prompt(tracked, ask, pair, now_s)
+        return self._start_whole(tracked, ask, whole, now_s) if len(whole.rows) else None
+
+    def _start_whole(self, tracked: Tracked, ask: Ask, choice: Choice, now_s: float) -> Dispatch:
+        table = self._of[tracked.model]["both"]
+        row = self._pick(tracked, choice)
+        load = table.dispatched(row, ask, choice, now_s)
         tracked.attempt += 1
-        tracked.place = Place(replica=up.replica, epoch=up.epoch, load=load)
-        self._health.replicas[up.replica].requests[tracked.request] = tracked
+        tracked.place = self._take(tracked, table.at(row), load)
         return Dispatch(
             request=tracked.request,
             attempt=tracked.attempt,
-            replica=up.replica,
-            epoch=up.epoch,
+            replica=tracked.place.replica,
+            epoch=tracked.place.epoch,
             predicted_first_token_s=load.first_token_s,
             predicted_token_s=load.token_s,
         )
 
+    def _start_prompt(self, tracked: Tracked, ask: Ask, choice: Choice, now_s: float) -> Prefill:
+        table = self._of[tracked.model]["prefill"]
+        row = self._pick(tracked, choice)
+        load = table.dispatched(row, pairing.prompt_of(ask), choice, now_s)
+        tracked.attempt += 1
+        tracked.phase = "prefill"
+        tracked.place = self._take(tracked, table.at(row), load)
+        return Prefill(
+            request=tracked.request,
+            attempt=tracked.attempt,
+            replica=tracked.place.replica,
+            epoch=tracked.place.epoch,
+        )
+
+    def _best_pair(self, tracked: Tracked, ask: Ask, closed_R: Rows, now_s: float) -> Choice | None:
+        """Where the prompt's end would come first, among prefill replicas with room; None without one."""
+        table = self._of[tracked.model]["prefill"]
+        if not table.most_limit_tokens:  # none is up
+            return None
+        prompt = pairing.prompt_of(ask)
+        among_R = self._prompt_rows(tracked, ask) & pairing.with_room(table, prompt)
+        choice = table.best(prompt, among_R & ~closed_R, now_s)
+        return choice if len(choice.rows) else None
+
+    def _prompt_rows(self, tracked: Tracked, ask: Ask) -> Rows:
+        """Prefill rows that may take the prompt and hand its cache to a decode replica that may take it."""
+        tables = self._of[tracked.model]
+        able_R = self._allowed(tracked, ask, tables["decode"])
+        may_R = self._allowed(tracked, pairing.prompt_of(ask), tables["prefill"])
+        return may_R & pairing.senders(tables["prefill"], tables["decode"], able_R)
+
+    def _pair_s(self, tracked: Tracked, ask: Ask, pair: Choice, now_s: float) -> float:
+        """When a request ends that is decoded apart, those who hold a cache already shared out over all that decode."""
+        tables = self._of[tracked.model]
+        row = int(pair.rows[0])
+        able_R = self._allowed(tracked, ask, tables["decode"])
+        able_R &= pairing.takers(tables["decode"], int(tables["prefill"].to_pools_R[row]))
+        cache = pairing.Cache.on(tables["prefill"], row, ask.input_tokens)
+        choice = pairing.decode_choice(tables["decode"], ask, able_R, cache, now_s)
+        queued = len(self.services[tracked.model].held)
+        slots = int((tables["decode"].slots_R * tables["decode"].up_R).sum())
+        alone_s = float(pair.first_s_R[row]) + pairing.finish_s(choice, ask)
+        answer_s = ask.output_tokens * float(choice.token_s_R[int(choice.rows[0])])
+        return alone_s + queued / slots * answer_s
+
+    # ---- caches of computed prompts
+
+    def hold(self, tracked: Tracked, kv_tokens: int, now_s: float) -> None:
+        """The prompt is computed; its cache waits for a decode replica."""
+        assert tracked.place is not None
+        pairing.held(self._of[tracked.model]["prefill"], tracked.place.load, now_s)
+        tracked.phase = "held"
+        tracked.kv_tokens = kv_tokens
+        self.services[tracked.model].held.add(tracked)
+
+    def hand_over(self, service: Service, now_s: float) -> list[TransferKv]:
+        """Send caches on, in turn: a decode replica without room for one that may go there is not given to those behind it."""
+        transfers: list[TransferKv] = []
+        if not service.held:
+            return transfers
+        table = self._of[service.settings.model]["decode"]
+        closed_R = np.zeros_like(table.up_R)
+        for tracked in service.held:
+            if not table.has_room(now_s) or not (table.up_R & ~closed_R).any():
+                break
+            ask = self._ask(tracked)
+            able_R = self._decode_rows(tracked, ask)
+            choice = self._best_decode(tracked, ask, able_R & ~closed_R, now_s)
+            if len(choice.rows):
+                service.held.remove(tracked)
+                transfers.append(self._transfer(tracked, ask, choice))
+            else:
+                closed_R |= able_R
+        return transfers
+
+    def _decode_rows(self, tracked: Tracked, ask: Ask) -> Rows:
+        """Decode rows that may take the request from where its cache is."""
+        tables = self._of[tracked.model]
+        assert tracked.place is not None
+        to_pools = int(tables["prefill"].to_pools_R[tracked.place.load.row])
+        able_R = self._allowed(tracked, ask, tables["decode"])
+        return able_R & pairing.takers(tables["decode"], to_pools)
+
+    def _best_decode(self, tracked: Tracked, ask: Ask, among_R: Rows, now_s: float) -> Choice:
+        tables = self._of[tracked.model]
+        assert tracked.place is not None
+        cache = pairing.Cache.on(tables["prefill"], tracked.place.load.row, tracked.kv_tokens)
+        table = tables["decode"]
+        open_R = among_R & pairing.with_room(table, ask) & table.open(now_s)
+        return pairing.decode_choice(table, ask, open_R, cache, now_s)
+
+    def _transfer(self, tracked: Tracked, ask: Ask, choice: Choice) -> TransferKv:
+        tables = self._of[tracked.model]
+        row = self._pick(tracked, choice)
+        load = pairing.reserved(tables["decode"], row, ask, choice)
+        source = tracked.place
+        assert source is not None
+        tables["prefill"].moving_R[source.load.row] += 1
+        tables["decode"].moving_R[row] += 1
+        tracked.phase, tracked.source = "transfer", source
+        tracked.place = self._take(tracked, tables["decode"].at(row), load)
+        return TransferKv(
+            request=tracked.request,
+            attempt=tracked.attempt,
+            replica=tracked.place.replica,
+            epoch=tracked.place.epoch,
+            source=source.replica,
+            source_epoch=source.epoch,
+        )
+
+    def arrived(self, tracked: Tracked, now_s: float) -> Decode:
+        """The cache is where it is decoded, and its source is rid of it."""
+        tables = self._of[tracked.model]
+        assert tracked.place is not None
+        self._end_transfer(tracked)
+        pairing.begun(tables["decode"], tracked.place.load, now_s)
+        tracked.phase = "decode"
+        return Decode(
+            request=tracked.request,
+            attempt=tracked.attempt,
+            replica=tracked.place.replica,
+            epoch=tracked.place.epoch,
+        )
+
+    def _end_transfer(self, tracked: Tracked) -> None:
+        tables = self._of[tracked.model]
+        source, place = tracked.source, tracked.place
+        assert source is not None
+        assert place is not None
+        tables["prefill"].moving_R[source.load.row] -= 1
+        tables["decode"].moving_R[place.load.row] -= 1
+        pairing.released(tables["prefill"], source.load)
+        del self._health.replicas[source.replica].requests[tracked.request]
+        tracked.source = None
+
+    # ---- what both have in common
+
     def leave(self, tracked: Tracked, now_s: float) -> Replica:
-        """Take the request off its replica, which is returned."""
+        """Take the request off all its replicas; returned is the one its words come from."""
+        if tracked.phase == "transfer":
+            self._end_transfer(tracked)
         place = tracked.place
         assert place is not None, f"request {tracked.request} runs nowhere"
-        table = self._health.tables[tracked.model]
-        if not tracked.is_streaming:
-            table.prompt_given_up(place.load, now_s)
-        table.left(place.load)
-        tracked.place = None
         replica = self._health.replicas[place.replica]
+        table = self._health.table_of(replica)
+        if tracked.phase == "held":
+            self.withdraw(tracked)
+            pairing.released(table, place.load)
+        else:
+            if not tracked.is_streaming and tracked.phase != "transfer":
+                table.prompt_given_up(place.load, now_s)
+            table.left(place.load)
+        tracked.place, tracked.phase = None, "whole"
         del replica.requests[tracked.request]
         return replica
 
@@ -114,39 +277,69 @@ class Placement:
         """When time alone will change something for those who wait; infinite when it will not."""
         times = [math.inf]
         for model, service in self.services.items():
+            tables = self._of[model]
             if service.queue:
-                table = self._health.tables[model]
-                times += [service.queue.next_deadline_s(), table.next_unblock_s(now_s)]
+                times += [service.queue.next_deadline_s(), tables["both"].next_unblock_s(now_s)]
+                times += [tables["prefill"].next_unblock_s(now_s)]
+            if service.held:
+                times += [service.held.next_deadline_s(), tables["decode"].next_unblock_s(now_s)]
         return min(times)
 
     def has_room_for(self, tracked: Tracked, now_s: float) -> bool:
-        """Whether a replica could take the request now."""
-        table = self._health.tables[tracked.model]
-        ask = self._ask(tracked)
-        return len(table.best(ask, self._allowed(tracked, ask, table), now_s).rows) > 0
+        """Whether a replica could take the request now, or its cache."""
+        ask, tables = self._ask(tracked), self._of[tracked.model]
+        if tracked.phase == "held":
+            able_R = self._decode_rows(tracked, ask)
+            return len(self._best_decode(tracked, ask, able_R, now_s).rows) > 0
+        whole = tables["both"].best(ask, self._allowed(tracked, ask, tables["both"]), now_s)
+        closed_R = np.zeros_like(tables["prefill"].up_R)
+        return bool(len(whole.rows)) or self._best_pair(tracked, ask, closed_R, now_s) is not None
+
+    def _has_slot(self, service: Service, closed_R: Rows, now_s: float) -> bool:
+        tables = self._of[service.settings.model]
+        prefill = tables["prefill"]
+        if prefill.most_limit_tokens and (prefill.open(now_s) & ~closed_R).any():
+            return True
+        return tables["both"].has_room(now_s)
+
+    def _pick(self, tracked: Tracked, choice: Choice) -> int:
+        rows = choice.rows
+        return int(rows[pick(self._seed, tracked.request, tracked.attempt, len(rows))])
+
+    def _take(self, tracked: Tracked, up: ReplicaUp, load: Load) -> Place:
+        self._health.replicas[up.replica].requests[tracked.request] = tracked
+        return Place(replica=up.replica, epoch=up.epoch, load=load)
 
     def _ask(self, tracked: Tracked) -> Ask:
-        most_tokens = self._health.tables[tracked.model].most_limit_tokens
+        tables = self._of[tracked.model]
+        apart = min(tables["prefill"].most_limit_tokens, tables["decode"].most_limit_tokens)
+        most_tokens = max(tables["both"].most_limit_tokens, apart)
         return self.services[tracked.model].ask(tracked.arrived, most_tokens)
 
-    def _allowed(self, tracked: Tracked, ask: Ask, table: ReplicaTable) -> npt.NDArray[np.bool_]:
+    def _allowed(self, tracked: Tracked, ask: Ask, table: ReplicaTable) -> Rows:
         """Rows that may take the request: its pin if it has one; else not where it failed, if there is any other."""
         fits_R = table.fits(ask)
         pin = tracked.arrived.only_replica
-        if pin is not None:
+        pinned = None if pin is None else self._health.replicas[pin]
+        if pinned is not None and not self._is_beside(pinned, table):
             only_R = np.zeros_like(fits_R)
-            replica = self._health.replicas[pin]
-            if replica.is_up:
-                only_R[replica.row] = fits_R[replica.row]
+            if pinned.is_up and self._health.table_of(pinned) is table:
+                only_R[pinned.row] = fits_R[pinned.row]
             return only_R
         if not tracked.failures:
             return fits_R
         for failures in (tracked.failures, tracked.failures[-1:]):
             others_R = fits_R.copy()
             for failure in failures:
-                replica_there = self._health.current(failure.replica, failure.epoch)
-                if replica_there is not None:
-                    others_R[replica_there.row] = False
+                there = self._health.current(failure.replica, failure.epoch)
+                if there is not None and self._health.table_of(there) is table:
+                    others_R[there.row] = False
             if others_R.any():
                 return others_R
         return fits_R
+
+    def _is_beside(self, pinned: Replica, table: ReplicaTable) -> bool:
+        """Whether the table is of those that serve the other phase of what the pinned replica serves."""
+        other: Role = "decode" if pinned.up.role == "prefill" else "prefill"
+        is_apart = pinned.up.role != "both"
+        return is_apart and self._health.tables[pinned.up.model, other] is table

@@ -1,9 +1,17 @@
 """What the policy remembers of a live request; nothing of one that has ended."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from polypod.policy.events import RequestArrived
+
+Phase = Literal[
+    "whole",  # waits, or runs on one replica from its prompt to its end
+    "prefill",  # its prompt is computed by a prefill replica
+    "held",  # that replica holds its cache, and no decode replica has room
+    "transfer",  # its cache is on the way
+    "decode",  # a decode replica has it
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +22,7 @@ class Ask:
     output_tokens: float  # expected
     need_tokens: int  # context it may come to fill
     is_streamed: bool = True  # its first token will be heard of
+    prefix_hashes: tuple[int, ...] = ()
 
     @property
     def mean_kv_tokens(self) -> float:
@@ -53,13 +62,19 @@ class Place:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Tracked:
-    """One live request: it waits while it has no place, runs while it has one, and streams from its first token on."""
+    """One live request: it waits while it has no place, runs while it has one, and streams from its first token on.
+
+    With prefill and decode apart its place is the prefill replica until the cache leaves, and then the decode replica.
+    """
 
     arrived: RequestArrived
     order: int  # of arrival; a retry keeps it, and with it its turn
     deadline_s: float  # for waiting
     attempt: int = 0
     place: Place | None = None
+    phase: Phase = "whole"
+    source: Place | None = None  # where its cache comes from, while it is on the way to its place
+    kv_tokens: int = 0  # of that cache
     first_token_s: float | None = None
     attempts_failed: int = 0
     deaths: int = 0  # of replicas, while it was there
@@ -72,6 +87,11 @@ class Tracked:
     @property
     def model(self) -> str:
         return self.arrived.model
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All that have something of it: one, or two while its cache is on the way."""
+        return tuple(place for place in (self.source, self.place) if place is not None)
 
     @property
     def turn(self) -> tuple[int, int]:

@@ -4,28 +4,23 @@ TTFT runs from a request's arrival to its first token, over all its attempts; an
 ends, and no TPOT. TPOT is (finish - first token) / (output tokens - 1), and there is none for one token. E2E runs from arrival to the end.
 All three are over the requests that finished. Percentiles are linear between the two nearest ranks.
 
-Goodput counts finished requests inside every limit of their model's SLO; its fraction is of all that arrived.
+Goodput counts finished requests inside every limit of their model's SLO; its fraction is of all that arrived. A limit is *kept* where the percentile
+that the SLO names, of those that finished, is not above it.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from polypod.plan.spec import Slo
-from polypod.policy.actions import AnyAction, Dispatch, Reject
-from polypod.policy.events import (
-    AnyEvent,
-    ClientGone,
-    FirstToken,
-    ReplicaDown,
-    ReplicaUp,
-    RequestArrived,
-    RequestFinished,
-)
-from polypod.record import Header, Line, Measure, Step
+from polypod.record import Header, Line
+from polypod.report.faults_cost import FaultCost, fault_costs
+from polypod.report.fold import fold
+from polypod.report.outcomes import GONE, OPEN, TRANSFER, Bools, Floats, Outcomes, Series
+from polypod.report.series import decoding, prompt_tokens, spans_s
+from polypod.report.slos import inside, plan_slos
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +43,74 @@ class Goodput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """One limit of an SLO, and what came of it over the requests that finished and have the quantity."""
+
+    limit_s: float
+    percentile: float
+    reached_s: float  # at that percentile
+    inside_fraction: float
+
+    @property
+    def is_kept(self) -> bool:
+        return self.reached_s <= self.limit_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The requests of one model, or of one tenant. A tenant's requests may be of several models, so it has no limits of its own."""
+
+    name: str
+    requests: int
+    finished: int
+    rejected: dict[str, int]  # by code
+    ttft: Percentiles | None
+    tpot: Percentiles | None
+    e2e: Percentiles | None
+    goodput: Goodput | None  # None: no SLO
+    ttft_limit: Limit | None
+    tpot_limit: Limit | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What one replica, or the replicas of one pool, did. Up times add up over replicas."""
+    """What one replica, or the replicas of one pool or island, did. Up times add up over replicas."""
 
     name: str
     pool: str
     model: str
-    requests: int  # finished there
+    requests: int  # finished that were answered there, or whose prompts were computed there where it does nothing else
     output_tokens: int
     up_s: float
     busy_s: float | None  # None: the driver did not measure it
+    island: str = ""  # the part of the fleet that the plan puts the pool on
+    slots_fraction: float | None = None  # of the requests it may run at once, mean
+    kv_fraction: float | None = None  # of its cache, mean
 
     @property
     def busy_fraction(self) -> float | None:
         return None if self.busy_s is None or not self.up_s else self.busy_s / self.up_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Power:
+    """Of everything whose `watts` were measured, added up."""
+
+    mean_w: float
+    most_w: float
+    joules_per_token: float | None  # of output
+    pue_ratio: float | None  # mean over time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foresight:
+    """The router's word on the first token beside what came, over the last attempts that gave one."""
+
+    requests: int
+    mean_error_s: float  # happened less predicted
+    p10_ratio: float | None  # happened over predicted; None where nothing more than 0 was predicted
+    p50_ratio: float | None
+    p90_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +132,16 @@ class RunSummary:
     goodput: Goodput | None  # None: no SLO
     replicas: tuple[Share, ...]
     pools: tuple[Share, ...]
+    rejected_codes: dict[str, int]
+    models: tuple[Group, ...]
+    tenants: tuple[Group, ...]
+    islands: tuple[Share, ...]
+    traffic_bytes: dict[str, float]  # by tier
+    power: Power | None
+    foresight: Foresight | None
+    faults: tuple[FaultCost, ...]
+    is_whole: bool  # the record says that the run ended
+    note: str | None  # what is wrong with the record
 
     @property
     def requests_per_s(self) -> float | None:
@@ -95,216 +154,253 @@ class RunSummary:
 
 def summarise(lines: Iterable[Line], slos: Mapping[str, Slo] | None = None) -> RunSummary:
     """Read a record once. SLOs are by model; those of the plan in the header unless others are given."""
-    tally = _Tally()
-    for line in lines:
-        tally.add(line)
-    return tally.summary(slos)
+    return summary_of(fold(lines), slos)
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    model: str
-    arrived_s: float
-    attempt: tuple[int, str, int] = (0, "", 0)  # number, replica, epoch
-    first_s: float | None = None
+def summary_of(outcomes: Outcomes, slos: Mapping[str, Slo] | None = None) -> RunSummary:
+    """The same, of a record that was read."""
+    slos = plan_slos(outcomes.header) if slos is None else slos
+    kept = inside(outcomes, slos)
+    status = outcomes.requests.status
+    replicas, everyone = _replicas(outcomes), np.ones(len(outcomes), dtype=bool)
+    whole = _group("", outcomes, everyone, kept, slos)
+    refused = status[(status != OPEN) & (status != GONE) & ~outcomes.finished]
+    return RunSummary(
+        kind="" if outcomes.header is None else outcomes.header.kind,
+        requests=len(outcomes),
+        finished=whole.finished,
+        rejected={int(one): int(n) for one, n in zip(*np.unique(refused, return_counts=True), strict=True)},
+        gone=int(np.sum(status == GONE)),
+        open=int(np.sum(status == OPEN)),
+        retries=outcomes.retries,
+        duration_s=outcomes.duration_s,
+        output_tokens=int(outcomes.requests.output_tokens.sum()),
+        ttft=whole.ttft,
+        tpot=whole.tpot,
+        e2e=whole.e2e,
+        goodput=whole.goodput,
+        replicas=replicas,
+        pools=_pools(outcomes, replicas),
+        rejected_codes=whole.rejected,
+        models=_groups(outcomes.models, outcomes.requests.model, outcomes, kept, slos),
+        tenants=_groups(outcomes.tenants, outcomes.requests.tenant, outcomes, kept, slos),
+        islands=_islands(replicas),
+        traffic_bytes={of: float(one.value.sum()) for of, one in outcomes.measured("bytes").items()},
+        power=_power(outcomes),
+        foresight=_foresight(outcomes),
+        faults=fault_costs(outcomes, slos),
+        is_whole=outcomes.is_whole,
+        note=outcomes.note,
+    )  # fmt: skip
 
 
-@dataclass(slots=True, eq=False)
-class _Replica:
-    up: ReplicaUp
-    is_up: bool = True
-    requests: int = 0
-    output_tokens: int = 0
-    up_s: float = 0.0  # of the starts before this one
-    busy_s: float | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Tally:
-    header: Header | None = None
-    open: dict[int, _Request] = field(default_factory=dict)
-    replicas: dict[str, _Replica] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[int] = field(default_factory=Counter)
-    ended: list[tuple[str, float, float | None, float]] = field(default_factory=list)
-    first_arrival_s: float | None = None
-    last_end_s: float = 0.0
-    now_s: float = 0.0
-
-    def add(self, line: Line) -> None:
-        if isinstance(line, Header):
-            self.header = line
-        elif isinstance(line, Step):
-            self.now_s = max(self.now_s, line.event.at_s)
-            self._event(line.event)
-            for action in line.actions:
-                self._action(action)
-        else:
-            self._measure(line)
-
-    def _measure(self, line: Measure) -> None:
-        self.now_s = max(self.now_s, line.at_s)
-        replica = self.replicas.get(line.of)
-        if replica is not None and line.name == "busy_s":
-            replica.busy_s = line.value
-
-    def _event(self, event: AnyEvent) -> None:
-        match event:
-            case RequestArrived():
-                self._arrived(event)
-            case FirstToken() | RequestFinished():
-                request = self.open.get(event.request)
-                said = (event.attempt, event.replica, event.epoch)
-                if request is not None and request.attempt == said:
-                    self._progress(request, event)
-            case ClientGone() if self.open.pop(event.request, None) is not None:
-                self.counts["gone"] += 1
-                self.last_end_s = event.at_s
-            case ReplicaUp():
-                self._up(event)
-            case ReplicaDown():
-                self._down(event.replica, event.epoch, event.at_s)
-            case _:
-                pass
-
-    def _arrived(self, event: RequestArrived) -> None:
-        if event.request not in self.open:
-            self.counts["requests"] += 1
-            self.open[event.request] = _Request(event.model, event.at_s)
-            if self.first_arrival_s is None:
-                self.first_arrival_s = event.at_s
-
-    def _progress(self, request: _Request, event: FirstToken | RequestFinished) -> None:
-        if isinstance(event, FirstToken):
-            request.first_s = event.at_s if request.first_s is None else request.first_s
-            return
-        del self.open[event.request]
-        replica = self.replicas[event.replica]
-        replica.requests += 1
-        replica.output_tokens += event.output_tokens
-        e2e_s, gaps = event.at_s - request.arrived_s, event.output_tokens - 1
-        ttft_s, tpot_s = e2e_s, None
-        if request.first_s is not None:
-            ttft_s = request.first_s - request.arrived_s
-            tpot_s = (event.at_s - request.first_s) / gaps if gaps > 0 else None
-        self.ended.append((request.model, ttft_s, tpot_s, e2e_s))
-        self.last_end_s = event.at_s
-
-    def _up(self, event: ReplicaUp) -> None:
-        known = self.replicas.get(event.replica)
-        if known is None:
-            self.replicas[event.replica] = _Replica(event)
-        elif event.epoch > known.up.epoch:
-            self._down(event.replica, known.up.epoch, event.at_s)
-            known.up, known.is_up = event, True
-
-    def _down(self, name: str, epoch: int, at_s: float) -> None:
-        known = self.replicas.get(name)
-        if known is not None and known.is_up and known.up.epoch == epoch:
-            known.up_s += at_s - known.up.at_s
-            known.is_up = False
-
-    def _action(self, action: AnyAction) -> None:
-        match action:
-            case Dispatch() if action.request in self.open:
-                self.counts["retries"] += action.attempt > 1
-                request = self.open[action.request]
-                request.attempt = (action.attempt, action.replica, action.epoch)
-            case Reject() if self.open.pop(action.request, None) is not None:
-                self.rejected[action.status] += 1
-                self.last_end_s = self.now_s
-            case _:
-                pass
-
-    def summary(self, slos: Mapping[str, Slo] | None) -> RunSummary:
-        since_s = self.last_end_s if self.first_arrival_s is None else self.first_arrival_s
-        duration_s = max(self.last_end_s - since_s, 0.0)
-        slos = _plan_slos(self.header) if slos is None else slos
-        replicas = tuple(self._share(name, one) for name, one in self.replicas.items())
-        return RunSummary(
-            kind="" if self.header is None else self.header.kind,
-            requests=self.counts["requests"],
-            finished=len(self.ended),
-            rejected=dict(sorted(self.rejected.items())),
-            gone=self.counts["gone"],
-            open=len(self.open),
-            retries=self.counts["retries"],
-            duration_s=duration_s,
-            output_tokens=sum(share.output_tokens for share in replicas),
-            ttft=percentiles([ttft_s for _, ttft_s, _, _ in self.ended]),
-            tpot=percentiles([tpot_s for _, _, tpot_s, _ in self.ended if tpot_s is not None]),
-            e2e=percentiles([e2e_s for *_, e2e_s in self.ended]),
-            goodput=self._goodput(slos, duration_s),
-            replicas=replicas,
-            pools=_pools(replicas),
-        )
-
-    def _goodput(self, slos: Mapping[str, Slo], duration_s: float) -> Goodput | None:
-        if not slos:
-            return None
-        inside = sum(_keeps(slos.get(one[0]), ttft_s=one[1], tpot_s=one[2]) for one in self.ended)
-        return Goodput(
-            requests=inside,
-            fraction=inside / max(self.counts["requests"], 1),
-            per_s=inside / duration_s if duration_s else None,
-        )
-
-    def _share(self, name: str, replica: _Replica) -> Share:
-        return Share(
-            name=name,
-            pool=replica.up.pool,
-            model=replica.up.model,
-            requests=replica.requests,
-            output_tokens=replica.output_tokens,
-            up_s=replica.up_s + (self.now_s - replica.up.at_s if replica.is_up else 0.0),
-            busy_s=replica.busy_s,
-        )
-
-
-def percentiles(values_s: Sequence[float]) -> Percentiles | None:
+def percentiles(values_s: Sequence[float] | Floats) -> Percentiles | None:
     """Mean and percentiles; None of nothing, and of one value that value.
 
     >>> percentiles([1.0, 2.0, 3.0, 4.0, 5.0])
     Percentiles(mean_s=3.0, p50_s=3.0, p90_s=4.6, p99_s=4.96)
     """
-    if not values_s:
+    if not len(values_s):
         return None
     p50_s, p90_s, p99_s = (float(value) for value in np.percentile(values_s, (50, 90, 99)))
     return Percentiles(mean_s=float(np.mean(values_s)), p50_s=p50_s, p90_s=p90_s, p99_s=p99_s)
 
 
-def _keeps(slo: Slo | None, *, ttft_s: float, tpot_s: float | None) -> bool:
-    """Whether a request kept the limits of its model, if it has any."""
-    if slo is None:
-        return True
-    keeps_ttft = slo.ttft_s is None or ttft_s <= slo.ttft_s
-    return keeps_ttft and (slo.tpot_s is None or tpot_s is None or tpot_s <= slo.tpot_s)
+# ---- requests
 
 
-def _plan_slos(header: Header | None) -> dict[str, Slo]:
+def _groups(
+    names: Sequence[str], index: npt.NDArray[np.int64], outcomes: Outcomes, kept: Bools, slos: Mapping[str, Slo]
+) -> tuple[Group, ...]:  # fmt: skip
+    return tuple(_group(name, outcomes, index == n, kept, slos) for n, name in enumerate(names))
+
+
+def _group(
+    name: str, outcomes: Outcomes, these: Bools, kept: Bools, slos: Mapping[str, Slo]
+) -> Group:
+    requests, inside_slo = int(these.sum()), int((these & kept).sum())
+    codes, counts = np.unique(outcomes.requests.code[these], return_counts=True)
+    slo = slos.get(name, Slo())
+    ttft_s, tpot_s, e2e_s = (
+        _known(one[these]) for one in (outcomes.ttft_s, outcomes.tpot_s, outcomes.e2e_s)
+    )
+    goodput = Goodput(
+        requests=inside_slo,
+        fraction=inside_slo / max(requests, 1),
+        per_s=inside_slo / outcomes.duration_s if outcomes.duration_s else None,
+    )
+    return Group(
+        name=name,
+        requests=requests,
+        finished=int((these & outcomes.finished).sum()),
+        rejected={
+            outcomes.codes[code]: int(n) for code, n in zip(codes, counts, strict=True) if code >= 0
+        },
+        ttft=percentiles(ttft_s),
+        tpot=percentiles(tpot_s),
+        e2e=percentiles(e2e_s),
+        goodput=goodput if slos else None,
+        ttft_limit=_limit(ttft_s, slo.ttft_s, slo.percentile),
+        tpot_limit=_limit(tpot_s, slo.tpot_s, slo.percentile),
+    )
+
+
+def _known(values: Floats) -> Floats:
+    return np.asarray(values[np.isfinite(values)])
+
+
+def _limit(values_s: Floats, limit_s: float | None, percentile: float) -> Limit | None:
+    if limit_s is None or not len(values_s):
+        return None
+    return Limit(
+        limit_s=limit_s,
+        percentile=percentile,
+        reached_s=float(np.percentile(values_s, percentile)),
+        inside_fraction=float(np.mean(values_s <= limit_s)),
+    )
+
+
+def _foresight(outcomes: Outcomes) -> Foresight | None:
+    requests = outcomes.requests
+    happened_s = requests.first_s - requests.placed_s
+    predicted_s = requests.predicted_first_token_s
+    both = np.isfinite(happened_s) & np.isfinite(predicted_s)
+    if not both.any():
+        return None
+    happened_s, predicted_s = happened_s[both], predicted_s[both]
+    some = predicted_s > 0
+    ratios = happened_s[some] / predicted_s[some]
+    p10, p50, p90 = np.percentile(ratios, (10, 50, 90)).tolist() if some.any() else (None,) * 3
+    return Foresight(
+        requests=int(both.sum()),
+        mean_error_s=float(np.mean(happened_s - predicted_s)),
+        p10_ratio=p10,
+        p50_ratio=p50,
+        p90_ratio=p90,
+    )
+
+
+# ---- places
+
+
+def _replicas(outcomes: Outcomes) -> tuple[Share, ...]:
+    stays, n = outcomes.stays, len(outcomes.replicas)
+    rows = np.flatnonzero(outcomes.finished & (outcomes.requests.decode_replica >= 0))
+    where = outcomes.requests.decode_replica[rows]
+    prompts = outcomes.served_at[outcomes.finished]
+    counts = np.bincount(where, minlength=n) + np.bincount(prompts[prompts >= 0], minlength=n)
+    tokens = np.bincount(where, weights=outcomes.requests.output_tokens[rows], minlength=n)
+    stayed_s = stays.end_s - stays.begin_s
+    held = stays.role != TRANSFER
+    since_s, half = decoding(outcomes)
+    token_s = prompt_tokens(outcomes) * stayed_s + half * (stays.end_s - since_s)
+    slots_s = np.bincount(stays.replica[held], weights=stayed_s[held], minlength=n)
+    kv_token_s = np.bincount(stays.replica[held], weights=token_s[held], minlength=n)
+    islands = pool_islands(outcomes.header)
+    return tuple(
+        Share(
+            name=one.name,
+            pool=one.pool,
+            model=one.model,
+            requests=int(counts[at]),
+            output_tokens=int(tokens[at]),
+            up_s=one.up_s,
+            busy_s=one.busy_s,
+            island=islands.get(one.pool, ""),
+            slots_fraction=_over(float(slots_s[at]), one.slots * one.up_s),
+            kv_fraction=_over(float(kv_token_s[at]), one.kv_capacity_tokens * one.up_s),
+        )
+        for at, one in enumerate(outcomes.replicas)
+    )
+
+
+def _over(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None
+
+
+def pool_islands(header: Header | None) -> dict[str, str]:
+    """The part of the fleet that each pool of the plan is on, by the pool's name."""
     services = (header.plan or {}).get("services", []) if header is not None else []
     return {
-        service["model"]: msgspec.convert(service["slo"], Slo)
-        for service in services
-        if service.get("slo")
+        pool.get("name") or f"pool{s}.{p}": pool.get("on", "")
+        for s, service in enumerate(services)
+        for p, pool in enumerate(service.get("pools", []))
     }
 
 
-def _pools(replicas: Sequence[Share]) -> tuple[Share, ...]:
+def _pools(outcomes: Outcomes, replicas: Sequence[Share]) -> tuple[Share, ...]:
     by_pool: dict[tuple[str, str], list[Share]] = {}
     for share in replicas:
         by_pool.setdefault((share.pool, share.model), []).append(share)
-    return tuple(_sum(pool, model, shares) for (pool, model), shares in by_pool.items())
+    busy = outcomes.measured("busy_s")
+    return tuple(_sum(pool, shares, busy.get(pool)) for (pool, _), shares in by_pool.items())
 
 
-def _sum(pool: str, model: str, shares: Sequence[Share]) -> Share:
+def _islands(replicas: Sequence[Share]) -> tuple[Share, ...]:
+    by_island: dict[str, list[Share]] = {}
+    for share in replicas:
+        by_island.setdefault(share.island, []).append(share)
+    by_island.pop("", None)
+    return tuple(_sum(island, shares, None) for island, shares in by_island.items())
+
+
+def _sum(name: str, shares: Sequence[Share], measured: Series | None) -> Share:
     busy_s = [share.busy_s for share in shares if share.busy_s is not None]
+    summed_s = sum(busy_s) if len(busy_s) == len(shares) else None
+    if summed_s is None and measured is not None:
+        summed_s = float(measured.value.sum())
+    first = shares[0]
     return Share(
-        name=pool,
-        pool=pool,
-        model=model,
+        name=name,
+        pool=first.pool if all(share.pool == first.pool for share in shares) else "",
+        model=first.model if all(share.model == first.model for share in shares) else "",
         requests=sum(share.requests for share in shares),
         output_tokens=sum(share.output_tokens for share in shares),
         up_s=sum(share.up_s for share in shares),
-        busy_s=sum(busy_s) if len(busy_s) == len(shares) else None,
+        busy_s=summed_s,
+        island=first.island,
+        slots_fraction=_mean([(share.slots_fraction, share.up_s) for share in shares]),
+        kv_fraction=_mean([(share.kv_fraction, share.up_s) for share in shares]),
     )
+
+
+def _mean(parts: Sequence[tuple[float | None, float]]) -> float | None:
+    """Over the time they were up."""
+    known = [(value, weight) for value, weight in parts if value is not None]
+    whole = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / whole if whole else None
+
+
+# ---- measured
+
+
+def _power(outcomes: Outcomes) -> Power | None:
+    """Each sample is the mean over the time since the one before it."""
+    drawn = list(outcomes.measured("watts").values())
+    if not drawn:
+        return None
+    joules = sum(float(np.sum(one.value * spans_s(one, outcomes.begin_s))) for one in drawn)
+    length_s = max(float(one.at_s[-1]) for one in drawn) - outcomes.begin_s
+    at_s = np.unique(np.concatenate([one.at_s for one in drawn]))
+    watts = sum((_then(one, at_s) for one in drawn), np.zeros(len(at_s)))
+    tokens = int(outcomes.requests.output_tokens.sum())
+    pues = list(outcomes.measured("pue").values())
+    return Power(
+        mean_w=joules / length_s if length_s > 0 else float(watts[-1]),
+        most_w=float(watts.max()),
+        joules_per_token=joules / tokens if tokens else None,
+        pue_ratio=_in_time(pues[0], outcomes.begin_s) if len(pues) == 1 else None,
+    )
+
+
+def _then(series: Series, at_s: Floats) -> Floats:
+    """The sample that each time belongs to: the first at or after it; 0 after the last."""
+    which = np.searchsorted(series.at_s, at_s)
+    last = len(series.value) - 1
+    return np.where(which <= last, series.value[np.minimum(which, last)], 0.0)
+
+
+def _in_time(series: Series, begin_s: float) -> float:
+    lengths_s = spans_s(series, begin_s)
+    whole_s = float(lengths_s.sum())
+    return float(np.sum(series.value * lengths_s)) / whole_s if whole_s else float(series.value[-1])

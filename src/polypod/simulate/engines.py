@@ -5,10 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from polypod.engine import EngineLimits, Progress, ReplicaEmulation
-from polypod.engine.replica import PLAIN
-from polypod.policy.actions import Dispatch
+from polypod.engine.imbalance import Imbalance
+from polypod.engine.prefix import PrefixCache, RemoteStore
+from polypod.engine.replica import PLAIN, Glimpse
+from polypod.policy.actions import Decode, Dispatch, Prefill
 from polypod.policy.events import ReplicaDown, ReplicaUp
+from polypod.simulate.scenario import Fault
 from polypod.simulate.trace import Arrival
+
+Start = Dispatch | Prefill | Decode
 
 
 @dataclass(slots=True, eq=False)
@@ -18,28 +23,82 @@ class Engine:
     up: ReplicaUp
     emulation: ReplicaEmulation
     due_s: float = math.inf
-    dispatches: dict[int, Dispatch] = field(default_factory=dict)  # by ticket
+    starts: dict[int, Start] = field(default_factory=dict)  # by ticket
 
 
 @dataclass(slots=True)
 class Totals:
-    """What a replica did, over all its starts."""
+    """What a replica did, over all its starts. Prompt tokens that it found cached, by tier, and tokens that were evicted from its own tiers."""
 
     busy_s: float = 0.0
     computed_tokens: int = 0
     preemptions: int = 0
+    found_hbm_tokens: int = 0
+    found_host_tokens: int = 0
+    found_remote_tokens: int = 0
+    evicted_hbm_tokens: int = 0
+    evicted_host_tokens: int = 0
+    prompt_busy_s: float = 0.0
+    prompt_tokens: int = 0
+    output_tokens: float = 0.0
 
     def add(self, emulation: ReplicaEmulation) -> None:
+        done = emulation.glimpse(-math.inf)  # without what a running step would have brought
+        self.prompt_busy_s += done.prompt_busy_s
+        self.prompt_tokens += done.prompt_tokens
+        self.output_tokens += done.output_tokens
         self.busy_s += emulation.busy_s
         self.computed_tokens += emulation.computed_tokens
         self.preemptions += emulation.preemptions
+        if emulation.prefix is not None:
+            self._add_cache(emulation.prefix)
+
+    def _add_cache(self, prefix: PrefixCache) -> None:
+        hbm, host, remote = (prefix.block_tokens * int(found) for found in prefix.found_K)
+        self.found_hbm_tokens += hbm
+        self.found_host_tokens += host
+        self.found_remote_tokens += remote
+        self.evicted_hbm_tokens += prefix.block_tokens * prefix.evicted_blocks(0)
+        self.evicted_host_tokens += prefix.block_tokens * prefix.evicted_blocks(1)
+
+
+class Caches:
+    """Prefix caches for starting replicas: each begins empty, but for the remote store of its pool."""
+
+    def __init__(self, block_tokens: Mapping[str, int]) -> None:
+        self._block_tokens = block_tokens
+        self._remotes: dict[tuple[str, str], RemoteStore] = {}
+
+    def start(self, up: ReplicaUp) -> PrefixCache | None:
+        """The replica's cache; none where the blocks of its model's prompts are not known."""
+        block_tokens, tiers = self._block_tokens.get(up.model), up.prefix_tiers
+        if block_tokens is None:
+            return None
+        remote = None
+        if tiers is not None and tiers.remote_bytes:
+            pool = (up.model, up.pool)
+            remote = self._remotes.setdefault(pool, RemoteStore(tiers, block_tokens))
+        ranks = up.step_time.data_ranks
+        return PrefixCache(block_tokens=block_tokens, ranks=ranks, settings=tiers, remote=remote)
 
 
 class Engines:
-    """An engine knows a dispatch by its ticket, a number used once: a request may come back to where it was."""
+    """An engine knows a start by its ticket, a number used once: a request may come back to where it was."""
 
-    def __init__(self, replicas: Sequence[ReplicaUp], slowdowns: Mapping[str, float]) -> None:
-        self._slowdowns = slowdowns
+    def __init__(
+        self,
+        replicas: Sequence[ReplicaUp],
+        slowdowns: Mapping[str, float],
+        *,
+        seed: int = 0,
+        block_tokens: Mapping[str, int] | None = None,
+    ) -> None:
+        """`block_tokens` by model turns prefix caches on; draws of expert imbalance are of the seed and the replica's place among `replicas`."""
+        self._seed = seed
+        self._numbers = {up.replica: number for number, up in enumerate(replicas)}
+        self._caches = Caches(block_tokens or {})
+        self._factors = dict(slowdowns)
+        self._caps: dict[str, float] = {}
         self._engines: dict[str, Engine] = {}
         self._tickets: dict[int, tuple[Engine, int]] = {}  # by request
         self._last_ticket = 0
@@ -50,7 +109,8 @@ class Engines:
         before = self._engines.pop(event.replica, None)
         if before is not None:
             self._totals[event.replica].add(before.emulation)
-            before.dispatches.clear()
+            before.starts.clear()
+            before.due_s = math.inf  # what stands in the agenda for it is over
         if isinstance(event, ReplicaUp):
             limits = EngineLimits(
                 max_sequences=event.max_sequences,
@@ -58,42 +118,95 @@ class Engines:
                 kv_capacity_tokens=event.kv_capacity_tokens,
                 behaviour=event.engine or PLAIN,
             )
-            slowdown = self._slowdowns.get(event.replica, 1.0)
-            emulation = ReplicaEmulation(event.step_time.scaled(slowdown), limits)
+            emulation = ReplicaEmulation(
+                event.step_time,
+                limits,
+                prefix=self._caches.start(event),
+                imbalance=Imbalance(
+                    cv=event.expert_imbalance_cv,
+                    seed=self._seed,
+                    replica=self._numbers[event.replica],
+                    epoch=event.epoch,
+                ),
+            )
             self._engines[event.replica] = Engine(event, emulation)
+            self._set_speed(event.replica, event.at_s)
 
-    def submit(self, dispatch: Dispatch, arrival: Arrival, now_s: float) -> Engine:
+    def strike(self, fault: Fault) -> Engine | None:
+        """Let a replica run slower or faster, now and after every start, or hang; its engine, where it is up."""
+        if fault.what == "speed":
+            self._factors[fault.replica] = fault.factor
+            return self._set_speed(fault.replica, fault.at_s)
+        engine = self._engines.get(fault.replica)
+        if engine is not None:
+            engine.emulation.hang()
+            engine.due_s = math.inf
+        return engine
+
+    def _set_speed(self, replica: str, at_s: float) -> Engine | None:
+        engine = self._engines.get(replica)
+        if engine is not None:
+            factor = self._factors.get(replica, 1.0) * self._caps.get(replica, 1.0)
+            engine.emulation.speed(at_s, factor)
+        return engine
+
+    def submit(self, start: Start, arrival: Arrival, now_s: float) -> Engine:
         """Hand a request to its engine, which is returned. Raises `ValueError` for one that the engine cannot hold."""
-        engine = self._engines[dispatch.replica]
+        engine = self._engines[start.replica]
         self._last_ticket += 1
-        engine.emulation.submit(
-            now_s,
-            request=self._last_ticket,
-            prompt_tokens=arrival.input_tokens,
-            output_tokens=output_tokens(arrival, engine.up),
-        )
-        engine.dispatches[self._last_ticket] = dispatch
-        self._tickets[dispatch.request] = (engine, self._last_ticket)
+        ticket, prompt_tokens, emulation = self._last_ticket, arrival.input_tokens, engine.emulation
+        answer, hashes = output_tokens(arrival, engine.up), arrival.prefix_hashes
+        if isinstance(start, Prefill):
+            emulation.prefill(now_s, request=ticket, prompt_tokens=prompt_tokens, hashes=hashes)
+        elif isinstance(start, Dispatch):
+            emulation.submit(
+                now_s,
+                request=ticket,
+                prompt_tokens=prompt_tokens,
+                output_tokens=answer,
+                hashes=hashes,
+            )
+        else:
+            emulation.decode(
+                now_s, request=ticket, prompt_tokens=prompt_tokens, output_tokens=answer
+            )
+        engine.starts[ticket] = start
+        self._tickets[start.request] = (engine, ticket)
         return engine
 
     def stop(self, request: int, now_s: float) -> Engine | None:
-        """Take a request off its engine, which is returned if there was one."""
+        """Take a request, or its cache, off its engine, which is returned if there was one."""
         engine, ticket = self._tickets.pop(request, (None, 0))
-        if engine is None or engine.dispatches.pop(ticket, None) is None:
+        if engine is None or engine.starts.pop(ticket, None) is None:
             return None
         engine.emulation.cancel(now_s, ticket)
         return engine
 
-    def advance(self, engine: Engine, to_s: float) -> Iterator[tuple[Progress, Dispatch]]:
+    def advance(self, engine: Engine, to_s: float) -> Iterator[tuple[Progress, Start]]:
         """Play the engine on, and give what happened to requests that are still meant to run."""
         for progress in engine.emulation.advance(to_s):
-            dispatch = engine.dispatches.get(progress.request)
-            if dispatch is None:
+            start = engine.starts.get(progress.request)
+            if start is None:
                 continue
             if progress.kind == "finished":
-                del engine.dispatches[progress.request]
-                del self._tickets[dispatch.request]
-            yield progress, dispatch
+                del engine.starts[progress.request]
+                del self._tickets[start.request]
+            yield progress, start
+
+    def glimpse(self, replica: str, at_s: float) -> tuple[Glimpse | None, tuple[float, ...]]:
+        """What is there now, if it is up; and over all starts busy seconds, those with prompts, tokens of prompts and of answers."""
+        total, engine = self._totals[replica], self._engines.get(replica)
+        done = (total.busy_s, total.prompt_busy_s, total.prompt_tokens, total.output_tokens)
+        if engine is None:
+            return None, done
+        now = engine.emulation.glimpse(at_s)
+        since = (now.busy_s, now.prompt_busy_s, now.prompt_tokens, now.output_tokens)
+        return now, tuple(before + more for before, more in zip(done, since, strict=True))
+
+    def cap(self, replica: str, at_s: float, factor: float) -> Engine | None:
+        """Let steps take `factor` times as long, beside what else slows the replica; its engine, where it is up."""
+        self._caps[replica] = factor
+        return self._set_speed(replica, at_s)
 
     def totals(self) -> dict[str, Totals]:
         """What every replica did up to now; asked once, at the end."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from polypod.errors import InputError
 from polypod.policy.actions import AnyAction
 from polypod.policy.events import AnyEvent
 from polypod.policy.node import Policy
@@ -20,11 +21,17 @@ class Difference:
 
 
 def replay(lines: Iterable[Line]) -> Difference | None:
-    """Replay a record, live or simulated; None when every answer is the same."""
+    """Replay a record, live or simulated; None when every answer is the same.
+
+    Raises `InputError` for a record of a sample: the policy answered events that are not in it.
+    """
     policy: Policy | None = None
     steps = 0
     for line in lines:
         if isinstance(line, Header):
+            if line.sample is not None:
+                msg = f"this record keeps the steps of {100 * line.sample:g} % of its requests, and the policy's answers rest on all; simulate without --sample"
+                raise InputError(msg)
             policy = Policy(line.policy, seed=line.seed or 0)
         elif isinstance(line, Step):
             assert policy is not None, "a record begins with its header"

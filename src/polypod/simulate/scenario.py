@@ -1,29 +1,60 @@
 """What is simulated: replicas, what arrives, what breaks, and by which rules the policy decides."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Final, Literal, get_args
 
 from polypod.errors import InputError, nearest_names
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings
+from polypod.record import FaultNote
+from polypod.simulate.series import Watch, check_caps
 from polypod.simulate.trace import Arrival
+from polypod.workload.traffic_loop import ClosedLoop
+
+FaultKind = Literal["down", "up", "speed", "hang", "link"]
+FAULT_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """A replica dies, or is back with an empty cache."""
+    """What a driver plays on one replica; `simulate.faults` makes these from broken cards, nodes, racks and links.
+
+    `down` loses all that is aboard, `up` brings it back with an empty cache; `hang` makes no progress until `down`, and nobody is told.
+    From `speed` on steps take `factor` times as long, from `link` on transfers to and from the replica do; 1 is as told.
+    """
 
     at_s: float
     replica: str
-    what: Literal["down", "up"]
+    what: FaultKind
+    factor: float = 1.0
+    reason: str = "a fault"
+
+    def __post_init__(self) -> None:
+        who = f"{self.what!r} of {self.replica!r}"
+        if self.what not in FAULT_KINDS:
+            msg = f"{who} is nothing that a replica does; say one of {', '.join(FAULT_KINDS)}"
+            raise InputError(msg)
+        if not 0 <= self.at_s < math.inf:
+            msg = f"{who} is at {self.at_s:g} s; a run begins at 0 s, and ends"
+            raise InputError(msg)
+        if self.factor != 1.0 and self.what not in ("speed", "link"):
+            msg = f"{who} has the factor {self.factor:g}; only 'speed' and 'link' take one"
+            raise InputError(msg)
+        if not 0 < self.factor < math.inf:
+            msg = f"{who} has the factor {self.factor:g}; 2 is twice as long, 1 as told"
+            raise InputError(msg)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Scenario:
     """All that a run depends on: the same scenario gives the same record, byte for byte.
 
     `slowdowns` makes a replica slower, by this factor, than the step time the policy is told: a straggler.
+    `watch` asks for series over time, and holds replicas under caps of their power.
+    `notes` say what broke and whom `faults` hit; they change nothing in the run, and are told in the record.
     """
 
     replicas: tuple[ReplicaUp, ...]
@@ -31,8 +62,28 @@ class Scenario:
     trace: tuple[Arrival, ...]
     seed: int = 0
     faults: tuple[Fault, ...] = ()
+    notes: tuple[FaultNote, ...] = ()
     slowdowns: Mapping[str, float] = field(default_factory=dict)
+    watch: Watch | None = None
+    trace_sha256: str | None = (
+        None  # of what the arrivals were made from, where they are not here; told in the record
+    )
+    loop: ClosedLoop | None = None  # users who send when they are answered, in place of the trace
+    is_hashed: bool | None = (
+        None  # whether requests come with hashes of their blocks; None: as the trace has it
+    )
     plan: dict[str, Any] | None = None  # where the replicas come from; only told in the record
+
+    @cached_property
+    def block_tokens(self) -> dict[str, int]:
+        """Tokens of a block, by model, of models whose requests come with hashes of their blocks."""
+        if self.is_hashed is not None:
+            hashed = {one.model for one in self.settings.services} if self.is_hashed else set()
+        else:
+            hashed = {arrival.model for arrival in self.trace if arrival.prefix_hashes}
+        return {
+            one.model: one.block_tokens for one in self.settings.services if one.model in hashed
+        }
 
     def __post_init__(self) -> None:
         names = [up.replica for up in self.replicas]
@@ -40,16 +91,14 @@ class Scenario:
             twice = sorted({name for name in names if names.count(name) > 1})
             msg = f"several replicas are called {', '.join(twice)}; give every pool its own name"
             raise InputError(msg)
-        for up in self.replicas:
-            if up.role != "both":
-                msg = (
-                    f"pool {up.pool!r} has the role {up.role!r}, which is not simulated yet; "
-                    f"give it the role 'both'"
-                )
-                raise InputError(msg)
+        self._check_names(set(names))
+        if self.watch is not None:
+            check_caps(self.watch, {up.replica: up.pool for up in self.replicas})
+
+    def _check_names(self, known: set[str]) -> None:
         for name in [*(fault.replica for fault in self.faults), *self.slowdowns]:
-            if name not in names:
-                near = ", ".join(nearest_names(name, names) or names[:5])
+            if name not in known:
+                near = ", ".join(nearest_names(name, sorted(known)) or sorted(known)[:5])
                 msg = f"no replica of this scenario is called {name!r}; nearest: {near}"
                 raise InputError(msg)
         for name, factor in self.slowdowns.items():

@@ -1,0 +1,250 @@
+"""A compiled run, played: its record written, its requests gathered as columns, its progress told."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import BinaryIO, Final
+
+import numpy as np
+
+from polypod import units
+from polypod.policy.events import ReplicaDown, ReplicaUp
+from polypod.policy.router import slots_of
+from polypod.record import Line, Step, Writer, ended
+from polypod.report.fold import fold
+from polypod.report.outcomes import (
+    FINISHED,
+    GONE,
+    OPEN,
+    WHOLE,
+    Floats,
+    Ints,
+    Outcomes,
+    Replica,
+    Requests,
+    Stays,
+    Waits,
+)
+from polypod.simulate.compiled import Progress, Session
+from polypod.simulate.native.layout import ENDED_GONE, ENDED_WELL, NOT_ENDED, OUTCOME, Rows
+
+ANSWERS: Final = (
+    ("context_length_exceeded", 400), ("no_replica", 503), ("queue_full", 429), ("engine_refused", 400), ("replica_lost", 502),
+    ("quarantined", 500), ("attempts_exhausted", 502), ("queue_timeout", 503), ("model_not_found", 404),
+)  # fmt: skip
+"""Rejections in the order of the core's codes, which begin at 1, and their status."""
+
+TOLD_EVERY_S: Final = 0.25
+
+
+@dataclass(slots=True, eq=False)
+class Played:
+    """What a run has come to."""
+
+    outcomes: Outcomes
+    is_whole: bool
+
+
+class Teller:
+    """One line on a terminal that says how far a run is; nothing where standard error is none."""
+
+    def __init__(self, end_s: float | None) -> None:
+        self._is_shown = sys.stderr.isatty()
+        self._end_s = end_s  # of the arrivals, where it is known
+        self._begun_s = self._told_s = time.monotonic()
+        self._width = 0
+
+    def tell(self, progress: Progress) -> None:
+        now_s = time.monotonic()
+        if not self._is_shown or now_s - self._told_s < TOLD_EVERY_S:
+            return
+        self._told_s = now_s
+        rate = progress.events / (now_s - self._begun_s)
+        text = f"{units.show(progress.now_s, 's')} played, {units.significant(rate)} events/s, {progress.live:,} requests in flight"
+        if self._end_s and 0 < progress.now_s < self._end_s:
+            left_s = (now_s - self._begun_s) * (self._end_s / progress.now_s - 1)
+            text += f", {units.show(left_s, 's')} left"
+        text = text[:79]
+        print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
+        self._width = len(text)
+
+    def done(self) -> None:
+        if self._width:
+            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def interrupted() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed since; a second one ends at once."""
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Gathered:
+    """What a run brings: lines for its record, rows of requests that have ended, and the lines that a summary reads beside them."""
+
+    def __init__(self, file: BinaryIO | None) -> None:
+        self.rows: list[Rows] = []
+        self.lines: list[Line] = []
+        self._writer = None if file is None else Writer(file)
+
+    def add(self, lines: Iterable[Line], rows: Rows | None = None) -> None:
+        for line in lines:
+            if self._writer is not None:
+                self._writer.write(line)
+            if not isinstance(line, Step):
+                self.lines.append(line)
+        if rows is not None and len(rows):
+            self.rows.append(rows)
+
+
+def play_session(
+    session: Session, head: Iterable[Line], file: BinaryIO | None, teller: Teller
+) -> Played:
+    """Play to the end, or to Ctrl-C; what was written until then is a record that can be read."""
+    gathered = Gathered(file)
+    gathered.add(head)
+    with interrupted() as is_interrupted:
+        for turn in session.turns():
+            gathered.add(turn.lines, turn.outcomes)
+            teller.tell(turn.progress)
+            if is_interrupted():
+                break
+    teller.done()
+    is_whole = session.is_done
+    gathered.add(session.totals(), None if is_whole else session.leave())
+    if is_whole:
+        gathered.add([ended(session.progress.now_s)])
+    return Played(outcomes=outcomes_of(session, gathered), is_whole=is_whole)
+
+
+def outcomes_of(session: Session, gathered: Gathered) -> Outcomes:
+    """The run as a report reads it. Where requests stayed in between is only in the record."""
+    beside = fold(gathered.lines)
+    rows = np.concatenate([np.empty(0, dtype=OUTCOME), *gathered.rows])
+    rows = rows[np.argsort(rows["request"], kind="stable")]
+    tenants = getattr(session.arriving, "tenants", ("",))
+    models = session.encoded.models
+    return Outcomes(
+        header=beside.header,
+        models=(*models, "") if (rows["model"] < 0).any() else models,
+        tenants=tenants,
+        codes=tuple(code for code, _ in ANSWERS),
+        endings=("finished",),
+        replicas=_replicas(session, beside),
+        requests=_requests(rows, len(models)),
+        stays=_stays(rows),
+        waits=Waits(row=_none(), begin_s=_nothing(), end_s=_nothing()),
+        faults=beside.faults,
+        series=beside.series,
+        end_s=session.progress.now_s,
+        retries=int(np.maximum(rows["attempts"] - 1, 0).sum()),
+        is_whole=session.is_done and beside.is_whole,
+    )
+
+
+def _requests(rows: Rows, models: int) -> Requests:
+    status = rows["status"]
+    is_rejected = (status > ENDED_WELL) & (status < ENDED_GONE)
+    http = np.full(NOT_ENDED + 1, OPEN, dtype=np.int64)
+    http[ENDED_WELL], http[ENDED_GONE] = FINISHED, GONE
+    http[1 : len(ANSWERS) + 1] = [number for _, number in ANSWERS]
+    return Requests(
+        number=rows["request"],
+        arrival_s=rows["arrival_s"],
+        model=np.where(rows["model"] < 0, models, rows["model"]),
+        tenant=rows["tenant"],
+        priority=np.zeros(len(rows), dtype=np.int64),
+        input_tokens=rows["input_tokens"],
+        output_tokens=rows["output_tokens"],
+        first_s=rows["first_s"],
+        end_s=np.where(status == NOT_ENDED, np.nan, rows["end_s"]),
+        status=http[status],
+        code=np.where(is_rejected, status - 1, -1),
+        attempts=rows["attempts"],
+        prefill_replica=rows["replica"],
+        decode_replica=rows["replica"],
+        placed_s=rows["placed_s"],
+        predicted_first_token_s=rows["predicted_first_s"],
+    )
+
+
+def _replicas(session: Session, beside: Outcomes) -> tuple[Replica, ...]:
+    """With the times that each was up, from the run's own plan of changes."""
+    end_s = session.progress.now_s
+    spans: dict[str, list[tuple[float, float]]] = {}
+    ups: dict[str, ReplicaUp] = {}
+    since: dict[str, float] = {}
+    for change in sorted(session.changes, key=lambda change: change.at_s):
+        if change.at_s > end_s:
+            break
+        begun_s = since.pop(change.replica, None)
+        if begun_s is not None:
+            spans[change.replica].append((begun_s, change.at_s))
+        if isinstance(change, ReplicaUp):
+            ups.setdefault(change.replica, change)
+            spans.setdefault(change.replica, [])
+            since[change.replica] = change.at_s
+        assert isinstance(change, ReplicaUp | ReplicaDown)
+    for name, begun_s in since.items():
+        spans[name].append((begun_s, end_s))
+    return tuple(
+        Replica(
+            name=name,
+            pool=up.pool,
+            model=up.model,
+            role=up.role,
+            kv_capacity_tokens=up.kv_capacity_tokens,
+            slots=slots_of(up),
+            up=tuple(spans[name]),
+            busy_s=_last(beside, name),
+        )
+        for name, up in ups.items()
+    )
+
+
+def _last(beside: Outcomes, replica: str) -> float | None:
+    series = beside.series.get((replica, "busy_s"))
+    return None if series is None else float(series.value[-1])
+
+
+def _none() -> Ints:
+    return np.empty(0, dtype=np.int64)
+
+
+def _nothing() -> Floats:
+    return np.empty(0)
+
+
+def _stays(rows: Rows) -> Stays:
+    """Of the requests that finished, from their last placing on; earlier attempts are only in the record."""
+    done = np.flatnonzero((rows["status"] == ENDED_WELL) & (rows["replica"] >= 0))
+    return Stays(
+        row=done,
+        replica=rows["replica"][done],
+        role=np.full(len(done), WHOLE),
+        attempt=rows["attempts"][done],
+        begin_s=rows["placed_s"][done],
+        end_s=rows["end_s"][done],
+        ending=np.zeros(len(done), dtype=np.int64),
+        predicted_first_token_s=rows["predicted_first_s"][done],
+    )

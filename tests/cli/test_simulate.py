@@ -1,0 +1,170 @@
+"""`polypod simulate` as a person runs it."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polypod import record
+from polypod.cli.main import main
+from polypod.record import END, Header, Measure, Step
+from polypod.report.fold import read_outcomes
+
+PLAN = """\
+polypod: 1
+fleet: {a: {accelerator: nvidia-h100-sxm, count: 8}}
+services:
+- model: meta-llama/Llama-3.1-8B
+  slo: {ttft: 2 s, tpot: 50 ms}
+  traffic: {input: 1024, output: 64, rate: 40 /s}
+  pools:
+  - {role: both, on: a, layout: {tp: 1}, replicas: 4, precision: {weights: bf16, kv: bf16}, state: modelled}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN)
+    return path
+
+
+def answer(capsys: Any, *words: str | Path) -> dict[str, Any]:
+    code = main(["simulate", *map(str, words), "--json"])
+    assert code == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_both_drivers_give_one_record_and_one_summary(plan, tmp_path, capsys):
+    words = (plan, "--requests", "300", "--seed", "3")
+    compiled = answer(capsys, *words, "-o", tmp_path / "compiled")
+    plain = answer(capsys, *words, "-o", tmp_path / "plain", "--driver", "plain")
+
+    records = [(tmp_path / name / "record.jsonl").read_bytes() for name in ("compiled", "plain")]
+    assert records[0] == records[1]
+    for key in (
+        "requests",
+        "finished",
+        "ttft",
+        "tpot",
+        "e2e",
+        "goodput",
+        "models",
+        "output_tokens",
+    ):
+        assert compiled[key] == plain[key], key
+
+
+def test_a_summary_without_a_record_is_that_of_the_record(plan, tmp_path, capsys):
+    alone = answer(capsys, plan, "--requests", "200")
+    written = answer(capsys, plan, "--requests", "200", "-o", tmp_path / "run")
+
+    assert alone == written
+    assert main(["report", str(tmp_path / "run"), "--json"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    for key in ("requests", "finished", "ttft", "tpot", "e2e", "goodput", "output_tokens", "power"):
+        assert read[key] == alone[key], key
+
+
+def test_a_sampled_record_has_its_share_of_requests_whole(plan, tmp_path, capsys):
+    answer(capsys, plan, "--requests", "2000", "--sample", "10%", "-o", tmp_path / "run")
+    path = tmp_path / "run" / "record.jsonl"
+    outcomes = read_outcomes(path)
+    header = next(iter(record.read(path)))
+
+    assert isinstance(header, Header)
+    assert header.sample == 0.1
+    assert 140 < len(outcomes) < 260  # binomial: 200 and four deviations of 13
+    assert bool(outcomes.finished.all())
+    assert outcomes.is_whole
+
+
+def test_a_sampled_record_is_not_replayed(plan, tmp_path, capsys):
+    answer(capsys, plan, "--requests", "100", "--sample", "50%", "-o", tmp_path / "run")
+
+    assert main(["replay", str(tmp_path / "run" / "record.jsonl")]) == 2
+    assert "keeps the steps of 50 % of its requests" in capsys.readouterr().err
+
+
+def test_faults_are_played_and_noted(plan, tmp_path, capsys):
+    faults = tmp_path / "faults.yaml"
+    faults.write_text("- {at: 2s, what: crash, where: card a/1, repair: 1min}\n")
+    answer(capsys, plan, "--requests", "400", "--faults", faults, "-o", tmp_path / "run")
+    lines = list(record.read(tmp_path / "run" / "record.jsonl"))
+
+    downs = [
+        line.event.replica for line in lines if isinstance(line, Step) and type(line.event).__name__ == "ReplicaDown"
+    ]  # fmt: skip
+    assert downs == ["pool0.0-1"]
+    assert [line.where for line in lines if isinstance(line, record.FaultNote)] == ["card a/1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sample", "10%"], "--sample 10% is of a record; say where to write it with -o DIR"),
+        (["--interval", "0s"], "a series every 0 s is none"),
+        (["--sample", "0%", "-o", "run"], "--sample 0% is no part of a whole"),
+        (["--arrivals", "closed:4"], "not played yet"),
+    ],
+)
+def test_what_cannot_be_played_is_said_before_anything_runs(
+    plan, words, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["simulate", str(plan), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(plan, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+
+    assert main(["simulate", str(plan), "-o", str(tmp_path / "file" / "run")]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_a_record_that_can_be_read(plan, tmp_path):
+    """On a terminal of its own, so that the progress line is seen too."""
+    ours, theirs = pty.openpty()
+    words = [
+        "simulate",
+        str(plan),
+        "--requests",
+        "40000000",
+        "-o",
+        str(tmp_path / "run"),
+        "--sample",
+        "1%",
+    ]
+    command = [sys.executable, "-m", "polypod", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        seen, until_s = b"", time.monotonic() + 60
+        while b"requests in flight" not in seen and time.monotonic() < until_s:
+            seen += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        try:
+            while True:
+                seen += os.read(ours, 4096)
+        except OSError:
+            pass  # the other end is closed
+        out = process.stdout.read() if process.stdout else b""
+        code = process.wait(timeout=60)
+    os.close(ours)
+    lines = list(record.read(tmp_path / "run" / "record.jsonl"))
+
+    assert code == 130
+    assert b"events/s" in seen
+    assert b"ended by Ctrl-C at" in seen
+    assert b"inside the SLO" in out
+    assert isinstance(lines[-1], Measure)
+    assert END not in {line.name for line in lines if isinstance(line, Measure)}
+    assert len(read_outcomes(tmp_path / "run" / "record.jsonl")) > 0
