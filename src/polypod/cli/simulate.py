@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from polypod import units
-from polypod.cli.asking import note, share
+from polypod.cli.asking import count, note, share
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
+from polypod.cli.gateways import play_gateways, play_in_step
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
 from polypod.cli.traffic import add_traffic, tell_traffic, traffic_of
@@ -18,15 +20,18 @@ from polypod.cost.bands import METRICS, Metric, band_of
 from polypod.errors import InputError
 from polypod.plan.predict import evidence
 from polypod.plan.spec import Plan, read_plan
+from polypod.plan.what_if import with_replicas
 from polypod.record import Line, Writer
 from polypod.report.fold import fold
+from polypod.report.outcomes import Outcomes
 from polypod.report.runs import run_json, run_text
 from polypod.report.summary import summary_of
 from polypod.report.tables import entry
 from polypod.simulate.arriving import Blocks, Looped
 from polypod.simulate.compiled import Session
 from polypod.simulate.fleet import scenario_of
-from polypod.simulate.native.build import compiler, is_built
+from polypod.simulate.gateways import split
+from polypod.simulate.native.build import compiler, is_built, library
 from polypod.simulate.run import header, play
 from polypod.simulate.scenario import Scenario
 from polypod.simulate.series import Watch
@@ -50,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--interval", metavar="TIME", help=f"of the series over time, as 10s (default: about {INTERVALS} intervals)")  # fmt: skip
     parser.add_argument("--sample", metavar="SHARE", help="keep the steps of this share of the requests in the record, as 1%%; such a record cannot be replayed (default: all)")  # fmt: skip
     parser.add_argument("--driver", choices=("compiled", "plain"), help="plain is the live policy itself, some hundred times slower, to the same record (default: compiled where a C compiler is)")  # fmt: skip
+    parser.add_argument("--replicas", metavar="POOL=N", action="append", default=[], help="so many replicas of a pool in place of the plan's; N alone where the plan has one pool")  # fmt: skip
+    parser.add_argument("--gateways", metavar="N", help="split the replicas and the traffic over N routers that know nothing of each other (default: one for all)")  # fmt: skip
+    parser.add_argument("--processes", metavar="N", help="gateways played at a time, to the same result (default: one a core)")  # fmt: skip
     parser.add_argument("-o", dest="folder", metavar="DIR", help="write the record and the summary here")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_traffic(parser)
@@ -57,16 +65,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    plan = read_plan(Path(args.plan))
+    plan = plan_of(args)
     kept = _kept(args)
+    gateways = _gateways(args)
     traffic = traffic_of(args, plan)
     if isinstance(traffic, Traffic):
         tell_traffic(traffic)
     rests = evidence(plan)
     bands = _bands_json(plan, rests)
     scenario = _scenario(args, plan, traffic)
-    with RunFolder(args.folder) as record:
-        played = _play(args, scenario, traffic, kept, record)
+    with RunFolder(args.folder, gateways=gateways) as record:
+        if gateways is None:
+            played = _play(args, scenario, traffic, kept, record)
+        else:
+            played = _play_gateways(args, scenario, traffic, kept, gateways)
     summary = summary_of(played.outcomes)
     if not played.is_whole:
         note(f"ended by Ctrl-C at {units.show(played.outcomes.end_s, 's')}; {record.left(summary)}")
@@ -76,6 +88,40 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join([run_text(summary, args.folder or "RUN"), *_band_lines(plan, rests)]))
     return 0 if played.is_whole else 130
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The plan that is played, with as many replicas as asked for. Raises `FileError` and `InputError`."""
+    return with_replicas(read_plan(Path(args.plan)), args.replicas)
+
+
+def outcomes(args: argparse.Namespace) -> Outcomes:
+    """What comes of a run that keeps no record and tells nobody of its progress, in this process. Raises `PolypodError`."""
+    plan = plan_of(args)
+    traffic = traffic_of(args, plan)
+    scenario = _scenario(args, plan, traffic)
+    gateways = _gateways(args)
+    if gateways is not None:
+        assert isinstance(traffic, Traffic), "a closed loop has no gateways"
+        return play_in_step(split(scenario, gateways), traffic)
+    session = _session(scenario, traffic, 0.0)
+    head: list[Line] = [header(scenario, 0.0), *scenario.notes]
+    return play_session(session, head, None, Teller(None, is_shown=False)).outcomes
+
+
+def _gateways(args: argparse.Namespace) -> int | None:
+    if args.gateways is None:
+        if args.processes is not None:
+            msg = f"--processes {args.processes} is of a run behind gateways; say --gateways N as well"
+            raise InputError(msg)
+        return None
+    if args.driver == "plain":
+        msg = f"--gateways {args.gateways} is of the compiled driver; leave --driver out"
+        raise InputError(msg)
+    if (args.arrivals or "").startswith("closed"):
+        msg = f"--gateways {args.gateways} splits arrivals, and those of a closed loop come from answers; leave one of them out"
+        raise InputError(msg)
+    return count("--gateways", args.gateways)
 
 
 def _kept(args: argparse.Namespace) -> float:
@@ -162,11 +208,25 @@ def _play(
     if not is_built():
         note("the simulator's core is compiled, once on this machine; it takes some seconds")
     head: list[Line] = [header(scenario, kept), *scenario.notes]
+    end_s = traffic.duration_s if isinstance(traffic, ClosedLoop) else traffic.expected_s
+    return play_session(_session(scenario, traffic, kept), head, record.file, Teller(end_s))
+
+
+def _session(scenario: Scenario, traffic: Traffic | ClosedLoop, kept: float) -> Session:
     if isinstance(traffic, ClosedLoop):
-        session = Session(scenario, Looped(traffic), share=kept)
-        return play_session(session, head, record.file, Teller(traffic.duration_s))
-    session = Session(scenario, Blocks(blocks(traffic)), share=kept)
-    return play_session(session, head, record.file, Teller(traffic.expected_s))
+        return Session(scenario, Looped(traffic), share=kept)
+    return Session(scenario, Blocks(blocks(traffic)), share=kept)
+
+
+def _play_gateways(
+    args: argparse.Namespace, scenario: Scenario, traffic: Traffic | ClosedLoop, kept: float, gateways: int
+) -> Played:  # fmt: skip
+    assert isinstance(traffic, Traffic), "a closed loop has no gateways"
+    cores = len(os.sched_getaffinity(0))
+    processes = cores if args.processes is None else count("--processes", args.processes)
+    folder = None if args.folder is None else Path(args.folder)
+    library()
+    return play_gateways(split(scenario, gateways), traffic, kept, folder, processes)
 
 
 def _play_plain(scenario: Scenario, traffic: Traffic | ClosedLoop, record: RunFolder) -> Played:

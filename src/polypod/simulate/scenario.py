@@ -73,6 +73,8 @@ class Scenario:
         None  # whether requests come with hashes of their blocks; None: as the trace has it
     )
     plan: dict[str, Any] | None = None  # where the replicas come from; only told in the record
+    gateway: int | None = None  # which of how many parts of a run this is; only told in the record
+    gateways: int | None = None
 
     @cached_property
     def block_tokens(self) -> dict[str, int]:

@@ -35,7 +35,7 @@ class _Worker:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
         self.process = spawn.Process(target=serve, args=(theirs,), daemon=True)
-        _start_deaf(self.process)
+        start_deaf(self.process)
         self.pid = self.process.pid or 0
         theirs.close()
         self.point: Point | None = None
@@ -64,7 +64,7 @@ class _Worker:
         self.pipe.close()
 
 
-def _start_deaf(process: SpawnProcess) -> None:
+def start_deaf(process: SpawnProcess) -> None:
     """Start a process that does not hear Ctrl-C from its first moment on: it is the parent's to hear, once the process has all it needs to start.
 
     The mask is inherited. It is of this thread alone, and another may hear the signal for all: hence the handler.
