@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Self
 from polypod import units
 from polypod.cli.asking import note, share
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
+from polypod.cli.power_flags import Powered, add_power_arguments, power_of
 from polypod.cli.simulated import Played, Teller, play_session
 from polypod.cli.traffic import add_traffic, traffic_of
 from polypod.cost.bands import METRICS, Metric, band_of
@@ -29,7 +30,6 @@ from polypod.simulate.fleet import scenario_of
 from polypod.simulate.native.build import compiler, is_built
 from polypod.simulate.run import header, play
 from polypod.simulate.scenario import Scenario
-from polypod.simulate.series import Watch
 from polypod.simulate.trace import arrivals
 from polypod.workload.traffic import Traffic, blocks, trace_of
 from polypod.workload.traffic_loop import ClosedLoop
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_traffic(parser)
     add_fault_arguments(parser)
+    add_power_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(msg)
     rests = evidence(plan)
     bands = _bands_json(rests)
-    scenario = _scenario(args, plan, traffic)
+    scenario, power = _scenario(args, plan, traffic)
+    bands |= power.as_json()
+    for pool, why in power.drawn.missing.items():
+        note(f"no watts of {pool}: {why}")
     with _Record(args.folder) as record:
         played = _play(args, scenario, traffic, kept, record)
     summary = summary_of(played.outcomes)
@@ -132,17 +136,19 @@ def _kept(args: argparse.Namespace) -> float:
     return share("--sample", args.sample)
 
 
-def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic) -> Scenario:
+def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic) -> tuple[Scenario, Powered]:
     duration_s = traffic.expected_s
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     broken = faults_of(args, plan, duration_s)
     scenario = scenario_of(plan, (), seed=args.seed, faults=broken.faults)
-    return replace(
+    power = power_of(args, plan, scenario.replicas)
+    played = replace(
         scenario,
         notes=broken.notes,
-        watch=Watch(interval_s=interval_s),
+        watch=power.watch(interval_s),
         trace_sha256=_identity(traffic),
     )
+    return played, power
 
 
 def _nice(seconds: float) -> float:

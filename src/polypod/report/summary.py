@@ -100,6 +100,10 @@ class Power:
     most_w: float
     joules_per_token: float | None  # of output
     pue_ratio: float | None  # mean over time
+    site_mean_w: float | None = None  # with cooling
+    site_joules_per_token: float | None = None
+    kg_co2: float | None = None
+    kg_co2_per_million_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,7 +393,25 @@ def _power(outcomes: Outcomes) -> Power | None:
         most_w=float(watts.max()),
         joules_per_token=joules / tokens if tokens else None,
         pue_ratio=_in_time(pues[0]) if len(pues) == 1 else None,
+        **_site(outcomes, tokens),
     )
+
+
+def _site(outcomes: Outcomes, tokens: int) -> dict[str, float]:
+    """What was measured of the site: watts with cooling, CO2."""
+    sites, co2 = outcomes.measured("site_watts"), outcomes.measured("kg_co2")
+    found = {}
+    if len(sites) == 1:
+        (site,) = sites.values()
+        found["site_mean_w"] = _in_time(site)
+        if tokens:
+            found["site_joules_per_token"] = float(np.sum(site.value * spans_s(site))) / tokens
+    if co2:
+        kg = sum(float(one.value.sum()) for one in co2.values())
+        found["kg_co2"] = kg
+        if tokens:
+            found["kg_co2_per_million_tokens"] = kg * 1e6 / tokens
+    return found
 
 
 def _then(series: Series, at_s: Floats) -> Floats:

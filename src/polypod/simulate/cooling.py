@@ -142,27 +142,34 @@ class Hall:
         return 1 + self.base_ratio + self.cooling.chillers_ratio(outside_celsius)
 
 
+Halls = tuple[tuple[float, Hall], ...]
+"""Buildings, each with its share of the watts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """What stands around the pools: the weather, each pool's building, and the grid. Depends on time alone, so every driver sees the same."""
+    """What stands around the pools: the weather, their buildings, and the grid. Depends on time alone, so every driver sees the same."""
 
     outside: Outside | None  # None: not said, so that every building has the PUE of its year
-    halls: Mapping[str, Hall]  # by pool
+    halls: Mapping[str, Halls]  # by pool
     kg_co2_per_kwh: float
 
     def pue_ratio(self, pool: str, at_s: float) -> float:
-        hall = self.halls[pool]
-        return hall.year_pue_ratio if self.outside is None else hall.pue_ratio(self.outside.celsius(at_s))  # fmt: skip
+        """What a pool's watts are multiplied by."""
+        return self._ratio(pool, None if self.outside is None else self.outside.celsius(at_s))
+
+    def most_pue_ratio(self) -> float:
+        """The highest of any pool at the warmest time."""
+        warmest = None if self.outside is None else self.outside.most_celsius
+        return max(self._ratio(pool, warmest) for pool in self.halls)
+
+    def _ratio(self, pool: str, celsius: float | None) -> float:
+        return sum(share * (hall.year_pue_ratio if celsius is None else hall.pue_ratio(celsius)) for share, hall in self.halls[pool])  # fmt: skip
 
     def site_w(self, watts: Mapping[str, float], at_s: float) -> float:
         """What the site draws while its pools draw so much."""
         return sum(its * self.pue_ratio(pool, at_s) for pool, its in watts.items())
 
     def kg_co2(self, site_w: float, span_s: float) -> float:
+        """Of the grid, for so many watts over so many seconds."""
         return site_w * span_s / _J_PER_KWH * self.kg_co2_per_kwh
-
-    def most_pue_ratio(self) -> float:
-        """The highest of any building at the warmest time."""
-        if self.outside is None:
-            return max(hall.year_pue_ratio for hall in self.halls.values())
-        return max(hall.pue_ratio(self.outside.most_celsius) for hall in self.halls.values())
