@@ -14,6 +14,7 @@ from polypod.plan.money import Site as Prices
 from polypod.plan.money import pue_of, site
 from polypod.plan.place import Island
 from polypod.plan.spec import Plan
+from polypod.plan.spec import Traffic as PlanTraffic
 from polypod.policy.events import ReplicaUp
 from polypod.simulate.caps import WORDS, Asked, Fed, caps_of, feeds_of, needs_places, parse_cap
 from polypod.simulate.cooling import KINDS, Cooling, Hall, Halls, Site, cooling, kind_of
@@ -21,6 +22,8 @@ from polypod.simulate.outside import parse_outside
 from polypod.simulate.placed import Placed, placement
 from polypod.simulate.power import Drawn, check_known, drawn_by
 from polypod.simulate.series import Cap, Draw, Watch
+from polypod.workload.traffic import Traffic
+from polypod.workload.traffic_scale import Replay
 
 
 def add_power_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +58,11 @@ class Powered:
         return {"replica_power": pools, "no_power": dict(self.drawn.missing), "power_taken": list(self.taken)}  # fmt: skip
 
 
-def power_of(args: argparse.Namespace, plan: Plan, replicas: Sequence[ReplicaUp]) -> Powered:
-    """Draws, caps and site of a plan's replicas. Raises `InputError` where a flag asks for what is not known, `FileError` for its file."""
-    drawn = drawn_by(plan)
+def power_of(
+    args: argparse.Namespace, plan: Plan, replicas: Sequence[ReplicaUp], played: Traffic
+) -> Powered:
+    """Draws, caps and site of a plan's replicas; where the plan says no traffic, steps are those of what is played. Raises `InputError` where a flag asks for what is not known, `FileError` for its file."""
+    drawn = drawn_by(plan, _means(played))
     asked = [parse_cap(text) for text in args.power_cap]
     for flag, said in (("--outside", args.outside), ("--cooling", args.cooling), ("--power-cap", asked)):  # fmt: skip
         if said:
@@ -72,6 +77,15 @@ def power_of(args: argparse.Namespace, plan: Plan, replicas: Sequence[ReplicaUp]
         drawn=drawn,
         taken=tuple(dict.fromkeys((*drawn.notes, *taken, *(_assumed(placed) if placed else ())))),
     )
+
+
+def _means(played: Traffic) -> PlanTraffic | None:
+    """Mean lengths of a trace; drawn traffic has those of the plan."""
+    if not isinstance(played.source, Replay):
+        return None
+    trace = played.source.trace
+    means = (max(round(float(tokens.mean())), 1) for tokens in (trace.input_tokens, trace.output_tokens))  # fmt: skip
+    return PlanTraffic(input=next(means), output=next(means))
 
 
 def _site(args: argparse.Namespace, drawn: Drawn) -> tuple[Site | None, list[str]]:

@@ -141,7 +141,7 @@ def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic) -> tuple[S
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     broken = faults_of(args, plan, duration_s)
     scenario = scenario_of(plan, (), seed=args.seed, faults=broken.faults)
-    power = power_of(args, plan, scenario.replicas)
+    power = power_of(args, plan, scenario.replicas, traffic)
     played = replace(
         scenario,
         notes=broken.notes,

@@ -2,7 +2,7 @@
 
 What the driver measured is taken where it is there. A gauge (`queue`, `running`, `waiting`, `kv_tokens`) is how things stood: the mean of the interval's
 samples, one at its end included and one at its beginning not, or the last one before it. A count (`busy_s`, `prompt_tokens`, `output_tokens`,
-`bytes`, `kg_co2`) is what came since the sample before, or since the run began; it is spread evenly over that time, and read per second. `watts`, `site_watts`, `pue`
+`bytes`, `co2_kg`) is what came since the sample before, or since the run began; it is spread evenly over that time, and read per second. `watts`, `site_watts`, `pue`
 and `slowdown` are means over that time. Where all models or all pools are measured, the run is their sum. Everything else follows from the
 events, so live records have it too:
 
@@ -28,7 +28,7 @@ from polypod.report.export import csv_text
 from polypod.report.outcomes import TRANSFER, Bools, Floats, Ints, Outcomes, Series
 from polypod.report.slos import inside, plan_slos
 
-COUNTS: Final = frozenset({"busy_s", "prompt_busy_s", "prompt_tokens", "output_tokens", "bytes", "kg_co2"})  # fmt: skip
+COUNTS: Final = frozenset({"busy_s", "prompt_busy_s", "prompt_tokens", "output_tokens", "bytes", "co2_kg"})  # fmt: skip
 MEANS: Final = frozenset({"watts", "pue", "slowdown", "site_watts"})
 MOST_INTERVALS: Final = 48
 LONGEST: Final = 100_000
@@ -258,7 +258,7 @@ _RATES: Final = {
     "output_tokens": "tokens_per_s",
     "prompt_tokens": "prompt_tokens_per_s",
     "bytes": "bytes_per_s",
-    "kg_co2": "kg_co2_per_s",
+    "co2_kg": "co2_kg_per_s",
 }
 """What a count each second is called."""
 

@@ -102,7 +102,7 @@ class Power:
     pue_ratio: float | None  # mean over time
     site_mean_w: float | None = None  # with cooling
     site_joules_per_token: float | None = None
-    kg_co2: float | None = None
+    co2_kg: float | None = None
     kg_co2_per_million_tokens: float | None = None
 
 
@@ -399,7 +399,7 @@ def _power(outcomes: Outcomes) -> Power | None:
 
 def _site(outcomes: Outcomes, tokens: int) -> dict[str, float]:
     """What was measured of the site: watts with cooling, CO2."""
-    sites, co2 = outcomes.measured("site_watts"), outcomes.measured("kg_co2")
+    sites, co2 = outcomes.measured("site_watts"), outcomes.measured("co2_kg")
     found = {}
     if len(sites) == 1:
         (site,) = sites.values()
@@ -408,7 +408,7 @@ def _site(outcomes: Outcomes, tokens: int) -> dict[str, float]:
             found["site_joules_per_token"] = float(np.sum(site.value * spans_s(site))) / tokens
     if co2:
         kg = sum(float(one.value.sum()) for one in co2.values())
-        found["kg_co2"] = kg
+        found["co2_kg"] = kg
         if tokens:
             found["kg_co2_per_million_tokens"] = kg * 1e6 / tokens
     return found

@@ -170,6 +170,6 @@ class Site:
         """What the site draws while its pools draw so much."""
         return sum(its * self.pue_ratio(pool, at_s) for pool, its in watts.items())
 
-    def kg_co2(self, site_w: float, span_s: float) -> float:
+    def co2_kg(self, site_w: float, span_s: float) -> float:
         """Of the grid, for so many watts over so many seconds."""
         return site_w * span_s / _J_PER_KWH * self.kg_co2_per_kwh

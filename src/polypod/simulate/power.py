@@ -86,13 +86,16 @@ class _Side:
     decode: Estimate
 
 
-def draws_of(plan: Plan, end: End = "likely") -> dict[str, Draw]:
+def draws_of(plan: Plan, end: End = "likely", otherwise: Traffic | None = None) -> dict[str, Draw]:
     """Watts of one replica, by pool; pools whose power is not known are left out, and `drawn_by` says why."""
-    return drawn_by(plan).draws(end)
+    return drawn_by(plan, otherwise).draws(end)
 
 
-def drawn_by(plan: Plan) -> Drawn:
-    """The same with its ends, and what is known of the rest. Raises `InputError` as `pool_replicas` does for what cannot be played."""
+def drawn_by(plan: Plan, otherwise: Traffic | None = None) -> Drawn:
+    """The same with its ends, and what is known of the rest. `otherwise` is the traffic of services whose plan says none.
+
+    Raises `InputError` as `pool_replicas` does for what cannot be played.
+    """
     pools: dict[str, PoolDraw] = {}
     places: dict[str, Island] = {}
     notes: list[str] = []
@@ -100,7 +103,7 @@ def drawn_by(plan: Plan) -> Drawn:
     for s, service in enumerate(plan.services):
         for p, pool in enumerate(service.pools):
             name = pool.name or f"pool{s}.{p}"
-            found = _sides(plan, service, pool)
+            found = _sides(plan, service, pool, service.traffic or otherwise)
             if isinstance(found, str):
                 missing[name] = found
                 continue
@@ -139,18 +142,18 @@ def _watts(side: _Side, plate: Nameplate, fraction: Estimate) -> Estimate:
     return (fraction * plate.accelerator_w + plate.host_w) * side.accelerators
 
 
-def _sides(plan: Plan, service: Service, pool: Pool) -> list[_Side] | str:
+def _sides(plan: Plan, service: Service, pool: Pool, traffic: Traffic | None) -> list[_Side] | str:
     """The accelerators of one replica; else in words what is not known."""
     if plan.fleet[pool.on].host is not None:
         return f"no power of the host {pool.on!r} on record"
-    if service.traffic is None:
+    if traffic is None:
         return f"the plan says no traffic of {service.model}, whose steps it would be of; add traffic: with input and output"
     if pool.experts_on is not None:
         return _apart(plan, pool)
-    question = _question(service, service.traffic, pool)
-    rate = service.traffic.rate_per_s
+    question = _question(service, traffic, pool)
+    rate = traffic.rate_per_s
     alike = [one for one in service.pools if (one.role == "prefill") == (pool.role == "prefill")]
-    tokens_per_s = None if rate is None else rate * service.traffic.output / sum(one.replicas for one in alike)  # fmt: skip
+    tokens_per_s = None if rate is None else rate * traffic.output / sum(one.replicas for one in alike)  # fmt: skip
     if pool.stages:
         return _staged(plan, question, pool)
     where = island(pool.on, plan.fleet[pool.on], backend_of(pool))

@@ -145,7 +145,7 @@ def site_lines(
     if site is None or not watts:
         return
     site_w, it_w = site.site_w(watts, at_s), sum(watts.values())
-    found = {"pue": site_w / it_w, "site_watts": site_w, "kg_co2": site.kg_co2(site_w, at_s - began_s)}  # fmt: skip
+    found = {"pue": site_w / it_w, "site_watts": site_w, "co2_kg": site.co2_kg(site_w, at_s - began_s)}  # fmt: skip
     if site.outside is not None:
         found["outside_celsius"] = site.outside.celsius(at_s)
     for name, value in found.items():
