@@ -43,6 +43,8 @@ RATIOS_AND_COUNTS = {
     "wait_steps",
     "tokens_per_step",
     "decoding",  # share of the time
+    "cv",  # standard deviation over mean
+    "expert_imbalance_cv",
     "values",  # of a Curve, whose name has the unit
     "a",  # of Compared, whose name has the unit, as b
     "b",

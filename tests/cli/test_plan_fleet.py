@@ -78,6 +78,8 @@ def test_energy_is_least_where_watts_are_counted(capsys: pytest.CaptureFixture[s
         (("--spare", "rack"), 2, "no source on record says which cards of a (nvidia-h100-sxm) share a rack"),
         (("--afd", "--together"), 2, "--afd and --together contradict each other"),
         (("--afd", "--frontier"), 2, "--frontier is of one model"),
+        (("--fewest", "nvidia", "--objective", "cost"), 2, "--fewest nvidia and --objective cost contradict each other"),
+        (("--max-share", "nvidia=0%", "--max-share", "amd=0.1"), 2, "contradict each other: all cards are of these vendors"),
         (("--afd",), 2, "Qwen/Qwen3-32B and meta-llama/Llama-3.1-8B: no experts to put apart"),
     ],
 )  # fmt: skip
@@ -248,3 +250,49 @@ def test_engine_settings_move_a_fleet_and_a_frontier_and_what_moves_no_plan_is_r
     assert fastest[1] < 0.7 * fastest[0]
     assert main([*words, "--apart", "--engine-args", "cold_start_s=3"]) == 2
     assert "cold_start_s moves no plan" in capsys.readouterr().err
+
+
+def test_what_a_frontier_does_not_take_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "qwen3-32b", "--on", "nvidia-h100-sxm:2", "--frontier")
+    for said in (("--objective", "cost"), ("--spare", "card"), ("--fabric", "400Gb/s"), ("--together",)):  # fmt: skip
+        assert main([*words, *said]) == 2
+        assert f"{said[0]} does not move; give one of them" in capsys.readouterr().err
+
+
+def test_a_demand_that_a_share_forbids_names_both(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "qwen3-32b:rate=10/s", "--on", "nvidia-h100-sxm:16+amd-mi300x:4", *LIMITS, "--max-share", "nvidia=20%")  # fmt: skip
+    assert main([*words]) == 1
+    assert "the demand and --max-share nvidia=20% contradict each other here: without it the demand is met" in capsys.readouterr().err  # fmt: skip
+
+
+def test_goodput_serves_what_it_can_of_a_demand_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    words = ("plan", "qwen3-32b:rate=50/s", "--on", "nvidia-h100-sxm:4", *LIMITS, "--objective", "goodput")  # fmt: skip
+    assert main([*words]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "of 50 asked requests/s" in out
+    assert "requests/s inside the limits, proven best" in out
+
+
+def test_a_chip_without_an_engine_is_planned_and_the_nearest_engine_named(capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    found = asked(capsys, "plan", "llama-3.1-8b", "--on", "nvidia-l40s:1", "--apart", *LIMITS)
+    (note,) = [one for one in found["assumptions"] if "modelled only" in one]
+    assert "no engine on nvidia-l40s is on record; nearest is " in note
+    assert {pool["state"] for pool in found["plan"]["services"][0]["pools"]} == {"modelled"}
+    alone = asked(capsys, "plan", "llama-3.1-8b", "--on", "nvidia-l40s:1", *LIMITS)
+    assert any("nearest is " in one for one in alone["assumptions"])
+
+
+@pytest.mark.parametrize("more", [(), ("--frontier",), ("--stages",), ("--rate", "1/s"), ("--objective", "goodput")])  # fmt: skip
+def test_cores_of_a_host_in_a_fleet_are_refused_by_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    path = tmp_path / "fleet.yaml"
+    for rest, way in (("  b: {accelerator: nvidia-h100-sxm, count: 2}\n", "plan b here"), ("", "name pods or accelerators")):  # fmt: skip
+        path.write_text(f"fleet:\n  a: {{host: bench, cores: [0, 1]}}\n{rest}")
+        assert main(["plan", "llama-3.1-8b", "--on", str(path), *more]) == 2
+        err = capsys.readouterr().err
+        assert "'a' is cores of host 'bench', which polypod up plans" in err
+        assert way in err
+    path.write_text("fleet:\n  a: {host: bench, cores: [0, 1]}\n")
+    assert main(["replace", "llama-3.1-8b", "--what-if", "nvidia=0", "--on", str(path), "--with", "amd-mi300x"]) == 2  # fmt: skip
+    assert "'a' is cores of host 'bench'" in capsys.readouterr().err

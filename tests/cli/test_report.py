@@ -20,7 +20,7 @@ def run(tmp_path):
     step = StepTime(tokens=(1, 64, 1024), seconds=(0.01, 0.02, 0.1), kv_token_s=1e-8, pair_s=1e-10)
     ups = tuple(
         ReplicaUp(
-            at_s=0.0, replica=f"r{n}", epoch=1, model="m", pool="p", role="both", step_time=step, context_tokens=9000,
+            at_s=0.0, replica=f"r{n}", epoch=1, model="m", pool=f"p{n}", role="both", step_time=step, context_tokens=9000,
             kv_capacity_tokens=20_000, max_sequences=8, max_step_tokens=1024,
         )
         for n in range(2)

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from polypod.cli.main import main
+from polypod.cli.traffic_words import arrivals_of, tenants_of
+from polypod.workload.traffic_arrivals import Diurnal
+from polypod.workload.traffic_tenants import Tenant
 
 ROOT = Path(__file__).parents[2]
 AZURE = str(ROOT / "examples/traces/azure-conv-1000.csv")
@@ -246,3 +249,26 @@ def test_drawn_traffic_and_loops_are_not_described_without_what_they_need(
     assert "give a plan, or a trace" in cli("traffic")[2]
     assert "has no rate" in cli("traffic", plan, "--arrivals", "closed:3")[2]
     assert "--tenants means nothing beside --arrivals closed:3" in cli("traffic", plan, "--arrivals", "closed:3", "--tenants", "a=1")[2]  # fmt: skip
+
+
+def test_two_dies_in_a_package_are_one_accelerator(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    write_plan(path, service(LLAMA, "one") | {"pools": [POOL | {"layout": {"tp": 4}}]})
+    path.write_text(path.read_text().replace("nvidia-h200-sxm", "huawei-ascend-910c"))
+
+    assert told(cli, "traffic", str(path))["plan"]["accelerators"] == 2 * 4 / 2
+
+
+def test_tenants_are_shares_and_priorities() -> None:
+    assert tenants_of("chat=3:10, batch=0.5,low=1:-2") == (
+        Tenant(name="chat", share=3.0, priority=10),
+        Tenant(name="batch", share=0.5),
+        Tenant(name="low", share=1.0, priority=-2),
+    )
+
+
+def test_a_day_is_told_by_its_peak_or_its_hours() -> None:
+    assert arrivals_of("diurnal:peak=3,at=14h,start=30min") == Diurnal(peak_ratio=3.0, peak_at_s=50_400.0, start_s=1800.0)  # fmt: skip
+    hours = "/".join(str(hour) for hour in range(24))
+    assert arrivals_of(f"diurnal:hours={hours}") == Diurnal(hours=tuple(map(float, range(24))))
+    assert arrivals_of("closed:64") == 64

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from polypod.cli.asking import model_of
 from polypod.cost.calibration import of
 from polypod.cost.deployment import Deployment, native_precision
+from polypod.engine.settings import EngineArgs
 from polypod.errors import InputError
 from polypod.plan.afd import (
     ExpertSide,
@@ -33,7 +35,7 @@ from polypod.plan.place import Island, islands, parse_fleet
 from polypod.plan.predict import pool_replicas
 from polypod.plan.search import UTILISATION_LIMIT, Question, batches
 from polypod.plan.shapes import Shape, shape_band
-from polypod.plan.spec import Plan, Pool, Service, Slo, check
+from polypod.plan.spec import Plan, Pool, Service, Slo, Traffic, check
 from polypod.plan.workers_apart import experts_apart
 from polypod.workload.layout import Layout
 from polypod.workload.memory import weight_bytes_per_rank
@@ -442,6 +444,44 @@ def test_half_of_a_pair_is_not_played_alone() -> None:
     check(plan)
     with pytest.raises(InputError, match=r"a decode pool without a prefill pool .*pools\[0\]"):  # fmt: skip
         pool_replicas(plan)
+
+
+def pair(**more: Any) -> Plan:
+    """Prefill beside it, and traffic."""
+    (decode,) = pool(experts_on="b", **({"expert_ranks": 64, "micro_batches": 3, "max_sequences": 8 * 66} | more)).services[0].pools  # fmt: skip
+    prefill = Pool(role="prefill", on="a", layout=Layout(tp=2, dp=8, ep=16), replicas=1, precision=decode.precision, state="modelled")  # fmt: skip
+    traffic = Traffic(input=2048, output=512)
+    service = Service(model="deepseek-ai/DeepSeek-V3", pools=(prefill, decode), traffic=traffic)
+    return Plan(polypod=1, fleet=parse_fleet(FLEET), services=(service,))
+
+
+def test_a_pool_with_experts_apart_becomes_replicas_timed_by_the_form() -> None:
+    plan = pair(link="25 GB/s", kv_link="25 GB/s")
+    (up,) = [one for one in pool_replicas(plan, linked=False) if one.role == "decode"]
+    first, second = islands(plan.fleet)
+    made = Split(
+        attention=Deployment(model=model_of("deepseek-v3"), layout=Layout(dp=8), precision=Precision(weights="fp8", kv="bf16"), rank=first.rank),
+        experts=second.rank, expert_ranks=64, expert_precision=native_precision(model_of("deepseek-v3"), second.rank),
+        link=link_between(first, second, 25e9), micro_batches=3, sequences=22,
+    )  # fmt: skip
+
+    step_s = up.step_time.step_s(tokens=66, kv_tokens=66 * CONTEXT, sequences=66)
+    assert step_s == pytest.approx(made.step_s(CONTEXT), rel=0.01)
+    assert (up.step_time.data_ranks, up.max_sequences) == (8, 8 * 66)
+    assert up.kv_capacity_tokens == 8 * int(made.attention_memory().kv_tokens)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"engine_args": EngineArgs(prefix_hits=0.5)}, r"engine_args are not played with experts apart .*pools\[1\]"),
+        ({}, r"no link between .* on 'a' and .* on 'b' is on record; say one rank's as link"),
+        ({"link": "25 GB/s", "expert_ranks": 4096}, r"1 replicas of 4096 ranks need 4096, 'b' has"),
+    ],
+)  # fmt: skip
+def test_experts_apart_that_cannot_be_played_are_refused(more: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        pool_replicas(pair(**more), linked=False)
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,24 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from polypod.cli.asking import model_of
 from polypod.cost.deployment import native_precision
+from polypod.errors import InfeasibleError
+from polypod.plan.compose_fleet import fleet_answer
 from polypod.plan.fleet import Chosen, Short, choose, prompt_wait_s
 from polypod.plan.fleet_offers import Aim
 from polypod.plan.fleet_program import domain_ranks
+from polypod.plan.milp import Milp, Solved
+from polypod.plan.money import site
 from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question, search
 from polypod.plan.shapes import together
+from polypod.plan.spec import Slo
 from polypod.plan.workers_apart import apart, cache_bytes, exchanging_fraction
+from polypod.report.fleet import fleet_text
 
 
 def ask(name: str = "qwen3-32b", rate: float | None = None, ttft_s: float = 2.0, tpot_s: float = 0.05) -> Question:  # fmt: skip
@@ -243,3 +250,78 @@ def test_a_large_fleets_shorter_way_ends_within_the_gap_it_states(monkeypatch: p
     assert all(one.shape.confirmed for one in short.used if one.shape.candidate)
     assert exact.value * (1 - 1e-3) <= short.value <= exact.value * (1 + short.gap + 1e-3)
     assert all(more <= short.value + 1e-9 for more in short.one_more.values())
+
+
+def test_goodput_counts_what_is_asked_and_inside_the_limits_and_is_no_less_than_all_alike() -> None:
+    asked = (("qwen3-32b", 30.0), ("llama-3.1-8b", 30.0))
+    most, alike = (chosen("nvidia-h100-sxm:4", asked, Aim(objective=what)) for what in ("goodput", "throughput"))  # type: ignore[arg-type]  # fmt: skip
+    assert isinstance(most, Chosen)
+    assert isinstance(alike, Chosen)
+
+    def counted(found: Chosen) -> float:
+        return sum(min(rate, served) for served, (_, rate) in zip(found.served_per_s, asked, strict=True) if rate)  # fmt: skip
+
+    assert most.value == pytest.approx(counted(most), rel=1e-4)
+    assert counted(most) > 1.2 * counted(alike)  # the small model's requests are cheaper
+    assert counted(most) < 60
+    few = (("qwen3-32b", 8.0), ("llama-3.1-8b", 8.0))
+    enough = chosen("nvidia-h100-sxm:32", few, Aim(objective="goodput"))
+    assert isinstance(enough, Chosen)
+    assert enough.value == pytest.approx(16, rel=1e-4)
+
+
+def test_goodput_without_a_rate_is_throughput() -> None:
+    assert best("nvidia-h100-sxm:8", Aim(objective="goodput")) == pytest.approx(best("nvidia-h100-sxm:8"), rel=1e-4)  # fmt: skip
+
+
+def test_throughput_with_a_spare_node_counts_what_is_left_when_one_is_lost() -> None:
+    aim = Aim(spare="node", apart=False)
+    found = chosen("nvidia-h100-sxm:32", (("qwen3-32b", None),), aim)
+    assert isinstance(found, Chosen)
+    total = sum(one.replicas * one.shape.rate_per_s for one in found.used)
+    lost = max(min(one.replicas, math.ceil(8 / one.shape.ranks)) * one.shape.rate_per_s for one in found.used)  # fmt: skip
+    assert found.value == pytest.approx(total - lost, rel=1e-3)
+    assert found.value < best("nvidia-h100-sxm:32", Aim(apart=False))
+
+
+def test_a_rule_that_the_demand_contradicts_is_named_and_others_are_not() -> None:
+    fleet, asked = "nvidia-h100-sxm:16+amd-mi300x:4", (("qwen3-32b", 10.0),)
+    aim = Aim(objective="cards", most_shares={"nvidia": 0.2, "amd": 0.9})
+    found = chosen(fleet, asked, aim)
+    assert isinstance(found, Short)
+    assert found.against == ("--max-share nvidia=20%",)
+    free = chosen(fleet, asked, Aim(objective="cards"))
+    assert isinstance(free, Chosen)
+    hopeless = chosen(fleet, (("qwen3-32b", 1000.0),), aim)
+    assert isinstance(hopeless, Short)
+    assert hopeless.against == ()
+    spare = chosen(
+        "nvidia-h100-sxm:8", (("qwen3-32b", 15.0),), Aim(objective="cards", spare="node")
+    )
+    assert isinstance(spare, Short)
+    assert spare.against == ("--spare node",)
+
+
+def test_a_solver_out_of_time_without_a_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = Solved(status="time limit", value=0.0, bound=1.0, x=np.array([]))
+    monkeypatch.setattr("polypod.plan.fleet._solve", lambda *_: nothing)
+    with pytest.raises(InfeasibleError, match=r"no plan at all in 0.05 s; .*--time-limit 1s"):
+        choose([ask()], islands(parse_fleet("nvidia-h100-sxm:2")), Aim(time_limit_s=0.05))
+
+
+def test_a_solver_out_of_time_gives_the_best_so_far_and_its_gap(monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A plan that serves nine tenths of the bound, stopped there."""
+    solve = Milp.solve
+
+    def stopped(milp: Milp, *, time_limit_s: float = 60.0, gap: float = 1e-4) -> Solved:
+        found = solve(milp, time_limit_s=time_limit_s, gap=gap)
+        return replace(found, status="time limit", bound=found.value / 0.9)
+
+    monkeypatch.setattr(Milp, "solve", stopped)
+    question = ask()
+    places = islands(parse_fleet("nvidia-h100-sxm:2"))
+    found = choose([question], places, Aim())
+    assert isinstance(found, Chosen)
+    assert (found.status, found.gap) == ("time limit", pytest.approx(1 / 9))
+    answer = fleet_answer([question], places, found, parse_fleet("nvidia-h100-sxm:2"), [Slo()], "throughput", site())  # fmt: skip
+    assert "at most 11.11% from the best there can be (time limit)" in " ".join(fleet_text(answer).split())  # fmt: skip

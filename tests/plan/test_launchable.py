@@ -24,7 +24,7 @@ from polypod.plan.search import Question
         ("enflame-s60", "qwen3-32b", None, "launchable", "vLLM on enflame-s60: supported"),
         ("enflame-s60", "deepseek-v3", None, "modelled", "latent attention on enflame-s60: unknown"),
         ("enflame-l600", "qwen3-32b", None, "modelled", "enflame-l600"),
-        ("meta-mtia-v2", "qwen3-32b", None, "modelled", "no engine on meta-mtia-v2 is on record"),
+        ("meta-mtia-v2", "qwen3-32b", None, "modelled", "no engine on meta-mtia-v2 is on record, nor on any chip of Meta"),
         ("acme-x1", "qwen3-32b", None, "modelled", "no software of acme-x1 is on record"),
     ],
 )  # fmt: skip

@@ -97,3 +97,38 @@ def test_a_write_that_fails_leaves_the_old_plan_whole(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot be written"):
         write_plan(plan, path)
     assert path.read_text(encoding="utf-8") == PLAN
+
+
+CACHED = "replicas: 8, prefix_cache: {host: 512 GiB, host_bandwidth: 50 GB/s, remote: 10 TiB, remote_bandwidth: 100 Gb/s, remote_latency: 2 ms}"
+
+
+def test_a_pool_says_where_blocks_are_kept_and_how_uneven_its_experts_are(tmp_path: Path) -> None:
+    path = broken(tmp_path, "replicas: 8", f"{CACHED}, expert_imbalance_cv: 0.1")
+    plan = read_plan(path)
+    write_plan(plan, tmp_path / "again.yaml")
+    pool = plan.services[0].pools[1]
+
+    assert pool.prefix_cache is not None
+    assert (pool.prefix_cache.host, pool.expert_imbalance_cv) == ("512 GiB", 0.1)
+    assert read_plan(tmp_path / "again.yaml") == plan
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("{host: 512 GiB}", r"host is said and host_bandwidth is not; .* at `\$.services\[0\].pools\[1\].prefix_cache.host_bandwidth`"),
+        ("{remote_bandwidth: 1 GB/s}", r"remote_bandwidth is said and remote is not"),
+        ("{host: '512', host_bandwidth: 1 GB/s}", r"'512' has no unit; .* at `\$.services\[0\].pools\[1\].prefix_cache.host`"),
+        ("{host: 1 GiB, host_bandwidth: 0 GB/s}", r"host_bandwidth is 0 GB/s, by which nothing is ever loaded"),
+        ("{remote_latency: 2 ms}", r"remote_latency is said and remote is not"),
+        ("{disk: 1 TB}", r"unknown field `disk`"),
+    ],
+)  # fmt: skip
+def test_a_tier_that_cannot_be_is_named(tmp_path: Path, given: str, problem: str) -> None:
+    with pytest.raises(FileError, match=problem):
+        read_plan(broken(tmp_path, "replicas: 8", f"replicas: 8, prefix_cache: {given}"))
+
+
+def test_experts_are_not_more_uneven_than_a_third(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"<= 0.33 - at `\$.services\[0\].pools\[1\].expert_imbalance_cv`"):  # fmt: skip
+        read_plan(broken(tmp_path, "replicas: 8", "replicas: 8, expert_imbalance_cv: 0.5"))

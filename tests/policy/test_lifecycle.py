@@ -110,6 +110,33 @@ LEGAL = {
         (KvLost(at_s=0.0, **B), [RETRY]),
         (GONE, []),
     ],
+    "the cache is let go of while it waits": [
+        (ARRIVED, [PREFILL]),
+        (PREFILLED, []),
+        (KvLost(at_s=0.0, **A), [RETRY]),
+        (GONE, []),
+    ],
+    "nobody takes the cache in time": [
+        (ARRIVED, [PREFILL]),
+        (PREFILLED, [WakeAt(at_s=9.0)]),
+        (Woke(at_s=9.0), [CANCEL, REJECT]),
+    ],
+    "left on the way": [
+        (ARRIVED, [PREFILL]),
+        (PREFILLED, [TRANSFER]),
+        (GONE, [CANCEL, Cancel(**B)]),
+    ],
+    "quarantined on the way": [
+        (ARRIVED, [PREFILL]),
+        (PREFILLED, [TRANSFER]),
+        (Woke(at_s=0.0), [CANCEL, Cancel(**B), REJECT]),
+    ],
+    "an answer of the wrong phase": [
+        (ARRIVED, [PREFILL]),
+        (FIRST, []),
+        (FINISHED, []),
+        (GONE, [CANCEL]),
+    ],
     "the source dies on the way": [
         (ARRIVED, [PREFILL]),
         (PREFILLED, [TRANSFER]),
@@ -160,6 +187,18 @@ ILLEGAL = {
     "a cancel and no answer to who waits": (
         [(ARRIVED, [DISPATCH])],
         (Woke(at_s=0.0), [CANCEL]),
+    ),
+    "a cancel at one of two places": (
+        [(ARRIVED, [PREFILL]), (PREFILLED, [TRANSFER])],
+        (GONE, [CANCEL]),
+    ),
+    "a cancel said twice at one of two places": (
+        [(ARRIVED, [PREFILL]), (PREFILLED, [TRANSFER])],
+        (GONE, [CANCEL, CANCEL]),
+    ),
+    "a cache that nobody takes, and no cancel": (
+        [(ARRIVED, [PREFILL]), (PREFILLED, [])],
+        (Woke(at_s=0.0), [REJECT]),
     ),
     "a decode before the cache": ([(ARRIVED, [PREFILL])], (Woke(at_s=0.0), [Decode(**A)])),
 }

@@ -199,6 +199,7 @@ def test_headers_that_differ_are_named_by_path(say):
     a, b = (run(say, seed, sha=sha, plan=plan, requests=60) for seed, sha, plan in zip((1, 2), ("aa", "bb"), plans, strict=True))  # fmt: skip
     found = diff(a, b)
 
+    assert not found.is_paired
     assert "seed: 1 and 2" in found.apart
     assert "traffic: aa and bb" in found.apart
     assert "plan.services[0].pools[0].replicas: 4 and 5" in found.apart

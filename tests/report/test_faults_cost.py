@@ -137,6 +137,19 @@ def test_a_request_is_charged_to_one_fault_the_one_that_hit_it(say):
     assert costs["rack"].overlaps == (costs["card"].id,)
 
 
+def test_of_two_alike_the_earlier_is_charged(say):
+    lines = [say.header(), *(say.up(name) for name in "abc")]
+    lines += [say.down("a", 5.0, reason="one"), say.down("b", 6.0, reason="two")]
+    lines += [say.up(name, 8.0, epoch=2) for name in "ab"]
+    lines += [say.arrived(1, 6.5, say.reject(1))]
+    costs = {cost.what: cost.exposed for cost in fault_costs(fold(say.in_order(lines)), SLO)}
+
+    assert costs == {"one": 0, "two": 1}  # of three, and of the two that were left
+    lines[4] = say.down("a", 6.0, reason="one")
+    costs = {cost.what: cost.exposed for cost in fault_costs(fold(say.in_order(lines)), SLO)}
+    assert costs == {"one": 1, "two": 0}
+
+
 def test_a_fault_of_one_model_exposes_no_other(say):
     lines = [say.header(), say.up("a"), say.up("b", model="n"), say.down("a", 5.0)]
     lines += [say.arrived(1, 6.0, say.reject(1), model="n"), say.arrived(2, 7.0, say.reject(2))]

@@ -11,8 +11,9 @@ from polypod.errors import FileError
 from polypod.policy import PolicySettings, ServiceSettings
 from polypod.policy.events import ReplicaUp
 from polypod.record import FaultNote, Step, encode
-from polypod.report.fold import BLOCK_BYTES, Reading, fold, read_outcomes, record_file
+from polypod.report.fold import fold, read_outcomes
 from polypod.report.outcomes import FINISHED, GONE, OPEN, ROLES, TRANSFER
+from polypod.report.reading import BLOCK_BYTES, Reading, record_file
 from polypod.simulate import Scenario, arrivals, play
 from polypod.simulate.scenario import Fault
 from polypod.workload.traffic import poisson
@@ -278,6 +279,14 @@ def test_an_engines_own_count_of_the_prompt_is_taken(say):
     lines[-1] = Step(event=msgspec.structs.replace(lines[-1].event, input_tokens=123))
 
     assert fold(lines).requests.input_tokens[0] == 123
+
+
+def test_a_start_said_twice_and_an_end_of_another_start_change_nothing(say):
+    lines = [say.header(), say.up("a"), say.up("a", 5.0), say.down("a", 6.0, epoch=2), say.gone(9, 10.0)]  # fmt: skip
+    outcomes = fold(lines)
+
+    assert outcomes.replicas[0].up == ((0.0, 10.0),)
+    assert outcomes.faults == ()
 
 
 def test_nothing_is_no_rows():

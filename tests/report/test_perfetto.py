@@ -119,6 +119,13 @@ def test_an_answer_in_one_piece_is_one_slice_without_a_flow(say):
     assert "bind_id" not in answer
 
 
+def test_an_answer_of_one_token_is_prefill_and_no_time_of_decode(say):
+    events, _ = traced(fold([say.header(), say.up(), *say.whole(1, 0.0, 0.5, 0.5, 1)]))
+    begun = [(event["name"], event["ts"]) for event in events if event["ph"] == "b"]
+
+    assert begun == [("prefill", 0.0), ("decode", 0.5e6)]
+
+
 def test_prefill_and_decode_apart_have_a_transfer_between(say):
     outcomes = fold([say.header(), say.up("a", role="prefill"), say.up("b", role="decode"), *say.apart(1, 0.0)])  # fmt: skip
     events, _ = traced(outcomes)

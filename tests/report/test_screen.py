@@ -94,13 +94,13 @@ def test_a_run_that_kept_everything_points_at_no_model_and_no_fault(say):
 
 def test_limits_stand_beside_the_latencies_of_a_single_model(say):
     summary = summary_of(
-        fold([say.header(), say.up(), *say.whole(1, 0.0, 0.5), *say.whole(2, 0.0, 2.0, 3.0)]),
+        fold([say.header(), say.up(), *say.whole(1, 0.0, 1.0), *say.whole(2, 0.0, 2.0, 3.0)]),
         {"m": Slo(ttft="1 s", percentile=50)},
     )
     limit = summary.models[0].ttft_limit
 
     assert limit is not None
-    assert (limit.reached_s, limit.inside_fraction, limit.is_kept) == (1.25, 0.5, False)
+    assert (limit.reached_s, limit.inside_fraction, limit.is_kept) == (1.5, 0.5, False)
     assert "p50 1 s  50.0 %" in run_text(summary)
 
 
@@ -142,6 +142,14 @@ def test_slots_cache_and_islands_follow_from_the_events_and_the_plan(say):
     assert (island.name, island.busy_fraction, island.requests) == ("island-0", 0.4, 1)
 
 
+def test_a_pool_that_only_computes_prompts_counts_those(say):
+    lines = [say.header(), say.up("a", role="prefill"), say.up("b", role="decode", pool="q"), *say.apart(1, 0.0)]  # fmt: skip
+    pools = {pool.name: pool for pool in summary_of(fold(lines)).pools}
+
+    assert (pools["p"].requests, pools["p"].output_tokens) == (1, 0)
+    assert (pools["q"].requests, pools["q"].output_tokens) == (1, 17)
+
+
 def test_a_pools_own_measure_of_busy_time_is_taken_where_its_replicas_have_none(say):
     lines = [say.header(), say.up("a"), say.up("b"), *say.whole(1, 0.0, 1.0, 10.0)]
     lines += [say.measure(t, "p", "busy_s", 2.5) for t in (5.0, 10.0)]
@@ -159,6 +167,14 @@ def test_power_is_a_mean_over_time_and_energy_per_token(say):
     assert power is not None
     assert (power.mean_w, power.most_w, power.joules_per_token) == (250.0, 350.0, 25.0)
     assert power.pue_ratio == pytest.approx((4 * 1.5 + 6 * 1.2) / 10)
+
+
+def test_the_power_of_a_live_run_counts_from_its_first_event(say):
+    lines = [say.header(kind="live"), say.up(at_s=9000.0), *say.whole(1, 9001.0, 1.0, 9.0, 100)]
+    power = summary_of(fold([*lines, say.measure(9010.0, "p", "watts", 100.0)])).power
+
+    assert power is not None
+    assert (power.mean_w, power.joules_per_token) == (100.0, 10.0)
 
 
 def test_traffic_of_a_tier_is_the_sum_of_its_samples(say):

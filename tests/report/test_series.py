@@ -177,6 +177,13 @@ def test_watts_are_means_over_the_time_before_them(say):
     assert curve(over_time(fold(lines), width_s=4.0), "run", "watts")[0] == 200.0
 
 
+def test_counts_of_a_live_run_come_from_its_first_event_on(say):
+    lines = [say.header(kind="live"), say.up(at_s=9000.0), *say.whole(1, 9000.0, e2e_s=4.0)]
+    series = over_time(fold([*lines, say.measure(9004.0, "p", "prompt_tokens", 80.0)]), width_s=2.0)
+
+    assert curve(series, "p", "prompt_tokens_per_s") == [20.0, 20.0]
+
+
 def test_the_run_is_the_sum_of_pools_and_models_that_are_all_measured(say):
     lines = [say.header(), say.up("a"), say.up("b", pool="q"), *say.whole(1, 0.0, e2e_s=2.0)]
     one = [*lines, say.measure(2.0, "p", "running", 3.0), say.measure(2.0, "m", "queue", 7.0)]

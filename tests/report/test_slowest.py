@@ -91,12 +91,12 @@ def test_the_slowest_come_first_by_what_is_asked(say):
 
 
 def test_every_step_is_told_in_order_with_the_reason_of_the_wait(say):
-    full = [line for n in range(2, 6) for line in [say.arrived(n, 1.0, say.place(n))]]
+    full = [say.arrived(n, 2.0, say.place(n)) for n in range(2, 6)]  # at the same moment
     lines = [
         say.header(),
         say.up("a", max_sequences=4),
-        *full,
         say.arrived(8, 1.5),
+        *full,
         say.arrived(1, 2.0),
         say.finished(2, 6.0, 5, "a", say.place(1, "a", predicted_s=0.25)),
         say.first(1, 7.0),
@@ -127,6 +127,30 @@ def test_a_wait_with_free_slots_is_the_routers(say):
     (one,) = slowest(fold(lines))
 
     assert one.moments[1].what == "waits 3 s, held back: 0 of 4 slots on 1 replicas, 0 waiting"
+
+
+def test_a_wait_after_the_prompt_is_for_a_place_to_decode(say):
+    lines = [say.header(), say.up("a", role="prefill"), say.up("b", role="decode", max_sequences=1)]
+    lines += say.apart(1, 0.0)  # at b from 3.5 s to 8.75 s
+    lines += [line for line in say.apart(2, 5.0) if line.event.at_s < 8.4 or line.event.at_s > 9]
+    two = next(one for one in slowest(fold(say.in_order(lines))) if one.request == 2)
+
+    assert [moment.what for moment in two.moments[1:4]] == [
+        "waits 1 s, held back: 0 of 4 slots on 1 replicas, 0 waiting",
+        "prefill to a",
+        "prefilled",
+    ]
+    assert two.moments[4].what == "waits 1.5 s, no room: 1 of 1 slots on 1 replicas, 0 waiting"
+
+
+def test_what_comes_at_one_moment_is_told_in_the_order_it_happens(say):
+    lines = [say.header(), say.up("a", role="prefill"), say.up("b", role="decode"), *say.apart(1, 0.0)]  # fmt: skip
+    (one,) = slowest(fold(lines))
+
+    assert [moment.what for moment in one.moments] == [
+        "arrived", "waits 1 s, held back: 0 of 4 slots on 1 replicas, 0 waiting", "prefill to a", "prefilled",
+        "waits 500 ms, held back: 0 of 4 slots on 1 replicas, 0 waiting", "transfer of its cache to b", "decode to b", "first token", "finished",
+    ]  # fmt: skip
 
 
 def test_faults_under_way_at_replicas_of_its_model_are_named_and_no_others(say):

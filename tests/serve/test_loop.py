@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import uvloop
 
 from polypod.cost.steptime import StepTime
-from polypod.errors import RunError
+from polypod.errors import InputError, RunError
 from polypod.policy.actions import (
     AnyAction,
     Cancel,
@@ -250,3 +251,14 @@ def test_a_stopped_driver_sets_no_alarm_off() -> None:
         return policy.heard
 
     assert asyncio.run(main()) == [gone()]
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_replica_of_one_phase_is_refused_and_not_told(role):
+    policy = ByRote()
+    driver = Driver(policy)
+    with pytest.raises(InputError, match=f"'a' has the role '{role}', and serving drives prefill"):
+        driver.attach(msgspec.structs.replace(up(), role=role), ENDPOINT)
+
+    assert policy.heard == []
+    assert driver.endpoint("a", 1) is None

@@ -19,6 +19,7 @@ from polypod.record import Measure, Step, encode
 from polypod.simulate import Fault, Run, play
 from polypod.simulate import arrivals as arrivals_of
 from polypod.simulate.replay import replay
+from polypod.simulate.transfers import Transfers
 from polypod.workload.traffic import poisson
 
 LONG = {"queue_wait_s": 1e9}
@@ -197,6 +198,52 @@ def test_a_client_that_goes_is_forgotten_everywhere(replica, arrivals, scenario,
     assert set(times(run, ClientGone)) == {1}
     assert [one.replica for _, one in told(run, Cancel) if isinstance(one, Cancel)] == places
     assert times(run, RequestFinished)[2] == pytest.approx(1.035 + 10 * 0.0101)  # as if alone
+
+
+def test_a_cache_that_arrives_as_its_client_goes_has_arrived(replica, arrivals, scenario):
+    """At one moment caches come before timers: nothing is left to cancel at the source."""
+    link = {"kv_link_bytes_per_s": 0.0, "kv_link_latency_s": 0.0}
+    flat = replica("p").step_time.__class__(tokens=(0, 1), seconds=(0.25, 0.25), kv_token_s=0.0, pair_s=0.0)  # fmt: skip
+    fleet = [replica("p", step_time=flat, **link), replica("d", **link)]
+    run = checked(play(scenario(fleet, arrivals([(0.0, 100, 50)], patience_s=0.25))))
+
+    assert [one.replica for _, one in told(run, Cancel) if isinstance(one, Cancel)] == ["d"]
+
+
+def test_a_link_is_shared_evenly_and_by_ranks(replica):
+    """100 MB/s over four ranks: one cache goes at 25, eight at 12.5; one between others is not touched, to the bit."""
+    flat = replica("p").step_time.__class__(tokens=(0, 1), seconds=(0.1, 0.1), kv_token_s=0.0, pair_s=0.0, data_ranks=4)  # fmt: skip
+    transfers = Transfers()
+    for name in ("p", "d", "p1", "d1"):
+        transfers.link(replica(name, step_time=flat, kv_link_bytes_per_s=100e6, kv_link_latency_s=0.0))  # fmt: skip
+    transfers.start(0.0, request=99, ends=("p1", "d1"), kv_bytes=7.7e6)
+    for request in range(8):
+        transfers.start(0.1 * (request == 7), request=request, ends=("p", "d"), kv_bytes=1e6)
+
+    done = {}
+    while transfers.next_s < 9.0:
+        at_s = transfers.next_s
+        done |= dict.fromkeys(transfers.advance(at_s), at_s)
+    assert done[99] == 7.7e6 / 25e6
+    # seven together are done within 0.1 s, and the eighth goes alone
+    assert done[0] == pytest.approx(7e6 / 100e6)
+    assert done[7] == pytest.approx(0.1 + 1e6 / 25e6)
+
+
+def test_a_cache_is_stopped_and_makes_way(replica):
+    transfers = Transfers()
+    for name in ("p", "d"):
+        transfers.link(replica(name, kv_link_bytes_per_s=1e6, kv_link_latency_s=0.5))
+    transfers.start(0.0, request=1, ends=("p", "d"), kv_bytes=1e6)
+    transfers.start(0.0, request=2, ends=("p", "d"), kv_bytes=1e6)
+    transfers.start(0.2, request=3, ends=("p", "d"), kv_bytes=1e6)  # stopped before its bytes go
+    transfers.stop(0.3, 3)
+    assert transfers.advance(1.0) == []
+    transfers.stop(1.0, 1)  # half a second at half the link, and the rest at the whole one
+    transfers.stop(1.0, 1)
+
+    assert transfers.next_s == pytest.approx(1.0 + 0.75)
+    assert (transfers.advance(2.0), 2 in transfers) == ([2], False)
 
 
 def test_a_mixed_service_goes_where_it_ends_first(replica, arrivals, scenario):

@@ -245,6 +245,26 @@ def test_a_repeated_round_is_skipped_only_where_everybody_repeats() -> None:
     assert play_collectives(TREE, several) == pytest.approx(one_by_one(TREE, several, {}), rel=1e-6)
 
 
+def test_what_all_repeat_is_told_from_what_comes_after_it() -> None:
+    """At 7 s both begin a round again, but the one is in its next step: 4 rounds of 2 s, where 7 of 1 s were."""
+    where = made(48, (8, 100.0, 0.0), (None, 10.0, 0.0))
+    several = [exchange("reduce_scatter", "hierarchical", range(40), 800.0), exchange("all_gather", "ring", range(40, 48), 5600.0)]  # fmt: skip
+    assert play_collectives(where, several) == pytest.approx([15.0, 49.0])
+
+
+def test_a_round_waits_for_the_last_to_arrive_not_for_the_last_to_leave() -> None:
+    where = made(16, (8, 1.0, 0.0), (None, 100.0, 50.0))
+    far = exchange(
+        "all_gather", "ring", [0, 1, 8], 30.0
+    )  # 10 s next door; 0.1 s and 50 s of way to the other node
+    assert play_collectives(where, [far]) == pytest.approx([2 * 50.1])
+
+
+def test_an_all_to_all_on_a_ring_sends_on_what_is_for_others() -> None:
+    where = made(4, (None, 100.0, 0.0))
+    assert alone_s(where, "all_to_all", "ring", 4) == pytest.approx((3 + 2 + 1) * BUFFER / 4 / 100)
+
+
 # ---- sharing
 
 
@@ -294,6 +314,14 @@ def test_a_launch_comes_before_the_rounds_and_a_start_before_the_launch() -> Non
     late = exchange("all_gather", "ring", range(8), 800.0, start_s=3.0, launch_s=0.5)
     assert play_collectives(where, [late]) == pytest.approx([3.5 + 7.0])
     assert contention(where, [late, late]) == pytest.approx([14.5 / 7.5] * 2)
+
+
+def test_between_two_exchanges_a_launch_leaves_the_links_to_others() -> None:
+    where = made(8, (None, 100.0, 0.0))
+    large, small = exchange("all_gather", "ring", range(8), 8000.0), exchange("all_gather", "ring", range(8), 8.0, launch_s=0.07)  # fmt: skip
+    assert contention(where, [large, small])[0] == pytest.approx(
+        1.5, rel=0.01
+    )  # half of it for 0.14 s, all of it for 0.07 s
 
 
 def test_one_rank_talks_to_nobody() -> None:

@@ -9,6 +9,7 @@ import pytest
 from polypod import record
 from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour
+from polypod.engine.prefix import TierSettings
 from polypod.errors import RunError
 from polypod.policy import PolicySettings, ServiceSettings
 from polypod.policy.events import ReplicaUp, Role
@@ -18,11 +19,17 @@ from polypod.simulate import Arrival, Fault, Scenario, play, replay
 from polypod.simulate.compiled import play_compiled
 from polypod.simulate.native import build
 from polypod.simulate.series import Cap, Draw, Watch
+from polypod.workload.traffic import Trace
+from polypod.workload.traffic_loop import ClosedLoop
 
 STEP = StepTime(
     tokens=(1, 64, 256, 1024, 8192), seconds=(0.010, 0.011, 0.015, 0.040, 0.300),
     kv_token_s=1e-8, pair_s=1e-10, sequence_s=1e-6,
 )  # fmt: skip
+
+
+BLOCK = 64
+"""Tokens of a prefix hash."""
 
 
 def behaviour(rng: np.random.Generator) -> Behaviour | None:
@@ -34,6 +41,35 @@ def behaviour(rng: np.random.Generator) -> Behaviour | None:
         drafts=float(rng.choice([0, 2])),
         draft_share=float(rng.choice([0.0, 0.1])),
         prefix_hits=float(rng.choice([0.0, 0.3])),
+    )
+
+
+def tiers(rng: np.random.Generator) -> TierSettings | None:
+    if rng.random() < 0.5:
+        return None
+    return TierSettings(
+        kv_bytes_per_token=1e4,
+        host_bytes=float(rng.choice([0.0, 4e7, 4e8])),
+        host_bytes_per_s=float(rng.choice([1e8, 1e10])),
+        remote_bytes=float(rng.choice([0.0, 1e8])),
+        remote_bytes_per_s=float(rng.choice([1e8, 1e9])),
+        remote_latency_s=float(rng.choice([0.0, 0.02])),
+    )
+
+
+def prefix(rng: np.random.Generator, input_tokens: int, output_tokens: int) -> tuple[int, ...]:
+    """Of one of few conversations: a chain that begins alike, some of it past the prompt."""
+    if rng.random() < 0.2:
+        return ()
+    chat, blocks = (
+        int(rng.integers(1, 9)),
+        (input_tokens + int(rng.integers(0, 2)) * output_tokens) // BLOCK,
+    )
+    split = int(rng.integers(0, blocks + 1))  # from here on it is a branch of its own
+    branch = int(rng.integers(0, 3))
+    return tuple(
+        (chat << 40) + (block if block < split else (branch << 20) + block)
+        for block in range(blocks)
     )
 
 
@@ -56,6 +92,7 @@ def replica(rng: np.random.Generator, name: str, model: str, role: Role) -> Repl
         pool="p" if rng.random() < 0.6 else "q",
         kv_token_bytes=float(rng.choice([0.0, 1e4, 1e5])), kv_link_bytes_per_s=float(rng.choice([0.0, 1e8, 1e9])),
         kv_link_latency_s=float(rng.choice([0.0, 0.01])),
+        prefix_tiers=tiers(rng), expert_imbalance_cv=float(rng.choice([0.0, 0.0, 0.2])),
         kv_pools=("q",) if role == "prefill" and rng.random() < 0.3 else (),
         step_time=step.scaled(float(rng.choice([1, 1, 2]))), context_tokens=4096,
         kv_capacity_tokens=int(rng.choice([3000, 8000, 40_000])) * ranks,
@@ -64,13 +101,15 @@ def replica(rng: np.random.Generator, name: str, model: str, role: Role) -> Repl
     )  # fmt: skip
 
 
-def arrival(rng: np.random.Generator, at_s: float, models: list[str]) -> Arrival:
-    long = rng.random() < 0.3
+def arrival(rng: np.random.Generator, at_s: float, models: list[str], *, hashed: bool) -> Arrival:
+    input_tokens = int(rng.integers(1, 3500 if rng.random() < 0.3 else 800))
+    output_tokens = int(rng.integers(1, 300))
     return Arrival(
         at_s=at_s,
+        prefix_hashes=prefix(rng, input_tokens, output_tokens) if hashed else (),
         model=str(rng.choice([*models, "unknown"] if rng.random() < 0.02 else models)),
-        input_tokens=int(rng.integers(1, 3500 if long else 800)),
-        output_tokens=int(rng.integers(1, 300)),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
         max_output_tokens=None if rng.random() < 0.5 else int(rng.integers(1, 400)),
         priority=int(rng.choice([0, 0, 1])),
         patience_s=None if rng.random() < 0.7 else float(rng.exponential(8.0)),
@@ -111,6 +150,25 @@ def watch(rng: np.random.Generator, replicas: list[ReplicaUp]) -> Watch | None:
     )
 
 
+def users(rng: np.random.Generator, models: list[str]) -> ClosedLoop:
+    """A closed loop of a few, over some seconds or some requests."""
+    requests = int(rng.integers(20, 200))
+    trace = Trace(
+        name="loop",
+        arrival_s=np.zeros(requests),
+        input_tokens=rng.integers(1, 3500, requests),
+        output_tokens=rng.integers(1, 200, requests),
+        model=rng.integers(0, len(models), requests),
+        models=tuple(models),
+    )
+    return ClosedLoop(
+        users=int(rng.integers(1, 30)),
+        trace=trace,
+        think_s=rng.exponential(float(rng.choice([0.0, 0.5])), requests),
+        duration_s=float(rng.choice([5.0, 60.0])) if rng.random() < 0.5 else None,
+    )
+
+
 def scenario(seed: int) -> Scenario:
     """Anything: unlike engines, several ranks and stages, small caches, full queues, impatient clients, every kind of fault."""
     rng = np.random.default_rng(seed)
@@ -124,8 +182,14 @@ def scenario(seed: int) -> Scenario:
     at_s = np.cumsum(rng.exponential(1 / rate_per_s, requests))
     if rng.random() < 0.3:
         at_s = np.round(at_s, 1)  # many at one moment
-    services = tuple(ServiceSettings(model=model, context_tokens=4096) for model in models)
+    services = tuple(
+        ServiceSettings(model=model, context_tokens=4096, block_tokens=BLOCK) for model in models
+    )
+    hashed = bool(rng.random() < 0.5)
+    loop = users(rng, models) if rng.random() < 0.15 else None
     return Scenario(
+        loop=loop,
+        is_hashed=None if loop is None else False,
         replicas=tuple(replicas),
         settings=PolicySettings(
             services=services,
@@ -133,8 +197,11 @@ def scenario(seed: int) -> Scenario:
             queue_wait_s=float(rng.choice([2.0, 60.0])),
             max_attempts=int(rng.choice([2, 3])),
             quarantine_deaths=int(rng.choice([1, 2, 3])),
+            prefix_blocks=int(rng.choice([0, 40, 100_000])),
         ),
-        trace=tuple(arrival(rng, at, models) for at in at_s.tolist()),
+        trace=()
+        if loop
+        else tuple(arrival(rng, at, models, hashed=hashed) for at in at_s.tolist()),
         seed=seed,
         faults=tuple(faults(rng, replicas, float(at_s[-1]))),
         slowdowns={"r0": 1.5} if rng.random() < 0.3 else {},

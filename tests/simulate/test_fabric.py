@@ -64,6 +64,18 @@ def test_ranks_of_one_node_leave_by_one_way_and_of_two_by_two() -> None:
     assert TREE.path(0, 40)[4] == TREE.path(64, 44)[4]  # down into one node
 
 
+def test_a_group_that_is_not_full_has_a_narrower_way() -> None:
+    made = fabric([FabricPart(name="a", ranks=44, tiers=(PAIR, NODE, LEAF, SPINE))])
+    assert capacities(made, 0, 43) == [
+        10,
+        80,
+        80,
+        30,
+        40,
+        10,
+    ]  # leaves of 32 and 12, the last node has 4
+
+
 def test_every_link_is_on_some_path_or_leads_between_parts() -> None:
     used = {link for a in range(128) for step in (1, 2, 8, 32) for link in TREE.path(a, a ^ step)}
     assert used == set(range(TREE.links - 2))

@@ -1,10 +1,22 @@
 """From a plan to what is simulated."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from polypod.plan.spec import Layout, Plan, Pool, Precision, Service, Slo, Source, Traffic
+from polypod.errors import InputError
+from polypod.plan.spec import (
+    Layout,
+    Plan,
+    Pool,
+    PoolCache,
+    Precision,
+    Service,
+    Slo,
+    Source,
+    Traffic,
+)
 from polypod.policy.events import RequestFinished
 from polypod.record import Header, Step
 from polypod.report.runs import summarise
@@ -60,3 +72,30 @@ def test_a_prompt_alone_takes_what_the_cost_model_says():
 
     expected_s = up.step_time.prompt_s(1000) + tokens_s
     assert done.at_s - TRACE[0].at_s == pytest.approx(expected_s, rel=1e-3)
+
+
+def test_a_pools_tiers_are_its_replicas_with_one_copy_of_a_tokens_cache():
+    """Llama 3.1 8B in bf16: 32 layers, keys and values, 8 heads of 128, 2 bytes, however the ranks slice it."""
+    cache = PoolCache(host="512 GiB", host_bandwidth="50 GB/s", remote="10 TB", remote_bandwidth="100 Gb/s", remote_latency="2 ms")  # fmt: skip
+    for layout in (Layout(tp=1), Layout(tp=2)):
+        (up, _) = scenario_of(plan(prefix_cache=cache, layout=layout), TRACE[:1]).replicas
+        tiers = up.prefix_tiers
+
+        assert tiers is not None
+        assert tiers.kv_bytes_per_token == 32 * 2 * 8 * 128 * 2
+        assert (tiers.host_bytes, tiers.host_bytes_per_s) == (512 * 2**30, 50e9)
+        assert (tiers.remote_bytes, tiers.remote_bytes_per_s, tiers.remote_latency_s) == (1e13, 12.5e9, 0.002)  # fmt: skip
+    assert scenario_of(plan(), TRACE[:1]).replicas[0].prefix_tiers is None
+
+
+def test_a_model_without_experts_has_none_that_are_uneven():
+    with pytest.raises(InputError, match=r"expert_imbalance_cv is 0.1, and .* has no experts; leave it out - at `\$.services\[0\].pools\[0\]`"):  # fmt: skip
+        scenario_of(plan(expert_imbalance_cv=0.1), TRACE[:1])
+
+
+def test_hashes_are_of_as_many_tokens_as_the_trace_says():
+    hashed = [dataclasses.replace(TRACE[0], prefix_hashes=(1, 2, 3))]
+    said = scenario_of(plan(), hashed, block_tokens=64)
+
+    assert said.block_tokens == {MODEL: 64}
+    assert scenario_of(plan(), TRACE[:1], block_tokens=64).block_tokens == {}

@@ -16,7 +16,13 @@ from polypod.cli.asking import (
     tokens,
 )
 from polypod.cli.emit import add_writing, write_answer
-from polypod.cli.plan_fleet import add_fleet, is_fleet, run_fleet, run_frontier
+from polypod.cli.plan_fleet import (
+    add_fleet,
+    is_fleet,
+    of_accelerators,
+    run_fleet,
+    run_frontier,
+)
 from polypod.cli.plan_stages import run_stages
 from polypod.engine.settings import read_plan_args
 from polypod.errors import InputError
@@ -72,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(msg)
     percentile(args.percentile)
     whole = fleet_of(args.on)
-    fleet = whole.sources
+    fleet = of_accelerators(whole.sources)
     if args.stages:
         return run_stages(args, whole)
     if args.stage_tp is not None:

@@ -17,7 +17,7 @@ from polypod.plan.compose_fleet import fleet_answer
 from polypod.plan.fleet import Short, choose
 from polypod.plan.fleet_cost import ShapeCosts
 from polypod.plan.fleet_file import Fleet
-from polypod.plan.fleet_offers import Aim, Objective, Spare
+from polypod.plan.fleet_offers import MAXIMISED, Aim, Objective, Spare
 from polypod.plan.frontier import frontier
 from polypod.plan.money import Site
 from polypod.plan.place import Island, islands
@@ -32,7 +32,7 @@ _KEYS: Final = ("rate", "input", "output", "ttft", "tpot")
 
 def add_fleet(parser: argparse.ArgumentParser) -> None:
     """What only a plan over a fleet asks."""
-    parser.add_argument("--objective", choices=OBJECTIVES, help="throughput (default without a rate), fewest cards (default with one), least cost or energy")  # fmt: skip
+    parser.add_argument("--objective", choices=OBJECTIVES, help="throughput (default without a rate; with one, of all demands alike), goodput (most requests inside the limits, no more than asked), fewest cards (default with a rate), least cost or energy")  # fmt: skip
     parser.add_argument("--fewest", metavar="VENDOR", help="fewest cards of this vendor; the others count a thousandth")  # fmt: skip
     parser.add_argument("--max-share", action="append", default=[], metavar="VENDOR=SHARE", help="of all cards used, as nvidia=20%%")  # fmt: skip
     parser.add_argument("--exclude", action="append", default=[], metavar="NAME", help="a chip or a vendor that is not to be used")  # fmt: skip
@@ -97,6 +97,20 @@ def run_frontier(args: argparse.Namespace, fleet: dict[str, Source]) -> int:
     if args.afd:
         msg = "--frontier is of co-located layouts, which --afd is not; give one"
         raise InputError(msg)
+    for name in (
+        "objective",
+        "fewest",
+        "max_share",
+        "spare",
+        "fabric",
+        "apart",
+        "together",
+        "unproven",
+        "emit",
+    ):
+        if getattr(args, name):
+            msg = f"--frontier is of one card's share of every layout, which --{name.replace('_', '-')} does not move; give one of them"
+            raise InputError(msg)
     question = demand_of(args, args.models[0]).question
     points = frontier(
         question, islands(not_excluded(args.exclude, fleet), args.backend), prices_of(args)
@@ -150,13 +164,22 @@ def demand_of(args: argparse.Namespace, text: str) -> Demand:
     return Demand(question=question, slo=slo)
 
 
+def of_accelerators(fleet: dict[str, Source]) -> dict[str, Source]:
+    """The fleet. Raises `InputError` for a part that is a host's cores, whose engines are timed by measurement and not by a chip's figures."""
+    for name, source in fleet.items():
+        if source.host is not None:
+            others = [one for one in fleet if one != name]
+            way = f"leave it out of the fleet and plan {', '.join(others)} here" if others else "name pods or accelerators"  # fmt: skip
+            msg = f"{name!r} is cores of host {source.host!r}, which polypod up plans and serves on that machine; {way}"
+            raise InputError(msg)
+    return fleet
+
+
 def chip_of(source: Source) -> str:
-    """The accelerator of a part of a fleet. Raises `InputError` for a host."""
+    """The accelerator of a part of a fleet that is no host."""
     if source.pod is not None:
         return pods_accelerator(load_pod(source.pod)).id
-    if source.accelerator is None:
-        msg = "a host's cores are planned by polypod up; leave them out of the fleet"
-        raise InputError(msg)
+    assert source.accelerator is not None, "hosts are refused before"
     return source.accelerator
 
 
@@ -195,8 +218,12 @@ def _aim(args: argparse.Namespace, questions: Sequence[Question], places: Sequen
         msg = f"{len(questions)} models share the fleet; say how much of each, as {questions[0].model.name}:rate=20/s"
         raise InputError(msg)
     objective: Objective = args.objective or ("cards" if all(rated) else "throughput")
-    if objective != "throughput" and not all(rated):
+    if objective not in MAXIMISED and not all(rated):
         msg = f"--objective {objective} needs a demand to meet; say --rate"
+        raise InputError(msg)
+    if args.fewest is not None and objective != "cards":
+        other = f"--objective {objective}" if args.objective else "a plan without a rate"
+        msg = f"--fewest {args.fewest} and {other} contradict each other: it counts cards that meet a demand; {'leave one out' if args.objective else 'say --rate'}"
         raise InputError(msg)
     aim = Aim(
         objective=objective,

@@ -7,7 +7,7 @@ import re
 from polypod.catalog.dates import parse_date
 from polypod.catalog.load import load_accelerator
 from polypod.cli.asking import add_lengths, add_limits, add_prices, percentile, prices_of
-from polypod.cli.plan_fleet import aim_of, chip_of, demand_of
+from polypod.cli.plan_fleet import aim_of, chip_of, demand_of, of_accelerators
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.fleet_file import fleet_of
 from polypod.plan.place import Island, island, islands, parse_fleet
@@ -88,7 +88,7 @@ def _vendor_gone(args: argparse.Namespace) -> tuple[list[Island], list[Island]]:
     if match is None or args.on is None:
         msg = f"--what-if {args.what_if!r}: write VENDOR=0, and today's fleet with --on"
         raise InputError(msg)
-    places = islands(fleet_of(args.on).sources)
+    places = islands(of_accelerators(fleet_of(args.on).sources))
     vendor = match[1].casefold()
     goes = [one for one in places if load_accelerator(one.rank.chip).vendor.casefold() == vendor]
     if not goes:

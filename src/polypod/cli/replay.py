@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from polypod.cli.asking import note
-from polypod.report.fold import Reading, read_outcomes, record_file
+from polypod.report.fold import read_outcomes
+from polypod.report.reading import Reading, record_file
 from polypod.report.runs import run_json, run_text
 from polypod.report.summary import summary_of
 from polypod.simulate.replay import replay

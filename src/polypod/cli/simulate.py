@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         msg = f"--arrivals {args.arrivals}: when users of a closed loop send depends on their answers, which is not played yet; give poisson, gamma or diurnal"
         raise InputError(msg)
     rests = evidence(plan)
-    bands = _bands_json(rests)
+    bands = _bands_json(plan, rests)
     scenario, power = _scenario(args, plan, traffic)
     bands |= power.as_json()
     for pool, why in power.drawn.missing.items():
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(run_json(summary) | bands, indent=2))
     else:
-        print("\n".join([run_text(summary, args.folder or "RUN"), *_band_lines(rests)]))
+        print("\n".join([run_text(summary, args.folder or "RUN"), *_band_lines(plan, rests)]))
     return 0 if played.is_whole else 130
 
 
@@ -140,13 +140,16 @@ def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic) -> tuple[S
     duration_s = traffic.expected_s
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     broken = faults_of(args, plan, duration_s)
-    scenario = scenario_of(plan, (), seed=args.seed, faults=broken.faults)
+    scenario = scenario_of(
+        plan, (), seed=args.seed, faults=broken.faults, block_tokens=traffic.block_tokens or None
+    )
     power = power_of(args, plan, scenario.replicas, traffic)
     played = replace(
         scenario,
         notes=broken.notes,
         watch=power.watch(interval_s),
         trace_sha256=_identity(traffic),
+        is_hashed=traffic.block_tokens > 0,
     )
     return played, power
 
@@ -205,26 +208,37 @@ def _play_plain(scenario: Scenario, traffic: Traffic, record: _Record) -> Played
     return Played(outcomes=fold(lines), is_whole=True)
 
 
-def _bands_json(rests: dict[str, str]) -> dict[str, Any]:
+def _bands_json(plan: Plan, rests: dict[str, str]) -> dict[str, Any]:
     """Ratios of measured to simulated that hold four of five measurements, by pool."""
 
-    def ends(on: str, metric: Metric) -> list[float]:
-        band = band_of(on, "agg", metric)
+    def ends(pool: str, metric: Metric) -> list[float]:
+        band = band_of(rests[pool], _kind(plan, pool), metric)
         return [band.low, band.high]
 
     bands = {
-        pool: {"evidence": on, **{metric: ends(on, metric) for metric in METRICS}}
+        pool: {"evidence": on, **{metric: ends(pool, metric) for metric in METRICS}}
         for pool, on in rests.items()
     }
     return {"bands": bands}
 
 
-def _band_lines(rests: dict[str, str]) -> list[str]:
+def _kind(plan: Plan, name: str) -> str:
+    """What the pool's measurements are of: replicas that do both, or workers apart."""
+    roles = {
+        pool.name or f"pool{s}.{p}": pool.role
+        for s, service in enumerate(plan.services)
+        for p, pool in enumerate(service.pools)
+    }
+    return "agg" if roles[name] == "both" else "disagg"
+
+
+def _band_lines(plan: Plan, rests: dict[str, str]) -> list[str]:
     """The same in words, one line for pools that rest on the same."""
     lines = [""] if rests else []
-    for on in dict.fromkeys(rests.values()):
-        pools = ", ".join(pool for pool, its in rests.items() if its == on)
-        ttft, tpot = band_of(on, "agg", "ttft"), band_of(on, "agg", "tpot")
+    alike = {pool: (on, _kind(plan, pool)) for pool, on in rests.items()}
+    for on, kind in dict.fromkeys(alike.values()):
+        pools = ", ".join(pool for pool, its in alike.items() if its == (on, kind))
+        ttft, tpot = band_of(on, kind, "ttft"), band_of(on, kind, "tpot")
         text = f"TTFT {ttft.low:g} to {ttft.high:g} times, TPOT {tpot.low:g} to {tpot.high:g} times what is shown ({pools}: {on})"
         lines.append(entry("80 % band", text, indent=16))
     return lines

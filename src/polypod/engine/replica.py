@@ -13,19 +13,21 @@ sequence lengthens by one cached token), m steps take
 
 so the cost of an emulation grows with batch changes, not with tokens. `Behaviour` says how the engine schedules: exclusive prefill has steps of
 prompts alone, in which decode stands still; drafted tokens make steps longer, give `tokens_per_step` in the mean and finish a sequence in as many
-fewer; a share of each prompt is cached already.
+fewer; a share of each prompt is cached already, where it does not come with hashes of its blocks. With them, a prompt looks for its blocks in the
+rank's caches (`prefix`) when it is admitted and again when its first chunk is scheduled, and its own can be found from then on.
 
 A replica of one phase takes parts of requests. `prefill` ends at the first token, and keeps the cache, without a slot, until `release`; `decode`
 takes a request whose cache has come: it is admitted in turn like a prompt, and its first token, which came with the cache, leaves at that step
 boundary. One that is preempted has its prompt computed here.
 
-Left out: the front end, polling intervals, batch waits, stream intervals, block rounding (under 16 tokens a sequence), and that a shared prefix is stored once. With several
+Left out: the front end, polling intervals, batch waits, stream intervals, block rounding (under 16 tokens a sequence), and prefixes in a replica that decodes only. With several
 ranks the step is timed at the largest load of each kind over the ranks: exact for one rank, from above for more.
 """
 
 import heapq
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,10 +36,13 @@ from numpy.typing import NDArray
 
 from polypod.cost.steptime import StepTime, causal_pairs
 from polypod.engine.closed_loop import Behaviour
+from polypod.engine.imbalance import Imbalance
+from polypod.engine.prefix import PrefixCache
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 PLAIN = Behaviour()
+EVEN = Imbalance(cv=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +84,13 @@ class _Sequence:
         int  # to compute before its next token; after a preemption, what it had generated too
     )
     output_tokens: int  # still to give
+    hashes: Sequence[int] = ()  # of its full blocks; those past the prompt are of what it answers
+    held: int = 0  # of its blocks, the first so many
+    loads: tuple[int, int] = (
+        0,
+        0,
+    )  # blocks that its first chunk waits for, from host memory and the remote store
+    is_scheduled: bool = False  # its first chunk was
     computed: int = 0
     rank: int = -1
     finish_step: int = -1
@@ -132,7 +144,15 @@ class ReplicaEmulation:
     [(0.02, 'first'), (0.12, 'finished')]
     """
 
-    def __init__(self, step_time: StepTime, limits: EngineLimits) -> None:
+    def __init__(
+        self,
+        step_time: StepTime,
+        limits: EngineLimits,
+        *,
+        prefix: PrefixCache | None = None,
+        imbalance: Imbalance = EVEN,
+    ) -> None:
+        self.prefix = prefix
         self.step_time = step_time
         self.limits = limits
         self.busy_s = 0.0
@@ -147,6 +167,10 @@ class ReplicaEmulation:
         self._drafting = limits.behaviour.drafts * limits.behaviour.draft_share
         self._ranks = step_time.data_ranks
         self._rank_kv_capacity = limits.kv_capacity_tokens // self._ranks
+        self._rank_kv_limit_R = np.full(self._ranks, self._rank_kv_capacity, dtype=np.int64)
+        """What a rank's sequences may count together: blocks that several share are counted by each."""
+        self._imbalance = imbalance
+        self._segments = 0
         self._rank_max_sequences = max(limits.max_sequences // self._ranks, 1)
         self._waiting: deque[_Sequence] = deque()
         self._prefilling: dict[int, list[_Sequence]] = {}  # of the ranks that have any
@@ -209,17 +233,34 @@ class ReplicaEmulation:
             output_tokens=self._output_tokens + output_tokens,
         )
 
-    def submit(self, at_s: float, *, request: int, prompt_tokens: int, output_tokens: int) -> None:
-        """Hand the engine a request. Raises `ValueError` for one that can never fit."""
+    def submit(
+        self,
+        at_s: float,
+        *,
+        request: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        hashes: Sequence[int] = (),
+    ) -> None:
+        """Hand the engine a request, with the hashes of its blocks if it has any. Raises `ValueError` for one that can never fit."""
         sequence = _Sequence(
-            request=request, prompt_tokens=prompt_tokens, output_tokens=output_tokens
+            request=request,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            hashes=() if self.prefix is None else hashes,
         )
         self._enter(at_s, sequence)
 
-    def prefill(self, at_s: float, *, request: int, prompt_tokens: int) -> None:
+    def prefill(
+        self, at_s: float, *, request: int, prompt_tokens: int, hashes: Sequence[int] = ()
+    ) -> None:
         """Hand it a prompt alone. Raises `ValueError` for one that can never fit."""
         sequence = _Sequence(
-            request=request, prompt_tokens=prompt_tokens, output_tokens=1, ends_at_first=True
+            request=request,
+            prompt_tokens=prompt_tokens,
+            output_tokens=1,
+            hashes=() if self.prefix is None else hashes,
+            ends_at_first=True,
         )
         self._enter(at_s, sequence)
 
@@ -238,6 +279,7 @@ class ReplicaEmulation:
         sequence = self._held.pop(request, None)
         if sequence is not None:
             self._prompt_kv_R[sequence.rank] -= sequence.prompt_tokens
+            self._leave_blocks(sequence)
             if self._waiting:
                 self._change(at_s)
 
@@ -302,6 +344,7 @@ class ReplicaEmulation:
                 self._prompt_busy_s += end_s - segment.start_s
             if segment.decodes:
                 self._end_steps(segment.steps)
+            self._trim_blocks(0.0)
             self._finish_decodes(end_s, progress)
             self._end_chunks(segment, end_s, progress)
             self._drop_cancelled()
@@ -327,6 +370,7 @@ class ReplicaEmulation:
             finish_step, _, sequence = heapq.heappop(self._finishes)
             if sequence.finish_step == finish_step and sequence.request in self._by_request:
                 self._leave_decoding(sequence)
+                self._leave_blocks(sequence)
                 self._by_request.pop(sequence.request)
                 if sequence.request not in self._cancelled:
                     progress.append(Progress(at_s, sequence.request, "finished"))
@@ -334,6 +378,7 @@ class ReplicaEmulation:
     def _end_chunks(self, segment: _Segment, at_s: float, progress: list[Progress]) -> None:
         for sequence, tokens in segment.chunks:
             sequence.computed += tokens
+            sequence.loads = (0, 0)
             self._prompt_kv_R[sequence.rank] += tokens
             self.computed_tokens += tokens
             self._prompt_tokens += tokens
@@ -346,7 +391,9 @@ class ReplicaEmulation:
 
     def _hold(self, sequence: _Sequence, at_s: float, progress: list[Progress]) -> None:
         del self._by_request[sequence.request]
-        if sequence.request not in self._cancelled:
+        if sequence.request in self._cancelled:
+            self._leave_blocks(sequence)
+        else:
             self._held[sequence.request] = sequence
             self._prompt_kv_R[sequence.rank] += sequence.prompt_tokens
             progress.append(Progress(at_s, sequence.request, "prefilled"))
@@ -359,6 +406,7 @@ class ReplicaEmulation:
         self._output_tokens += 1
         sequence.output_tokens -= 1
         if sequence.output_tokens == 0:
+            self._leave_blocks(sequence)
             self._by_request.pop(sequence.request)
             if not gone:
                 progress.append(Progress(at_s, sequence.request, "finished"))
@@ -378,10 +426,12 @@ class ReplicaEmulation:
                 continue
             if sequence.rank < 0:
                 self._waiting.remove(sequence)
-            elif request in self._decoding[sequence.rank]:
+                continue
+            if request in self._decoding[sequence.rank]:
                 self._leave_decoding(sequence)
             else:
                 self._leave_prefill(sequence)
+            self._leave_blocks(sequence)
         self._cancelled.clear()
 
     def _leave_prefill(self, sequence: _Sequence) -> None:
@@ -403,6 +453,75 @@ class ReplicaEmulation:
         sequence.output_tokens -= generated
         sequence.prompt_tokens += generated
         sequence.finish_step = -1
+        self._keep_blocks(
+            sequence, sequence.prompt_tokens
+        )  # its answer's too, as far as their hashes are known
+
+    # ---- blocks that are cached
+
+    def _find_blocks(self, sequence: _Sequence) -> None:
+        """Hold what the caches have of its prompt after what it holds already; the last token is computed in any case."""
+        prefix = self.prefix
+        most = self._prompt_blocks(sequence)
+        if prefix is None or most <= sequence.held:
+            return
+        before = prefix.found_K.tolist()
+        held = prefix.acquire(sequence.rank, sequence.hashes, sequence.held, most)
+        _, host, remote = (now - then for now, then in zip(prefix.found_K.tolist(), before, strict=True))  # fmt: skip
+        found = (held - sequence.held) * prefix.block_tokens
+        sequence.loads = (sequence.loads[0] + host, sequence.loads[1] + remote)
+        sequence.held = held
+        sequence.computed += found
+        self._prompt_kv_R[sequence.rank] += found
+        self._count_shared(sequence.rank)
+
+    def _prompt_blocks(self, sequence: _Sequence) -> int:
+        """Full blocks of its prompt that may be found."""
+        if self.prefix is None or not sequence.hashes:
+            return 0
+        return min((sequence.prompt_tokens - 1) // self.prefix.block_tokens, len(sequence.hashes))
+
+    def _keep_blocks(self, sequence: _Sequence, computed: int) -> None:
+        """Let what it has computed, or does in this step, be found."""
+        if self.prefix is None or not sequence.hashes:
+            return
+        most = min(computed // self.prefix.block_tokens, len(sequence.hashes))
+        if most > sequence.held:
+            sequence.held = self.prefix.keep(sequence.rank, sequence.hashes, sequence.held, most)
+            self._count_shared(sequence.rank)
+
+    def _leave_blocks(self, sequence: _Sequence) -> None:
+        """Let go of its blocks, which stay until their room is needed."""
+        if self.prefix is None or not sequence.hashes:
+            return
+        self.prefix.leave(sequence.rank, sequence.hashes, sequence.held)
+        sequence.held = 0
+        self._count_shared(sequence.rank)
+
+    def _count_shared(self, rank: int) -> None:
+        assert self.prefix is not None
+        shared = self.prefix.shared_tokens(rank)
+        self._rank_kv_limit_R[rank] = self._rank_kv_capacity + shared
+
+    def _trim_blocks(self, given: float, chunks: Sequence[tuple[_Sequence, int]] = ()) -> None:
+        """Evict what no sequence uses where its room is needed: by what the sequences have, so many tokens more of those that decode, and the chunks."""
+        prefix = self.prefix
+        if prefix is None:
+            return
+        room_R = self._rank_kv_limit_R - self._decode_kv_R() - self._prompt_kv_R
+        room_R -= given * self._sequences_R
+        for sequence, tokens in chunks:
+            room_R[sequence.rank] -= tokens
+        for rank, room in enumerate(room_R.tolist()):
+            if prefix.idle_tokens(rank) > room:
+                prefix.trim(rank, room)
+
+    def _load_s(self, chunks: Sequence[tuple[_Sequence, int]]) -> float:
+        """Seconds to load what the prompts that start in this step found below HBM."""
+        host = remote = 0
+        for sequence, _ in chunks:
+            host, remote = host + sequence.loads[0], remote + sequence.loads[1]
+        return 0.0 if self.prefix is None else self.prefix.load_s(host, remote)
 
     # ---- the next one begins
 
@@ -410,21 +529,26 @@ class ReplicaEmulation:
         if self._hangs:
             return
         decode_kv = self._preempt()
+        self._trim_blocks(self._given)
         if self._admit(at_s):
             decode_kv = float(self._decode_kv_R().max())
         chunks, tokens, pairs = self._chunks()
+        self._trim_blocks(self._given, chunks)
         sequences = int(self._sequences_R.max())
         if not chunks and not sequences:
             self._segment = None
             return
         decodes = not (chunks and self._behaviour.exclusive_prefill)
+        steps = 1 if chunks else self._steps_ahead()
+        factor = self._factor * self._imbalance.factor(self._segments, steps)
+        self._segments += 1
+        growth_s = self.step_time.kv_token_s * sequences * self._given * (1 + self._drafting)
+        step_s = self._step_s(tokens, pairs, decode_kv, sequences if decodes else 0)
         self._segment = _Segment(
             start_s=at_s,
-            steps=1 if chunks else self._steps_ahead(),
-            first_step_s=self._factor
-            * self._step_s(tokens, pairs, decode_kv, sequences if decodes else 0),
-            growth_s=self._factor
-            * (self.step_time.kv_token_s * sequences * self._given * (1 + self._drafting)),
+            steps=steps,
+            first_step_s=max(factor * step_s, self._load_s(chunks)),
+            growth_s=factor * growth_s,
             chunks=chunks,
             decodes=decodes,
         )
@@ -450,7 +574,7 @@ class ReplicaEmulation:
         """
         decode_kv_R = self._decode_kv_R()
         wanted_R = decode_kv_R + self._given * self._sequences_R + self._prompt_kv_R
-        full_R = wanted_R > self._rank_kv_capacity
+        full_R = wanted_R > self._rank_kv_limit_R
         if not full_R.any():
             return float(decode_kv_R.max())
         for rank in np.flatnonzero(full_R).tolist():
@@ -460,13 +584,16 @@ class ReplicaEmulation:
     def _preempt_rank(self, rank: int) -> None:
         decoding = self._decoding[rank]
         while (
-            decoding and self._rank_kv(rank) + self._given * len(decoding) > self._rank_kv_capacity
+            decoding
+            and self._rank_kv(rank) + self._given * len(decoding) > self._rank_kv_limit_R[rank]
         ):
             if len(decoding) == 1 and rank not in self._prefilling:
                 return  # alone it fits: submit saw to that
             sequence = decoding[next(reversed(decoding))]
             self._leave_decoding(sequence)
+            self._leave_blocks(sequence)
             sequence.computed = 0
+            sequence.is_scheduled = False
             sequence.has_cache = False
             sequence.rank = -1
             self._waiting.appendleft(sequence)
@@ -487,10 +614,7 @@ class ReplicaEmulation:
             reserved = sum(one.prompt_tokens - one.computed for one in prefilling)
             decoding = len(self._decoding[rank])
             need = self._rank_kv(rank) + reserved + head.prompt_tokens + decoding + 1
-            if (
-                need > self._rank_kv_capacity
-                or decoding + len(prefilling) >= self._rank_max_sequences
-            ):
+            if decoding + len(prefilling) >= self._rank_max_sequences or not self._has_kv(rank, head, need):  # fmt: skip
                 break
             self._waiting.popleft()
             head.rank = rank
@@ -498,11 +622,26 @@ class ReplicaEmulation:
                 self._first_token(head, at_s, self._told)
                 came = True
                 continue
-            head.computed = int(self._behaviour.prefix_hits * head.prompt_tokens)
-            self._prompt_kv_R[rank] += head.computed
+            self._begin_prompt(head)
             self._prefilling.setdefault(rank, []).append(head)
             self._prompts_R[rank] += 1
         return came
+
+    def _begin_prompt(self, head: _Sequence) -> None:
+        """Take what is cached of a prompt that is admitted."""
+        if head.hashes:
+            self._find_blocks(head)
+            return
+        head.computed = int(self._behaviour.prefix_hits * head.prompt_tokens)
+        self._prompt_kv_R[head.rank] += head.computed
+
+    def _has_kv(self, rank: int, head: _Sequence, need: float) -> bool:
+        """Whether the rank holds so many tokens more; leading blocks that others hold take no room."""
+        limit = int(self._rank_kv_limit_R[rank])
+        if need > limit and self.prefix is not None and head.hashes:
+            ahead = self.prefix.held_ahead(rank, head.hashes, self._prompt_blocks(head))
+            need -= ahead * self.prefix.block_tokens
+        return need <= limit
 
     def _roomiest(self) -> int:
         """The rank with the fewest prompts, then the fewest sequences, then the least cache in use."""
@@ -525,8 +664,7 @@ class ReplicaEmulation:
                 room = int(budget - tokens)
                 if room <= 0:
                     break
-                left = sequence.prompt_tokens - sequence.computed
-                chunk = room if room < left else left
+                chunk = self._chunk(sequence, room)
                 chunks.append((sequence, chunk))
                 pairs += causal_pairs(chunk, sequence.computed)
                 tokens += chunk
@@ -539,12 +677,23 @@ class ReplicaEmulation:
                 most_pairs = pairs
         return chunks, most_tokens, most_pairs
 
+    def _chunk(self, sequence: _Sequence, room: int) -> int:
+        """Tokens of the sequence in this step; what others have computed since it came in, it need not."""
+        if not sequence.hashes:
+            return min(room, sequence.prompt_tokens - sequence.computed)
+        if not sequence.is_scheduled:
+            self._find_blocks(sequence)
+            sequence.is_scheduled = True
+        chunk = min(room, sequence.prompt_tokens - sequence.computed)
+        self._keep_blocks(sequence, sequence.computed + chunk)
+        return chunk
+
     def _steps_ahead(self) -> int:
         """Pure decode goes on until a sequence finishes or a rank's cache is full."""
         while self._finishes[0][2].finish_step != self._finishes[0][0]:
             heapq.heappop(self._finishes)  # preempted or cancelled since
         steps = self._finishes[0][0] - self._step
-        room_R = self._rank_kv_capacity - self._decode_kv_R() - self._prompt_kv_R
+        room_R = self._rank_kv_limit_R - self._decode_kv_R() - self._prompt_kv_R
         if room_R.min() >= steps * self._given * int(self._sequences_R.max()):
             return steps
         full_R = room_R // (self._given * np.maximum(self._sequences_R, 1))

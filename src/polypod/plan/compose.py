@@ -308,6 +308,9 @@ def _assumptions(choice: Choice) -> list[str]:
         f"{rank.chip}: efficiencies are {rank.calibration.evidence} ({rank.calibration.id})",
         *rank.assumptions,
     ]
+    state, why = state_of(rank.chip, choice.confirmed.candidate.deployment.model, choice.backend)
+    if state == "modelled":
+        notes.append(f"modelled only: {why}")
     notes += blocking_notes([(rank, choice.confirmed.candidate.deployment.layout.world)])
     scale = choice.confirmed.candidate.deployment.scale
     if scale != 1:

@@ -99,7 +99,7 @@ def fleet_answer(  # noqa: PLR0913  # what was asked, what was chosen, and what 
         plan=plan,
         sensitivities=tuple(_sensitivities(m, q, chosen) for m, q in enumerate(questions)),
         unsaid=tuple(_unsaid(m, q, chosen) for m, q in enumerate(questions)),
-        assumptions=tuple(dict.fromkeys(_assumptions(islands, chosen))),
+        assumptions=tuple(dict.fromkeys(_assumptions(questions, islands, chosen))),
         objective=objective,
         running=running,
         in_all=in_all,
@@ -301,7 +301,7 @@ def _pace(question: Question, shape: Shape, deployment: Deployment) -> float:
     return float(steady(question, deployment, batch, chunk).tokens_per_s[0])
 
 
-def _assumptions(islands: Sequence[Island], chosen: Chosen) -> list[str]:
+def _assumptions(questions: Sequence[Question], islands: Sequence[Island], chosen: Chosen) -> list[str]:  # fmt: skip
     used = {island.name for one in chosen.used for island in one.shape.islands}
     notes = list(chosen.notes)
     for island in islands:
@@ -310,11 +310,23 @@ def _assumptions(islands: Sequence[Island], chosen: Chosen) -> list[str]:
             notes.append(f"{island.rank.chip}: efficiencies are {fits.evidence} ({fits.id})")
             notes += island.rank.assumptions
     notes += blocking_notes(_groups(chosen))
+    notes += _modelled(chosen, questions)
     notes += _own_factors(chosen)
     ways = {(start, end) for _, start, end in chosen.flows_per_s}
     notes += [_UNPROVEN_APART] if any(one.shape.split for one in chosen.used) else []
     notes += [_way(pair) for pair in chosen.pairs if (pair.prefill, pair.decode) in ways]
     return notes
+
+
+def _modelled(chosen: Chosen, questions: Sequence[Question]) -> list[str]:
+    """Why what is only modelled cannot be launched today."""
+    found = []
+    for one in chosen.used:
+        question = questions[one.model]
+        state, why = state_of(one.shape.island.rank.chip, question.model, question.backend)
+        if state == "modelled":
+            found.append(f"{question.model.name} is modelled only: {why}")
+    return found
 
 
 def _groups(chosen: Chosen) -> list[tuple[Rank, int]]:

@@ -177,7 +177,7 @@ def _contexts(plan: Plan) -> dict[str, int]:
             if pool.layout.cp > 1:
                 msg = f"cp={pool.layout.cp}: no launch file is written with context parallelism; plan with cp=1{where}"
                 raise InputError(msg)
-    return {up.pool: up.context_tokens for up in pool_replicas(plan)}
+    return {up.pool: up.context_tokens for up in pool_replicas(plan, linked=False)}
 
 
 def _launch(plan: Plan, wanted: Wanted, pool: _Pool, before: list[_Pool]) -> Launch:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from polypod.errors import InfeasibleError
 from polypod.plan.confirm import confirm
 from polypod.plan.fleet_offers import Aim, Offers, Pair, exchanges
 from polypod.plan.fleet_program import Program, build, sends
@@ -88,6 +89,7 @@ class Short:
         default_factory=dict
     )  # of those models, by chip
     idle: Mapping[str, str] = field(default_factory=dict)  # islands that serve nothing, and why
+    against: tuple[str, ...] = ()  # rules of the fleet's, any one of which the demand contradicts
 
 
 def choose(questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -> Chosen | Short:
@@ -105,8 +107,11 @@ def choose(questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -
             },
         )
     program, solved = _confirmed(build(questions, islands, aim, offers), islands)
+    if solved.status == "time limit" and not solved.has_solution:
+        msg = f"the solver found no plan at all in {aim.time_limit_s:g} s; give it longer, as --time-limit {max(10 * aim.time_limit_s, 1):g}s"
+        raise InfeasibleError(msg)
     if not solved.has_solution:
-        return _short(build(questions, islands, aim, offers, stretch=True).at_rates(), islands)
+        return _short(questions, islands, aim, offers)
     return _chosen((program, solved), islands)
 
 
@@ -170,10 +175,18 @@ def _confirm_used(program: Program, solved: Solved) -> bool:
     return changed
 
 
-def _short(program: Program, islands: Sequence[Island]) -> Short:
-    solved = _solve(program.milp, program.aim)
-    assert program.scale is not None
-    fraction = float(solved.x[program.scale]) if solved.has_solution else 0.0
+def _short(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: Offers) -> Short:  # fmt: skip
+    program, solved, fraction = _stretched(questions, islands, aim, offers)
+    without = {
+        **{f"--max-share {vendor}={share:.0%}": replace(aim, most_shares={name: one for name, one in aim.most_shares.items() if name != vendor}) for vendor, share in aim.most_shares.items()},
+        **({f"--spare {aim.spare}": replace(aim, spare=None)} if aim.spare else {}),
+        **({f"--spare {aim.spare_fraction:.0%}": replace(aim, spare_fraction=0.0)} if aim.spare_fraction else {}),
+    }  # fmt: skip
+    against = [
+        rule
+        for rule, other in without.items()
+        if _stretched(questions, islands, other, offers)[2] >= 1 - 1e-6
+    ]
     served = tuple(_sum(program.served(m), solved) for m in range(len(program.questions)))
     return Short(
         fraction=fraction,
@@ -181,7 +194,17 @@ def _short(program: Program, islands: Sequence[Island]) -> Short:
         without_shape=(),
         reasons={},
         idle=program.offers.idle(islands),
+        against=tuple(against),
     )
+
+
+def _stretched(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: Offers) -> tuple[Program, Solved, float]:  # fmt: skip
+    """The largest share of every demand at once."""
+    program = build(questions, islands, aim, offers, stretch=True).at_rates()
+    solved = _solve(program.milp, program.aim)
+    assert program.scale is not None
+    fraction = float(solved.x[program.scale]) if solved.has_solution else 0.0
+    return program, solved, fraction
 
 
 def _sum(terms: Mapping[int, float], solved: Solved) -> float:

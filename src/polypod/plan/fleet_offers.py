@@ -15,8 +15,8 @@ from polypod.plan.search import Miss, Question, Search, search
 from polypod.plan.shapes import Shape, together
 from polypod.plan.workers_apart import apart, experts_apart
 
-Objective = Literal["throughput", "cards", "cost", "energy"]
-MAXIMISED: Final[tuple[Objective, ...]] = ("throughput",)
+Objective = Literal["throughput", "goodput", "cards", "cost", "energy"]
+MAXIMISED: Final[tuple[Objective, ...]] = ("throughput", "goodput")
 Spare = Literal["card", "node", "rack"]
 GOES: Final = ("supported", "experimental", "reported")
 

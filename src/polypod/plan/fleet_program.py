@@ -96,30 +96,30 @@ def sends(shape: Shape, island: str, width: float) -> bool:
 
 
 def _demand_rows(program: Program) -> None:
-    milp = program.milp
+    milp, aim = program.milp, program.aim
     asked = [question.rate_per_s for question in program.questions]
-    if program.stretch or (program.aim.objective == "throughput" and None not in asked):
+    if program.stretch or (aim.objective == "throughput" and None not in asked):
         program.scale = milp.variable(cost=1.0)
         for m, rate in enumerate(asked):
-            milp.row(program.served(m) | {program.scale: -(rate or 1.0)}, low=0.0)
+            _served_rows(program, m, {program.scale: -(rate or 1.0)}, 0.0)
         return
     for m, rate in enumerate(asked):
-        terms = program.served(m)
-        if rate is not None:
-            milp.row(terms, low=rate)
-            _loss_rows(program, m, rate)
+        if aim.objective in MAXIMISED:
+            # of a demand, no more than is asked counts
+            counted = milp.variable(cost=1.0, high=INFINITY if rate is None else rate)
+            _served_rows(program, m, {counted: -1.0}, 0.0)
         else:
-            total = milp.variable(cost=1.0)
-            milp.row(terms | {total: -1.0}, low=0.0)
+            _served_rows(program, m, {}, rate or 0.0)
 
 
-def _loss_rows(program: Program, m: int, rate: float) -> None:
-    """The demand is met when what may fail of any one shape does: with it go its replicas."""
+def _served_rows(program: Program, m: int, less: Mapping[int, float], floor: float) -> None:
+    """What is served of a model, and what `less` takes of it, is no less than `floor`; also when what may fail of any one shape does: with it go its replicas."""
+    terms = program.served(m) | dict(less)
+    program.milp.row(terms, low=floor)
     spare = program.aim.spare
-    served = program.served(m)
     for s, shape in enumerate(program.offers.shapes[m]):
         if shape.role == "both" and spare is not None:
-            _lost_rows(program, served, rate, (program.counts[m, s], shape), spare)
+            _lost_rows(program, terms, floor, (program.counts[m, s], shape), spare)
 
 
 def _lost_rows(program: Program, terms: Mapping[int, float], floor: float, of: tuple[int, Shape], spare: Spare) -> None:  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from polypod.catalog.interop import EngineAnswer, abilities_of, engines_on
-from polypod.catalog.load import known_names
+from polypod.catalog.load import known_names, listing, load_accelerator
 from polypod.catalog.market import stack_of
 from polypod.workload.model import Mla, Model
 
@@ -77,12 +77,24 @@ def state_of(chip: str, model: Model, engine: str | None = None) -> tuple[Launch
         if not answers:
             return "modelled", f"no source on record says whether {name} runs on {chip}"
     if not answers:
-        return "modelled", f"no engine on {chip} is on record"
+        return "modelled", f"no engine on {chip} is on record{_nearest(chip)}"
     missing = [_missing(answer, chip, model) for answer in answers]
     for answer, reason in zip(answers, missing, strict=True):
         if reason is None:
             return "launchable", f"{_named(answer)} on {chip}: {answer.state}, {answer.reason}"
     return "modelled", str(missing[0])
+
+
+def _nearest(chip: str) -> str:
+    """The best engine on record for the chip of the same vendor that is nearest in years."""
+    own = load_accelerator(chip)
+    others = [load_accelerator(one.id) for one in listing() if one.kind == "accelerator"]
+    kin = [one for one in others if one.vendor == own.vendor and engines_on(one.id)]
+    if not kin:
+        return f", nor on any chip of {own.vendor}"
+    one = min(kin, key=lambda other: (abs((other.year or 0) - (own.year or 0)), other.id))
+    best = engines_on(one.id)[0]
+    return f"; nearest is {_named(best)} on {one.id}: {best.state}, {best.reason}"
 
 
 def _missing(answer: EngineAnswer, chip: str, model: Model) -> str | None:

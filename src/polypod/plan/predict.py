@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Final
 
+from polypod import units
 from polypod.catalog.load import load_model
 from polypod.cost.bands import band_of
 from polypod.cost.cpu import HostRates
 from polypod.cost.deployment import Deployment
 from polypod.cost.measured import BACKENDS
+from polypod.engine.prefix import TierSettings
 from polypod.engine.settings import played
 from polypod.errors import InputError
-from polypod.plan.handover import handover
+from polypod.plan.handover import Handover, handover
 from polypod.plan.host import engine_model, step_times
 from polypod.plan.place import island, joined_by_network
 from polypod.plan.spec import Plan, Pool, Service, Source
@@ -19,7 +21,8 @@ from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings, ServiceSettings
 from polypod.workload.config import read_model
 from polypod.workload.gguf import read_header
-from polypod.workload.layout import check_layout
+from polypod.workload.layout import Layout, check_layout
+from polypod.workload.memory import kv_bytes_per_token_per_rank
 from polypod.workload.model import Model
 from polypod.workload.precision import element_bytes
 
@@ -43,8 +46,10 @@ def policy_settings(plan: Plan) -> PolicySettings:
     )
 
 
-def pool_replicas(plan: Plan) -> list[ReplicaUp]:
+def pool_replicas(plan: Plan, *, linked: bool = True) -> list[ReplicaUp]:
     """Every replica of the plan, ready at time 0 in its first epoch, with the likely step time.
+
+    Unless they are `linked`, nothing is said of how caches go between them, and no link has to be on record.
 
     Raises `InputError` for a role, layout or fleet entry that cannot be played, with its path in the plan.
     """
@@ -53,7 +58,8 @@ def pool_replicas(plan: Plan) -> list[ReplicaUp]:
         model = service_model(service)
         for p, pool in enumerate(service.pools):
             try:
-                ups += _replicas(plan, service, model, pool, f"{s}.{p}")
+                between = handover(plan, service, model, pool) if linked else Handover()
+                ups += _replicas(plan, service, pool, between, f"{s}.{p}")
             except InputError as error:
                 msg = f"{error} - at `$.services[{s}].pools[{p}]`"
                 raise InputError(msg) from error
@@ -106,10 +112,12 @@ def service_model(service: Service) -> Model:
 
 
 def _replicas(
-    plan: Plan, service: Service, model: Model, pool: Pool, place: str
+    plan: Plan, service: Service, pool: Pool, between: Handover, place: str
 ) -> list[ReplicaUp]:
-    source = plan.fleet[pool.on]
-    between = handover(plan, service, model, pool)
+    source, model = plan.fleet[pool.on], service_model(service)
+    if pool.expert_imbalance_cv and not model.is_moe:
+        msg = f"expert_imbalance_cv is {pool.expert_imbalance_cv:g}, and {model.name} has no experts; leave it out"
+        raise InputError(msg)
     context = _context(service, model)
     name = pool.name or f"pool{place}"
     if pool.experts_on is not None:
@@ -134,6 +142,8 @@ def _replicas(
             max_sequences=timed.max_sequences or pool.max_sequences,
             max_step_tokens=timed.max_step_tokens or _step_tokens(pool),
             engine=timed.engine,
+            prefix_tiers=_prefix_tiers(model, pool),
+            expert_imbalance_cv=pool.expert_imbalance_cv,
             kv_token_bytes=between.token_bytes,
             kv_link_bytes_per_s=between.link_bytes_per_s,
             kv_link_latency_s=between.latency_s,
@@ -141,6 +151,25 @@ def _replicas(
         )
         for index in range(pool.replicas)
     ]
+
+
+def _prefix_tiers(model: Model, pool: Pool) -> TierSettings | None:
+    """What the pool has below HBM, with one copy of a token's whole cache, whatever the layout copies or slices."""
+    cache = pool.prefix_cache
+    if cache is None:
+        return None
+    whole = kv_bytes_per_token_per_rank(model, Layout(), pool.precision)
+    if not whole:
+        msg = f"{model.name} keeps no cache that grows with its context, so that it has no prefix cache; leave prefix_cache out"
+        raise InputError(msg)
+    return TierSettings(
+        kv_bytes_per_token=float(whole),
+        host_bytes=units.parse(cache.host or "0 B", "bytes"),
+        host_bytes_per_s=units.parse(cache.host_bandwidth or "0 B/s", "bytes_per_s"),
+        remote_bytes=units.parse(cache.remote or "0 B", "bytes"),
+        remote_bytes_per_s=units.parse(cache.remote_bandwidth or "0 B/s", "bytes_per_s"),
+        remote_latency_s=units.parse(cache.remote_latency or "0 s", "s"),
+    )
 
 
 def _step_tokens(pool: Pool) -> int:

@@ -14,6 +14,7 @@ import yaml
 from polypod import units
 from polypod.catalog.schema import Count, Strict
 from polypod.cost.cpu import HostRates
+from polypod.engine.imbalance import MOST_CV
 from polypod.engine.settings import NAMES, NOTHING, PLAYED, EngineArgs
 from polypod.errors import FileError, InputError
 from polypod.workload.layout import Layout
@@ -117,6 +118,16 @@ class PoolStage(Strict, frozen=True, kw_only=True, omit_defaults=True):
     ranks: Count = 1
 
 
+class PoolCache(Strict, frozen=True, kw_only=True, omit_defaults=True):
+    """Where blocks of prompts are kept below HBM: host memory of each replica, and a store that the pool's replicas share. Bandwidths are a replica's, one way."""
+
+    host: str | None = None
+    host_bandwidth: str | None = None
+    remote: str | None = None
+    remote_bandwidth: str | None = None
+    remote_latency: str | None = None
+
+
 class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """Replicas of one role, layout and island; with `stages`, pipelines over several, each replica one of them.
 
@@ -138,6 +149,10 @@ class Pool(Strict, frozen=True, kw_only=True, omit_defaults=True):
     max_sequences: Count = 256
     max_step_tokens: Count = 8192
     engine_args: EngineArgs = NOTHING
+    prefix_cache: PoolCache | None = None
+    expert_imbalance_cv: Annotated[float, msgspec.Meta(ge=0, le=MOST_CV)] = (
+        0.0  # of step times, about their mean
+    )
     experts_on: Name | None = None
     expert_ranks: Count | None = None
     micro_batches: Count | None = None  # of a step, with experts apart or stages
@@ -288,6 +303,7 @@ def _check_pool(path: str, pool: Pool, plan: Plan) -> None:
         raise InputError(msg)
     _check_experts(path, pool, plan)
     _check_stages(path, pool, plan)
+    _check_cache(f"{path}.prefix_cache", pool.prefix_cache or PoolCache())
     for name in NAMES:
         if name not in PLAYED and getattr(pool.engine_args, name) is not None:
             instead = "; say max_step_tokens beside it" if name == "max_num_batched_tokens" else ""
@@ -339,6 +355,29 @@ def _check_stages(path: str, pool: Pool, plan: Plan) -> None:
             raise InputError(msg)
     if pool.stages and pool.layout.pp != len(pool.stages):
         msg = f"pp={pool.layout.pp} and {len(pool.stages)} stages are given; make them the same number - at `{path}.stages`"
+        raise InputError(msg)
+
+
+def _check_cache(path: str, cache: PoolCache) -> None:
+    """A tier has a size and a bandwidth, or neither."""
+    _check_quantity(f"{path}.host", cache.host, "bytes")
+    _check_quantity(f"{path}.host_bandwidth", cache.host_bandwidth, "bytes_per_s")
+    _check_quantity(f"{path}.remote", cache.remote, "bytes")
+    _check_quantity(f"{path}.remote_bandwidth", cache.remote_bandwidth, "bytes_per_s")
+    _check_quantity(f"{path}.remote_latency", cache.remote_latency, "s")
+    for tier in ("host", "remote"):
+        size, speed = getattr(cache, tier), getattr(cache, f"{tier}_bandwidth")
+        if (size is None) != (speed is None):
+            given, missing = (
+                (tier, f"{tier}_bandwidth") if speed is None else (f"{tier}_bandwidth", tier)
+            )
+            msg = f"{given} is said and {missing} is not; say both, or neither for no such tier - at `{path}.{missing}`"
+            raise InputError(msg)
+        if speed is not None and not units.parse(speed, "bytes_per_s"):
+            msg = f"{tier}_bandwidth is {speed}, by which nothing is ever loaded; give it more, or leave the tier out - at `{path}.{tier}_bandwidth`"
+            raise InputError(msg)
+    if cache.remote_latency is not None and cache.remote is None:
+        msg = f"remote_latency is said and remote is not; say how large the remote store is - at `{path}.remote`"
         raise InputError(msg)
 
 

@@ -8,6 +8,7 @@ import msgspec
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour
+from polypod.engine.settings import NOTHING
 from polypod.errors import InputError
 from polypod.plan.afd import Split, attention_memory
 from polypod.plan.afd_link import link_between, own_way_bytes_per_s
@@ -38,6 +39,7 @@ def with_experts_apart(plan: Plan, service: Service, model: Model, pool: Pool) -
     """
     assert pool.experts_on is not None
     assert pool.expert_ranks is not None
+    _check_settings(pool)
     traffic = traffic_of(service.traffic, "a pool with experts apart")
     if not model.is_moe:
         msg = f"{model.name}: no experts to put apart; leave experts_on out"
@@ -90,6 +92,7 @@ def with_stages(plan: Plan, service: Service, model: Model, pool: Pool) -> Timed
 
     Raises `InputError` for layers that are not the model's, ranks that are not there, no link on record, or a form that no step time says.
     """
+    _check_settings(pool)
     traffic = traffic_of(service.traffic, "a pipeline of unequal stages")
     line = line_of(plan, model, pool)
     tokens = pool.max_step_tokens * line.micro_batches
@@ -134,6 +137,13 @@ def line_of(plan: Plan, model: Model, pool: Pool) -> Line:
         bytes_per_s=said_bytes_per_s(pool.link, found, "between stages"),
         hidden=model.hidden,
     )
+
+
+def _check_settings(pool: Pool) -> None:
+    """The forms know no drafts, no prompts alone and no cached prefixes."""
+    if pool.engine_args != NOTHING:
+        msg = "engine_args are not played with experts apart or stages, whose steps are of plain chunked prefill; leave them out"
+        raise InputError(msg)
 
 
 def _check_ranks(pool: Pool, each: int, there: int, name: str) -> None:

@@ -98,6 +98,7 @@ class Service:
             output_tokens=max(expected, 1.0),
             need_tokens=need if arrived.input_is_exact else min(need, most_tokens),
             is_streamed=arrived.is_streamed,
+            prefix_hashes=arrived.prefix_hashes,
         )
 
     def can_hold(self, arrived: RequestArrived) -> bool:

@@ -5,12 +5,14 @@
 from an older epoch is stale, and ignored.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour
+from polypod.engine.imbalance import MOST_CV
+from polypod.engine.prefix import TierSettings
 
 Role = Literal["prefill", "decode", "both"]
 FailureKind = Literal[
@@ -112,6 +114,8 @@ class ReplicaUp(_OfReplica, frozen=True, kw_only=True):
     engine: Behaviour | None = (
         None  # how it schedules, where it differs from chunked prefill without drafts
     )
+    prefix_tiers: TierSettings | None = None  # below HBM
+    expert_imbalance_cv: Annotated[float, msgspec.Meta(ge=0, le=MOST_CV)] = 0.0  # of its step times
     kv_token_bytes: float = 0.0  # of its cache, as another replica is handed it
     kv_link_bytes_per_s: float = 0.0  # that caches come and go by, over all ranks; 0: in no time
     kv_link_latency_s: float = 0.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from polypod.errors import InputError
+from polypod.policy.affinity import Affinity
 from polypod.policy.events import ReplicaUp, Role
 from polypod.policy.requests import Tracked
 from polypod.policy.router import ReplicaTable, slots_of
@@ -44,7 +45,11 @@ class Health:
         self._models = tuple(service.model for service in settings.services)
         self._pools: dict[str, int] = {}  # bits of those with replicas for one phase
         self.tables: dict[tuple[str, Role], ReplicaTable] = {
-            (model, role): ReplicaTable() for model in self._models for role in ROLES
+            (service.model, role): ReplicaTable(
+                Affinity(block_tokens=service.block_tokens, most_blocks=settings.prefix_blocks)
+            )
+            for service in settings.services
+            for role in ROLES
         }
 
     # ---- starts and deaths

@@ -145,6 +145,7 @@ def line_up(tables: Tables, row: int, reason: PreemptReason, allowed: int, now_s
     may = (jobs[:, CAN_STOP] == 1) & ((allowed >> jobs[:, KIND]) & 1 == 1)
     if reason == "priority":
         may &= (jobs[:, BASE] < state.job_JX[row, BASE]) & _priority_reaches(tables, row, jobs)
+        may &= _relieves(tables, row, jobs)
     elif reason == "reclaim":
         may &= _is_borrowed(tables, row, jobs)
     rows = rows[may]
@@ -179,6 +180,19 @@ def _priority_reaches(
     mine = state.quota_TKX[tenant, jobs[:, KIND]]
     is_own = (mine[:, NOMINAL] == NO_QUOTA) | (mine[:, USED] + cards <= mine[:, NOMINAL])
     return is_own | (jobs[:, TENANT] == tenant) | _is_borrowed(tables, row, jobs)  # type: ignore[no-any-return]
+
+
+def _relieves(tables: Tables, row: int, jobs: Ints) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Where a cohort has no more cards of a kind to give, only runs of the cohort make room for one of its jobs."""
+    state = tables.state
+    tenant, cards = int(state.job_JX[row, TENANT]), int(state.job_JX[row, CARDS])
+    tenants, kinds = jobs[:, TENANT], jobs[:, KIND]
+    if state.quota_TKX[tenant, 0, NOMINAL] == NO_QUOTA:
+        return np.ones(len(jobs), dtype=np.bool_)
+    ours_KX = state.cohort_HKX[state.cohort_T[tenant]]
+    is_full = ours_KX[kinds, USED] + cards > ours_KX[kinds, NOMINAL]
+    has_quota = state.quota_TKX[tenants, kinds, NOMINAL] != NO_QUOTA
+    return ~is_full | (has_quota & (state.cohort_T[tenants] == state.cohort_T[tenant]))  # type: ignore[no-any-return]
 
 
 def _while_borrowing(tables: Tables, rows: Ints) -> Ints:

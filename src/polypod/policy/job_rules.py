@@ -65,7 +65,7 @@ WAITS, STARTED, SWEEP = 0, 1, 2
 
 
 def submit(s: State, row: int, now_s: float) -> int:
-    """Put a job into the queue, and start it if it can start; SWEEP where it comes before a job with a reservation."""
+    """Put a job into the queue, and start it if it can start; SWEEP where it comes before a job with a reservation, or one is overdue."""
     s.tally[NUM_OUT] = 0
     s.tally[NUM_OUT_CARDS] = 0
     place = _place_in_queue(s, row)
@@ -75,7 +75,7 @@ def submit(s: State, row: int, now_s: float) -> int:
     s.wait_W[place] = row
     s.tally[NUM_WAITING] = count + 1
     for p in range(s.tally[NUM_RESERVED]):
-        if comes_before(s, row, s.reserved_P[p]):
+        if s.reserved_PX[p, 0] < now_s or comes_before(s, row, s.reserved_P[p]):
             return SWEEP
     if _must_wait_its_turn(s, place):
         return WAITS
@@ -94,8 +94,10 @@ def sweep_afresh(s: State, now_s: float) -> int:
 def sweep(s: State, now_s: float) -> int:
     """Go through the queue in order, start what can start, keep places for the first that cannot; return how many started.
 
-    Reservations there are stay, and only move forward in time.
+    Reservations there are stay, and only move forward in time; those overdue, for runs that last longer than they may, are made again.
     """
+    if s.tally[NUM_RESERVED] > 0 and s.reserved_PX[0, 0] < now_s:
+        _forget_reservations(s)
     tally = s.tally
     tally[NUM_OUT] = 0
     tally[NUM_OUT_CARDS] = 0
@@ -347,7 +349,7 @@ def earliest(s: State, row: int, allowed: int, now_s: float) -> tuple[bool, floa
     while at_s < math.inf:
         edge_s = _next_edge(s, at_s)
         before = run
-        run = _release_until(s, run, edge_s, row, allowed)
+        run = _release_until(s, run, (at_s, edge_s), row, allowed)
         end_s = s.time_JX[s.run_R[run - 1], END] if run > before else math.inf
         at_s = max(at_s, min(end_s, edge_s))
         if at_s == edge_s:
@@ -358,13 +360,13 @@ def earliest(s: State, row: int, allowed: int, now_s: float) -> tuple[bool, floa
     return False, at_s
 
 
-def _release_until(s: State, run: int, edge_s: float, row: int, allowed: int) -> int:
+def _release_until(s: State, run: int, span_s: tuple[float, float], row: int, allowed: int) -> int:
     """Release runs in the order they end, from the one of this number on, until the job has room, and all that end with the last of them;
-    none that ends after the edge. The number of the first that is left."""
+    none that ends after the span. Those that should have ended before the span count as ending at its begin. The number of the first that is left."""
     until_s = -math.inf
     while run < s.tally[NUM_RUNNING]:
-        end_s = s.time_JX[s.run_R[run], END]
-        if end_s > edge_s or (s.tally[IS_HIT] == 1 and -math.inf < until_s < end_s):
+        end_s = max(s.time_JX[s.run_R[run], END], span_s[0])
+        if end_s > span_s[1] or (s.tally[IS_HIT] == 1 and -math.inf < until_s < end_s):
             break
         _release_into(s, s.run_R[run], row, allowed)
         until_s = end_s

@@ -115,27 +115,34 @@ class Tables:
         Card-seconds at time t count 2^((t - origin) / half-life) as much as at the origin, integrated exactly.
         """
         half_s = self._rules.half_life_s
+        if end_s - self.origin_s > 100 * half_s:
+            self._fade(end_s)  # before powers of two get out of hand
         late, early = (end_s - self.origin_s) / half_s, (begin_s - self.origin_s) / half_s
         self.usage[tenant] += cards * half_s / math.log(2.0) * (2.0**late - 2.0**early)
 
     def charge_running(self, now_s: float) -> None:
         """Count what running jobs used since `origin_s`, and make this the new origin."""
         state = self.state
+        origin_s = self.origin_s
         rows = state.run_R[: self.count(NUM_RUNNING)]
-        is_older = state.time_JX[rows, START] <= self.origin_s
+        is_older = state.time_JX[rows, START] <= origin_s
         older = state.job_JX[rows[is_older]]
         for tenant in range(len(self.weights)):
             cards = int(older[older[:, TENANT] == tenant, CARDS].sum())
-            self.charge(tenant, cards, self.origin_s, now_s)
+            self.charge(tenant, cards, origin_s, now_s)
         for row in rows[~is_older].tolist():
             tenant, cards = int(state.job_JX[row, TENANT]), int(state.job_JX[row, CARDS])
             self.charge(tenant, cards, float(state.time_JX[row, START]), now_s)
-        faded = 2.0 ** ((self.origin_s - now_s) / self._rules.half_life_s)
-        self.usage = [usage * faded for usage in self.usage]
-        self.origin_s = now_s
+        self._fade(now_s)
         state.fair_T[:] = [
             -usage / weight for usage, weight in zip(self.usage, self.weights, strict=True)
         ]
+
+    def _fade(self, now_s: float) -> None:
+        """Make a later time the origin."""
+        faded = 2.0 ** ((self.origin_s - now_s) / self._rules.half_life_s)
+        self.usage = [usage * faded for usage in self.usage]
+        self.origin_s = now_s
 
     # ---- shapes
 

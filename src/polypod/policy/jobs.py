@@ -112,7 +112,7 @@ class Scheduler:
 
         Stale and repeated events change nothing. Raises `InputError`, and changes nothing, for cards the fleet does not have.
         """
-        self._now_s = max(self._now_s, event.at_s)
+        self._now_s = max(self._now_s, float(event.at_s))  # an int would be compiled for again
         self._actions = []
         if self._now_s >= self._refreshed_s + self.rules.period_s:
             self._refresh()

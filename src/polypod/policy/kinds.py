@@ -19,18 +19,19 @@ class Kind:
     budget: int
     replicas: int = 0
 
-    def prompt(self, tokens: int) -> tuple[float, int]:
-        """Seconds of a prompt computed alone, and in how many steps.
+    def prompt(self, tokens: int, cached: int = 0) -> tuple[float, int]:
+        """Seconds of a prompt computed alone after what of it is cached, and in how many steps.
 
         >>> step = StepTime(tokens=(1, 101), seconds=(0.01, 0.02), kv_token_s=0.0, pair_s=0.0)
         >>> seconds, steps = Kind(step, budget=101).prompt(203)  # 20 ms, 20 ms, and 10 ms for the last token
         >>> round(seconds, 3), steps
         (0.05, 3)
         """
-        full, rest = divmod(tokens, self.budget)
+        full, rest = divmod(tokens - cached, self.budget)
         step = self.step_time
         chunks_s = full * step.curve_s(self.budget) + step.curve_s(rest)
-        return chunks_s + step.pair_s * causal_pairs(tokens), full + (rest > 0)
+        pairs = causal_pairs(tokens - cached, cached)
+        return chunks_s + step.pair_s * pairs, full + (rest > 0)
 
     def prompt_token_s(self) -> float:
         """Seconds per token of prompts without end."""

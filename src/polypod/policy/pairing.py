@@ -28,7 +28,12 @@ Rows = npt.NDArray[np.bool_]
 
 def prompt_of(ask: Ask) -> Ask:
     """What the same request needs of a replica that computes its prompt and nothing else; its end is always heard of."""
-    return Ask(input_tokens=ask.input_tokens, output_tokens=0.0, need_tokens=ask.input_tokens + 1)
+    return Ask(
+        input_tokens=ask.input_tokens,
+        output_tokens=0.0,
+        need_tokens=ask.input_tokens + 1,
+        prefix_hashes=ask.prefix_hashes,
+    )
 
 
 def with_room(table: ReplicaTable, ask: Ask) -> Rows:

@@ -22,6 +22,7 @@ class Ask:
     output_tokens: float  # expected
     need_tokens: int  # context it may come to fill
     is_streamed: bool = True  # its first token will be heard of
+    prefix_hashes: tuple[int, ...] = ()
 
     @property
     def mean_kv_tokens(self) -> float:

@@ -9,21 +9,26 @@ For every replica, with P prompt tokens and O expected output tokens,
     token_s   a decode step with this sequence added, at the mean cache it will read, over the share of time that the
               replica has left for decode steps: one minus the share that prompts took of late
 
+Of a prompt that comes with hashes of its blocks, what a replica should have cached is not computed there (`affinity`): finishing first then decides
+between a warm replica that is busy and a cold one that is not.
+
 The times come from the replica's `StepTime`, times two factors that measurement corrects, one for prompts and one for
 decoding. A first token that is overdue by d seconds is expected in d more, so a replica that hangs loses its appeal by the
-second, with no report from anybody. Left out: what this request costs those already there.
+second, with no report from anybody. Left out: what this request costs those already there, and what it takes to load a block from below HBM.
 
 Columns end in the shape suffix R (rows, one per replica; free rows have `up_R` false) or K (kinds of replica that share a step
 time and a chunk budget).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from polypod.policy.affinity import Affinity
 from polypod.policy.events import LoadReported, ReplicaUp
 from polypod.policy.kinds import Floats, Kinds
 from polypod.policy.requests import Ask, Load
@@ -45,6 +50,9 @@ class Choice:
     rows: npt.NDArray[np.intp]
     first_s_R: Floats
     token_s_R: Floats
+    cached_tokens: Mapping[int, int] = field(
+        default_factory=dict
+    )  # of the prompt, on rows that should have any
 
 
 @dataclass(slots=True, eq=False)
@@ -55,13 +63,14 @@ class _Others:
     prompt_s: dict[str, float] = field(default_factory=dict)
 
 
-_NOWHERE: Final = Choice(np.empty(0, dtype=np.intp), np.empty(0), np.empty(0))
+_NOWHERE: Final = Choice(np.empty(0, dtype=np.intp), np.empty(0), np.empty(0), {})
 
 
 class ReplicaTable:
     """The replicas of one model that are up. A row is a replica's for as long as it is."""
 
-    def __init__(self, rows: int = 4) -> None:
+    def __init__(self, affinity: Affinity | None = None, rows: int = 4) -> None:
+        self.affinity = Affinity(most_blocks=0) if affinity is None else affinity
         self.up_R = np.zeros(rows, dtype=bool)
         self.in_flight_R = np.zeros(rows, dtype=np.int64)
         self.slots_R = np.zeros(rows, dtype=np.int64)
@@ -97,6 +106,7 @@ class ReplicaTable:
         self.to_pools_R = np.zeros(rows, dtype=np.int64)  # bits of those it hands to; 0: to all
         self.up: list[ReplicaUp | None] = [None] * rows
         self.most_limit_tokens = 0  # over the replicas that are up
+        self._held_tokens = 0  # by all that are up
         self._kinds = Kinds()
         self._others: dict[int, _Others] = {}
         self.measured: set[tuple[int, str]] = set()  # rows and phases of which a step was timed
@@ -130,8 +140,12 @@ class ReplicaTable:
         self._blocked.discard(row)
         self._others.pop(row, None)
         self.measured -= {(row, "prompt"), (row, "decode")}
+        self.affinity.forget(row)
 
     def _occupy(self, row: int, up: ReplicaUp | None) -> None:
+        for known, sign in ((self.up[row], -1), (up, 1)):
+            self._held_tokens += 0 if known is None else sign * held_tokens(known)
+        self.affinity.replicas_hold(self._held_tokens)
         self.up[row] = up
         self.up_R[row] = up is not None
         self.most_limit_tokens = int((self.limit_tokens_R * self.up_R).max())
@@ -156,10 +170,11 @@ class ReplicaTable:
         open_R = among_R & self.open(now_s)
         if not open_R.any():
             return _NOWHERE
-        first_s_R, token_s_R = self._forecast(ask, now_s)
+        cached = self._cached_tokens(ask)
+        first_s_R, token_s_R = self._forecast(ask, cached, now_s)
         finish_s_R = np.where(open_R, first_s_R + ask.output_tokens * token_s_R, np.inf)
         rows = np.flatnonzero(finish_s_R == finish_s_R.min())
-        return Choice(rows, first_s_R, token_s_R)
+        return Choice(rows, first_s_R, token_s_R, cached)
 
     def open(self, now_s: float) -> npt.NDArray[np.bool_]:
         """Rows with a free slot that are not taken out."""
@@ -168,16 +183,33 @@ class ReplicaTable:
             open_R &= self.blocked_until_s_R <= now_s
         return open_R
 
-    def _forecast(self, ask: Ask, now_s: float) -> tuple[Floats, Floats]:
+    def _cached_tokens(self, ask: Ask) -> dict[int, int]:
+        if not ask.prefix_hashes:
+            return {}
+        return self.affinity.cached_tokens(ask.prefix_hashes, ask.input_tokens)
+
+    def _forecast(self, ask: Ask, cached: Mapping[int, int], now_s: float) -> tuple[Floats, Floats]:
         """Seconds to the first token, and for each one after it, on every row."""
-        prompt_s_K, steps_K = self._kinds.prompts(ask.input_tokens)
+        alone_s_R, steps_R = self._alone(ask, cached)
         token_s_R = self.decode_s_R + self.kv_read_s_R * ask.mean_kv_tokens
         token_s_R /= 1 - np.minimum(self._prompt_share(now_s), MOST_PROMPT_SHARE)
-        prompt_s_R = self.prompt_factor_R * prompt_s_K[self.kind_R]
-        prompt_s_R += steps_K[self.kind_R] * self.attend_s_R
+        prompt_s_R = self.prompt_factor_R * alone_s_R
+        prompt_s_R += steps_R * self.attend_s_R
         first_s_R = self.backlog_s(now_s) + self.others_prompt_s_R + prompt_s_R
         first_s_R += self.crowding(ask) * (ask.output_tokens * token_s_R)
         return first_s_R, token_s_R
+
+    def _alone(self, ask: Ask, cached: Mapping[int, int]) -> tuple[Floats, Floats]:
+        """Seconds of the prompt alone on every row, and its steps, without what is cached there."""
+        prompt_s_K, steps_K = self._kinds.prompts(ask.input_tokens)
+        alone_s_R, steps_R = prompt_s_K[self.kind_R], steps_K[self.kind_R]
+        known: dict[tuple[int, int], tuple[float, int]] = {}
+        for row, tokens in cached.items():
+            case = (int(self.kind_R[row]), tokens)
+            if case not in known:
+                known[case] = self._kinds[case[0]].prompt(ask.input_tokens, tokens)
+            alone_s_R[row], steps_R[row] = known[case]
+        return alone_s_R, steps_R
 
     def _prompt_share(self, now_s: float) -> Floats:
         """Share of the time that prompts took of late; it fades while none is sent."""
@@ -199,7 +231,8 @@ class ReplicaTable:
 
     def dispatched(self, row: int, ask: Ask, choice: Choice, now_s: float) -> Load:
         """Add the request to the row; returns what it added and what is expected of it."""
-        alone_s, _ = self._kinds[int(self.kind_R[row])].prompt(ask.input_tokens)
+        cached = choice.cached_tokens.get(row, 0)
+        alone_s, _ = self._kinds[int(self.kind_R[row])].prompt(ask.input_tokens, cached)
         ranks = self.at(row).step_time.data_ranks
         token_s = float(choice.token_s_R[row])
         load = Load(
@@ -225,6 +258,7 @@ class ReplicaTable:
             self.prompts_R[row] += 1
         self.in_flight_R[row] += 1
         self.kv_tokens_R[row] += load.kv_tokens
+        self.affinity.sent(row, ask.prefix_hashes)
         self.refresh(row)
         return load
 
@@ -314,6 +348,13 @@ class ReplicaTable:
             if isinstance(value, np.ndarray):
                 setattr(self, name, np.concatenate([value, np.zeros_like(value)]))
         self.up += [None] * rows
+
+
+def held_tokens(up: ReplicaUp) -> int:
+    """Tokens that a replica caches, in HBM and in host memory."""
+    tiers = up.prefix_tiers
+    host = 0 if tiers is None else int(tiers.host_bytes // tiers.kv_bytes_per_token)
+    return up.kv_capacity_tokens + host
 
 
 def slots_of(up: ReplicaUp) -> int:

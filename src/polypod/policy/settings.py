@@ -1,5 +1,7 @@
 """What the policy is told once: the models it may serve and its limits. Part of every record's header."""
 
+from typing import Annotated
+
 import msgspec
 
 
@@ -9,6 +11,9 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     model: str
     context_tokens: int
     mean_output_tokens: float = 256.0  # expected of a request until the first ones have finished
+    block_tokens: Annotated[int, msgspec.Meta(ge=1)] = (
+        512  # of the prompt, that each of a request's prefix hashes stands for
+    )
 
 
 class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,6 +27,7 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `quarantine_deaths`: a request in flight at this many replica deaths is suspected of causing them.
     `breaker_failures` in a row take a replica out of routing for `breaker_open_s`; then one request at a time tries it, until
     one succeeds. `busy_pause_s` is how long a replica that says it is full, and not for how long, is left alone.
+    `prefix_blocks`, of each model, are remembered by where they were sent last; 0 lets the router take no notice of prefixes.
     """
 
     services: tuple[ServiceSettings, ...]
@@ -34,3 +40,4 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     breaker_failures: int = 3
     breaker_open_s: float = 5.0
     busy_pause_s: float = 1.0
+    prefix_blocks: Annotated[int, msgspec.Meta(ge=0)] = 131_072

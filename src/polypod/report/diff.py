@@ -158,14 +158,14 @@ def _spans_s(outcomes: Outcomes, block: Ints, blocks: int) -> Floats:
 
 
 def _scopes(a: _Side, b: _Side) -> Iterator[tuple[str, _Side, _Side]]:
-    """The whole run; each model where there are several, and each pool, that both have."""
+    """The whole run; each model and each pool that both have, where there are several."""
     yield "run", a, b
     models = [name for name in a.outcomes.models if name in b.outcomes.models]
     if len({*a.outcomes.models, *b.outcomes.models}) > 1:
         for model in models:
             yield f"model {model}", _of_model(a, model), _of_model(b, model)
     for pool in a.outcomes.pools:
-        if pool in b.outcomes.pools:
+        if pool in b.outcomes.pools and len({*a.outcomes.pools, *b.outcomes.pools}) > 1:
             yield f"pool {pool}", _of_pool(a, pool), _of_pool(b, pool)
 
 
@@ -177,10 +177,12 @@ def _of_model(side: _Side, model: str) -> _Side:
 
 
 def _of_pool(side: _Side, pool: str) -> _Side:
-    """The requests that were last at a replica of the pool."""
+    """The requests that were answered by the pool, or whose prompts it computed where it does nothing else."""
     outcomes = side.outcomes
     replicas = outcomes.of_pool(pool)
-    return _part(side, np.isin(outcomes.requests.decode_replica, replicas), replicas.tolist())
+    these = np.isin(outcomes.requests.decode_replica, replicas)
+    these |= np.isin(outcomes.served_at, replicas)
+    return _part(side, these, replicas.tolist())
 
 
 def _part(side: _Side, these: Bools, replicas: Sequence[int]) -> _Side:

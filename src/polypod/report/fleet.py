@@ -8,6 +8,7 @@ import msgspec
 from polypod import units
 from polypod.plan.compose_fleet import FleetAnswer
 from polypod.plan.fleet import Short, Used
+from polypod.plan.fleet_offers import MAXIMISED
 from polypod.plan.money import Running
 from polypod.plan.search import Question
 from polypod.plan.shapes import shape_band
@@ -30,6 +31,8 @@ def fleet_text(answer: FleetAnswer) -> str:
     unit = (
         "times what was asked"
         if _is_stretch(answer)
+        else "requests/s inside the limits"
+        if answer.objective == "goodput"
         else "requests/s"
         if _is_rate(answer)
         else {"cost": "USD an hour", "energy": "W with cooling"}.get(
@@ -76,7 +79,7 @@ def _is_stretch(answer: FleetAnswer) -> bool:
 
 
 def _is_rate(answer: FleetAnswer) -> bool:
-    return answer.objective == "throughput"
+    return answer.objective in MAXIMISED
 
 
 def _model(answer: FleetAnswer, m: int, question: Question) -> list[str]:
@@ -195,7 +198,8 @@ def short_text(short: Short, questions: tuple[Question, ...]) -> str:
         if question.rate_per_s is not None
     )
     idle = "".join(f"; island {name} serves nothing: {why}" for name, why in short.idle.items())
-    return f"this fleet serves {short.fraction:.1%} of every demand at once at most ({found}): lower the rates, relax the limits, or add cards{idle}"  # fmt: skip
+    against = "".join(f"; the demand and {rule} contradict each other here: without it the demand is met" for rule in short.against)  # fmt: skip
+    return f"this fleet serves {short.fraction:.1%} of every demand at once at most ({found}): lower the rates, relax the limits, or add cards{against}{idle}"  # fmt: skip
 
 
 def fleet_json(answer: FleetAnswer) -> dict[str, Any]:

@@ -146,6 +146,7 @@ class Outcomes:
     series: dict[tuple[str, str], Series] = field(
         default_factory=dict
     )  # by what it is of, and its name
+    begin_s: float = 0.0  # of its first event: a live record counts from when the machine started
     end_s: float = 0.0  # the last time the record speaks of
     retries: int = 0  # dispatches beyond each request's first
     is_whole: bool = False  # the record says that it ended
@@ -190,6 +191,16 @@ class Outcomes:
         if not len(ends_s):
             return 0.0
         return max(float(ends_s.max()) - float(self.requests.arrival_s.min()), 0.0)
+
+    @cached_property
+    def served_at(self) -> Ints:
+        """Where each request [N] counts beside its decode replica: the one that computed its prompt, where that does nothing else; -1: none."""
+        apart = np.array([one.role == "prefill" for one in self.replicas], dtype=bool)
+        where = self.requests.prefill_replica
+        known = where >= 0
+        found = np.full(len(where), -1, dtype=np.int64)
+        found[known] = np.where(apart[where[known]], where[known], -1)
+        return found
 
     def of_pool(self, pool: str) -> Ints:
         """Indices of a pool's replicas."""

@@ -223,7 +223,7 @@ def _with_measured(
     """Those that were measured take the place of those that were derived."""
     names = {one.name for one in outcomes.replicas}
     measured = {
-        (of, _RATES.get(name, name)): _sampled(name, series, edges_s)
+        (of, _RATES.get(name, name)): _sampled(name, series, edges_s, outcomes.begin_s)
         for (of, name), series in outcomes.series.items()
         if of not in names and (of, name) != (RUN, "end_s")
     }
@@ -263,11 +263,11 @@ _RATES: Final = {
 """What a count each second is called."""
 
 
-def _sampled(name: str, series: Series, edges_s: Floats) -> Floats:
+def _sampled(name: str, series: Series, edges_s: Floats, begin_s: float) -> Floats:
     if name in COUNTS:
-        return _each_second(series.at_s, series.value, edges_s)
+        return _each_second(series, series.value, edges_s, begin_s)
     if name in MEANS:
-        return _each_second(series.at_s, series.value * spans_s(series), edges_s)
+        return _each_second(series, series.value * spans_s(series, begin_s), edges_s, begin_s)
     which = np.maximum(np.searchsorted(edges_s, series.at_s, side="left") - 1, 0)
     ok = (series.at_s >= edges_s[0]) & (series.at_s <= edges_s[-1])
     counts = np.bincount(which[ok], minlength=len(edges_s) - 1)
@@ -277,14 +277,14 @@ def _sampled(name: str, series: Series, edges_s: Floats) -> Floats:
     return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), held))
 
 
-def spans_s(series: Series) -> Floats:
-    """How much time each sample is about: since the one before, and the first since the run's beginning at 0."""
-    return np.diff(series.at_s, prepend=min(0.0, float(series.at_s[0])))
+def spans_s(series: Series, begin_s: float) -> Floats:
+    """How much time each sample is about: since the one before, and the first since the run began."""
+    return np.diff(series.at_s, prepend=min(begin_s, float(series.at_s[0])))
 
 
-def _each_second(at_s: Floats, amount: Floats, edges_s: Floats) -> Floats:
+def _each_second(series: Series, amount: Floats, edges_s: Floats, begin_s: float) -> Floats:
     """What came in each interval over the time of it that samples are about; NaN where that is none."""
-    at_s = np.concatenate([[min(0.0, float(at_s[0]))], at_s])
+    at_s = np.concatenate([[min(begin_s, float(series.at_s[0]))], series.at_s])
     come = np.diff(np.interp(edges_s, at_s, np.concatenate([[0.0], np.cumsum(amount)])))
     covered_s = np.diff(np.clip(edges_s, at_s[0], at_s[-1]))
     rate = np.full(len(come), np.nan)
@@ -301,10 +301,10 @@ _SHOWN: Final = (
 
 def series_text(series: OverTime) -> str:
     """Sparklines, a line a curve, each from 0 to its own most; a dot is an interval of which nothing is known."""
-    since, until = (units.show(float(at_s), "s") for at_s in series.edges_s[[0, -1]])
+    since = units.show(float(series.edges_s[0]), "s")
     columns = min(len(series.edges_s) - 1, MOST_INTERVALS)
     lines = [
-        f"{since} to {until}, {len(series.edges_s) - 1} intervals of {units.show(series.width_s, 's')}"
+        f"from {since} on, {len(series.edges_s) - 1} intervals of {units.show(series.width_s, 's')}"
     ]
     for of in dict.fromkeys(curve.of for curve in series.curves):
         its = {curve.name: curve for curve in series.curves if curve.of == of}
@@ -335,7 +335,7 @@ def _coarser(values: Floats, columns: int) -> Floats:
 def _bars(values: Floats) -> str:
     """
     >>> _bars(np.array([0.0, 1.0, np.nan, 2.0]))
-    '▁▄·█'
+    '▁▅·█'
     """
     most = np.nanmax(np.nan_to_num(values)) or 1.0
     return "".join(

@@ -34,6 +34,7 @@ from polypod.report.outcomes import (
     Floats,
     Ints,
     Outcomes,
+    index_of,
 )
 from polypod.report.tables import WIDTH
 
@@ -193,19 +194,19 @@ def _moments(row: int, outcomes: Outcomes) -> tuple[Moment, ...]:
     arrival_s, first_s = float(requests.arrival_s[row]), float(requests.first_s[row])
     found = [(arrival_s, 0, "arrived")]
     found += [
-        (float(waits.begin_s[w]), 3, f"waits {units.show(float(waits.end_s[w] - waits.begin_s[w]), 's')}, {_why(row, float(waits.begin_s[w]), outcomes)}")
+        (float(waits.begin_s[w]), 2, f"waits {units.show(float(waits.end_s[w] - waits.begin_s[w]), 's')}, {_why(int(w), outcomes)}")
         for w in np.flatnonzero(waits.row == row)
     ]  # fmt: skip
     for s in np.flatnonzero(stays.row == row):
-        found.append((float(stays.begin_s[s]), 4, _placed(int(s), outcomes)))
+        found.append((float(stays.begin_s[s]), 3 + int(stays.role[s]), _placed(int(s), outcomes)))
         ending = int(stays.ending[s])
         name = outcomes.endings[ending] if ending >= 0 else "the record ends"
         if name not in ("finished", "arrived", "rejected", "gone"):
-            found.append((float(stays.end_s[s]), 2, name))
+            found.append((float(stays.end_s[s]), 1, name))
     if np.isfinite(first_s):
-        found.append((first_s, 1, "first token"))
+        found.append((first_s, 7, "first token"))
     if np.isfinite(requests.end_s[row]):
-        found.append((float(requests.end_s[row]), 5, _outcome(row, outcomes)))
+        found.append((float(requests.end_s[row]), 8, _outcome(row, outcomes)))
     return tuple(Moment(at_s=at_s, what=what) for at_s, _, what in sorted(found))
 
 
@@ -220,14 +221,19 @@ def _placed(stay: int, outcomes: Outcomes) -> str:
     return f"{what} to {name}{again}{said}"
 
 
-def _why(row: int, at_s: float, outcomes: Outcomes) -> str:
-    """Why a request that begins to wait then has no place: from what was up, and what was there."""
+def _why(wait: int, outcomes: Outcomes) -> str:
+    """Why a request that begins to wait then has no place: from what was up for what it waits for, and what was there."""
     requests, stays, waits = outcomes.requests, outcomes.stays, outcomes.waits
+    at_s, row = float(waits.begin_s[wait]), int(waits.row[wait])
     model = outcomes.models[int(requests.model[row])]
+    for_decode = _for_decode(outcomes)
+    wanted = "decode" if for_decode[wait] else "prefill"
     up = [
         n
         for n, one in enumerate(outcomes.replicas)
-        if one.model == model and any(since_s <= at_s < until_s for since_s, until_s in one.up)
+        if one.model == model
+        and one.role in (wanted, "both")
+        and any(since_s <= at_s < until_s for since_s, until_s in one.up)
     ]
     if not up:
         return f"no replica of {model} is up"
@@ -235,9 +241,18 @@ def _why(row: int, at_s: float, outcomes: Outcomes) -> str:
     running = int(np.sum(there & np.isin(stays.replica, up)))
     slots = sum(outcomes.replicas[n].slots for n in up)
     ahead = (waits.begin_s <= at_s) & (waits.end_s > at_s) & (waits.row != row)
+    ahead &= for_decode == for_decode[wait]
     waiting = int(np.sum(ahead & (requests.model[waits.row] == requests.model[row])))
     taken = f"{running:,} of {slots:,} slots on {len(up):,} replicas, {waiting:,} waiting"
     return f"no room: {taken}" if running >= slots else f"held back: {taken}"
+
+
+def _for_decode(outcomes: Outcomes) -> Bools:
+    """Whether each wait [W] is for a place to decode: it began when the request's prompt was computed."""
+    stays, waits = outcomes.stays, outcomes.waits
+    done = (stays.role == PREFILL) & (stays.ending == index_of(outcomes.endings, "prefilled"))
+    computed = stays.row[done] + 1j * stays.end_s[done]  # pairs, to be compared as one
+    return np.isin(waits.row + 1j * waits.begin_s, computed)
 
 
 def _under_way(row: int, outcomes: Outcomes) -> list[FaultSeen]:

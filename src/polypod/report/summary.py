@@ -79,7 +79,7 @@ class Share:
     name: str
     pool: str
     model: str
-    requests: int  # finished there
+    requests: int  # finished that were answered there, or whose prompts were computed there where it does nothing else
     output_tokens: int
     up_s: float
     busy_s: float | None  # None: the driver did not measure it
@@ -291,7 +291,8 @@ def _replicas(outcomes: Outcomes) -> tuple[Share, ...]:
     stays, n = outcomes.stays, len(outcomes.replicas)
     rows = np.flatnonzero(outcomes.finished & (outcomes.requests.decode_replica >= 0))
     where = outcomes.requests.decode_replica[rows]
-    counts = np.bincount(where, minlength=n)
+    prompts = outcomes.served_at[outcomes.finished]
+    counts = np.bincount(where, minlength=n) + np.bincount(prompts[prompts >= 0], minlength=n)
     tokens = np.bincount(where, weights=outcomes.requests.output_tokens[rows], minlength=n)
     stayed_s = stays.end_s - stays.begin_s
     held = stays.role != TRANSFER
@@ -382,8 +383,8 @@ def _power(outcomes: Outcomes) -> Power | None:
     drawn = list(outcomes.measured("watts").values())
     if not drawn:
         return None
-    joules = sum(float(np.sum(one.value * spans_s(one))) for one in drawn)
-    length_s = max(float(one.at_s[-1]) for one in drawn)
+    joules = sum(float(np.sum(one.value * spans_s(one, outcomes.begin_s))) for one in drawn)
+    length_s = max(float(one.at_s[-1]) for one in drawn) - outcomes.begin_s
     at_s = np.unique(np.concatenate([one.at_s for one in drawn]))
     watts = sum((_then(one, at_s) for one in drawn), np.zeros(len(at_s)))
     tokens = int(outcomes.requests.output_tokens.sum())
@@ -392,7 +393,7 @@ def _power(outcomes: Outcomes) -> Power | None:
         mean_w=joules / length_s if length_s > 0 else float(watts[-1]),
         most_w=float(watts.max()),
         joules_per_token=joules / tokens if tokens else None,
-        pue_ratio=_in_time(pues[0]) if len(pues) == 1 else None,
+        pue_ratio=_in_time(pues[0], outcomes.begin_s) if len(pues) == 1 else None,
         **_site(outcomes, tokens),
     )
 
@@ -403,9 +404,11 @@ def _site(outcomes: Outcomes, tokens: int) -> dict[str, float]:
     found = {}
     if len(sites) == 1:
         (site,) = sites.values()
-        found["site_mean_w"] = _in_time(site)
+        found["site_mean_w"] = _in_time(site, outcomes.begin_s)
         if tokens:
-            found["site_joules_per_token"] = float(np.sum(site.value * spans_s(site))) / tokens
+            found["site_joules_per_token"] = (
+                float(np.sum(site.value * spans_s(site, outcomes.begin_s))) / tokens
+            )
     if co2:
         kg = sum(float(one.value.sum()) for one in co2.values())
         found["co2_kg"] = kg
@@ -421,7 +424,7 @@ def _then(series: Series, at_s: Floats) -> Floats:
     return np.where(which <= last, series.value[np.minimum(which, last)], 0.0)
 
 
-def _in_time(series: Series) -> float:
-    lengths_s = spans_s(series)
+def _in_time(series: Series, begin_s: float) -> float:
+    lengths_s = spans_s(series, begin_s)
     whole_s = float(lengths_s.sum())
     return float(np.sum(series.value * lengths_s)) / whole_s if whole_s else float(series.value[-1])

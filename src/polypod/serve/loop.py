@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from polypod.errors import RunError
+from polypod.errors import InputError, RunError
 from polypod.policy.actions import (
     AnyAction,
     Cancel,
@@ -91,7 +91,13 @@ class Driver:
         self._takers.pop(request, None)
 
     def attach(self, up: ReplicaUp, endpoint: Endpoint) -> None:
-        """A replica is ready, and here it listens."""
+        """A replica is ready, and here it listens. Raises `InputError` for one of a single phase."""
+        if up.role != "both":
+            msg = (
+                f"replica {up.replica!r} has the role {up.role!r}, and serving drives prefill and decode only "
+                "together; give its pool the role 'both' in the plan"
+            )
+            raise InputError(msg)
         self._replicas[up.replica] = ReplicaState(
             replica=up.replica,
             epoch=up.epoch,

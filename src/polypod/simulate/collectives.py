@@ -271,12 +271,11 @@ def _classes(flows: _Flows, key_F: Ints) -> tuple[Ints, Ints]:
     """The coarsest classes of flows and of links such that each link has as many flows of a class as any other of its own."""
     class_F = _numbered(key_F, flows.weight_F, flows.latency_s_F)
     class_L = _numbered(flows.capacity_bytes_per_s_L)
-    weight_E = flows.weight_F[flows.flow_E].astype(np.uint64)
     known = (-1, -1)
     while known != (now := (int(class_F.max()), int(class_L.max()))):
         known = now
         sum_L = np.zeros(len(class_L), dtype=np.uint64)
-        np.add.at(sum_L, flows.link_E, _mixed(class_F)[flows.flow_E] * weight_E)
+        np.add.at(sum_L, flows.link_E, _mixed(class_F)[flows.flow_E])
         class_L = _numbered(class_L, sum_L)
         sum_F = np.zeros(len(class_F), dtype=np.uint64)
         np.add.at(sum_F, flows.flow_E, _mixed(class_L)[flows.link_E])

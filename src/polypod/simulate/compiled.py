@@ -5,6 +5,7 @@ The policy, the engines and the agenda are C over arrays (`native/`), so that a 
 """
 
 import ctypes
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
@@ -14,7 +15,7 @@ import numpy as np
 from polypod.errors import RunError
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.record import Line, Measure, Writer, ended
-from polypod.simulate.arriving import Arriving, Listed
+from polypod.simulate.arriving import Arriving, Block, Listed, Looped
 from polypod.simulate.changes import changes
 from polypod.simulate.native.build import library
 from polypod.simulate.native.layout import (
@@ -27,7 +28,7 @@ from polypod.simulate.native.layout import (
     encode,
 )
 from polypod.simulate.native.lines import Lines
-from polypod.simulate.run import MEASURES, Run, header
+from polypod.simulate.run import CACHE_MEASURES, MEASURES, Run, header
 from polypod.simulate.scenario import Scenario
 from polypod.simulate.trace import Arrival
 
@@ -72,10 +73,21 @@ class Core:
     def plan(self, rows: Rows) -> None:
         self._check(self._library.core_plan(self._core, rows.ctypes.data, len(rows)))
 
-    def feed(self, rows: Rows, *, is_last: bool) -> None:
-        """The next arrivals, in order of time; they are kept until the next block is fed."""
-        self._kept[1:] = [rows]
-        self._check(self._library.core_feed(self._core, rows.ctypes.data, len(rows), is_last))
+    def feed(self, block: Block) -> None:
+        """The next arrivals; they are kept until the next block is fed."""
+        self._kept[1:] = [block]
+        rows, hashes = block.rows.ctypes.data, block.hashes.ctypes.data
+        self._check(
+            self._library.core_feed(self._core, rows, hashes, len(block.rows), block.is_last)
+        )
+
+    def feed_loop(self, block: Block, users: int, end_s: float) -> None:
+        """All requests of a closed loop."""
+        self._kept[1:] = [block]
+        rows, hashes = block.rows.ctypes.data, block.hashes.ctypes.data
+        self._check(
+            self._library.core_loop(self._core, rows, hashes, len(block.rows), users, end_s)
+        )
 
     def run(self, entries: int = TURN) -> int:
         """Play on; whether it is done, wants arrivals, or was paused after so many entries."""
@@ -101,8 +113,8 @@ class Core:
         return Progress(now_s=now_s.value, events=events.value, live=live.value)
 
     def totals(self, replica: int) -> list[float]:
-        """`MEASURES` of one replica; asked once, at the end."""
-        values = (ctypes.c_double * len(MEASURES))()
+        """`MEASURES` and `CACHE_MEASURES` of one replica; asked once, at the end."""
+        values = (ctypes.c_double * (len(MEASURES) + len(CACHE_MEASURES)))()
         self._library.core_totals(self._core, replica, values)
         return list(values)
 
@@ -146,6 +158,7 @@ class Session:
         self.is_done = False
         self.arriving = arriving
         self._asked: dict[int, Arrival] = {}  # requests in the record that have not ended
+        self._measures = MEASURES + (CACHE_MEASURES if scenario.block_tokens else ())
         self._core = Core(self.encoded)
         self._core.plan(rows)
         self._feed()
@@ -173,12 +186,17 @@ class Session:
     def totals(self) -> Iterator[Measure]:
         """What every replica did, up to where the run is; asked once, at the end."""
         for number, name in enumerate(self.encoded.names):
-            for what, value in zip(MEASURES, self._core.totals(number), strict=True):
+            for what, value in zip(self._measures, self._core.totals(number), strict=False):
                 yield Measure(at_s=self.progress.now_s, of=name, name=what, value=value)
 
     def _feed(self) -> None:
-        rows, is_last = self.arriving.block(self.encoded.models)
-        self._core.feed(rows, is_last=is_last)
+        block = self.arriving.block(self.encoded.models)
+        if isinstance(self.arriving, Looped):
+            loop = self.arriving.loop
+            end_s = math.inf if loop.duration_s is None else loop.duration_s
+            self._core.feed_loop(block, loop.num_first, end_s)
+        else:
+            self._core.feed(block)
 
     def _asked_of(self, request: int) -> Arrival:
         asked = self._asked.get(request)
@@ -196,7 +214,8 @@ def play_compiled(scenario: Scenario, file: BinaryIO | None = None) -> Run:
     """Play the scenario to its end, as `run.play` does. Raises `RunError` where the core cannot be compiled."""
     lines: list[Line] = []
     write = lines.append if file is None else Writer(file).write
-    session = Session(scenario, Listed(scenario.trace))
+    arriving = Listed(scenario.trace) if scenario.loop is None else Looped(scenario.loop)
+    session = Session(scenario, arriving)
     write(header(scenario))
     for note in scenario.notes:
         write(note)
@@ -235,7 +254,8 @@ def _declared(core: ctypes.CDLL) -> ctypes.CDLL:
         "core_new": (pointer, [pointer] * 8),
         "core_free": (None, [pointer]),
         "core_plan": (ctypes.c_int, [pointer, pointer, whole]),
-        "core_feed": (ctypes.c_int, [pointer, pointer, whole, whole]),
+        "core_feed": (ctypes.c_int, [pointer, pointer, pointer, whole, whole]),
+        "core_loop": (ctypes.c_int, [pointer, pointer, pointer, whole, whole, ctypes.c_double]),
         "core_run": (ctypes.c_int, [pointer, whole]),
         "core_entries": (whole, [pointer, pointer]),
         "core_rows": (whole, [pointer, pointer]),

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from polypod.engine import EngineLimits, Progress, ReplicaEmulation
+from polypod.engine.imbalance import Imbalance
+from polypod.engine.prefix import PrefixCache, RemoteStore
 from polypod.engine.replica import PLAIN, Glimpse
 from polypod.policy.actions import Decode, Dispatch, Prefill
 from polypod.policy.events import ReplicaDown, ReplicaUp
@@ -26,11 +28,16 @@ class Engine:
 
 @dataclass(slots=True)
 class Totals:
-    """What a replica did, over all its starts."""
+    """What a replica did, over all its starts. Prompt tokens that it found cached, by tier, and tokens that were evicted from its own tiers."""
 
     busy_s: float = 0.0
     computed_tokens: int = 0
     preemptions: int = 0
+    found_hbm_tokens: int = 0
+    found_host_tokens: int = 0
+    found_remote_tokens: int = 0
+    evicted_hbm_tokens: int = 0
+    evicted_host_tokens: int = 0
     prompt_busy_s: float = 0.0
     prompt_tokens: int = 0
     output_tokens: float = 0.0
@@ -43,12 +50,53 @@ class Totals:
         self.busy_s += emulation.busy_s
         self.computed_tokens += emulation.computed_tokens
         self.preemptions += emulation.preemptions
+        if emulation.prefix is not None:
+            self._add_cache(emulation.prefix)
+
+    def _add_cache(self, prefix: PrefixCache) -> None:
+        hbm, host, remote = (prefix.block_tokens * int(found) for found in prefix.found_K)
+        self.found_hbm_tokens += hbm
+        self.found_host_tokens += host
+        self.found_remote_tokens += remote
+        self.evicted_hbm_tokens += prefix.block_tokens * prefix.evicted_blocks(0)
+        self.evicted_host_tokens += prefix.block_tokens * prefix.evicted_blocks(1)
+
+
+class Caches:
+    """Prefix caches for starting replicas: each begins empty, but for the remote store of its pool."""
+
+    def __init__(self, block_tokens: Mapping[str, int]) -> None:
+        self._block_tokens = block_tokens
+        self._remotes: dict[tuple[str, str], RemoteStore] = {}
+
+    def start(self, up: ReplicaUp) -> PrefixCache | None:
+        """The replica's cache; none where the blocks of its model's prompts are not known."""
+        block_tokens, tiers = self._block_tokens.get(up.model), up.prefix_tiers
+        if block_tokens is None:
+            return None
+        remote = None
+        if tiers is not None and tiers.remote_bytes:
+            pool = (up.model, up.pool)
+            remote = self._remotes.setdefault(pool, RemoteStore(tiers, block_tokens))
+        ranks = up.step_time.data_ranks
+        return PrefixCache(block_tokens=block_tokens, ranks=ranks, settings=tiers, remote=remote)
 
 
 class Engines:
     """An engine knows a start by its ticket, a number used once: a request may come back to where it was."""
 
-    def __init__(self, replicas: Sequence[ReplicaUp], slowdowns: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        replicas: Sequence[ReplicaUp],
+        slowdowns: Mapping[str, float],
+        *,
+        seed: int = 0,
+        block_tokens: Mapping[str, int] | None = None,
+    ) -> None:
+        """`block_tokens` by model turns prefix caches on; draws of expert imbalance are of the seed and the replica's place among `replicas`."""
+        self._seed = seed
+        self._numbers = {up.replica: number for number, up in enumerate(replicas)}
+        self._caches = Caches(block_tokens or {})
         self._factors = dict(slowdowns)
         self._caps: dict[str, float] = {}
         self._engines: dict[str, Engine] = {}
@@ -70,7 +118,17 @@ class Engines:
                 kv_capacity_tokens=event.kv_capacity_tokens,
                 behaviour=event.engine or PLAIN,
             )
-            emulation = ReplicaEmulation(event.step_time, limits)
+            emulation = ReplicaEmulation(
+                event.step_time,
+                limits,
+                prefix=self._caches.start(event),
+                imbalance=Imbalance(
+                    cv=event.expert_imbalance_cv,
+                    seed=self._seed,
+                    replica=self._numbers[event.replica],
+                    epoch=event.epoch,
+                ),
+            )
             self._engines[event.replica] = Engine(event, emulation)
             self._set_speed(event.replica, event.at_s)
 
@@ -96,13 +154,22 @@ class Engines:
         """Hand a request to its engine, which is returned. Raises `ValueError` for one that the engine cannot hold."""
         engine = self._engines[start.replica]
         self._last_ticket += 1
-        ticket, prompt_tokens = self._last_ticket, arrival.input_tokens
+        ticket, prompt_tokens, emulation = self._last_ticket, arrival.input_tokens, engine.emulation
+        answer, hashes = output_tokens(arrival, engine.up), arrival.prefix_hashes
         if isinstance(start, Prefill):
-            engine.emulation.prefill(now_s, request=ticket, prompt_tokens=prompt_tokens)
+            emulation.prefill(now_s, request=ticket, prompt_tokens=prompt_tokens, hashes=hashes)
+        elif isinstance(start, Dispatch):
+            emulation.submit(
+                now_s,
+                request=ticket,
+                prompt_tokens=prompt_tokens,
+                output_tokens=answer,
+                hashes=hashes,
+            )
         else:
-            hand = engine.emulation.submit if isinstance(start, Dispatch) else engine.emulation.decode  # fmt: skip
-            answer = output_tokens(arrival, engine.up)
-            hand(now_s, request=ticket, prompt_tokens=prompt_tokens, output_tokens=answer)
+            emulation.decode(
+                now_s, request=ticket, prompt_tokens=prompt_tokens, output_tokens=answer
+            )
         engine.starts[ticket] = start
         self._tickets[start.request] = (engine, ticket)
         return engine

@@ -8,7 +8,7 @@ import hashlib
 import heapq
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import BinaryIO, Final
 
@@ -46,7 +46,7 @@ from polypod.simulate.changes import changes
 from polypod.simulate.engines import Engine, Engines, Start, output_tokens
 from polypod.simulate.sampler import Sampler
 from polypod.simulate.scenario import Fault, Scenario
-from polypod.simulate.trace import Arrival, arrived
+from polypod.simulate.trace import Arrival, arrivals, arrived
 from polypod.simulate.transfers import Transfers
 
 
@@ -90,13 +90,20 @@ class _Driver:
         self._scenario = scenario
         self._write = write
         self._policy = Policy(scenario.settings, seed=scenario.seed)
-        self._engines = Engines(scenario.replicas, scenario.slowdowns)
+        self._block_tokens = scenario.block_tokens
+        self._engines = Engines(
+            scenario.replicas,
+            scenario.slowdowns,
+            seed=scenario.seed,
+            block_tokens=self._block_tokens,
+        )
         self._transfers = Transfers()
         self._transfers_due_s = math.inf
         self._on_the_way: dict[int, TransferKv] = {}
         self._token_bytes = {up.replica: up.kv_token_bytes for up in scenario.replicas}
         self._agenda: list[tuple[float, _Kind, int, _Item]] = []
         self._entries = 0
+        self._sent = 0
         self._arrivals: Iterator[tuple[int, Arrival]] = iter(())
         self._asked: dict[int, Arrival] = {}  # requests that have not ended
         watch = scenario.watch
@@ -107,9 +114,7 @@ class _Driver:
         for note in self._scenario.notes:
             self._write(note)
         self._plan_replicas()
-        trace = sorted(self._scenario.trace, key=lambda arrival: arrival.at_s)
-        self._arrivals = enumerate(trace, start=1)
-        self._plan_arrival()
+        self._plan_first()
         while self._agenda:
             at_s, kind, _, item = self._agenda[0]
             if self._is_over(at_s, kind, item):
@@ -123,7 +128,7 @@ class _Driver:
         if self._sampler is not None and self._sampler.last_s < self.now_s:
             self._sample(self._sampler, self.now_s)
         for replica, totals in self._engines.totals().items():
-            for name in MEASURES:
+            for name in MEASURES + (CACHE_MEASURES if self._block_tokens else ()):
                 value = float(getattr(totals, name))
                 self._write(Measure(at_s=self.now_s, of=replica, name=name, value=value))
         self._write(ended(self.now_s))
@@ -148,11 +153,12 @@ class _Driver:
         if isinstance(item, Transfers):
             self._hand_over()
             return
-        if kind == _Kind.ARRIVAL:
+        if kind == _Kind.ARRIVAL and self._scenario.loop is None:
             self._plan_arrival()
         self._tell(item)
         if isinstance(item, ClientGone):
             del self._asked[item.request]
+            self._plan_after_end()
 
     def _sample(self, sampler: Sampler, at_s: float) -> None:
         for line in sampler.lines(at_s, self._policy.queues()):
@@ -177,12 +183,35 @@ class _Driver:
         for at_s, change in changes(self._scenario):
             self._plan(at_s, _Kind.EVENT, change)
 
-    def _plan_arrival(self) -> None:
+    def _plan_first(self) -> None:
+        """The first arrival; of a closed loop the first of every user."""
+        loop = self._scenario.loop
+        if loop is None:
+            trace = sorted(self._scenario.trace, key=lambda arrival: arrival.at_s)
+            self._arrivals = enumerate(trace, start=1)
+            self._plan_arrival()
+            return
+        model = self._scenario.settings.services[0].model
+        self._arrivals = enumerate(arrivals(loop.trace, model), start=1)
+        for _ in range(loop.num_first):
+            self._plan_arrival(0.0)
+
+    def _plan_after_end(self) -> None:
+        """A request has ended: of a closed loop, its user's next one."""
+        loop = self._scenario.loop
+        at_s = None if loop is None else loop.next_s(self._sent, self.now_s)
+        if at_s is not None:
+            self._plan_arrival(at_s)
+
+    def _plan_arrival(self, at_s: float | None = None) -> None:
+        """The next arrival, when it says, or when it is told here."""
         request, arrival = next(self._arrivals, (0, None))
         if arrival is None:
             return
+        arrival = arrival if at_s is None else replace(arrival, at_s=at_s)
+        self._sent += 1
         self._asked[request] = arrival
-        event = arrived(request, arrival)
+        event = arrived(request, arrival, self._block_tokens.get(arrival.model))
         self._plan(arrival.at_s, _Kind.ARRIVAL, event)
         if arrival.patience_s is not None:
             gone_s = arrival.at_s + arrival.patience_s
@@ -218,6 +247,8 @@ class _Driver:
         engine.due_s = math.inf
         for progress, start in self._engines.advance(engine, self.now_s):
             self._tell(self._word(engine, progress, start))
+            if progress.kind == "finished":
+                self._plan_after_end()
         self._plan_engine(engine)
 
     def _hand_over(self) -> None:
@@ -280,6 +311,7 @@ class _Driver:
             case Reject():
                 self._stop(action.request)
                 del self._asked[action.request]
+                self._plan_after_end()
             case WakeAt():
                 at_s = max(action.at_s, self.now_s)
                 self._plan(at_s, _Kind.TIMER, Woke(at_s=at_s))
@@ -329,6 +361,11 @@ class _Driver:
 MEASURES: Final = ("busy_s", "computed_tokens", "preemptions")
 """Of every replica, over all its starts, as of the run's end."""
 
+CACHE_MEASURES: Final = (
+    "found_hbm_tokens", "found_host_tokens", "found_remote_tokens", "evicted_hbm_tokens", "evicted_host_tokens"
+)  # fmt: skip
+"""Only where requests come with hashes."""
+
 
 def header(scenario: Scenario, share: float = 1.0) -> Header:
     """What the run is made from."""
@@ -339,10 +376,15 @@ def header(scenario: Scenario, share: float = 1.0) -> Header:
         policy=scenario.settings,
         plan=plan,
         plan_sha256=None if plan is None else sha256(plan),
-        trace_sha256=scenario.trace_sha256 or sha256(scenario.trace),
+        trace_sha256=scenario.trace_sha256 or _trace_sha256(scenario),
         seed=scenario.seed,
         sample=None if share == 1.0 else share,
     )
+
+
+def _trace_sha256(scenario: Scenario) -> str:
+    loop = scenario.loop
+    return sha256(scenario.trace) if loop is None else loop.sha256
 
 
 def sha256(value: object) -> str:

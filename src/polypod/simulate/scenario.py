@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
 from polypod.errors import InputError, nearest_names
@@ -11,6 +12,7 @@ from polypod.policy.settings import PolicySettings
 from polypod.record import FaultNote
 from polypod.simulate.series import Watch, check_caps
 from polypod.simulate.trace import Arrival
+from polypod.workload.traffic_loop import ClosedLoop
 
 FaultKind = Literal["down", "up", "speed", "hang", "link"]
 FAULT_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
@@ -46,7 +48,7 @@ class Fault:
             raise InputError(msg)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Scenario:
     """All that a run depends on: the same scenario gives the same record, byte for byte.
 
@@ -66,7 +68,22 @@ class Scenario:
     trace_sha256: str | None = (
         None  # of what the arrivals were made from, where they are not here; told in the record
     )
+    loop: ClosedLoop | None = None  # users who send when they are answered, in place of the trace
+    is_hashed: bool | None = (
+        None  # whether requests come with hashes of their blocks; None: as the trace has it
+    )
     plan: dict[str, Any] | None = None  # where the replicas come from; only told in the record
+
+    @cached_property
+    def block_tokens(self) -> dict[str, int]:
+        """Tokens of a block, by model, of models whose requests come with hashes of their blocks."""
+        if self.is_hashed is not None:
+            hashed = {one.model for one in self.settings.services} if self.is_hashed else set()
+        else:
+            hashed = {arrival.model for arrival in self.trace if arrival.prefix_hashes}
+        return {
+            one.model: one.block_tokens for one in self.settings.services if one.model in hashed
+        }
 
     def __post_init__(self) -> None:
         names = [up.replica for up in self.replicas]

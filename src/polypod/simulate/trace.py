@@ -11,7 +11,8 @@ from polypod.workload.traffic import Trace
 class Arrival:
     """A request to be. `output_tokens` is what the answer will have: the driver knows, the policy does not.
 
-    `prefix_hashes` are of the prompt's blocks, first block first, each of its block and all before it.
+    `prefix_hashes` are of the prompt's blocks, first block first, each of its block and all before it; those past the prompt's full blocks are of blocks
+    that the answer fills.
     """
 
     at_s: float
@@ -80,8 +81,9 @@ def one_arrival(trace: Trace, at: int, model: str) -> Arrival:
     )
 
 
-def arrived(request: int, arrival: Arrival) -> RequestArrived:
-    """The arrival as the policy hears of it."""
+def arrived(request: int, arrival: Arrival, block_tokens: int | None = None) -> RequestArrived:
+    """The arrival as the policy hears of it, with the hashes of the prompt's full blocks where it is known how large they are."""
+    blocks = 0 if block_tokens is None else arrival.input_tokens // block_tokens
     return RequestArrived(
         at_s=arrival.at_s,
         request=request,
@@ -90,4 +92,5 @@ def arrived(request: int, arrival: Arrival) -> RequestArrived:
         max_output_tokens=arrival.max_output_tokens,
         tenant=arrival.tenant,
         priority=arrival.priority,
+        prefix_hashes=arrival.prefix_hashes[:blocks],
     )

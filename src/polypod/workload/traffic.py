@@ -45,6 +45,14 @@ class Traffic:
         """About how long its arrivals go on, in seconds."""
         return self.source.expected_s
 
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of the prompt that each of its hashes stands for; 0 where prompts have none."""
+        source = self.source
+        if isinstance(source, Replay):
+            return source.trace.block_tokens
+        return 0 if source.turns is None else source.turns.block_tokens
+
 
 def blocks(traffic: Traffic, block_requests: int = 65_536) -> Iterator[Trace]:
     """All requests in the order in which they arrive, in blocks of this many, the last one shorter."""

@@ -3,6 +3,7 @@
 What is asked does not depend on who asks: the k-th request that is sent has the k-th lengths, so a driver needs a counter and no more.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +38,16 @@ class ClosedLoop:
                 f"{len(self.think_s)} times to think for {len(self.trace)} requests; give one each"
             )
             raise InputError(msg)
+
+    @property
+    def sha256(self) -> str:
+        """The same for the same users and requests."""
+        trace = self.trace
+        arrays = (self.think_s, trace.input_tokens, trace.output_tokens, trace.model, trace.block_hashes)  # fmt: skip
+        found = hashlib.sha256(repr((self.users, self.duration_s, trace.models)).encode())
+        for array in arrays:
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
 
     @property
     def num_first(self) -> int:

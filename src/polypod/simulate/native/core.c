@@ -6,6 +6,7 @@
 #include "types.h"
 #include "memory.h"
 #include "step.h"
+#include "prefix.h"
 #include "engine.h"
 #include "router.h"
 #include "pairing.h"
@@ -16,7 +17,7 @@
 
 enum { RUN_DONE, RUN_WANTS_ARRIVALS, RUN_PAUSED, RUN_NO_MEMORY };
 
-static void make_table(Core *core, Table *table, i64 rows) {
+static void make_table(Core *core, Table *table, i64 rows, const ServiceSpec *spec) {
     i64 **whole[] = {
         &table->in_flight, &table->slots, &table->limit_tokens, &table->prompts, &table->requests, &table->kind, &table->held, &table->moving,
     };
@@ -28,9 +29,34 @@ static void make_table(Core *core, Table *table, i64 rows) {
     table->member = zeroed(core, rows, sizeof *table->member);
     table->able = zeroed(core, rows, sizeof *table->able);
     table->closed = zeroed(core, rows, sizeof *table->closed);
+    table->affinity.words = (rows + 63) / 64;
+    table->cached = zeroed(core, 64 * table->affinity.words, sizeof *table->cached);
+    table->bits = zeroed(core, table->affinity.words, sizeof *table->bits);
+    table->affinity.block_tokens = spec->block_tokens;
+    table->affinity.most_blocks = core->settings.prefix_blocks;
+    make_store(core, &table->affinity.store, 1);
+    table->affinity.store.lists[0] = (BlockList){.oldest = NONE, .newest = NONE, .capacity = NONE};
     for (i64 row = 0; row < rows; row++) table->member[row] = NONE;
     for (size_t one = 0; one < sizeof whole / sizeof *whole; one++) *whole[one] = zeroed(core, rows, sizeof(i64));
     for (size_t one = 0; one < sizeof real / sizeof *real; one++) *real[one] = zeroed(core, rows, sizeof(double));
+}
+
+static void make_prefix(Core *core, Engine *engine, const ServiceSpec *service) {
+    const ReplicaSpec *spec = engine->spec;
+    Prefix *prefix = &engine->prefix;
+    if (!service->is_hashed) return;
+    *prefix = (Prefix){
+        .block_tokens = service->block_tokens, .has_host = spec->host_blocks > 0, .block_bytes = spec->block_bytes,
+        .host_bytes_per_s = spec->host_bytes_per_s, .remote_bytes_per_s = spec->remote_bytes_per_s, .remote_latency_s = spec->remote_latency_s,
+    };
+    make_store(core, &prefix->store, 2 * engine->kind->data_ranks);
+    for (i64 cache = 0; cache < prefix->store.caches; cache++)
+        prefix->store.lists[cache] = (BlockList){.oldest = NONE, .newest = NONE, .capacity = cache % 2 ? spec->host_blocks : NONE};
+    if (spec->remote == NONE) return;
+    prefix->remote = &core->remotes[spec->remote];
+    if (prefix->remote->caches) return; /* another replica of the pool has made it */
+    make_store(core, prefix->remote, 1);
+    prefix->remote->lists[0] = (BlockList){.oldest = NONE, .newest = NONE, .capacity = spec->remote_blocks};
 }
 
 static void make(Core *core, const ServiceSpec *services) {
@@ -43,6 +69,7 @@ static void make(Core *core, const ServiceSpec *services) {
     core->kind_steps = zeroed(core, core->settings.kinds, sizeof *core->kind_steps);
     core->slowdowns = zeroed(core, core->settings.caps, sizeof *core->slowdowns);
     for (i64 c = 0; c < core->settings.caps; c++) core->slowdowns[c] = 1.0;
+    core->remotes = zeroed(core, core->settings.remotes, sizeof *core->remotes);
     core->links = zeroed(core, replicas, sizeof *core->links);
     core->transfers_due_s = INFINITY;
     for (i64 r = 0; r < replicas; r++) {
@@ -52,6 +79,7 @@ static void make(Core *core, const ServiceSpec *services) {
         core->engine[r].due_s = INFINITY;
         core->engine[r].slowdown = core->engine[r].factor = core->replicas[r].slowdown;
         core->engine[r].cap_slowdown = 1.0;
+        make_prefix(core, &core->engine[r], &services[core->replicas[r].model]);
         core->member[r].aboard_head = core->member[r].aboard_tail = NONE;
     }
     for (i64 m = 0; m < core->settings.models; m++) {
@@ -63,7 +91,7 @@ static void make(Core *core, const ServiceSpec *services) {
         service->mean_output_tokens = services[m].mean_output_tokens;
         service->finish_gap_s = service->last_finish_s = NAN;
         service->queue.head = service->queue.tail = service->held.head = service->held.tail = NONE;
-        for (int role = 0; role < ROLES; role++) make_table(core, &service->tables[role], rows[role]);
+        for (int role = 0; role < ROLES; role++) make_table(core, &service->tables[role], rows[role], &services[m]);
     }
 }
 
@@ -72,9 +100,10 @@ static void free_table(Table *table) {
         table->member, table->able, table->closed, table->in_flight, table->slots, table->limit_tokens, table->prompts, table->requests,
         table->kind, table->held, table->moving, table->prompts_s, table->prompts_end_s, table->prompt_share, table->kv_tokens,
         table->kv_capacity, table->kv_read_s, table->attend_s, table->decode_s, table->prompt_factor, table->decode_factor, table->finish_s,
-        table->first_s, table->token_s,
+        table->first_s, table->token_s, table->cached, table->bits, table->affinity.rows,
     };
     for (size_t one = 0; one < sizeof columns / sizeof *columns; one++) free(columns[one]);
+    free_store(&table->affinity.store);
 }
 
 void core_free(Core *core) {
@@ -90,10 +119,14 @@ void core_free(Core *core) {
         free(core->engine[r].heap);
         free(core->engine[r].cancelled);
         free(core->engine[r].told);
+        free_store(&core->engine[r].prefix.store);
         if (core->links != NULL) free(core->links[r].requests);
     }
+    for (i64 r = 0; core->remotes != NULL && r < core->settings.remotes; r++) free_store(&core->remotes[r]);
+    for (i32 slot = 0; slot < core->request_room; slot++) drop_hashes(core->request[slot].hashes);
+    for (i32 slot = 0; slot < core->sequence_room; slot++) drop_hashes(core->sequence[slot].hashes);
     void *arrays[] = {
-        core->request, core->sequence, core->service, core->member, core->engine, core->agenda, core->wakes, core->kind_prompt_s,
+        core->remotes, core->request, core->sequence, core->service, core->member, core->engine, core->agenda, core->wakes, core->kind_prompt_s,
         core->kind_steps, core->progress, core->log, core->outcomes,
         core->rows, core->slowdowns, core->links, core->transfers, core->arrived,
     };
@@ -133,14 +166,28 @@ int core_plan(Core *core, const Change *changes, i64 count) {
 }
 
 /* The next block of arrivals, in order of time; it must outlive its reading. The first is planned at once where none was before. */
-int core_feed(Core *core, const Arrival *arrivals, i64 count, i64 is_last) {
+int core_feed(Core *core, const Arrival *arrivals, const i64 *hashes, i64 count, i64 is_last) {
     if (setjmp(core->no_memory)) return RUN_NO_MEMORY;
     int is_first = core->arrivals == NULL;
     core->arrivals = arrivals;
+    core->hashes = hashes;
     core->arrivals_count = count;
     core->arrivals_at = 0;
     core->is_last_block = is_last;
     if (is_first) plan_arrival(core);
+    return RUN_DONE;
+}
+
+/* All requests of a closed loop in the order they are sent, their times those to think since another ended; so many users begin at time 0, and nothing is
+   sent from the end on. */
+int core_loop(Core *core, const Arrival *arrivals, const i64 *hashes, i64 count, i64 users, double end_s) {
+    if (setjmp(core->no_memory)) return RUN_NO_MEMORY;
+    core->arrivals = arrivals;
+    core->hashes = hashes;
+    core->arrivals_count = count;
+    core->is_last_block = core->is_loop = 1;
+    core->loop_end_s = end_s;
+    for (i64 user = 0; user < users; user++) plan_arrival_at(core, 0.0);
     return RUN_DONE;
 }
 
@@ -195,11 +242,14 @@ void core_now(const Core *core, double *now_s, i64 *events, i64 *live) {
     *live = core->live;
 }
 
-/* Of one replica over all its starts: busy seconds, tokens computed, preemptions. Asked once, at the end. */
+/* Of one replica over all its starts: busy seconds, tokens computed, preemptions; prompt tokens found cached in each of three tiers, and tokens
+   evicted from the first two. Asked once, at the end. */
 void core_totals(Core *core, i64 replica, double *totals) {
     Engine *engine = &core->engine[replica];
     if (engine->is_up) add_totals(engine);
     totals[0] = engine->total_busy_s;
     totals[1] = (double)engine->total_computed_tokens;
     totals[2] = (double)engine->total_preemptions;
+    for (int tier = 0; tier < 3; tier++) totals[3 + tier] = (double)(engine->total_found[tier] * engine->prefix.block_tokens);
+    for (int tier = 0; tier < 2; tier++) totals[6 + tier] = (double)(engine->total_evicted[tier] * engine->prefix.block_tokens);
 }

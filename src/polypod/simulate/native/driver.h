@@ -49,21 +49,38 @@ static void plan_transfers(Core *core) {
     }
 }
 
-static void plan_arrival(Core *core) {
-    if (core->arrivals_at == core->arrivals_count) return;
+static void plan_arrival_at(Core *core, double at_s) {
     const Arrival *asked = &core->arrivals[core->arrivals_at++];
     i32 slot = new_request(core);
     Request *request = &core->request[slot];
     memset(request, 0, sizeof *request);
     request->id = ++core->requests_planned;
     request->asked = *asked;
+    request->asked.at_s = at_s;
     request->first_token_s = request->prefilled_s = request->placed_s = NAN;
     request->place.load.first_s = NAN;
     request->place.replica = request->source.replica = request->sequence = request->prefill_replica = NONE;
+    if (asked->hashes) {
+        request->hashes = grown(core, NULL, 1, sizeof *request->hashes + (size_t)asked->hashes * sizeof(i64));
+        request->hashes->owners = 1;
+        request->hashes->count = asked->hashes;
+        memcpy(request->hashes->keys, core->hashes + asked->first_hash, (size_t)asked->hashes * sizeof(i64));
+    }
     core->asked++;
-    plan(core, asked->at_s, K_ARRIVAL, (Agendum){.word = W_ARRIVED, .a = slot, .b = request->id});
+    plan(core, at_s, K_ARRIVAL, (Agendum){.word = W_ARRIVED, .a = slot, .b = request->id});
     if (asked->patience_s < INFINITY)
-        plan(core, asked->at_s + asked->patience_s, K_TIMER, (Agendum){.word = W_GONE, .a = slot, .b = request->id});
+        plan(core, at_s + asked->patience_s, K_TIMER, (Agendum){.word = W_GONE, .a = slot, .b = request->id});
+}
+
+static void plan_arrival(Core *core) {
+    if (core->arrivals_at < core->arrivals_count) plan_arrival_at(core, core->arrivals[core->arrivals_at].at_s);
+}
+
+/* A request has ended: of a closed loop, its user's next one. */
+static void plan_after_end(Core *core) {
+    if (!core->is_loop || core->arrivals_at == core->arrivals_count) return;
+    double at_s = core->now_s + core->arrivals[core->arrivals_at].at_s;
+    if (at_s < core->loop_end_s) plan_arrival_at(core, at_s);
 }
 
 static void write_outcome(Core *core, const Request *request, i64 status, i64 output_tokens) {
@@ -82,6 +99,7 @@ static void forget(Core *core, i32 slot, i64 status, i64 output_tokens) {
     write_outcome(core, &core->request[slot], status, output_tokens);
     free_request(core, slot);
     core->asked--;
+    plan_after_end(core);
 }
 
 enum { ENDED_WELL = 0, ENDED_GONE = 1000, NOT_ENDED = 1001 };
@@ -133,6 +151,7 @@ static void submit(Core *core, i32 slot, i64 word) {
         .ticket = ticket, .prompt_tokens = prompt, .output_tokens = answer, .finish_step = -1, .request = slot, .replica = replica,
         .rank = NONE, .prev = NONE, .next = NONE, .chunk_next = NONE, .heap_at = NONE, .state = S_WAITING,
         .ends_at_first = word == W_PREFILL, .has_cache = word == W_DECODE,
+        .hashes = word == W_DECODE || !engine->prefix.block_tokens ? NULL : share_hashes(request->hashes),
     };
     request->sequence = one;
     engine_submit(core, engine, one, core->now_s);
@@ -315,7 +334,7 @@ static void play(Core *core, const Agendum *item) {
     case W_ENGINE: advance(core, slot); return;
     case W_TRANSFERS: arrive(core); return;
     case W_ARRIVED:
-        plan_arrival(core);
+        if (!core->is_loop) plan_arrival(core);
         begin_step(core, W_ARRIVED, item->b);
         on_arrived(core, slot);
         end_step(core);

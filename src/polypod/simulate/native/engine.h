@@ -95,6 +95,83 @@ static double next_s(const Engine *engine) {
     return engine->segment.is_running ? after_s(&engine->segment, engine->segment.steps) : INFINITY;
 }
 
+/* numpy's floor division of positive divisors. */
+static double floor_divided(double value, double divisor) {
+    double mod = fmod(value, divisor), div = (value - mod) / divisor;
+    if (mod != 0.0 && mod < 0.0) div -= 1.0;
+    if (div == 0.0) return 0.0;
+    double whole = floor(div);
+    return div - whole > 0.5 ? whole + 1.0 : whole;
+}
+
+/* ---- blocks that are cached: engine/replica.py's */
+
+static void count_shared(Engine *engine, i32 rank) {
+    engine->ranks[rank].kv_limit = engine->rank_kv_capacity + shared_tokens(&engine->prefix, rank);
+}
+
+/* Full blocks of its prompt that may be found; the last token is computed in any case. */
+static i64 prompt_blocks(const Engine *engine, const Sequence *sequence) {
+    if (sequence->hashes == NULL) return 0;
+    i64 most = (sequence->prompt_tokens - 1) / engine->prefix.block_tokens;
+    return most < sequence->hashes->count ? most : sequence->hashes->count;
+}
+
+/* Hold what the caches have of its prompt after what it holds already; how many tokens that is. */
+static i64 find_blocks(Core *core, Engine *engine, Sequence *sequence) {
+    i64 most = prompt_blocks(engine, sequence), found[3] = {0};
+    if (most <= sequence->held) return 0;
+    i64 held = acquire_blocks(core, &engine->prefix, sequence->rank, sequence->hashes, sequence->held, most, found);
+    i64 tokens = (held - sequence->held) * engine->prefix.block_tokens;
+    for (int tier = 0; tier < 3; tier++) engine->prefix.found[tier] += found[tier];
+    sequence->host_loads += found[1];
+    sequence->remote_loads += found[2];
+    sequence->held = held;
+    sequence->computed += tokens;
+    engine->ranks[sequence->rank].prompt_kv += tokens;
+    count_shared(engine, sequence->rank);
+    return tokens;
+}
+
+/* Let what it has computed, or does in this step, be found. */
+static void keep_blocks(Core *core, Engine *engine, Sequence *sequence, i64 computed) {
+    if (sequence->hashes == NULL) return;
+    i64 most = computed / engine->prefix.block_tokens;
+    if (sequence->hashes->count < most) most = sequence->hashes->count;
+    if (most <= sequence->held) return;
+    for (i64 block = sequence->held; block < most; block++)
+        hold_block(core, &engine->prefix.store, 2 * sequence->rank, sequence->hashes->keys[block]);
+    sequence->held = most;
+    count_shared(engine, sequence->rank);
+}
+
+static void leave_blocks(Engine *engine, Sequence *sequence) {
+    if (sequence->hashes == NULL) return;
+    let_blocks_go(&engine->prefix, sequence->rank, sequence->hashes, sequence->held);
+    sequence->held = 0;
+    count_shared(engine, sequence->rank);
+}
+
+/* Evict what no sequence uses where its room is needed: by what the sequences have, so many tokens more of those that decode, and the chunks. */
+static void trim_blocks(Core *core, Engine *engine, double given, int with_chunks) {
+    Prefix *prefix = &engine->prefix;
+    if (!prefix->block_tokens) return;
+    for (i64 r = 0; r < engine->kind->data_ranks; r++) {
+        Rank *rank = &engine->ranks[r];
+        rank->room = (double)rank->kv_limit - decode_kv(engine, rank) - (double)rank->prompt_kv;
+        rank->room -= given * (double)rank->sequences;
+    }
+    if (with_chunks)
+        for (i32 one = engine->chunk_head; one != NONE; one = core->sequence[one].chunk_next)
+            engine->ranks[core->sequence[one].rank].room -= (double)core->sequence[one].chunk;
+    for (i64 r = 0; r < engine->kind->data_ranks; r++) {
+        double room = engine->ranks[r].room;
+        if (!((double)(idle_blocks(prefix, r) * prefix->block_tokens) > room)) continue;
+        i64 most = (i64)floor_divided(room, (double)prefix->block_tokens);
+        trim_rank(core, prefix, (i32)r, most > 0 ? most : 0);
+    }
+}
+
 /* ---- in and out of prefill and decode */
 
 static void rank_is_active(Engine *engine, i32 rank) {
@@ -118,8 +195,11 @@ static void enter_prefill(Core *core, Engine *engine, i32 one, i32 to) {
     Rank *rank = &engine->ranks[to];
     sequence->rank = to;
     sequence->state = S_PREFILL;
-    sequence->computed = (i64)(engine->spec->prefix_hits * (double)sequence->prompt_tokens);
-    rank->prompt_kv += sequence->computed;
+    if (sequence->hashes != NULL) find_blocks(core, engine, sequence);
+    else {
+        sequence->computed = (i64)(engine->spec->prefix_hits * (double)sequence->prompt_tokens);
+        rank->prompt_kv += sequence->computed;
+    }
     rank->reserved += sequence->prompt_tokens - sequence->computed;
     if (!rank->prompts) rank_is_active(engine, to);
     append(core, &rank->prefilling, one);
@@ -150,6 +230,7 @@ static void leave_decoding(Core *core, Engine *engine, i32 one) {
     rank->decode_kv_at_0 -= (double)sequence->prompt_tokens + (double)(steps - engine->step) * engine->given;
     sequence->output_tokens -= generated;
     sequence->prompt_tokens += generated;
+    keep_blocks(core, engine, sequence, sequence->prompt_tokens); /* its answer's too, as far as their hashes are known */
 }
 
 /* ---- a segment ends */
@@ -171,6 +252,7 @@ static void finish_decodes(Core *core, Engine *engine, Told progress) {
     while (engine->heap_size && core->sequence[engine->heap[0]].finish_step <= engine->step) {
         i32 one = engine->heap[0];
         leave_decoding(core, engine, one);
+        leave_blocks(engine, &core->sequence[one]);
         core->sequence[one].state = S_OUT;
         report(core, progress, one, T_FINISHED);
     }
@@ -182,6 +264,7 @@ static void first_token(Core *core, Engine *engine, i32 one, Told progress) {
     sequence->told_first = 1;
     engine->output_tokens++;
     if (--sequence->output_tokens == 0) {
+        leave_blocks(engine, sequence);
         sequence->state = S_OUT;
         report(core, progress, one, T_FINISHED);
         return;
@@ -201,6 +284,7 @@ static void first_token(Core *core, Engine *engine, i32 one, Told progress) {
 static void hold(Core *core, Engine *engine, i32 one, Told progress) {
     Sequence *sequence = &core->sequence[one];
     if (sequence->is_cancelled) {
+        leave_blocks(engine, sequence);
         sequence->state = S_OUT;
         report(core, progress, one, T_FINISHED);
         return;
@@ -218,6 +302,7 @@ static void end_chunks(Core *core, Engine *engine, Told progress) {
         Rank *rank = &engine->ranks[sequence->rank];
         i32 following = sequence->chunk_next;
         sequence->computed += sequence->chunk;
+        sequence->host_loads = sequence->remote_loads = 0;
         rank->prompt_kv += sequence->chunk;
         rank->reserved -= sequence->chunk;
         engine->computed_tokens += sequence->chunk;
@@ -248,8 +333,11 @@ static void drop_cancelled(Core *core, Engine *engine) {
         if (sequence->state == S_WAITING) {
             unlink(core, &engine->waiting_list, one);
             engine->waiting--;
-        } else if (sequence->state == S_DECODE) leave_decoding(core, engine, one);
-        else leave_prefill(core, engine, one);
+        } else {
+            if (sequence->state == S_DECODE) leave_decoding(core, engine, one);
+            else leave_prefill(core, engine, one);
+            leave_blocks(engine, sequence);
+        }
         free_sequence(core, one);
     }
     engine->cancelled_count = 0;
@@ -259,11 +347,13 @@ static void drop_cancelled(Core *core, Engine *engine) {
 
 static void preempt_rank(Core *core, Engine *engine, Rank *rank) {
     while (rank->sequences
-           && rank_kv(engine, rank) + engine->given * (double)rank->sequences > (double)engine->rank_kv_capacity) {
+           && rank_kv(engine, rank) + engine->given * (double)rank->sequences > (double)rank->kv_limit) {
         if (rank->sequences == 1 && !rank->prompts) return; /* alone it fits: submit saw to that */
         i32 one = rank->decoding.tail;
         leave_decoding(core, engine, one);
         Sequence *sequence = &core->sequence[one];
+        leave_blocks(engine, sequence);
+        sequence->is_scheduled = 0;
         sequence->finish_step = -1;
         sequence->computed = 0;
         sequence->has_cache = 0;
@@ -292,14 +382,14 @@ static double preempt(Core *core, Engine *engine) {
         const Rank *rank = &engine->ranks[r];
         double kv = decode_kv(engine, rank);
         double wanted = kv + engine->given * (double)rank->sequences + (double)rank->prompt_kv;
-        is_full |= wanted > (double)engine->rank_kv_capacity;
+        is_full |= wanted > (double)rank->kv_limit;
         if (kv > most) most = kv;
     }
     if (!is_full) return most;
     for (i64 r = 0; r < engine->kind->data_ranks; r++) {
         Rank *rank = &engine->ranks[r];
         double wanted = decode_kv(engine, rank) + engine->given * (double)rank->sequences + (double)rank->prompt_kv;
-        if (wanted > (double)engine->rank_kv_capacity) preempt_rank(core, engine, rank);
+        if (wanted > (double)rank->kv_limit) preempt_rank(core, engine, rank);
     }
     return most_decode_kv(engine);
 }
@@ -323,6 +413,14 @@ static i32 roomiest(const Engine *engine) {
     return best;
 }
 
+/* Whether the rank holds so many tokens more; leading blocks that others hold take no room. */
+static int has_kv(const Engine *engine, i32 rank, const Sequence *head, double need) {
+    double limit = (double)engine->ranks[rank].kv_limit;
+    if (need > limit && head->hashes != NULL)
+        need -= (double)(held_ahead(&engine->prefix, rank, head->hashes, prompt_blocks(engine, head)) * engine->prefix.block_tokens);
+    return need <= limit;
+}
+
 /* Admit in turn; whether caches came. */
 static int admit(Core *core, Engine *engine, double at_s) {
     int came = 0;
@@ -332,7 +430,7 @@ static int admit(Core *core, Engine *engine, double at_s) {
         const Rank *rank = &engine->ranks[to];
         double need = rank_kv(engine, rank) + (double)rank->reserved + (double)core->sequence[one].prompt_tokens
                       + (double)rank->sequences + 1;
-        if (need > (double)engine->rank_kv_capacity || rank->sequences + rank->prompts >= engine->rank_max_sequences) break;
+        if (rank->sequences + rank->prompts >= engine->rank_max_sequences || !has_kv(engine, to, &core->sequence[one], need)) break;
         unlink(core, &engine->waiting_list, one);
         engine->waiting--;
         if (!core->sequence[one].has_cache) {
@@ -354,6 +452,17 @@ static i64 most_sequences(const Engine *engine) {
     return most;
 }
 
+/* Tokens of the sequence in this step; what others have computed since it came in, it need not. */
+static i64 chunk_of(Core *core, Engine *engine, Sequence *sequence, i64 room) {
+    if (sequence->hashes != NULL && !sequence->is_scheduled) {
+        engine->ranks[sequence->rank].reserved -= find_blocks(core, engine, sequence);
+        sequence->is_scheduled = 1;
+    }
+    i64 left = sequence->prompt_tokens - sequence->computed, chunk = room < left ? room : left;
+    keep_blocks(core, engine, sequence, sequence->computed + chunk);
+    return chunk;
+}
+
 /* Prompt chunks of the next step, and the busiest rank's tokens and pairs. */
 static void make_chunks(Core *core, Engine *engine, i64 sequences, double *tokens_out, double *pairs_out) {
     double shared = engine->spec->exclusive_prefill && engine->prefilling ? 0.0 : engine->checked;
@@ -369,8 +478,7 @@ static void make_chunks(Core *core, Engine *engine, i64 sequences, double *token
             Sequence *sequence = &core->sequence[one];
             i64 room = (i64)(budget - tokens);
             if (room <= 0) break;
-            i64 left = sequence->prompt_tokens - sequence->computed;
-            sequence->chunk = room < left ? room : left;
+            sequence->chunk = chunk_of(core, engine, sequence, room);
             sequence->chunk_next = NONE;
             if (engine->chunk_tail == NONE) engine->chunk_head = one;
             else core->sequence[engine->chunk_tail].chunk_next = one;
@@ -399,29 +507,20 @@ static double engine_step_s(const Core *core, const Engine *engine, double token
     return step_s + engine->drafting * step_time_s(core, engine->kind, verified, kv, 0.0, (double)sequences);
 }
 
-/* numpy's floor division of positive divisors. */
-static double floor_divided(double value, double divisor) {
-    double mod = fmod(value, divisor), div = (value - mod) / divisor;
-    if (mod != 0.0 && mod < 0.0) div -= 1.0;
-    if (div == 0.0) return 0.0;
-    double whole = floor(div);
-    return div - whole > 0.5 ? whole + 1.0 : whole;
-}
-
 /* Pure decode goes on until a sequence finishes or a rank's cache is full. */
 static i64 steps_ahead(const Core *core, const Engine *engine, i64 sequences) {
     i64 steps = core->sequence[engine->heap[0]].finish_step - engine->step;
     double least = INFINITY, fewest = INFINITY;
     for (i64 r = 0; r < engine->kind->data_ranks; r++) {
         const Rank *rank = &engine->ranks[r];
-        double room = (double)engine->rank_kv_capacity - decode_kv(engine, rank) - (double)rank->prompt_kv;
+        double room = (double)rank->kv_limit - decode_kv(engine, rank) - (double)rank->prompt_kv;
         if (room < least) least = room;
     }
     if (least >= (double)steps * engine->given * (double)sequences) return steps;
     for (i64 r = 0; r < engine->kind->data_ranks; r++) {
         const Rank *rank = &engine->ranks[r];
         if (!rank->sequences) continue;
-        double room = (double)engine->rank_kv_capacity - decode_kv(engine, rank) - (double)rank->prompt_kv;
+        double room = (double)rank->kv_limit - decode_kv(engine, rank) - (double)rank->prompt_kv;
         double full = floor_divided(room, engine->given * (double)rank->sequences);
         if (full < fewest) fewest = full;
     }
@@ -430,13 +529,52 @@ static i64 steps_ahead(const Core *core, const Engine *engine, i64 sequences) {
     return steps > 1 ? steps : 1;
 }
 
+/* ---- steps of a mixture of experts that are longer or shorter: engine/imbalance.py */
+
+static u32 mixed_32(u32 word) {
+    word = (word ^ (word >> 16)) * 0x7FEB352DU;
+    word = (word ^ (word >> 15)) * 0x6C8E9CF5U;
+    return word ^ (word >> 16);
+}
+
+static u32 first_word(i64 seed, i64 replica, i64 epoch) {
+    u32 word = mixed_32((u32)seed ^ 0x243F6A88U);
+    word = mixed_32(word ^ (u32)replica);
+    return mixed_32(word ^ (u32)epoch);
+}
+
+static double imbalance_factor(const Engine *engine, i64 steps) {
+    double cv = engine->spec->imbalance_cv;
+    if (cv == 0.0) return 1.0;
+    u32 own = mixed_32(engine->first_word ^ (u32)engine->segments);
+    double radius = ((double)mixed_32(own ^ 0x13198A2EU) + 0.5) / 4294967296.0;
+    double angle = ((double)mixed_32(own ^ 0x03707344U) + 0.5) / 4294967296.0;
+    double z = sqrt(-2.0 * log(radius)) * cos(2.0 * 3.141592653589793 * angle);
+    if (z < -3.0) z = -3.0;
+    if (z > 3.0) z = 3.0;
+    return 1.0 + cv / sqrt((double)steps) * z;
+}
+
+/* Seconds to load what the prompts that start in this step found below HBM. */
+static double chunks_load_s(const Core *core, const Engine *engine) {
+    i64 host = 0, remote = 0;
+    if (!engine->prefix.block_tokens) return 0.0;
+    for (i32 one = engine->chunk_head; one != NONE; one = core->sequence[one].chunk_next) {
+        host += core->sequence[one].host_loads;
+        remote += core->sequence[one].remote_loads;
+    }
+    return load_s(&engine->prefix, host, remote);
+}
+
 static void compose(Core *core, Engine *engine, double at_s) {
     engine->segment.is_running = 0;
     if (engine->is_hung) return;
     double kv = preempt(core, engine), tokens, pairs;
+    trim_blocks(core, engine, engine->given, 0);
     if (admit(core, engine, at_s)) kv = most_decode_kv(engine);
     i64 sequences = most_sequences(engine);
     make_chunks(core, engine, sequences, &tokens, &pairs);
+    trim_blocks(core, engine, engine->given, 1);
     int has_chunks = engine->chunk_head != NONE;
     if (!has_chunks && !sequences) return;
     Segment *segment = &engine->segment;
@@ -444,9 +582,13 @@ static void compose(Core *core, Engine *engine, double at_s) {
     segment->decodes = !(has_chunks && engine->spec->exclusive_prefill);
     segment->start_s = at_s;
     segment->steps = has_chunks ? 1 : steps_ahead(core, engine, sequences);
-    segment->first_step_s = engine->factor * engine_step_s(core, engine, tokens, pairs, kv, segment->decodes ? sequences : 0);
-    segment->growth_s = engine->factor
-                        * (engine->kind->kv_token_s * (double)sequences * engine->given * (1 + engine->drafting));
+    double factor = engine->factor * imbalance_factor(engine, segment->steps);
+    engine->segments++;
+    double growth_s = engine->kind->kv_token_s * (double)sequences * engine->given * (1 + engine->drafting);
+    double step_s = factor * engine_step_s(core, engine, tokens, pairs, kv, segment->decodes ? sequences : 0);
+    double loads_s = chunks_load_s(core, engine);
+    segment->first_step_s = loads_s > step_s ? loads_s : step_s;
+    segment->growth_s = factor * growth_s;
 }
 
 /* Let the running segment end at the first step boundary from `at_s` on. */
@@ -488,6 +630,7 @@ static void engine_cancel(Core *core, Engine *engine, i32 one, double at_s) {
     Sequence *sequence = &core->sequence[one];
     if (sequence->state == S_HELD) {
         engine->ranks[sequence->rank].prompt_kv -= sequence->prompt_tokens;
+        leave_blocks(engine, sequence);
         unlink(core, &engine->held_list, one);
         free_sequence(core, one);
         if (engine->waiting_list.head != NONE) change_batch(core, engine, at_s);
@@ -525,6 +668,7 @@ static i64 engine_advance(Core *core, Engine *engine, double to_s) {
             engine->computed_tokens += generated;
             engine->output_tokens += generated;
         }
+        trim_blocks(core, engine, 0.0, 0);
         finish_decodes(core, engine, progress);
         end_chunks(core, engine, progress);
         drop_cancelled(core, engine);
@@ -567,6 +711,11 @@ static void engine_start(Core *core, i32 replica, i32 epoch) {
     engine->checked = 1 + spec->drafts;
     engine->drafting = spec->drafts * spec->draft_share;
     engine->rank_kv_capacity = spec->kv_capacity_tokens / ranks;
+    for (i64 r = 0; r < ranks; r++) engine->ranks[r].kv_limit = engine->rank_kv_capacity;
+    if (engine->prefix.block_tokens) empty_store(&engine->prefix.store);
+    memset(engine->prefix.found, 0, sizeof engine->prefix.found);
+    engine->segments = 0;
+    engine->first_word = first_word(core->settings.seed, replica, epoch);
     engine->rank_max_sequences = spec->max_sequences / ranks > 1 ? spec->max_sequences / ranks : 1;
     engine->step = engine->order = engine->decoders = engine->waiting = engine->prefilling = 0;
     engine->waiting_list = engine->held_list = (List){NONE, NONE};
@@ -595,6 +744,8 @@ static void add_totals(Engine *engine) {
     engine->total_prompt_busy_s += engine->prompt_busy_s;
     engine->total_prompt_tokens += engine->prompt_tokens;
     engine->total_output_tokens += (double)engine->output_tokens;
+    for (int tier = 0; tier < 3; tier++) engine->total_found[tier] += engine->prefix.found[tier];
+    for (i64 cache = 0; cache < engine->prefix.store.caches; cache++) engine->total_evicted[cache % 2] += engine->prefix.store.lists[cache].evicted;
 }
 
 /* Take the engine away with all it had. */

@@ -12,12 +12,14 @@ from polypod.engine.replica import PLAIN
 from polypod.errors import InputError
 from polypod.policy.events import ReplicaUp
 from polypod.policy.health import MOST_POOLS, ROLES, pools_of
+from polypod.policy.router import held_tokens
 from polypod.simulate.scenario import Scenario
 from polypod.simulate.series import Draw, Watch
 from polypod.simulate.trace import Arrival
 from polypod.workload.traffic import Trace
 
 Rows = NDArray[Any]
+Integers = NDArray[np.int64]
 Name = TypeVar("Name", bound=Hashable)
 
 NONE: Final = -1
@@ -37,27 +39,33 @@ KIND: Final = _dtype(
 )
 REPLICA: Final = _dtype(
     "model pool kind context_tokens kv_capacity_tokens max_sequences max_step_tokens exclusive_prefill has_power cap "
-    "role pool_bit to_pools",
-    "tokens_per_step drafts draft_share prefix_hits slowdown idle_w prompt_w decode_w kv_token_bytes kv_link_bytes_per_s kv_link_latency_s",
+    "role pool_bit to_pools hbm_host_tokens host_blocks remote remote_blocks",
+    "tokens_per_step drafts draft_share prefix_hits slowdown idle_w prompt_w decode_w kv_token_bytes kv_link_bytes_per_s kv_link_latency_s "
+    "imbalance_cv block_bytes host_bytes_per_s remote_bytes_per_s remote_latency_s",
     "model pool kind context_tokens kv_capacity_tokens max_sequences max_step_tokens tokens_per_step drafts draft_share "
     "prefix_hits exclusive_prefill slowdown has_power cap idle_w prompt_w decode_w "
-    "role pool_bit to_pools kv_token_bytes kv_link_bytes_per_s kv_link_latency_s",
+    "role pool_bit to_pools kv_token_bytes kv_link_bytes_per_s kv_link_latency_s imbalance_cv "
+    "hbm_host_tokens host_blocks remote remote_blocks block_bytes host_bytes_per_s remote_bytes_per_s remote_latency_s",
 )
 CAP: Final = _dtype(
     "first_replica replicas", "limit_w idle_w", "limit_w idle_w first_replica replicas"
 )
-SERVICE: Final = _dtype("context_tokens", "mean_output_tokens")
+SERVICE: Final = _dtype(
+    "context_tokens block_tokens is_hashed",
+    "mean_output_tokens",
+    "context_tokens mean_output_tokens block_tokens is_hashed",
+)
 SETTINGS: Final = _dtype(
-    "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths log pools caps sample_below",
+    "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths log pools caps sample_below prefix_blocks remotes",
     "queue_wait_s retry_fraction breaker_open_s interval_s",
     "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths queue_wait_s retry_fraction breaker_open_s "
-    "log pools caps sample_below interval_s",
+    "log pools caps sample_below interval_s prefix_blocks remotes",
 )
 CHANGE: Final = _dtype("replica what epoch", "at_s factor", "at_s replica what epoch factor")
 ARRIVAL: Final = _dtype(
-    "model tenant input_tokens output_tokens max_output_tokens priority",
+    "model tenant input_tokens output_tokens max_output_tokens priority first_hash hashes",
     "at_s patience_s",
-    "at_s patience_s model tenant input_tokens output_tokens max_output_tokens priority",
+    "at_s patience_s model tenant input_tokens output_tokens max_output_tokens priority first_hash hashes",
 )
 ENTRY: Final = _dtype("word request attempt replica epoch count slot", "at_s first second")
 OUTCOME: Final = _dtype(
@@ -118,10 +126,13 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
     kinds = list(dict.fromkeys((up.step_time, up.max_step_tokens) for up in scenario.replicas))
     names = tuple(up.replica for up in scenario.replicas)
     caps, capped = _caps(scenario, watch, names)
+    hashed = scenario.block_tokens
+    stores = _numbered(dict.fromkeys((up.model, up.pool) for up in scenario.replicas))
     limits = (
         _signed(scenario.seed), len(models), len(names), len(kinds), settings.queue_requests, settings.max_attempts,
         settings.retry_budget_floor, settings.quarantine_deaths, settings.queue_wait_s, settings.retry_budget_fraction,
         settings.breaker_open_s, *_log(share, len(pools), len(caps)), np.inf if scenario.watch is None else watch.interval_s,
+        settings.prefix_blocks, len(stores),
     )  # fmt: skip
     starts = np.cumsum([0, *(len(step.tokens) for step, _ in kinds)]).tolist()
     rows = [
@@ -133,11 +144,13 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
     model_at, pool_at, kind_at = map(_numbered, (models, pools, kinds))
     cap_of = {name: number for number, cap in enumerate(watch.caps) for name in cap.replicas}
     bits = _bits(scenario)
+    block_tokens = {one.model: one.block_tokens for one in settings.services}
     replicas = [
         (
             model_at[up.model], pool_at[up.pool], kind_at[up.step_time, up.max_step_tokens], *_limits(up),
             scenario.slowdowns.get(up.replica, 1.0), up.pool in watch.draws, cap_of.get(up.replica, NONE),
             *_draws(watch.draws.get(up.pool)), *_hand_over(up, bits),
+            up.expert_imbalance_cv, *_tiers(up, block_tokens[up.model], stores[up.model, up.pool]),
         )
         for up in scenario.replicas
     ]  # fmt: skip
@@ -150,7 +163,10 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
         ),
         replicas=np.array(replicas, dtype=REPLICA),
         services=np.array(
-            [(one.context_tokens, one.mean_output_tokens) for one in settings.services],
+            [
+                (one.context_tokens, one.mean_output_tokens, one.block_tokens, one.model in hashed)
+                for one in settings.services
+            ],
             dtype=SERVICE,
         ),
         caps=caps,
@@ -200,6 +216,18 @@ def _hand_over(up: ReplicaUp, bits: Mapping[str, int]) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def _tiers(up: ReplicaUp, block_tokens: int, store: int) -> tuple[Any, ...]:
+    """What a replica caches of prompts below HBM, in blocks, and how fast it loads them. The remote store is none without room for a block."""
+    tiers = up.prefix_tiers
+    if tiers is None:
+        return (held_tokens(up), 0, NONE, 0, 0.0, 0.0, 0.0, 0.0)
+    remote = tiers.blocks(tiers.remote_bytes, block_tokens) if tiers.remote_bytes else 0
+    return (
+        held_tokens(up), tiers.blocks(tiers.host_bytes / up.step_time.data_ranks, block_tokens), store if remote > 0 else NONE, remote,
+        tiers.kv_bytes_per_token * block_tokens, tiers.host_bytes_per_s, tiers.remote_bytes_per_s, tiers.remote_latency_s,
+    )  # fmt: skip
+
+
 def _draws(draw: Draw | None) -> tuple[float, float, float]:
     return (0.0,) * 3 if draw is None else (draw.idle_w, draw.prompt_w, draw.decode_w)
 
@@ -222,8 +250,8 @@ def _limits(up: ReplicaUp) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def arrival_rows(trace: Trace, models: Sequence[str]) -> Rows:
-    """A block's arrivals. A model that no service has is `NONE`; one that the trace does not name is the first."""
+def arrival_rows(trace: Trace, models: Sequence[str]) -> tuple[Rows, Integers]:
+    """A block's arrivals, and the hashes of their prompts. A model that no service has is `NONE`; one that the trace does not name is the first."""
     numbers = {"": 0} | _numbered(models)
     rows = np.zeros(len(trace), dtype=ARRIVAL)
     rows["at_s"], rows["patience_s"] = trace.arrival_s, np.inf
@@ -231,10 +259,11 @@ def arrival_rows(trace: Trace, models: Sequence[str]) -> Rows:
     rows["tenant"], rows["priority"] = trace.tenant, trace.priority
     rows["input_tokens"], rows["output_tokens"] = trace.input_tokens, trace.output_tokens
     rows["max_output_tokens"] = NONE
-    return rows
+    rows["first_hash"], rows["hashes"] = trace.block_starts[:-1], trace.num_blocks
+    return rows, np.ascontiguousarray(trace.block_hashes)
 
 
-def rows_of(arrivals: Sequence[Arrival], models: Sequence[str]) -> Rows:
+def rows_of(arrivals: Sequence[Arrival], models: Sequence[str]) -> tuple[Rows, Integers]:
     """The same of single arrivals in order of time, without their tenants."""
     numbers = _numbered(models)
     rows = np.zeros(len(arrivals), dtype=ARRIVAL)
@@ -248,7 +277,10 @@ def rows_of(arrivals: Sequence[Arrival], models: Sequence[str]) -> Rows:
             NONE if one.max_output_tokens is None else one.max_output_tokens for one in arrivals
         ],
         "priority": [one.priority for one in arrivals],
+        "hashes": [len(one.prefix_hashes) for one in arrivals],
     }
     for name, values in columns.items():
         rows[name] = values
-    return rows
+    rows["first_hash"] = np.cumsum(rows["hashes"]) - rows["hashes"]
+    hashes = [key for one in arrivals for key in one.prefix_hashes]
+    return rows, np.array(hashes, dtype=np.int64)

@@ -1,6 +1,7 @@
 """What the core wrote down, as the lines of a record: the events it heard, each with the policy's answer."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -57,6 +58,7 @@ class Lines:
         self._capacities = _rank_capacities(encoded)
         self._models = encoded.models
         self._settings = scenario.settings
+        self._block_tokens = scenario.block_tokens
         watch = scenario.watch
         draws = () if watch is None else watch.draws
         self._pools = [(pool, pool in draws) for pool in encoded.pools]
@@ -117,7 +119,9 @@ class Lines:
     # ---- events
 
     def _arrived(self, row: Row) -> RequestArrived:
-        return arrived(row[1], self._asked(row[1]))
+        asked = self._asked(row[1])
+        now = asked if asked.at_s == row[7] else replace(asked, at_s=row[7])
+        return arrived(row[1], now, self._block_tokens.get(asked.model))
 
     def _first(self, row: Row) -> FirstToken:
         return FirstToken(at_s=row[7], **self._about(row))

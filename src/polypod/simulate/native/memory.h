@@ -22,6 +22,15 @@ static void *zeroed(Core *core, i64 count, size_t size) {
         }                                                                                                               \
     } while (0)
 
+static Hashes *share_hashes(Hashes *hashes) {
+    if (hashes != NULL) hashes->owners++;
+    return hashes;
+}
+
+static void drop_hashes(Hashes *hashes) {
+    if (hashes != NULL && --hashes->owners == 0) free(hashes);
+}
+
 static i32 new_request(Core *core) {
     if (core->request_free == NONE) {
         i32 room = core->request_room ? 2 * core->request_room : 256;
@@ -29,6 +38,7 @@ static i32 new_request(Core *core) {
         for (i32 slot = room - 1; slot >= core->request_room; slot--) {
             core->request[slot].is_live = 0;
             core->request[slot].id = 0;
+            core->request[slot].hashes = NULL;
             core->request[slot].live_next = core->request_free;
             core->request_free = slot;
         }
@@ -40,6 +50,8 @@ static i32 new_request(Core *core) {
 }
 
 static void free_request(Core *core, i32 slot) {
+    drop_hashes(core->request[slot].hashes);
+    core->request[slot].hashes = NULL;
     core->request[slot].id = 0;
     core->request[slot].is_live = 0;
     core->request[slot].live_next = core->request_free;
@@ -51,6 +63,7 @@ static i32 new_sequence(Core *core) {
         i32 room = core->sequence_room ? 2 * core->sequence_room : 256;
         core->sequence = grown(core, core->sequence, room, sizeof *core->sequence);
         for (i32 slot = room - 1; slot >= core->sequence_room; slot--) {
+            core->sequence[slot].hashes = NULL;
             core->sequence[slot].next = core->sequence_free;
             core->sequence_free = slot;
         }
@@ -64,6 +77,8 @@ static i32 new_sequence(Core *core) {
 static void free_sequence(Core *core, i32 slot) {
     i32 request = core->sequence[slot].request;
     if (request != NONE) core->request[request].sequence = NONE;
+    drop_hashes(core->sequence[slot].hashes);
+    core->sequence[slot].hashes = NULL;
     core->sequence[slot].state = S_OUT;
     core->sequence[slot].request = NONE;
     core->sequence[slot].ticket = NONE;

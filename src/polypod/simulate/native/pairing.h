@@ -9,7 +9,7 @@ static const ReplicaSpec *spec_at(const Core *core, const Table *table, i64 row)
 static double link_bytes_per_s(const ReplicaSpec *spec) { return spec->kv_link_bytes_per_s != 0.0 ? spec->kv_link_bytes_per_s : INFINITY; }
 
 static Ask prompt_of(const Ask *ask) {
-    return (Ask){ask->input_tokens, ask->input_tokens + 1, 0.0, (double)ask->input_tokens + 0.0 / 2};
+    return (Ask){ask->input_tokens, ask->input_tokens + 1, 0.0, (double)ask->input_tokens + 0.0 / 2, ask->keys, ask->key_count};
 }
 
 static int fits(const Table *table, i64 row, const Ask *ask) {

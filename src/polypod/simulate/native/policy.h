@@ -215,7 +215,7 @@ static double by_pair_s(Core *core, Service *service, const Ask *ask, double lea
 static int place(Core *core, i32 slot) {
     Service *service = service_of(core, &core->request[slot]);
     Table *prefill = &service->tables[PREFILL];
-    Ask ask = ask_of(service, &core->request[slot].asked);
+    Ask ask = ask_of(service, &core->request[slot]);
     double whole_s = forecast(core, &service->tables[BOTH], &ask, core->now_s, NULL), pair_s = INFINITY;
     if (prefill->most_limit_tokens) {
         Ask prompt = prompt_of(&ask);
@@ -274,7 +274,7 @@ static void serve(Core *core, Service *service) {
     i64 refused_tokens = INT64_MAX;
     for (i32 slot = service->queue.head; slot != NONE;) {
         i32 following = core->request[slot].queue_next;
-        Ask ask = ask_of(service, &core->request[slot].asked);
+        Ask ask = ask_of(service, &core->request[slot]);
         if (ask.need_tokens < refused_tokens) {
             if (place(core, slot)) leave_queue(core, slot);
             else {
@@ -319,7 +319,7 @@ static void hand_over(Core *core, Service *service) {
         i64 left = 0;
         for (i64 row = 0; row < decode->rows; row++) left += decode->member[row] != NONE && !decode->closed[row];
         if (!has_room(decode) || !left) return;
-        Ask ask = ask_of(service, &request->asked);
+        Ask ask = ask_of(service, request);
         i64 to_pools = spec_at(core, prefill, request->place.load.row)->to_pools;
         Sent sent = sent_from(core, prefill, request->place.load.row, request->asked.input_tokens);
         for (i64 row = 0; row < decode->rows; row++) {

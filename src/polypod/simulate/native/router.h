@@ -13,13 +13,21 @@
 typedef struct {
     i64 input_tokens, need_tokens;
     double output_tokens, mean_kv_tokens;
+    const i64 *keys; /* of the prompt's full blocks */
+    i64 key_count;
 } Ask;
 
-static Ask ask_of(const Service *service, const Arrival *asked) {
+static Ask ask_of(const Service *service, const Request *request) {
+    const Arrival *asked = &request->asked;
     i64 most = asked->max_output_tokens;
     double expected = service->mean_output_tokens;
     if (most != NONE && (double)most < expected) expected = (double)most;
-    Ask ask = {asked->input_tokens, asked->input_tokens + (most == NONE ? 1 : most), expected > 1.0 ? expected : 1.0, 0.0};
+    Ask ask = {asked->input_tokens, asked->input_tokens + (most == NONE ? 1 : most), expected > 1.0 ? expected : 1.0, 0.0, NULL, 0};
+    if (request->hashes != NULL) {
+        i64 blocks = asked->input_tokens / service->spec->block_tokens;
+        ask.keys = request->hashes->keys;
+        ask.key_count = blocks < request->hashes->count ? blocks : request->hashes->count;
+    }
     ask.mean_kv_tokens = (double)ask.input_tokens + ask.output_tokens / 2;
     return ask;
 }
@@ -46,6 +54,14 @@ static void count_rows(const Core *core, Table *table) {
             table->most_limit_tokens = table->limit_tokens[row];
 }
 
+/* How much the replicas that are up hold together bounds what is remembered of prompts. */
+static void hold_tokens(Table *table, i64 tokens) {
+    Affinity *affinity = &table->affinity;
+    table->held_tokens += tokens;
+    i64 blocks = table->held_tokens / affinity->block_tokens;
+    affinity->bound = blocks < affinity->most_blocks ? blocks : affinity->most_blocks;
+}
+
 static i64 slots_of(const ReplicaSpec *spec, const Kind *kind) {
     i64 each = spec->max_sequences / kind->data_ranks;
     return (each > 1 ? each : 1) * kind->data_ranks;
@@ -66,6 +82,7 @@ static void table_add(Core *core, Table *table, i32 replica) {
     table->prompt_factor[row] = table->decode_factor[row] = 1.0;
     table->kind[row] = spec->kind;
     table->up_rows++;
+    hold_tokens(table, spec->hbm_host_tokens);
     count_rows(core, table);
     refresh(core, table, row);
     core->member[replica].row = row;
@@ -74,6 +91,8 @@ static void table_add(Core *core, Table *table, i32 replica) {
 static void table_remove(Core *core, Table *table, i32 replica) {
     table->member[core->member[replica].row] = NONE;
     table->up_rows--;
+    hold_tokens(table, -core->replicas[replica].hbm_host_tokens);
+    affinity_forget(&table->affinity, core->member[replica].row);
     count_rows(core, table);
 }
 
@@ -98,11 +117,19 @@ static double crowding(const Table *table, i64 row, const Ask *ask) {
     return lives + (over_slots > 0.0 ? over_slots : 0.0) / (double)(table->slots[row] > 1 ? table->slots[row] : 1);
 }
 
+/* What each row should have cached of the prompt. */
+static void look_for_cached(Table *table, const Ask *ask) {
+    if (table->has_cached) memset(table->cached, 0, (size_t)(64 * table->affinity.words) * sizeof *table->cached);
+    table->has_cached = ask->key_count && table->affinity.room
+                        && affinity_cached(&table->affinity, ask->keys, ask->key_count, ask->input_tokens, table->cached, table->bits);
+}
+
 /* Forecast every row and leave it in the columns `first_s`, `token_s` and `finish_s` (infinite where the request cannot go);
    the least finish. `among` is none, or says which rows may be chosen. */
 static double forecast(Core *core, Table *table, const Ask *ask, double now_s, const u8 *among) {
     for (i64 k = 0; k < core->settings.kinds; k++)
-        core->kind_prompt_s[k] = prompt_alone_s(core, &core->kinds[k], ask->input_tokens, &core->kind_steps[k]);
+        core->kind_prompt_s[k] = prompt_alone_s(core, &core->kinds[k], ask->input_tokens, 0, &core->kind_steps[k]);
+    look_for_cached(table, ask);
     double scale = exp((table->share_base_s - now_s) / PROMPT_MEMORY_S), least_s = INFINITY;
     for (i64 row = 0; row < table->rows; row++) {
         table->finish_s[row] = INFINITY;
@@ -110,8 +137,11 @@ static double forecast(Core *core, Table *table, const Ask *ask, double now_s, c
         double share = table->prompt_share[row] * scale;
         double token_s = table->decode_s[row] + table->kv_read_s[row] * ask->mean_kv_tokens;
         token_s /= 1 - (share < MOST_PROMPT_SHARE ? share : MOST_PROMPT_SHARE);
-        double prompt_s = table->prompt_factor[row] * core->kind_prompt_s[table->kind[row]];
-        prompt_s += (double)core->kind_steps[table->kind[row]] * table->attend_s[row];
+        double alone_s = core->kind_prompt_s[table->kind[row]];
+        i64 steps = core->kind_steps[table->kind[row]];
+        if (table->has_cached && table->cached[row]) alone_s = prompt_alone_s(core, kind_at(core, table, row), ask->input_tokens, table->cached[row], &steps);
+        double prompt_s = table->prompt_factor[row] * alone_s;
+        prompt_s += (double)steps * table->attend_s[row];
         double first_s = backlog_s(table, row, now_s) + 0.0 + prompt_s;
         double answer_s = ask->output_tokens * token_s;
         first_s += crowding(table, row, ask) * answer_s;
@@ -146,7 +176,8 @@ static i32 chosen_row(const Core *core, const Table *table, const Request *reque
 static Load dispatched(Core *core, Table *table, i64 row, const Ask *ask, double now_s) {
     const Kind *kind = kind_at(core, table, row);
     i64 steps;
-    double alone_s = prompt_alone_s(core, kind, ask->input_tokens, &steps);
+    i64 cached = table->has_cached ? table->cached[row] : 0;
+    double alone_s = prompt_alone_s(core, kind, ask->input_tokens, cached, &steps);
     Load load = {
         .row = row, .prompt_s = alone_s * table->prompt_factor[row] / (double)kind->data_ranks, .kv_tokens = ask->mean_kv_tokens,
         .first_s = table->first_s[row], .token_s = table->token_s[row], .model_token_s = table->token_s[row] / table->decode_factor[row],
@@ -165,6 +196,7 @@ static Load dispatched(Core *core, Table *table, i64 row, const Ask *ask, double
     table->prompts[row]++;
     table->in_flight[row]++;
     table->kv_tokens[row] += load.kv_tokens;
+    affinity_sent(core, &table->affinity, row, ask->keys, ask->key_count);
     refresh(core, table, row);
     return load;
 }

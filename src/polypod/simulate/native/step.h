@@ -24,12 +24,12 @@ static double causal_pairs(i64 tokens, i64 cached) {
     return (double)(tokens * cached) + (double)(tokens * (tokens + 1)) / 2;
 }
 
-/* Seconds of a prompt computed alone in steps of the budget, and how many they are: policy/kinds.py. */
-static double prompt_alone_s(const Core *core, const Kind *kind, i64 tokens, i64 *steps) {
-    i64 full = tokens / kind->budget, rest = tokens % kind->budget;
+/* Seconds of a prompt computed alone in steps of the budget after what of it is cached, and how many they are: policy/kinds.py. */
+static double prompt_alone_s(const Core *core, const Kind *kind, i64 tokens, i64 cached, i64 *steps) {
+    i64 left = tokens - cached, full = left / kind->budget, rest = left % kind->budget;
     *steps = full + (rest > 0);
     double chunks_s = (double)full * curve_s(core, kind, (double)kind->budget) + curve_s(core, kind, (double)rest);
-    return chunks_s + kind->pair_s * causal_pairs(tokens, 0);
+    return chunks_s + kind->pair_s * causal_pairs(left, cached);
 }
 
 /* Python's rounding of a float to a whole number: halves to even. */

@@ -7,6 +7,7 @@
 
 typedef int32_t i32;
 typedef int64_t i64;
+typedef uint32_t u32;
 typedef uint64_t u64;
 typedef uint8_t u8;
 
@@ -30,6 +31,9 @@ typedef struct {
     double idle_w, prompt_w, decode_w;
     i64 role, pool_bit, to_pools; /* a Role; of decode replicas, and of prefill replicas the bits of those they send to (0: all) */
     double kv_token_bytes, kv_link_bytes_per_s, kv_link_latency_s;
+    double imbalance_cv;
+    i64 hbm_host_tokens, host_blocks, remote, remote_blocks; /* cached in HBM and host memory; host blocks of a rank; which remote store, or NONE */
+    double block_bytes, host_bytes_per_s, remote_bytes_per_s, remote_latency_s; /* no tiers: 0 bytes */
 } ReplicaSpec;
 
 enum Role { BOTH, PREFILL, DECODE, ROLES };
@@ -46,6 +50,7 @@ typedef struct { /* of a pool at an interval's end: the moment, then counts sinc
 typedef struct {
     i64 context_tokens;
     double mean_output_tokens;
+    i64 block_tokens, is_hashed; /* of each prefix hash; whether the model's requests have any */
 } ServiceSpec;
 
 typedef struct {
@@ -54,6 +59,7 @@ typedef struct {
     i64 log, pools, caps; /* the log: a Log below */
     u64 sample_below; /* a request is in the sample if its mixed number is below */
     double interval_s; /* of the series; infinite where there is none */
+    i64 prefix_blocks, remotes;
 } Settings;
 
 typedef struct {
@@ -65,6 +71,7 @@ typedef struct {
 typedef struct {
     double at_s, patience_s; /* no patience: infinite */
     i64 model, tenant, input_tokens, output_tokens, max_output_tokens, priority; /* no maximum: NONE */
+    i64 first_hash, hashes; /* into the block's hashes */
 } Arrival;
 
 /* ---- written for Python */
@@ -93,6 +100,8 @@ typedef struct { /* a request that has ended */
 } Outcome;
 
 /* ---- the driver's own */
+
+#include "blocks.h"
 
 typedef struct { /* what a request added to its row, and what is expected of it */
     i64 row;
@@ -124,6 +133,7 @@ typedef struct { /* a request from the moment its arrival is planned to its end 
     i32 sequence, prefill_replica; /* in an engine, and where its prompt was computed last, or NONE */
     i32 queue_prev, queue_next, aboard_prev[2], aboard_next[2], live_prev, live_next; /* aboard a prefill replica: the second of both */
     u8 phase, queued, is_live;
+    Hashes *hashes; /* or NULL */
 } Request;
 
 enum { S_WAITING, S_PREFILL, S_DECODE, S_HELD, S_OUT };
@@ -131,7 +141,9 @@ enum { S_WAITING, S_PREFILL, S_DECODE, S_HELD, S_OUT };
 typedef struct { /* a request inside an engine */
     i64 ticket, prompt_tokens, output_tokens, computed, finish_step, order, chunk;
     i32 request, replica, rank, prev, next, chunk_next, heap_at;
-    u8 state, told_first, is_cancelled, ends_at_first, has_cache;
+    u8 state, told_first, is_cancelled, ends_at_first, has_cache, is_scheduled;
+    Hashes *hashes; /* or NULL */
+    i64 held, host_loads, remote_loads; /* of its blocks, the first so many; what its first chunk waits for */
 } Sequence;
 
 typedef struct {
@@ -145,7 +157,8 @@ typedef struct {
 
 typedef struct {
     i64 sequences, prompts, prompt_kv, reserved;
-    double decode_kv_at_0;
+    i64 kv_limit; /* what its sequences may count together: blocks that several share are counted by each */
+    double decode_kv_at_0, room;
     List prefilling, decoding;
     i32 active_prev, active_next; /* among the ranks that have prompts in prefill */
 } Rank;
@@ -182,6 +195,10 @@ typedef struct { /* one start of a replica's engine; the places are used again b
     i64 computed_tokens, preemptions, prompt_tokens, output_tokens;
     double total_busy_s, total_prompt_busy_s, total_output_tokens;
     i64 total_computed_tokens, total_preemptions, total_prompt_tokens;
+    Prefix prefix;
+    i64 segments;
+    u32 first_word;
+    i64 total_found[3], total_evicted[2]; /* blocks */
     double last_busy_s, last_prompt_busy_s, dynamic_w; /* as of the last interval's end */
 } Engine;
 
@@ -202,6 +219,11 @@ typedef struct { /* the replicas of one model that are up, as columns; one score
     double *prompt_factor, *decode_factor, *finish_s, *first_s, *token_s;
     i64 *held, *moving; /* of one phase: caches of computed prompts not yet handed on, and those on the way */
     u8 *able, *closed; /* scratch */
+    Affinity affinity;
+    i64 held_tokens; /* by all that are up */
+    i64 *cached; /* scratch: tokens of the prompt that should be there */
+    u64 *bits;
+    int has_cached;
 } Table;
 
 typedef struct {
@@ -262,8 +284,12 @@ typedef struct {
     i32 *progress; /* scratch: sequences, times four, and what they have to tell */
     i64 progress_room;
     const Arrival *arrivals; /* the block being read */
+    const i64 *hashes; /* of its prompts */
+    Store *remotes;
     i64 arrivals_count, arrivals_at, requests_planned;
     i64 is_last_block;
+    i64 is_loop; /* arrivals come when others end: their times are times to think */
+    double loop_end_s;
     Link *links; /* by replica */
     Deadline *transfers; /* a heap of changes: `low` is the order of the transfer */
     i64 transfer_count, transfer_room, transfer_orders;
