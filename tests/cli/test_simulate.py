@@ -199,6 +199,15 @@ def test_power_is_told_the_same_with_a_record_and_without_and_by_both_drivers(
     assert max(line.value for line in slowed) > 1
 
 
+def test_a_long_run_without_a_record_keeps_every_interval(plan, capsys):
+    """Many turns of the compiled core, some of which end with nothing in its log."""
+    words = (plan, "--requests", "60000", "--interval", "10s")
+    power = answer(capsys, *words)["power"]
+    assert power["joules_per_token"] * 64 * 60_000 == pytest.approx(
+        power["mean_w"] * 60_000 / 40, rel=0.05
+    )
+
+
 def test_the_ends_of_what_chips_draw_are_told_and_can_be_played(plan, capsys):
     told = [answer(capsys, plan, "--requests", "200", "--power", end) for end in ("low", "likely", "high")]  # fmt: skip
 

@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 
 from polypod.cli.asking import model_of
+from polypod.cost.deployment import Deployment
 from polypod.errors import FileError, InputError
 from polypod.plan.compose import plan_model
-from polypod.plan.energy import ENDS, drawn_fraction, nameplate, phases, serving, shares, watts
+from polypod.plan.energy import (
+    ENDS,
+    drawn_fraction,
+    nameplate,
+    phases,
+    serving,
+    serving_at,
+    shares,
+    step_energy,
+    watts,
+)
 from polypod.plan.money import pue_of, site
 from polypod.plan.place import island, parse_fleet
 from polypod.plan.search import Question
@@ -147,6 +158,22 @@ def test_the_mean_of_both_kinds_of_steps_is_what_the_plan_takes():
         )
         assert mean == pytest.approx(getattr(drawn_fraction(run), end))
     assert where.rank.chip == "nvidia-h100-sxm"
+
+
+def test_ranks_that_wait_for_a_prompt_of_another_draw_as_in_an_exchange():
+    """Of eight ranks one has the prompt, by hand, where prompts are so rare that two never meet."""
+    question = Question(model=model_of("deepseek-v3"), input_tokens=1024, output_tokens=10**7)
+    deployment = Deployment.make(question.model, Layout(dp=8, ep=8), Precision(weights="fp8", kv="bf16"), island("a", parse_fleet("nvidia-h200-sxm:8")["a"]).rank)  # fmt: skip
+    run = serving_at(question, deployment, sequences=16, chunk_tokens=1024)
+    alone, mixed = (
+        step_energy(deployment, deployment.ops(sequences=16, kv_tokens=16 * run.context_tokens, prompt_tokens=tokens, pairs=run.pairs if tokens else 0.0), 16, shares(), "likely")
+        for tokens in (0.0, 1024.0)
+    )  # fmt: skip
+    found = phases(run)
+    waiting = alone[1] + (mixed[0] - alone[0]) * shares().link.likely
+    assert found.prompt_joules_per_w == pytest.approx((mixed[1] + 7 * waiting) / 8, rel=1e-4)
+    assert found.prompt_s == pytest.approx(mixed[0])
+    assert found.prompt_share == pytest.approx(8 * run.chunk_share, rel=1e-4)
 
 
 def test_more_traffic_makes_larger_and_hotter_steps():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -75,7 +76,7 @@ class Lines:
         rows: list[Row] = entries.tolist()
         ends = iter(ticks.reshape(-1, self._width))
         starts = np.flatnonzero(entries["word"] < _FIRST_ACTION).tolist()
-        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        for start, end in pairwise([*starts, len(rows)]):
             if rows[start][0] == _TICK:
                 yield from self.tick(next(ends))
                 continue
