@@ -124,6 +124,33 @@ def test_what_cannot_be_played_is_said_before_anything_runs(
     assert message in capsys.readouterr().err
 
 
+def test_more_than_the_plan_carries_is_said_with_what_it_carries(plan, capsys):
+    assert main(["simulate", str(plan), "--requests", "3000", "--rate", "2000/s"]) == 0
+
+    error = capsys.readouterr().err
+    assert "requests/s come for meta-llama/Llama-3.1-8B, and its replicas carry about " in error
+    assert "rejected" in error
+
+
+def test_requests_that_no_replica_holds_are_an_error_before_anything_runs(plan, tmp_path, capsys):
+    trace = tmp_path / "long.csv"
+    trace.write_text("arrival_s,input_tokens,output_tokens\n0,900000,5\n1,950000,5\n")
+
+    assert main(["simulate", str(plan), "--trace", str(trace)]) == 2
+    assert (
+        "holds more than 131,072 tokens, and its shortest prompt has 900,000"
+        in capsys.readouterr().err
+    )
+
+
+def test_jobs_are_played_beside_the_plan(plan, tmp_path, capsys):
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text("submit_s,cards,minutes,tenant\n0,2,10,a\n60,4,5,b\n")
+
+    assert main(["simulate", str(plan), "--jobs", str(jobs), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["jobs"] == {"finished": 2}
+
+
 def test_a_folder_that_cannot_be_made_is_an_error(plan, tmp_path, capsys):
     (tmp_path / "file").write_text("")
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from polypod import units
 from polypod.cli.asking import note, share
+from polypod.cli.early import check_traffic
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
+from polypod.cli.job_flags import add_job_arguments, run_jobs
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
 from polypod.cli.traffic import add_traffic, tell_traffic, traffic_of
@@ -54,10 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_traffic(parser)
     add_fault_arguments(parser)
+    add_job_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     plan = read_plan(Path(args.plan))
+    if args.jobs:
+        return run_jobs(plan, Path(args.jobs), is_json=args.json)
     kept = _kept(args)
     traffic = traffic_of(args, plan)
     if isinstance(traffic, Traffic):
@@ -165,7 +170,9 @@ def _play(
     if isinstance(traffic, ClosedLoop):
         session = Session(scenario, Looped(traffic), share=kept)
         return play_session(session, head, record.file, Teller(traffic.duration_s))
-    session = Session(scenario, Blocks(blocks(traffic)), share=kept)
+    arriving = Blocks(blocks(traffic))
+    check_traffic(scenario, arriving.first, traffic.expected_s)
+    session = Session(scenario, arriving, share=kept)
     return play_session(session, head, record.file, Teller(traffic.expected_s))
 
 
