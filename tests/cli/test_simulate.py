@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from polypod import record
+from polypod.cli import simulated
 from polypod.cli.main import main
 from polypod.record import END, Header, Measure, Step
 from polypod.report.fold import read_outcomes
@@ -92,6 +93,51 @@ def test_a_sampled_record_is_not_replayed(plan, tmp_path, capsys):
 
     assert main(["replay", str(tmp_path / "run" / "record.jsonl")]) == 2
     assert "keeps the steps of 50 % of its requests" in capsys.readouterr().err
+
+
+def test_a_run_too_long_to_keep_is_counted_in_parts(plan, tmp_path, capsys, monkeypatch):
+    faults = tmp_path / "faults.yaml"
+    faults.write_text("- {at: 2s, what: crash, where: card a/1, repair: 1min}\n")
+    words = (
+        plan,
+        "--requests",
+        "3000",
+        "--rate",
+        "300/s",
+        "--faults",
+        faults,
+        "--tenants",
+        "a=3,b=1",
+    )
+    exact = answer(capsys, *words)
+    monkeypatch.setattr(simulated, "MOST_ROWS", 700)
+    coarse = answer(capsys, *words)
+
+    for key in (
+        "requests",
+        "finished",
+        "rejected",
+        "rejected_codes",
+        "retries",
+        "output_tokens",
+        "duration_s",
+        "goodput",
+        "power",
+    ):
+        assert coarse[key] == exact[key], key
+    for key in ("ttft", "tpot", "e2e"):
+        assert coarse[key] == pytest.approx(exact[key], rel=0.011), key
+    assert coarse["ttft"]["mean_s"] == pytest.approx(exact["ttft"]["mean_s"], rel=1e-9)
+    for one, other in zip(coarse["replicas"], exact["replicas"], strict=True):
+        for key in ("name", "requests", "output_tokens", "busy_s"):
+            assert one[key] == other[key], key
+        assert one["slots_fraction"] == pytest.approx(other["slots_fraction"])
+    counts = [
+        [(group["name"], group["requests"], group["finished"]) for group in found["tenants"]]
+        for found in (coarse, exact)
+    ]
+    assert counts[0] == counts[1]
+    assert "too long to keep" in coarse["note"]
 
 
 def test_faults_are_played_and_noted(plan, tmp_path, capsys):

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     scenario = _scenario(args, plan, traffic)
     with RunFolder(args.folder) as record:
         played = _play(args, scenario, traffic, kept, record)
-    summary = summary_of(played.outcomes)
+    summary = played.summary
     if not played.is_whole:
         note(f"ended by Ctrl-C at {units.show(played.outcomes.end_s, 's')}; {record.left(summary)}")
     record.write_summary(run_json(summary) | bands)
@@ -185,7 +185,8 @@ def _play_plain(scenario: Scenario, traffic: Traffic | ClosedLoop, record: RunFo
         writer = Writer(record.file)
         for line in lines:
             writer.write(line)
-    return Played(outcomes=fold(lines), is_whole=True)
+    outcomes = fold(lines)
+    return Played(outcomes=outcomes, is_whole=True, summary=summary_of(outcomes))
 
 
 def _bands_json(plan: Plan, rests: dict[str, str]) -> dict[str, Any]:
