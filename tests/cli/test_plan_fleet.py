@@ -192,7 +192,7 @@ def test_what_was_offered_and_not_taken_is_said(capsys: pytest.CaptureFixture[st
     assert "--frontier is of co-located layouts" in capsys.readouterr().err
 
 
-REPLACE = ("replace", "qwen3-32b", "--from", "nvidia-h20:16", "--with", "amd-mi300x,huawei-ascend-910c", *LIMITS)  # fmt: skip
+REPLACE = ("replace", "qwen3-32b", "--from", "nvidia-h20:8", "--with", "amd-mi300x,huawei-ascend-910c", *LIMITS)  # fmt: skip
 
 
 def test_what_replaces_what_is_counted_and_dated(capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,10 +238,10 @@ def test_replace_says_what_is_wrong(
 def test_engine_settings_move_a_fleet_and_a_frontier_and_what_moves_no_plan_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ("plan", "qwen3-32b", "--on", "nvidia-h100-sxm:2", *LIMITS)
+    words = ("plan", "qwen3-32b", "--on", "nvidia-h100-sxm:1", *LIMITS)
     said = ("--engine-args", "prefix_hits=0.5")
     plain, cached = (asked(capsys, *words, "--apart", *more) for more in ((), said))
-    assert cached["models"][0]["served_per_s"] > 1.2 * plain["models"][0]["served_per_s"]
+    assert cached["models"][0]["served_per_s"] > 1.1 * plain["models"][0]["served_per_s"]
     assert any(one["setting"] == "prefix_hits" for one in plain["models"][0]["unsaid"])
     assert all(one["setting"] != "prefix_hits" for one in cached["models"][0]["unsaid"])
     pools = cached["plan"]["services"][0]["pools"]

@@ -126,3 +126,13 @@ def test_a_fleet_says_what_fewer_accepted_drafts_would_cost_and_keeps_the_settin
     assert not any(one.setting == "num_speculative_tokens" for one in answer.unsaid[0])
     kept = {pool.engine_args.num_speculative_tokens for pool in answer.plan.services[0].pools}
     assert kept == {2}
+
+
+def test_whole_prompts_are_held_while_what_is_fresh_of_them_is_computed() -> None:
+    """A step of c tokens works on c / f prompts, each of which holds all its L tokens: with 97 % cached 33 times what it computes, too much for two ranks."""
+    question = ask(prefix_hits=0.97, max_num_batched_tokens=16384)
+    assert min(one.ranks for one in of(question, "prefill")) > 2
+    for one in of(question, "prefill"):
+        prompts = one.max_step_tokens / question.fresh_tokens
+        room = one.deployment.memory(one.max_step_tokens).tokens_of(4096.0)
+        assert prompts * 4096 <= room * 1.001

@@ -107,6 +107,16 @@ def test_conservative_backfill_keeps_a_time_for_each_and_none_is_put_off() -> No
     assert set(started(scheduler.handle(job(5, 1, limit_s=10)))) == {5}
 
 
+def test_two_jobs_may_be_kept_the_same_time_and_what_is_left_over_is_less_both() -> None:
+    scheduler = Scheduler(fleet(5, node=5), JobRules(reservations=3))
+    scheduler.handle(job(1, 5, limit_s=10))
+    scheduler.handle(job(2, 2, limit_s=10))
+    scheduler.handle(job(3, 2, limit_s=20))
+    assert scheduler.reserved_s == {2: 10.0, 3: 10.0}
+    assert scheduler.tables.state.slack_PN[:2].tolist() == [[1], [1]]
+    scheduler.check()
+
+
 def test_easy_lets_a_job_put_off_the_second_that_waits_where_conservative_does_not() -> None:
     """Mu'alem and Feitelson's difference of the two: job 4 ends by 2's reserved time, and takes what 3 would have had."""
     for reservations, starts in ((1, {4}), (8, set())):
@@ -306,7 +316,7 @@ def test_a_job_its_quota_holds_is_not_passed_by_its_own_tenant() -> None:
 
 
 def test_a_backfilled_job_does_not_use_up_the_quota_that_a_reserved_one_needs() -> None:
-    tenants = (Tenant(name="a", quota={"x": 4}, borrow=0),)
+    tenants = (Tenant(name="a", quota={"x": 4}, borrow=0), Tenant(name="b", quota={"x": 4}))
     scheduler = Scheduler(fleet(8), JobRules(tenants=tenants))
     scheduler.handle(job(1, 6, limit_s=100))
     scheduler.handle(job(2, 4, tenant="a"))
@@ -314,6 +324,42 @@ def test_a_backfilled_job_does_not_use_up_the_quota_that_a_reserved_one_needs() 
     assert set(started(scheduler.handle(job(4, 1, at_s=1, tenant="a", limit_s=99)))) == {4}
     assert started(scheduler.handle(job(3, 1, at_s=1, tenant="a", limit_s=200))) == {}
     assert set(started(scheduler.handle(job(5, 1, at_s=1, limit_s=200)))) == {5}
+
+
+def test_an_owner_takes_back_what_its_cohort_has_lent_even_where_cards_are_free() -> None:
+    scheduler = shared(cards=16)
+    for number in range(4):
+        scheduler.handle(job(number, 2, at_s=number, tenant="a"))
+    actions = scheduler.handle(job(9, 3, at_s=10, tenant="b"))
+    assert preempted(actions) == [(3, "reclaim"), (2, "reclaim")]
+    assert set(started(actions)) == {9}
+
+
+def test_nobody_is_put_below_its_own_quota() -> None:
+    """a has 6 of its 4, others 2: b wants its 4, and stopping the one job that a borrows for is not enough, so none is stopped."""
+    scheduler = shared()
+    for number in range(3):
+        scheduler.handle(job(number, 2, at_s=number, tenant="a"))
+    scheduler.handle(job(3, 2, tenant="nobody's", is_preemptible=False))
+    assert preempted(scheduler.handle(job(9, 4, at_s=10, tenant="b"))) == []
+
+
+def test_a_borrower_of_high_priority_stops_nobody_whose_cards_its_cohort_may_not_use() -> None:
+    scheduler = Scheduler(fleet(8), JobRules(tenants=(Tenant(name="a", quota={"x": 4}),)))
+    scheduler.handle(job(1, 2, tenant="a", is_preemptible=False))
+    scheduler.handle(job(2, 6, tenant="nobody's"))
+    actions = scheduler.handle(job(3, 4, at_s=5, tenant="a", priority=9))
+    assert preempted(actions) == []
+    scheduler.check()
+
+
+def test_an_owner_stops_nobody_outside_its_cohort_while_the_cohort_has_lent_all() -> None:
+    scheduler = shared(cards=16)
+    scheduler.handle(job(1, 8, tenant="b", is_preemptible=False))
+    scheduler.handle(job(2, 8, tenant="nobody's"))
+    actions = scheduler.handle(job(3, 2, at_s=5, tenant="a", priority=9))
+    assert preempted(actions) == []
+    scheduler.check()
 
 
 # ---- order
@@ -339,7 +385,7 @@ def test_a_job_that_waits_long_enough_comes_before_newcomers_of_higher_priority(
 
 
 def test_the_tenant_that_had_least_for_its_weight_goes_first() -> None:
-    tenants = (Tenant(name="heavy", weight=3), Tenant(name="light", weight=1))
+    tenants = (Tenant(name="heavy", fair_share=3), Tenant(name="light", fair_share=1))
     scheduler = Scheduler(fleet(2), JobRules(tenants=tenants, period_s=10, half_life_s=1e9))
     scheduler.handle(job(1, tenant="heavy"))
     scheduler.handle(job(2, tenant="light"))
@@ -348,6 +394,8 @@ def test_the_tenant_that_had_least_for_its_weight_goes_first() -> None:
     scheduler.handle(Woke(at_s=50))
     assert scheduler.waiting == (4, 3)
     assert scheduler.tables.usage[1:] == pytest.approx([50, 50])
+    scheduler.handle(job(5, at_s=51, tenant="heavy"))
+    assert scheduler.waiting == (4, 5, 3)
 
 
 def test_usage_is_halved_by_every_half_life() -> None:
@@ -375,6 +423,13 @@ def test_a_higher_priority_stops_the_lowest_that_lose_least_and_no_more_than_it_
     [stop] = [a for a in actions if isinstance(a, PreemptJob)]
     assert stop.lost_s == 20.0
     assert set(started(actions)) == {5}
+
+
+def test_of_runs_that_lose_the_same_the_one_that_started_last_is_stopped() -> None:
+    scheduler = Scheduler(fleet(4))
+    scheduler.handle(job(1, 2, at_s=0, checkpoint_every_s=10.0))
+    scheduler.handle(job(2, 2, at_s=10, checkpoint_every_s=10.0))
+    assert preempted(scheduler.handle(job(3, 2, at_s=20, priority=1))) == [(2, "priority")]
 
 
 def test_victims_that_turn_out_not_to_be_needed_are_spared() -> None:

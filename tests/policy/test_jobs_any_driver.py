@@ -38,7 +38,7 @@ FLEET = Fleet(
     )
 )
 TENANTS = (
-    Tenant(name="a", weight=2, quota={"x": 6, "y": 2}),
+    Tenant(name="a", fair_share=2, quota={"x": 6, "y": 2}),
     Tenant(name="b", quota={"x": 4}, borrow=3),
 )
 RULES_TRIED = tuple(
@@ -207,6 +207,7 @@ def test_no_driver_can_break_an_invariant(rules: JobRules, steps: list[Any]) -> 
     driven(rules, steps)
 
 
+@pytest.mark.timeout(600)  # compiles, where nothing is cached yet
 @pytest.mark.skipif(not has_numba(), reason="Numba is an optional extra")
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(RULES_TRIED), STEPS)

@@ -89,7 +89,7 @@ def test_lost_work_and_restarts_are_counted_by_hand() -> None:
 
 
 def test_what_the_scheduler_says_is_lost_is_what_the_driver_counts() -> None:
-    jobs = draw_jobs(Drawn(count=300, load=1.5, seed=4, most_cards=16), 32).jobs
+    jobs = draw_jobs(Drawn(count=300, load_ratio=1.5, seed=4, most_cards=16), 32).jobs
     jobs = tuple(Job(asked=urgent(j.asked), work_s=j.work_s) for j in jobs)
     run = played(32, *jobs)
     said_s = sum(a.lost_s for _, actions in run.steps for a in actions if isinstance(a, PreemptJob))
@@ -126,7 +126,7 @@ def test_a_service_that_grows_by_day_leaves_the_night_to_jobs() -> None:
 
 def test_over_a_long_backlog_tenants_get_cards_by_their_weights() -> None:
     weights = {"a": 1.0, "b": 2.0, "c": 5.0}
-    tenants = tuple(Tenant(name=name, weight=weight) for name, weight in weights.items())
+    tenants = tuple(Tenant(name=name, fair_share=weight) for name, weight in weights.items())
     rules = JobRules(tenants=tenants, period_s=50, half_life_s=10_000, ageing_s=1e9)
     rng = np.random.default_rng(0)
     jobs = []
@@ -143,7 +143,7 @@ def test_over_a_long_backlog_tenants_get_cards_by_their_weights() -> None:
 @pytest.mark.parametrize("reservations", [1, 8])
 def test_no_backfilled_job_puts_off_a_reserved_one(reservations: int) -> None:
     """With true limits, first come first served: every job starts no later than without backfill it would, the first in line at each moment."""
-    jobs = draw_jobs(Drawn(count=250, load=1.3, seed=2, most_cards=16), 24).jobs
+    jobs = draw_jobs(Drawn(count=250, load_ratio=1.3, seed=2, most_cards=16), 24).jobs
     rules = JobRules(reservations=reservations, is_preempting=False, ageing_s=1e12, half_life_s=1.0, period_s=1e12)  # fmt: skip
     scenario = JobScenario(fleet=fleet(24), jobs=jobs, rules=rules)
     run = play_jobs(scenario, is_keeping=True)
@@ -173,9 +173,10 @@ def promises(scenario: JobScenario) -> dict[int, float]:
     return first
 
 
+@pytest.mark.timeout(600)  # compiles, where nothing is cached yet
 @pytest.mark.skipif(not has_numba(), reason="Numba is an optional extra")
 def test_a_run_is_the_same_with_plain_and_with_compiled_rules_and_every_time() -> None:
-    jobs = draw_jobs(Drawn(count=200, load=1.2, seed=7, most_cards=16), 32).jobs
+    jobs = draw_jobs(Drawn(count=200, load_ratio=1.2, seed=7, most_cards=16), 32).jobs
     faults = (CardFault(at_s=4000, cards=(0, 9), what="lost"), CardFault(at_s=9000, cards=(0, 9), what="back"))  # fmt: skip
     wants = tuple(ServiceWants(at_s=3000.0 * n, service="s", replicas=n % 3, cards=4) for n in range(5))  # fmt: skip
     scenario = JobScenario(fleet=fleet(32), jobs=jobs, faults=faults, services=wants)
@@ -184,7 +185,7 @@ def test_a_run_is_the_same_with_plain_and_with_compiled_rules_and_every_time() -
 
 
 def test_cards_are_counted_once_at_every_moment() -> None:
-    jobs = draw_jobs(Drawn(count=200, load=1.2, seed=1, most_cards=16), 32).jobs
+    jobs = draw_jobs(Drawn(count=200, load_ratio=1.2, seed=1, most_cards=16), 32).jobs
     run = played(32, *jobs, faults=(CardFault(at_s=100, cards=(3, 4, 5), what="lost"),))
     for sample in run.samples:
         parts = (sample.job_cards, sample.service_cards, sample.lost_cards, sample.free_cards)
@@ -283,7 +284,7 @@ def test_a_broken_trace_is_refused_with_its_line(
 
 
 def test_drawn_jobs_ask_for_the_load_they_say_and_are_the_same_from_the_same_seed() -> None:
-    drawn = Drawn(count=20_000, load=0.7, seed=9)
+    drawn = Drawn(count=20_000, load_ratio=0.7, seed=9)
     jobs = draw_jobs(drawn, 512).jobs
     asked = sum(one.asked.cards * one.work_s for one in jobs) / jobs[-1].asked.at_s
     assert asked == pytest.approx(0.7 * 512, rel=0.03)
@@ -293,7 +294,7 @@ def test_drawn_jobs_ask_for_the_load_they_say_and_are_the_same_from_the_same_see
 
 
 def test_every_job_ends_once_and_is_answered_once() -> None:
-    jobs = draw_jobs(Drawn(count=150, load=2.0, seed=3, most_cards=16), 16).jobs
+    jobs = draw_jobs(Drawn(count=150, load_ratio=2.0, seed=3, most_cards=16), 16).jobs
     run = played(16, *jobs)
     assert {life.outcome for life in run.lives} == {"finished"}
     starts = [a.job for _, actions in run.steps for a in actions if isinstance(a, StartJob)]

@@ -339,6 +339,7 @@ def test_a_day_is_warmest_in_the_afternoon_and_comes_again():
     assert hours[int(np.argmax(degrees))] == 15.0
     np.testing.assert_allclose(degrees[:96], degrees[96:])
     assert parse_outside("35C").celsius(12345.0) == 35.0
+    assert replace(day, start_s=8 * 3600.0).celsius(7 * 3600.0) == pytest.approx(9.5)
 
 
 def test_a_file_of_hours_is_read_as_lines_between_its_points(tmp_path: Path):

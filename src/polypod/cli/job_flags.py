@@ -36,7 +36,7 @@ def run_jobs(plan: Plan, path: Path, *, is_json: bool) -> int:
     scenario, jobs = job_scenario(plan, path)
     is_large = len(scenario.jobs) >= COMPILED_FROM
     run = play_jobs(scenario, loops=compiled() if is_large and has_numba() else PLAIN)
-    weights = {tenant.name: tenant.weight for tenant in scenario.rules.tenants}
+    weights = {tenant.name: tenant.fair_share for tenant in scenario.rules.tenants}
     found = summary(run, weights) | {"left_out": dict(jobs.left_out)}
     for life in run.lives:
         if life.outcome == "rejected":

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from polypod.simulate.placed import Placed, placement
 from polypod.simulate.power import Drawn, check_known, drawn_by
 from polypod.simulate.series import Cap, Draw, Watch
 from polypod.workload.traffic import Traffic
+from polypod.workload.traffic_arrivals import Diurnal
+from polypod.workload.traffic_loop import ClosedLoop
+from polypod.workload.traffic_make import Synthetic
 from polypod.workload.traffic_scale import Replay
 
 
@@ -59,7 +62,10 @@ class Powered:
 
 
 def power_of(
-    args: argparse.Namespace, plan: Plan, replicas: Sequence[ReplicaUp], played: Traffic
+    args: argparse.Namespace,
+    plan: Plan,
+    replicas: Sequence[ReplicaUp],
+    played: Traffic | ClosedLoop,
 ) -> Powered:
     """Draws, caps and site of a plan's replicas; where the plan says no traffic, steps are those of what is played. Raises `InputError` where a flag asks for what is not known, `FileError` for its file."""
     drawn = drawn_by(plan, _means(played))
@@ -67,7 +73,7 @@ def power_of(
     for flag, said in (("--outside", args.outside), ("--cooling", args.cooling), ("--power-cap", asked)):  # fmt: skip
         if said:
             check_known(drawn, flag)
-    around, taken = _site(args, drawn)
+    around, taken = _site(args, drawn, _start_s(played))
     placed = _placed(args, plan) if needs_places(asked) else None
     draws = drawn.draws(args.power)
     return Powered(
@@ -79,16 +85,22 @@ def power_of(
     )
 
 
-def _means(played: Traffic) -> PlanTraffic | None:
+def _means(played: Traffic | ClosedLoop) -> PlanTraffic | None:
     """Mean lengths of a trace; drawn traffic has those of the plan."""
-    if not isinstance(played.source, Replay):
+    if isinstance(played, ClosedLoop) or not isinstance(played.source, Replay):
         return None
     trace = played.source.trace
     means = (max(round(float(tokens.mean())), 1) for tokens in (trace.input_tokens, trace.output_tokens))  # fmt: skip
     return PlanTraffic(input=next(means), output=next(means))
 
 
-def _site(args: argparse.Namespace, drawn: Drawn) -> tuple[Site | None, list[str]]:
+def _start_s(played: Traffic | ClosedLoop) -> float:
+    """Of the day, where the traffic says when its second 0 is."""
+    arrivals = played.source.arrivals if isinstance(played, Traffic) and isinstance(played.source, Synthetic) else None  # fmt: skip
+    return arrivals.start_s if isinstance(arrivals, Diurnal) else 0.0
+
+
+def _site(args: argparse.Namespace, drawn: Drawn, start_s: float) -> tuple[Site | None, list[str]]:
     if not drawn.pools:
         return None, []
     prices = site(None if args.prices is None else Path(args.prices))
@@ -98,7 +110,9 @@ def _site(args: argparse.Namespace, drawn: Drawn) -> tuple[Site | None, list[str
         pool: tuple((share, found[name][0]) for name, share in its.places.items())
         for pool, its in drawn.pools.items()
     }
-    outside = None if args.outside is None else parse_outside(args.outside)
+    outside = (
+        None if args.outside is None else replace(parse_outside(args.outside), start_s=start_s)
+    )
     around = Site(outside=outside, halls=halls, kg_co2_per_kwh=prices.kg_co2_per_kwh.likely)
     return around, [note for _, note in found.values() if note]
 

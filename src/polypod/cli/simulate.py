@@ -2,29 +2,31 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 from polypod import units
 from polypod.cli.asking import note, share
+from polypod.cli.early import check_traffic
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
+from polypod.cli.job_flags import add_job_arguments, run_jobs
 from polypod.cli.power_flags import Powered, add_power_arguments, power_of
+from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
-from polypod.cli.traffic import add_traffic, traffic_of
+from polypod.cli.traffic import add_traffic, tell_traffic, traffic_of
 from polypod.cost.bands import METRICS, Metric, band_of
-from polypod.errors import FileError, InputError
+from polypod.errors import InputError
 from polypod.plan.predict import evidence
 from polypod.plan.spec import Plan, read_plan
 from polypod.record import Line, Writer
 from polypod.report.fold import fold
 from polypod.report.runs import run_json, run_text
-from polypod.report.summary import RunSummary, summary_of
+from polypod.report.summary import summary_of
 from polypod.report.tables import entry
-from polypod.simulate.arriving import Blocks
+from polypod.simulate.arriving import Blocks, Looped
 from polypod.simulate.compiled import Session
 from polypod.simulate.fleet import scenario_of
 from polypod.simulate.native.build import compiler, is_built
@@ -34,6 +36,9 @@ from polypod.simulate.trace import arrivals
 from polypod.workload.traffic import Traffic, blocks, trace_of
 from polypod.workload.traffic_loop import ClosedLoop
 from polypod.workload.traffic_scale import Replay
+
+LOOP_S = 600.0
+"""A closed loop whose end is not said is looked at as often as one of ten minutes."""
 
 INTERVALS = 60
 """Of a series whose interval is not said, about so many."""
@@ -52,24 +57,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_traffic(parser)
     add_fault_arguments(parser)
     add_power_arguments(parser)
+    add_job_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     plan = read_plan(Path(args.plan))
+    if args.jobs:
+        return run_jobs(plan, Path(args.jobs), is_json=args.json)
     kept = _kept(args)
     traffic = traffic_of(args, plan)
-    if isinstance(traffic, ClosedLoop):
-        msg = f"--arrivals {args.arrivals}: when users of a closed loop send depends on their answers, which is not played yet; give poisson, gamma or diurnal"
-        raise InputError(msg)
+    if isinstance(traffic, Traffic):
+        tell_traffic(traffic)
     rests = evidence(plan)
     bands = _bands_json(plan, rests)
     scenario, power = _scenario(args, plan, traffic)
     bands |= power.as_json()
     for pool, why in power.drawn.missing.items():
         note(f"no watts of {pool}: {why}")
-    with _Record(args.folder) as record:
+    with RunFolder(args.folder) as record:
         played = _play(args, scenario, traffic, kept, record)
-    summary = summary_of(played.outcomes)
+    summary = played.summary
     if not played.is_whole:
         note(f"ended by Ctrl-C at {units.show(played.outcomes.end_s, 's')}; {record.left(summary)}")
     record.write_summary(run_json(summary) | bands)
@@ -78,49 +85,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join([run_text(summary, args.folder or "RUN"), *_band_lines(plan, rests)]))
     return 0 if played.is_whole else 130
-
-
-class _Record:
-    """The folder a run is written to, or none."""
-
-    def __init__(self, folder: str | None) -> None:
-        self._folder = None if folder is None else _folder(Path(folder))
-        self.file: BinaryIO | None = None
-
-    def __enter__(self) -> Self:
-        if self._folder is not None:
-            path = self._folder / "record.jsonl"
-            try:
-                self.file = path.open("wb")
-            except OSError as error:
-                raise FileError(path, f"cannot be written: {error.strerror}") from error
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:  # fmt: skip
-        if self.file is None or self._folder is None:
-            return
-        path = self._folder / "record.jsonl"
-        try:
-            self.file.close()
-        except OSError as failed:
-            raise FileError(path, f"cannot be written: {failed.strerror}") from failed
-        if isinstance(error, OSError):
-            raise FileError(path, f"cannot be written: {error.strerror}") from error
-
-    def left(self, summary: RunSummary) -> str:
-        """What an interrupted run leaves."""
-        open_ones = f"{summary.open:,} requests were in flight"
-        return open_ones if self._folder is None else f"{open_ones}, and {self._folder / 'record.jsonl'} is whole up to there"  # fmt: skip
-
-    def write_summary(self, found: dict[str, Any]) -> None:
-        if self._folder is None:
-            return
-        path = self._folder / "summary.json"
-        try:
-            path.write_text(json.dumps(found, indent=2) + "\n")
-        except OSError as error:
-            raise FileError(path, f"cannot be written: {error.strerror}") from error
-        note(f"wrote {self._folder / 'record.jsonl'} and summary.json")
 
 
 def _kept(args: argparse.Namespace) -> float:
@@ -136,22 +100,37 @@ def _kept(args: argparse.Namespace) -> float:
     return share("--sample", args.sample)
 
 
-def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic) -> tuple[Scenario, Powered]:
-    duration_s = traffic.expected_s
+def _scenario(
+    args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop
+) -> tuple[Scenario, Powered]:
+    duration_s = _duration_s(args, traffic)
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     broken = faults_of(args, plan, duration_s)
+    loop = traffic if isinstance(traffic, ClosedLoop) else None
+    blocks_of = 0 if isinstance(traffic, ClosedLoop) else traffic.block_tokens
     scenario = scenario_of(
-        plan, (), seed=args.seed, faults=broken.faults, block_tokens=traffic.block_tokens or None
+        plan, (), seed=args.seed, faults=broken.faults, block_tokens=blocks_of or None
     )
     power = power_of(args, plan, scenario.replicas, traffic)
     played = replace(
         scenario,
         notes=broken.notes,
         watch=power.watch(interval_s),
-        trace_sha256=_identity(traffic),
-        is_hashed=traffic.block_tokens > 0,
+        trace_sha256=traffic.sha256 if isinstance(traffic, ClosedLoop) else _identity(traffic),
+        loop=loop,
+        is_hashed=blocks_of > 0,
     )
     return played, power
+
+
+def _duration_s(args: argparse.Namespace, traffic: Traffic | ClosedLoop) -> float:
+    """About how long requests are sent. Of a closed loop nobody knows before, unless it is said."""
+    if not isinstance(traffic, ClosedLoop):
+        return traffic.expected_s
+    if traffic.duration_s is None and args.draw_faults:
+        msg = "--draw-faults needs to know for how long; say the closed loop's --duration"
+        raise InputError(msg)
+    return LOOP_S if traffic.duration_s is None else traffic.duration_s
 
 
 def _nice(seconds: float) -> float:
@@ -181,7 +160,11 @@ def _identity(traffic: Traffic) -> str:
 
 
 def _play(
-    args: argparse.Namespace, scenario: Scenario, traffic: Traffic, kept: float, record: _Record
+    args: argparse.Namespace,
+    scenario: Scenario,
+    traffic: Traffic | ClosedLoop,
+    kept: float,
+    record: RunFolder,
 ) -> Played:
     if args.driver == "plain" or (args.driver is None and compiler() is None):
         if args.driver is None:
@@ -191,21 +174,27 @@ def _play(
         return _play_plain(scenario, traffic, record)
     if not is_built():
         note("the simulator's core is compiled, once on this machine; it takes some seconds")
-    session = Session(scenario, Blocks(blocks(traffic)), share=kept)
     head: list[Line] = [header(scenario, kept), *scenario.notes]
+    if isinstance(traffic, ClosedLoop):
+        session = Session(scenario, Looped(traffic), share=kept)
+        return play_session(session, head, record.file, Teller(traffic.duration_s))
+    arriving = Blocks(blocks(traffic))
+    check_traffic(scenario, arriving.first, traffic.expected_s)
+    session = Session(scenario, arriving, share=kept)
     return play_session(session, head, record.file, Teller(traffic.expected_s))
 
 
-def _play_plain(scenario: Scenario, traffic: Traffic, record: _Record) -> Played:
-    whole = replace(
-        scenario, trace=arrivals(trace_of(traffic), scenario.settings.services[0].model)
-    )
-    lines: Sequence[Line] = play(whole).lines
+def _play_plain(scenario: Scenario, traffic: Traffic | ClosedLoop, record: RunFolder) -> Played:
+    if not isinstance(traffic, ClosedLoop):
+        model = scenario.settings.services[0].model
+        scenario = replace(scenario, trace=arrivals(trace_of(traffic), model))
+    lines: Sequence[Line] = play(scenario).lines
     if record.file is not None:
         writer = Writer(record.file)
         for line in lines:
             writer.write(line)
-    return Played(outcomes=fold(lines), is_whole=True)
+    outcomes = fold(lines)
+    return Played(outcomes=outcomes, is_whole=True, summary=summary_of(outcomes))
 
 
 def _bands_json(plan: Plan, rests: dict[str, str]) -> dict[str, Any]:
@@ -242,13 +231,3 @@ def _band_lines(plan: Plan, rests: dict[str, str]) -> list[str]:
         text = f"TTFT {ttft.low:g} to {ttft.high:g} times, TPOT {tpot.low:g} to {tpot.high:g} times what is shown ({pools}: {on})"
         lines.append(entry("80 % band", text, indent=16))
     return lines
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(path, f"cannot be made: {error.strerror}") from error
-    if (path / "record.jsonl").exists():
-        print(f"polypod: {path / 'record.jsonl'} is overwritten", file=sys.stderr)
-    return path

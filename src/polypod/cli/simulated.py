@@ -8,28 +8,31 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polypod import units
-from polypod.policy.events import ReplicaDown, ReplicaUp
+from polypod.policy.events import ReplicaUp
 from polypod.policy.router import slots_of
 from polypod.record import Line, Step, Writer, ended
+from polypod.report.coarse import Coarse
 from polypod.report.fold import fold
 from polypod.report.outcomes import (
+    DECODE,
     FINISHED,
     GONE,
     OPEN,
+    PREFILL,
     WHOLE,
-    Floats,
-    Ints,
     Outcomes,
     Replica,
     Requests,
     Stays,
     Waits,
 )
+from polypod.report.summary import RunSummary, summary_of
 from polypod.simulate.compiled import Progress, Session
 from polypod.simulate.native.layout import ENDED_GONE, ENDED_WELL, NOT_ENDED, OUTCOME, Rows
 
@@ -42,12 +45,17 @@ ANSWERS: Final = (
 TOLD_EVERY_S: Final = 0.25
 
 
+MOST_ROWS: Final = 1_000_000
+"""Requests that are kept one by one; of a longer run they are counted in parts as large."""
+
+
 @dataclass(slots=True, eq=False)
 class Played:
-    """What a run has come to."""
+    """What a run has come to. `outcomes` lack requests where there were too many: the summary has all."""
 
     outcomes: Outcomes
     is_whole: bool
+    summary: RunSummary
 
 
 class Teller:
@@ -105,6 +113,7 @@ class Gathered:
     def __init__(self, file: BinaryIO | None) -> None:
         self.rows: list[Rows] = []
         self.lines: list[Line] = []
+        self.coarse: Coarse | None = None
         self._writer = None if file is None else Writer(file)
 
     def add(self, lines: Iterable[Line], rows: Rows | None = None) -> None:
@@ -116,6 +125,17 @@ class Gathered:
         if rows is not None and len(rows):
             self.rows.append(rows)
 
+    @property
+    def kept(self) -> int:
+        return sum(map(len, self.rows))
+
+    def fold(self, session: Session) -> None:
+        """Count the requests that are kept, and keep them no longer."""
+        if self.coarse is None:
+            self.coarse = Coarse()
+        self.coarse.add(outcomes_of(session, self))
+        self.rows.clear()
+
 
 def play_session(
     session: Session, head: Iterable[Line], file: BinaryIO | None, teller: Teller
@@ -126,6 +146,8 @@ def play_session(
     with interrupted() as is_interrupted:
         for turn in session.turns():
             gathered.add(turn.lines, turn.outcomes)
+            if gathered.kept >= MOST_ROWS:
+                gathered.fold(session)
             teller.tell(turn.progress)
             if is_interrupted():
                 break
@@ -134,7 +156,11 @@ def play_session(
     gathered.add(session.totals(), None if is_whole else session.leave())
     if is_whole:
         gathered.add([ended(session.progress.now_s)])
-    return Played(outcomes=outcomes_of(session, gathered), is_whole=is_whole)
+    outcomes = outcomes_of(session, gathered)
+    if gathered.coarse is None:
+        return Played(outcomes=outcomes, is_whole=is_whole, summary=summary_of(outcomes))
+    gathered.coarse.add(outcomes)
+    return Played(outcomes=outcomes, is_whole=is_whole, summary=gathered.coarse.summary(outcomes))
 
 
 def outcomes_of(session: Session, gathered: Gathered) -> Outcomes:
@@ -153,7 +179,7 @@ def outcomes_of(session: Session, gathered: Gathered) -> Outcomes:
         replicas=_replicas(session, beside),
         requests=_requests(rows, len(models)),
         stays=_stays(rows),
-        waits=Waits(row=_none(), begin_s=_nothing(), end_s=_nothing()),
+        waits=_waits(rows),
         faults=beside.faults,
         series=beside.series,
         end_s=session.progress.now_s,
@@ -181,7 +207,7 @@ def _requests(rows: Rows, models: int) -> Requests:
         status=http[status],
         code=np.where(is_rejected, status - 1, -1),
         attempts=rows["attempts"],
-        prefill_replica=rows["replica"],
+        prefill_replica=rows["prefill_replica"],
         decode_replica=rows["replica"],
         placed_s=rows["placed_s"],
         predicted_first_token_s=rows["predicted_first_s"],
@@ -189,36 +215,36 @@ def _requests(rows: Rows, models: int) -> Requests:
 
 
 def _replicas(session: Session, beside: Outcomes) -> tuple[Replica, ...]:
-    """With the times that each was up, from the run's own plan of changes."""
+    """In the core's order, with the times that each was up, from the run's own plan of changes."""
     end_s = session.progress.now_s
-    spans: dict[str, list[tuple[float, float]]] = {}
+    spans: dict[str, list[tuple[float, float]]] = {name: [] for name in session.encoded.names}
     ups: dict[str, ReplicaUp] = {}
     since: dict[str, float] = {}
     for change in sorted(session.changes, key=lambda change: change.at_s):
+        is_up = isinstance(change, ReplicaUp)
+        if isinstance(change, ReplicaUp):
+            ups.setdefault(change.replica, change)
         if change.at_s > end_s:
-            break
+            continue
         begun_s = since.pop(change.replica, None)
         if begun_s is not None:
             spans[change.replica].append((begun_s, change.at_s))
-        if isinstance(change, ReplicaUp):
-            ups.setdefault(change.replica, change)
-            spans.setdefault(change.replica, [])
+        if is_up:
             since[change.replica] = change.at_s
-        assert isinstance(change, ReplicaUp | ReplicaDown)
     for name, begun_s in since.items():
         spans[name].append((begun_s, end_s))
     return tuple(
         Replica(
             name=name,
-            pool=up.pool,
-            model=up.model,
-            role=up.role,
-            kv_capacity_tokens=up.kv_capacity_tokens,
-            slots=slots_of(up),
-            up=tuple(spans[name]),
+            pool=ups[name].pool,
+            model=ups[name].model,
+            role=ups[name].role,
+            kv_capacity_tokens=ups[name].kv_capacity_tokens,
+            slots=slots_of(ups[name]),
+            up=tuple(span),
             busy_s=_last(beside, name),
         )
-        for name, up in ups.items()
+        for name, span in spans.items()
     )
 
 
@@ -227,24 +253,35 @@ def _last(beside: Outcomes, replica: str) -> float | None:
     return None if series is None else float(series.value[-1])
 
 
-def _none() -> Ints:
-    return np.empty(0, dtype=np.int64)
-
-
-def _nothing() -> Floats:
-    return np.empty(0)
-
-
 def _stays(rows: Rows) -> Stays:
-    """Of the requests that finished, from their last placing on; earlier attempts are only in the record."""
+    """Of the requests that finished, from their last placing on; earlier attempts, and caches on their way, are only in the record."""
     done = np.flatnonzero((rows["status"] == ENDED_WELL) & (rows["replica"] >= 0))
+    apart = done[np.isfinite(rows["prefilled_s"][done])]
+    whole = np.setdiff1d(done, apart)
+    parts = [
+        (whole, "replica", WHOLE, "placed_s", "end_s"),
+        (apart, "prefill_replica", PREFILL, "placed_s", "prefilled_s"),
+        (apart, "replica", DECODE, "first_s", "end_s"),
+    ]
+    row = np.concatenate([these for these, *_ in parts])
+
+    def column(place: int) -> NDArray[Any]:
+        return np.concatenate([rows[part[place]][part[0]] for part in parts])
+
     return Stays(
-        row=done,
-        replica=rows["replica"][done],
-        role=np.full(len(done), WHOLE),
-        attempt=rows["attempts"][done],
-        begin_s=rows["placed_s"][done],
-        end_s=rows["end_s"][done],
-        ending=np.zeros(len(done), dtype=np.int64),
-        predicted_first_token_s=rows["predicted_first_s"][done],
+        row=row,
+        replica=column(1),
+        role=np.concatenate([np.full(len(these), role) for these, _, role, *_ in parts]),
+        attempt=rows["attempts"][row],
+        begin_s=column(3),
+        end_s=column(4),
+        ending=np.zeros(len(row), dtype=np.int64),
+        predicted_first_token_s=rows["predicted_first_s"][row],
     )
+
+
+def _waits(rows: Rows) -> Waits:
+    """From the arrival to the last placing; of one that was never placed, to its end."""
+    until_s = np.where(np.isfinite(rows["placed_s"]), rows["placed_s"], rows["end_s"])
+    row = np.flatnonzero(until_s > rows["arrival_s"])
+    return Waits(row=row, begin_s=rows["arrival_s"][row], end_s=until_s[row])

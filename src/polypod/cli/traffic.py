@@ -22,7 +22,7 @@ from polypod.errors import InputError
 from polypod.plan.place import island
 from polypod.plan.spec import Plan, Service, read_plan
 from polypod.report.tables import entry
-from polypod.workload.traffic import Trace, Traffic, blocks, trace_of
+from polypod.workload.traffic import Traffic, blocks
 from polypod.workload.traffic_arrivals import Poisson
 from polypod.workload.traffic_figures import MONTH_S, Figures, figures
 from polypod.workload.traffic_files import Reading, read_trace
@@ -74,24 +74,15 @@ def traffic_of(args: argparse.Namespace, plan: Plan | None) -> Traffic | ClosedL
     return Traffic(source=replace(drawn, arrivals=arrivals), tenants=_tenants(args))
 
 
-def trace_from(args: argparse.Namespace, plan: Plan) -> Trace:
-    """All requests that the flags ask for, in memory. Raises `InputError`, also for a closed loop."""
-    traffic = traffic_of(args, plan)
-    if isinstance(traffic, ClosedLoop):
-        msg = f"--arrivals {args.arrivals}: when users of a closed loop send depends on their answers, which is not played yet; give poisson, gamma or diurnal"
-        raise InputError(msg)
-    trace = trace_of(traffic)
-    _tell(traffic, trace)
-    return trace
-
-
-def _tell(traffic: Traffic, trace: Trace) -> None:
+def tell_traffic(traffic: Traffic) -> None:
+    """Say that a trace is copied, and how often it begins again."""
     source = traffic.source
     if not isinstance(source, Replay) or source.is_as_it_is:
         return
-    rounds = float(trace.arrival_s[-1]) / source.period_s
-    again = f", begun again every {units.show(source.period_s, 's')}" if rounds > 2 else ""
-    note(f"{source.trace.name} has {len(source.trace):,} requests; played are {len(trace):,}, copies with fresh prefixes{again}")  # fmt: skip
+    rounds = source.expected_s / source.period_s
+    again = f", begun again every {units.show(source.period_s, 's')}" if rounds > 1 else ""
+    played = f"{source.scale:g} times as many sessions" if source.duration_s is None else f"so many as fit in {units.show(source.duration_s, 's')}"  # fmt: skip
+    note(f"{source.trace.name} has {len(source.trace):,} requests; played are {played}, copies with fresh prefixes{again}")  # fmt: skip
 
 
 def _refuse_mixed(args: argparse.Namespace) -> None:

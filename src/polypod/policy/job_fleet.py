@@ -65,13 +65,13 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who submits jobs.
 
-    `weight` is its share of the fleet when all want more than there is. `quota` is how many cards of each kind are its own; kinds left
+    `fair_share` is its weight: what it gets of the fleet, beside the others', when all want more than there is. `quota` is how many cards of each kind are its own; kinds left
     out of it are 0, and without any quota the tenant is held to none. Above its quota it borrows what others of its `cohort` leave
     idle, at most `borrow` cards of a kind (None: as many as there are), until they want them back.
     """
 
     name: str
-    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    fair_share: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     quota: dict[str, Annotated[int, msgspec.Meta(ge=0)]] | None = None
     borrow: Annotated[int, msgspec.Meta(ge=0)] | None = None
     cohort: str = ""
@@ -86,7 +86,7 @@ class JobRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     may wait without end. Usage halves every `half_life_s`. Order and usage are brought up to date every `period_s`.
     """
 
-    tenants: tuple[Tenant, ...] = ()  # a tenant not listed has weight 1 and no quota
+    tenants: tuple[Tenant, ...] = ()  # a tenant not listed has a share of 1 and no quota
     reservations: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
     is_backfilling: bool = True  # False: nobody goes past a job that waits
     is_preempting: bool = True  # jobs of higher priority stop those of lower; services do always

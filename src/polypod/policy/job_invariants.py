@@ -22,6 +22,7 @@ from polypod.policy.job_state import (
     TENANT,
     USED,
     WITHIN,
+    Ints,
     State,
 )
 
@@ -107,3 +108,17 @@ def _check_reservations(state: State, waiting: list[int]) -> None:
         assert state.hold_PN[p].sum() == state.job_JX[rows[p], CARDS]
         least_N = np.minimum(state.free_PN[p], state.slack_PN[p])
         assert state.free_PN[p + 1].tolist() == least_N.tolist()
+        assert state.slack_PN[p].tolist() == _slack(state, p).tolist()
+
+
+def _slack(state: State, place: int) -> Ints:
+    """Counted anew: what is free when a reservation starts, once every run has ended that must, less what is reserved then."""
+    at_s = state.reserved_PX[place, 0]
+    free_N: Ints = state.free_PN[0].copy()
+    for row in state.run_R[: int(state.tally[NUM_RUNNING])].tolist():
+        if state.time_JX[row, END] <= at_s:
+            np.add.at(free_N, state.node_C[cards_of(state, row)], 1)
+    for p in range(int(state.tally[NUM_RESERVED])):
+        if state.reserved_PX[p, 0] <= at_s < state.reserved_PX[p, 1]:
+            free_N -= state.hold_PN[p]
+    return free_N

@@ -17,7 +17,7 @@ RULES: Final = tuple(
     for name, rule in vars(job_rules).items()
     if isinstance(rule, FunctionType) and rule.__module__ == job_rules.__name__
 )
-INLINED: Final = ("_release_into", "_shift", "_tightest", "_roomiest", "_take")
+INLINED: Final = ("_release_into", "_shift")
 """Called once for every run or node: handing them the whole state would take longer than what they do."""
 
 
@@ -66,6 +66,8 @@ def compiled() -> Rules:
         rule = getattr(job_rules, name)
         copy = FunctionType(rule.__code__, names, name, rule.__defaults__)
         copy.__module__ = rule.__module__
-        is_inner = name in INLINED
-        names[name] = njit(cache=True, inline="always" if is_inner else "never")(copy)
+        options: dict[str, Any] = {"inline": "always" if name in INLINED else "never"}
+        if name not in Rules._fields:  # never called from Python: a way in takes long to compile
+            options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+        names[name] = njit(cache=True, **options)(copy)
     return _rules(SimpleNamespace(**names))

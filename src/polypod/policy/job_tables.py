@@ -64,7 +64,7 @@ class Tables:
     # ---- tenants
 
     def tenant(self, name: str) -> int:
-        """The row of a tenant; one not listed in the rules has weight 1 and no quota."""
+        """The row of a tenant; one not listed in the rules has a share of 1 and no quota."""
         if name not in self._tenants:
             self._tenants[name] = self._add_tenant(name, self._listed.get(name, Tenant(name=name)))
         return self._tenants[name]
@@ -92,7 +92,7 @@ class Tables:
             cohort_T=grown(state.cohort_T, row + 1),
             fair_T=grown(state.fair_T, row + 1),
         )
-        self.weights.append(tenant.weight)
+        self.weights.append(tenant.fair_share)
         self.usage.append(0.0)
         state.quota_TKX[row, :, NOMINAL] = NO_QUOTA
         if tenant.quota is None:

@@ -239,6 +239,8 @@ def _measured(summary: RunSummary) -> str:
     if seen is not None and seen.p50_ratio is not None:
         ratios = f"{_times(seen.p50_ratio)} (p10 {_times(seen.p10_ratio)}, p90 {_times(seen.p90_ratio)})"  # fmt: skip
         lines.append(f"router    first tokens came in {ratios} of the predicted time")
+    if any(summary.cached_tokens.values()):
+        lines.append(f"prefixes  {_prefixes(summary)}")
     power = summary.power
     if power is not None:
         token = "" if power.joules_per_token is None else f", {units.significant(power.joules_per_token)} J/token"  # fmt: skip
@@ -259,6 +261,13 @@ def _site(power: Power) -> list[str]:
     return [f"site      {units.show(power.site_mean_w, 'w')} mean{token}{co2}"]
 
 
+def _prefixes(summary: RunSummary) -> str:
+    """Of the finished requests' prompts; attempts that came to nothing found some too."""
+    asked = max(summary.input_tokens, 1)
+    parts = [f"{100 * count / asked:.1f} % in {_TIERS[tier]}" for tier, count in summary.cached_tokens.items() if count]  # fmt: skip
+    return f"of prompt tokens were found cached {', '.join(parts)}"
+
+
 def _times(ratio: float | None) -> str:
     return "?" if ratio is None else f"{ratio:.2f}"
 
@@ -266,6 +275,9 @@ def _times(ratio: float | None) -> str:
 def _traffic(traffic_bytes: Mapping[str, float]) -> str:
     most = sorted(traffic_bytes.items(), key=lambda item: -item[1])
     return ", ".join(f"{tier} {units.show(count, 'bytes')}" for tier, count in most)
+
+
+_TIERS: Final = {"hbm": "HBM", "host": "host memory", "remote": "the remote store"}
 
 
 # ---- what next

@@ -129,6 +129,7 @@ class RunSummary:
     open: int
     retries: int  # dispatches beyond each request's first
     duration_s: float  # from the first arrival to the last end of a request
+    input_tokens: int  # of the requests that finished
     output_tokens: int
     ttft: Percentiles | None
     tpot: Percentiles | None
@@ -141,6 +142,9 @@ class RunSummary:
     tenants: tuple[Group, ...]
     islands: tuple[Share, ...]
     traffic_bytes: dict[str, float]  # by tier
+    cached_tokens: dict[
+        str, float
+    ]  # of prompts, that were found in this tier; empty where no prefixes were played
     power: Power | None
     foresight: Foresight | None
     faults: tuple[FaultCost, ...]
@@ -178,19 +182,21 @@ def summary_of(outcomes: Outcomes, slos: Mapping[str, Slo] | None = None) -> Run
         open=int(np.sum(status == OPEN)),
         retries=outcomes.retries,
         duration_s=outcomes.duration_s,
+        input_tokens=int(outcomes.requests.input_tokens[outcomes.finished].sum()),
         output_tokens=int(outcomes.requests.output_tokens.sum()),
         ttft=whole.ttft,
         tpot=whole.tpot,
         e2e=whole.e2e,
         goodput=whole.goodput,
         replicas=replicas,
-        pools=_pools(outcomes, replicas),
+        pools=pools_of(outcomes, replicas),
         rejected_codes=whole.rejected,
         models=_groups(outcomes.models, outcomes.requests.model, outcomes, kept, slos),
         tenants=_groups(outcomes.tenants, outcomes.requests.tenant, outcomes, kept, slos),
-        islands=_islands(replicas),
+        islands=islands_of(replicas),
         traffic_bytes={of: float(one.value.sum()) for of, one in outcomes.measured("bytes").items()},
-        power=_power(outcomes),
+        cached_tokens=_cached(outcomes),
+        power=power_of(outcomes, int(outcomes.requests.output_tokens.sum())),
         foresight=_foresight(outcomes),
         faults=fault_costs(outcomes, slos),
         is_whole=outcomes.is_whole,
@@ -332,7 +338,8 @@ def pool_islands(header: Header | None) -> dict[str, str]:
     }
 
 
-def _pools(outcomes: Outcomes, replicas: Sequence[Share]) -> tuple[Share, ...]:
+def pools_of(outcomes: Outcomes, replicas: Sequence[Share]) -> tuple[Share, ...]:
+    """The same by pool and model."""
     by_pool: dict[tuple[str, str], list[Share]] = {}
     for share in replicas:
         by_pool.setdefault((share.pool, share.model), []).append(share)
@@ -340,7 +347,8 @@ def _pools(outcomes: Outcomes, replicas: Sequence[Share]) -> tuple[Share, ...]:
     return tuple(_sum(pool, shares, busy.get(pool)) for (pool, _), shares in by_pool.items())
 
 
-def _islands(replicas: Sequence[Share]) -> tuple[Share, ...]:
+def islands_of(replicas: Sequence[Share]) -> tuple[Share, ...]:
+    """The same by the part of the fleet; none where the record names none."""
     by_island: dict[str, list[Share]] = {}
     for share in replicas:
         by_island.setdefault(share.island, []).append(share)
@@ -378,8 +386,18 @@ def _mean(parts: Sequence[tuple[float | None, float]]) -> float | None:
 # ---- measured
 
 
-def _power(outcomes: Outcomes) -> Power | None:
-    """Each sample is the mean over the time since the one before it."""
+def _cached(outcomes: Outcomes) -> dict[str, float]:
+    """Tokens found, by tier: replicas say what they found over the whole run."""
+    found = {}
+    for tier in ("hbm", "host", "remote"):
+        measured = outcomes.measured(f"found_{tier}_tokens")
+        if measured:
+            found[tier] = float(sum(one.value[-1] for one in measured.values()))
+    return found
+
+
+def power_of(outcomes: Outcomes, tokens: int) -> Power | None:
+    """What was measured of power, over so many tokens of output. Each sample is the mean over the time since the one before it."""
     drawn = list(outcomes.measured("watts").values())
     if not drawn:
         return None
@@ -387,7 +405,6 @@ def _power(outcomes: Outcomes) -> Power | None:
     length_s = max(float(one.at_s[-1]) for one in drawn) - outcomes.begin_s
     at_s = np.unique(np.concatenate([one.at_s for one in drawn]))
     watts = sum((_then(one, at_s) for one in drawn), np.zeros(len(at_s)))
-    tokens = int(outcomes.requests.output_tokens.sum())
     pues = list(outcomes.measured("pue").values())
     return Power(
         mean_w=joules / length_s if length_s > 0 else float(watts[-1]),

@@ -20,7 +20,7 @@ More = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Swing(Strict, frozen=True, kw_only=True):
-    """A service whose replicas follow the hour: a cosine between `low` at second 0 and `high` half a period later, looked at every `every_h`."""
+    """A service whose replicas follow the hour: a cosine between `low` at second 0 and `high` half a period later, looked at every `every_s`."""
 
     service: str
     cards: Annotated[int, msgspec.Meta(ge=1)]
@@ -28,8 +28,8 @@ class Swing(Strict, frozen=True, kw_only=True):
     high: Annotated[int, msgspec.Meta(ge=0)]
     kinds: tuple[str, ...] = ()
     within: Within = "node"
-    period_h: Annotated[float, msgspec.Meta(gt=0)] = 24.0
-    every_h: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    period_s: Annotated[float, msgspec.Meta(gt=0)] = 86400.0
+    every_s: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
 
 
 class JobsFile(Strict, frozen=True, kw_only=True):
@@ -92,14 +92,14 @@ def _jobs(found: JobsFile, path: Path, fleet: Fleet) -> Jobs:
 
 
 def _swung(swing: Swing, last_s: float) -> list[ServiceWants]:
-    """What a service wants hour by hour; replicas are rounded to the nearest, halves up."""
+    """What a service wants time after time; replicas are rounded to the nearest, halves up."""
     wants = []
-    for step in range(math.floor(last_s / (3600 * swing.every_h)) + 1):
-        phase = 2 * math.pi * step * swing.every_h / swing.period_h
+    for step in range(math.floor(last_s / swing.every_s) + 1):
+        phase = 2 * math.pi * step * swing.every_s / swing.period_s
         middle, half = (swing.low + swing.high) / 2, (swing.high - swing.low) / 2
         wants.append(
             ServiceWants(
-                at_s=3600.0 * swing.every_h * step,
+                at_s=swing.every_s * step,
                 service=swing.service,
                 replicas=math.floor(middle - half * math.cos(phase) + 0.5),
                 cards=swing.cards,

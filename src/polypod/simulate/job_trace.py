@@ -282,19 +282,19 @@ _FORMATS: Final[dict[tuple[str, ...], _Make]] = {
 
 
 class Drawn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Jobs drawn from a Poisson process that asks for `load` times the cards there are.
+    """Jobs drawn from a Poisson process that asks for `load_ratio` times the cards there are.
 
     Sizes are powers of two up to `most_cards`, each half as likely as the one before; work is log-normal with this median and a sigma of 1;
     limits are one to three times the work. An assumption, not a fit of a trace.
     """
 
     count: Positive = 1000
-    load: Annotated[float, msgspec.Meta(gt=0)] = 0.9
+    load_ratio: Annotated[float, msgspec.Meta(gt=0)] = 0.9
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
-    median_minutes: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    median_s: Annotated[float, msgspec.Meta(gt=0)] = 1800.0
     most_cards: Positive = 64
     tenants: tuple[str, ...] = ("a", "b")
-    checkpoint_minutes: Annotated[float, msgspec.Meta(gt=0)] | None = 10.0
+    checkpoint_s: Annotated[float, msgspec.Meta(gt=0)] | None = 600.0
 
 
 def draw_jobs(drawn: Drawn, cards: int) -> Jobs:
@@ -313,10 +313,10 @@ def draw_jobs(drawn: Drawn, cards: int) -> Jobs:
     powers = int(math.log2(drawn.most_cards)) + 1
     chances = 0.5 ** np.arange(powers)
     sizes = 2 ** rng.choice(powers, drawn.count, p=chances / chances.sum())
-    minutes = drawn.median_minutes * rng.lognormal(0.0, 1.0, drawn.count)
+    minutes = drawn.median_s / 60.0 * rng.lognormal(0.0, 1.0, drawn.count)
     ratios = rng.uniform(1.0, 3.0, drawn.count)
     tenants = rng.integers(len(drawn.tenants), size=drawn.count)
-    gap_s = 60.0 * float((sizes * minutes).mean()) / (drawn.load * cards)
+    gap_s = 60.0 * float((sizes * minutes).mean()) / (drawn.load_ratio * cards)
     submit_s = np.cumsum(rng.exponential(gap_s, drawn.count))
     rows = [
         _Row(
@@ -325,7 +325,7 @@ def draw_jobs(drawn: Drawn, cards: int) -> Jobs:
             minutes=float(minutes[n]),
             limit_minutes=float(minutes[n] * ratios[n]),
             tenant=drawn.tenants[int(tenants[n])],
-            checkpoint_minutes=drawn.checkpoint_minutes,
+            checkpoint_minutes=None if drawn.checkpoint_s is None else drawn.checkpoint_s / 60.0,
         )
         for n in range(drawn.count)
     ]

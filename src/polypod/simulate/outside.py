@@ -23,7 +23,7 @@ _CELSIUS: Final = re.compile(r"(?P<value>[+-]?\d+(\.\d+)?)\s*°?C\Z")
 class Outside:
     """Points of hours and temperatures, straight lines between them, held beyond the ends; with `repeats` a day that comes again.
 
-    Between `low` and `high` alone it is a sinusoid, warmest at `WARMEST_H`. Second 0 of a run is midnight.
+    Between `low` and `high` alone it is a sinusoid, warmest at `WARMEST_H`. Second 0 of a run is `start_s` after midnight.
     """
 
     hours: tuple[float, ...] = ()
@@ -31,6 +31,7 @@ class Outside:
     low_celsius: float = math.nan
     high_celsius: float = math.nan
     repeats: bool = False
+    start_s: float = 0.0
 
     @property
     def most_celsius(self) -> float:
@@ -43,9 +44,11 @@ class Outside:
         >>> [round(day.celsius(hour * 3600.0), 2) for hour in (3, 9, 15, 39)]
         [25.0, 31.5, 38.0, 38.0]
         """
-        hour = at_s / HOUR_S
+        if self.hours and not self.repeats:
+            return self._between(at_s / HOUR_S)
+        hour = (at_s + self.start_s) / HOUR_S
         if self.hours:
-            return self._between(hour % DAY_H if self.repeats else hour)
+            return self._between(hour % DAY_H)
         middle, half = (self.low_celsius + self.high_celsius) / 2, (self.high_celsius - self.low_celsius) / 2  # fmt: skip
         return middle + half * math.cos(2 * math.pi * (hour - WARMEST_H) / DAY_H)
 
