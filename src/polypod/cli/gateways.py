@@ -11,12 +11,16 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from polypod.cli.run_folder import RunFolder
-from polypod.cli.simulated import Gathered, Played, Teller, interrupted, outcomes_of
+from polypod.cli.simulated import MOST_ROWS, Gathered, Played, Teller, interrupted, outcomes_of
 from polypod.errors import InputError, PolypodError, RunError
 from polypod.record import ended
+from polypod.report.coarse import Coarse
 from polypod.report.merged import gateway_record, merged
 from polypod.report.outcomes import Outcomes
+from polypod.report.summary import summary_of
 from polypod.simulate.arriving import Blocks
 from polypod.simulate.compiled import Progress, Session, Turn
 from polypod.simulate.gateways import Doors
@@ -43,6 +47,14 @@ class Task:
     folder: Path | None
 
 
+@dataclass(slots=True, eq=False)
+class Part:
+    """What has come of one gateway; `coarse` has counted the requests that were too many to keep."""
+
+    outcomes: Outcomes
+    coarse: Coarse | None
+
+
 def play_gateways(
     scenarios: Sequence[Scenario], traffic: Traffic, share: float, folder: Path | None, processes: int
 ) -> Played:  # fmt: skip
@@ -58,11 +70,10 @@ def play_gateways(
         else:
             parts = _play_apart(tasks, teller, is_interrupted)
     teller.done()
-    whole = _whole(parts)
-    return Played(outcomes=whole, is_whole=whole.is_whole)
+    return _whole(parts)
 
 
-def play_in_step(scenarios: Sequence[Scenario], traffic: Traffic) -> Outcomes:
+def play_in_step(scenarios: Sequence[Scenario], traffic: Traffic) -> Played:
     """The same in this process, without records, and without a word on how far it is."""
     task = _task(scenarios, range(len(scenarios)), traffic, 0.0, None)
     return _whole(play_here(task, lambda _: None, lambda: False))
@@ -81,13 +92,25 @@ def _task(
     )
 
 
-def _whole(parts: dict[int, Outcomes]) -> Outcomes:
-    return merged([parts[which] for which in range(len(parts))])
+def _whole(parts: dict[int, Part]) -> Played:
+    """All gateways as one run. Where one had too many requests to keep, those of all are counted."""
+    ordered = [parts[which] for which in range(len(parts))]
+    whole = merged([part.outcomes for part in ordered])
+    if not any(part.coarse for part in ordered):
+        return Played(outcomes=whole, is_whole=whole.is_whole, summary=summary_of(whole))
+    places = {one.name: place for place, one in enumerate(whole.replicas)}
+    together = Coarse()
+    for part in ordered:
+        counted = part.coarse or Coarse()
+        counted.add(part.outcomes)
+        own = np.array([places[one.name] for one in part.outcomes.replicas], dtype=np.int64)
+        together.merge(counted, own, len(places))
+    return Played(outcomes=whole, is_whole=whole.is_whole, summary=together.summary(whole))
 
 
 def play_here(
     task: Task, tell: Callable[[Progress], None], is_stopped: Callable[[], bool]
-) -> dict[int, Outcomes]:
+) -> dict[int, Part]:
     """Play all gateways of a task in step, a turn of each at a time, so that one pass over the traffic feeds them all."""
     size = min(BLOCK_REQUESTS * len(task.scenarios), MOST_BLOCK_REQUESTS)
     doors = Doors(blocks(task.traffic, size), task.gateways, task.seed, list(task.scenarios))
@@ -112,6 +135,7 @@ class _One:
             msg = f"no request comes to gateway {which} of {task.gateways}; say fewer gateways, or play more traffic"
             raise InputError(msg) from error
         self.session = Session(scenario, arriving, share=task.share)
+        self._most_rows = MOST_ROWS // task.gateways
         self._turns: Iterator[Turn] = self.session.turns()
         record = None
         if task.folder is not None:
@@ -125,15 +149,18 @@ class _One:
         turn = next(self._turns, None)
         if turn is not None:
             self._gathered.add(turn.lines, turn.outcomes)
+            if self._gathered.kept >= self._most_rows:
+                self._gathered.fold(self.session)
         return turn is not None
 
-    def end(self) -> Outcomes:
+    def end(self) -> Part:
         """What has come of it, at its end or where it was left."""
         is_whole = self.session.is_done
         self._gathered.add(self.session.totals(), None if is_whole else self.session.leave())
         if is_whole:
             self._gathered.add([ended(self.session.progress.now_s)])
-        return outcomes_of(self.session, self._gathered)
+        outcomes = outcomes_of(self.session, self._gathered)
+        return Part(outcomes=outcomes, coarse=self._gathered.coarse)
 
 
 def _sum(found: Sequence[Progress]) -> Progress:
@@ -160,14 +187,14 @@ class _Player:
         start_deaf(self.process)
         theirs.close()
         self.progress = Progress(now_s=0.0, events=0, live=0)
-        self.found: dict[int, Outcomes] | None = None
+        self.found: dict[int, Part] | None = None
         with suppress(OSError):  # it died: that shows when it is listened to
             self.pipe.send(task)
 
     def hear(self) -> None:
         """Take what it says. Raises its own error, and `RunError` where it died."""
         try:
-            said: Progress | PolypodError | dict[int, Outcomes] = self.pipe.recv()
+            said: Progress | PolypodError | dict[int, Part] = self.pipe.recv()
         except (EOFError, OSError) as error:
             self.process.join(1.0)
             which = ", ".join(map(str, self.task.scenarios))
@@ -194,7 +221,7 @@ class _Player:
 
 def _play_apart(
     tasks: Sequence[Task], teller: Teller, is_interrupted: Callable[[], bool]
-) -> dict[int, Outcomes]:
+) -> dict[int, Part]:
     players: list[_Player] = []
     is_told = False
     try:

@@ -11,8 +11,11 @@ from typing import Any
 
 from polypod import units
 from polypod.cli.asking import count, note, share
+from polypod.cli.early import check_traffic
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
 from polypod.cli.gateways import play_gateways, play_in_step
+from polypod.cli.job_flags import add_job_arguments, run_jobs
+from polypod.cli.power_flags import Powered, add_power_arguments, power_of
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
 from polypod.cli.traffic import add_traffic, tell_traffic, traffic_of
@@ -23,7 +26,6 @@ from polypod.plan.spec import Plan, read_plan
 from polypod.plan.what_if import with_replicas
 from polypod.record import Line, Writer
 from polypod.report.fold import fold
-from polypod.report.outcomes import Outcomes
 from polypod.report.runs import run_json, run_text
 from polypod.report.summary import summary_of
 from polypod.report.tables import entry
@@ -34,7 +36,6 @@ from polypod.simulate.gateways import split
 from polypod.simulate.native.build import compiler, is_built, library
 from polypod.simulate.run import header, play
 from polypod.simulate.scenario import Scenario
-from polypod.simulate.series import Watch
 from polypod.simulate.trace import arrivals
 from polypod.workload.traffic import Traffic, blocks, trace_of
 from polypod.workload.traffic_loop import ClosedLoop
@@ -62,10 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_traffic(parser)
     add_fault_arguments(parser)
+    add_power_arguments(parser)
+    add_job_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     plan = plan_of(args)
+    if args.jobs:
+        return run_jobs(plan, Path(args.jobs), is_json=args.json)
     kept = _kept(args)
     gateways = _gateways(args)
     traffic = traffic_of(args, plan)
@@ -73,13 +78,16 @@ def run(args: argparse.Namespace) -> int:
         tell_traffic(traffic)
     rests = evidence(plan)
     bands = _bands_json(plan, rests)
-    scenario = _scenario(args, plan, traffic)
+    scenario, power = _scenario(args, plan, traffic)
+    bands |= power.as_json()
+    for pool, why in power.drawn.missing.items():
+        note(f"no watts of {pool}: {why}")
     with RunFolder(args.folder, gateways=gateways) as record:
         if gateways is None:
             played = _play(args, scenario, traffic, kept, record)
         else:
             played = _play_gateways(args, scenario, traffic, kept, gateways)
-    summary = summary_of(played.outcomes)
+    summary = played.summary
     if not played.is_whole:
         note(f"ended by Ctrl-C at {units.show(played.outcomes.end_s, 's')}; {record.left(summary)}")
     record.write_summary(run_json(summary) | bands)
@@ -95,18 +103,19 @@ def plan_of(args: argparse.Namespace) -> Plan:
     return with_replicas(read_plan(Path(args.plan)), args.replicas)
 
 
-def outcomes(args: argparse.Namespace) -> Outcomes:
+def played_of(args: argparse.Namespace) -> Played:
     """What comes of a run that keeps no record and tells nobody of its progress, in this process. Raises `PolypodError`."""
     plan = plan_of(args)
     traffic = traffic_of(args, plan)
-    scenario = _scenario(args, plan, traffic)
+    scenario, _ = _scenario(args, plan, traffic)
     gateways = _gateways(args)
     if gateways is not None:
         assert isinstance(traffic, Traffic), "a closed loop has no gateways"
         return play_in_step(split(scenario, gateways), traffic)
-    session = _session(scenario, traffic, 0.0)
+    arriving = Looped(traffic) if isinstance(traffic, ClosedLoop) else Blocks(blocks(traffic))
+    session = Session(scenario, arriving, share=0.0)
     head: list[Line] = [header(scenario, 0.0), *scenario.notes]
-    return play_session(session, head, None, Teller(None, is_shown=False)).outcomes
+    return play_session(session, head, None, Teller(None, is_shown=False))
 
 
 def _gateways(args: argparse.Namespace) -> int | None:
@@ -137,7 +146,9 @@ def _kept(args: argparse.Namespace) -> float:
     return share("--sample", args.sample)
 
 
-def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop) -> Scenario:
+def _scenario(
+    args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop
+) -> tuple[Scenario, Powered]:
     duration_s = _duration_s(args, traffic)
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     broken = faults_of(args, plan, duration_s)
@@ -146,14 +157,16 @@ def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoo
     scenario = scenario_of(
         plan, (), seed=args.seed, faults=broken.faults, block_tokens=blocks_of or None
     )
-    return replace(
+    power = power_of(args, plan, scenario.replicas, traffic)
+    played = replace(
         scenario,
         notes=broken.notes,
-        watch=Watch(interval_s=interval_s),
+        watch=power.watch(interval_s),
         trace_sha256=traffic.sha256 if isinstance(traffic, ClosedLoop) else _identity(traffic),
         loop=loop,
         is_hashed=blocks_of > 0,
     )
+    return played, power
 
 
 def _duration_s(args: argparse.Namespace, traffic: Traffic | ClosedLoop) -> float:
@@ -208,20 +221,20 @@ def _play(
     if not is_built():
         note("the simulator's core is compiled, once on this machine; it takes some seconds")
     head: list[Line] = [header(scenario, kept), *scenario.notes]
-    end_s = traffic.duration_s if isinstance(traffic, ClosedLoop) else traffic.expected_s
-    return play_session(_session(scenario, traffic, kept), head, record.file, Teller(end_s))
-
-
-def _session(scenario: Scenario, traffic: Traffic | ClosedLoop, kept: float) -> Session:
     if isinstance(traffic, ClosedLoop):
-        return Session(scenario, Looped(traffic), share=kept)
-    return Session(scenario, Blocks(blocks(traffic)), share=kept)
+        session = Session(scenario, Looped(traffic), share=kept)
+        return play_session(session, head, record.file, Teller(traffic.duration_s))
+    arriving = Blocks(blocks(traffic))
+    check_traffic(scenario, arriving.first, traffic.expected_s)
+    session = Session(scenario, arriving, share=kept)
+    return play_session(session, head, record.file, Teller(traffic.expected_s))
 
 
 def _play_gateways(
     args: argparse.Namespace, scenario: Scenario, traffic: Traffic | ClosedLoop, kept: float, gateways: int
 ) -> Played:  # fmt: skip
     assert isinstance(traffic, Traffic), "a closed loop has no gateways"
+    check_traffic(scenario, next(blocks(traffic)), traffic.expected_s)
     cores = len(os.sched_getaffinity(0))
     processes = cores if args.processes is None else count("--processes", args.processes)
     folder = None if args.folder is None else Path(args.folder)
@@ -238,7 +251,8 @@ def _play_plain(scenario: Scenario, traffic: Traffic | ClosedLoop, record: RunFo
         writer = Writer(record.file)
         for line in lines:
             writer.write(line)
-    return Played(outcomes=fold(lines), is_whole=True)
+    outcomes = fold(lines)
+    return Played(outcomes=outcomes, is_whole=True, summary=summary_of(outcomes))
 
 
 def _bands_json(plan: Plan, rests: dict[str, str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from polypod.sweep.axes import PLAN, SEED, RunPoint, run_points
 from polypod.sweep.run_rows import figure_columns, figures
 from polypod.sweep.work import Kind
 
-_NOT_SWEPT: Final = frozenset({"help", "folder", "json", "sample", "driver", "processes"})
+_NOT_SWEPT: Final = frozenset({"help", "folder", "json", "sample", "driver", "processes", "jobs"})
 """What a run of a sweep has no use for: it writes nothing of its own, and is played in one process."""
 
 _CODE: Final = ("policy", "simulate", "report", "cli")
@@ -93,10 +93,10 @@ def _asked(point: RunPoint) -> Row:
 def _answer(point: RunPoint) -> Row:
     try:
         words = [word for key, text in point.said for word in _words(key, text)]
-        found = figures(simulate.outcomes(_PARSER.parse_args([point.plan, *words])))
+        played = simulate.played_of(_PARSER.parse_args([point.plan, *words]))
     except PolypodError as error:
         return _failed(point, str(error))
-    return _asked(point) | {"status": "ok"} | found
+    return _asked(point) | {"status": "ok"} | figures(played.outcomes, played.summary)
 
 
 def _failed(point: RunPoint, reason: str) -> Row:

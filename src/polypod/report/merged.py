@@ -1,7 +1,7 @@
 """Runs that were played apart as one: the gateways of a fleet.
 
 Requests stand in the order of their arrival, the lower gateway first at one moment, and are numbered anew. Measured series are added up at every time that
-one of them was measured at; a gateway that ended before others keeps its last replicas, capacity and watts until they end. Over gateways `pue` is weighted by
+one of them was measured at; a gateway that ended before others keeps its last replicas and capacity, and the least watts that it drew, until they end. Over gateways `pue` is weighted by
 the watts inside, `slowdown` is the most.
 """
 
@@ -27,7 +27,8 @@ from polypod.report.outcomes import (
 )
 from polypod.report.series import COUNTS
 
-HELD: Final = frozenset({"up", "kv_capacity_tokens", "watts", "site_watts"})
+HELD: Final = frozenset({"up", "kv_capacity_tokens"})
+DRAWN: Final = frozenset({"watts", "site_watts"})
 """What does not end with the last request."""
 
 _Columns = Requests | Stays | Waits
@@ -178,15 +179,17 @@ def _summed(parts: Sequence[Outcomes], of: str, name: str) -> Series:
     if len(own) == 1:
         return own[0]
     at_s = np.unique(np.concatenate([one.at_s for one in own]))
-    if name in COUNTS or name == "co2_kg":
+    if name == "co2_kg":
+        spans_s = np.diff(at_s, prepend=0.0)
+        return Series(at_s=at_s, value=np.sum([_each_second(one, at_s) for one in own], axis=0) * spans_s)  # fmt: skip
+    if name in COUNTS:
         return Series(at_s=at_s, value=_counted(own, at_s))
-    then = np.array([_then(one, at_s, is_held=name in HELD) for one in own])
+    then = np.array([_then(one, at_s, name) for one in own])
     if name == "pue":
-        sites = [series.get((of, "site_watts")) for series in having]
-        weights = np.array([np.ones(len(at_s)) if site is None else _then(site, at_s, is_held=True) for site in sites])  # fmt: skip
-        here = then > 0
-        inside = np.divide(weights, then, out=np.zeros_like(then), where=here)
-        return Series(at_s=at_s, value=(weights * here).sum(axis=0) / inside.sum(axis=0))
+        sites = [_then(series[of, "site_watts"], at_s, "pue") for series in having]
+        is_on = then > 0
+        inside = np.divide(sites, then, out=np.zeros_like(then), where=is_on)
+        return Series(at_s=at_s, value=np.sum(sites, axis=0) / inside.sum(axis=0))
     if name in ("slowdown", "outside_celsius"):
         return Series(at_s=at_s, value=then.max(axis=0))
     return Series(at_s=at_s, value=then.sum(axis=0))
@@ -200,12 +203,18 @@ def _counted(own: Sequence[Series], at_s: Floats) -> Floats:
     return total
 
 
-def _then(one: Series, at_s: Floats, *, is_held: bool) -> Floats:
-    """The sample that each time belongs to: the first at or after it; after the last that one, or 0."""
+def _each_second(one: Series, at_s: Floats) -> Floats:
+    """What came a second, in the time up to each of these; after its end as slowly as ever."""
+    rate = one.value / np.diff(one.at_s, prepend=0.0)
+    return _then(Series(at_s=one.at_s, value=rate), at_s, "watts")
+
+
+def _then(one: Series, at_s: Floats, name: str) -> Floats:
+    """The sample that each time belongs to, the first at or after it; after the last what stays of it."""
     which = np.searchsorted(one.at_s, at_s)
     last = len(one.value) - 1
-    value = one.value[np.minimum(which, last)]
-    return value if is_held else np.where(which <= last, value, 0.0)
+    rest = one.value[-1] if name in HELD else one.value.min() if name in DRAWN else 0.0
+    return np.where(which <= last, one.value[np.minimum(which, last)], rest)
 
 
 # ---- from a folder

@@ -129,6 +129,4 @@ def _caps(caps: Sequence[Cap], mine: set[str], which: int) -> Iterator[Cap]:
             yield cap
         elif hit:
             share = len(hit) / len(cap.replicas)
-            yield Cap(
-                name=f"{cap.name}, gateway {which}", replicas=hit, limit_w=cap.limit_w * share
-            )
+            yield replace(cap, name=f"{cap.name}, gateway {which}", replicas=hit, limit_w=cap.limit_w * share)  # fmt: skip
