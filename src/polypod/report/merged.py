@@ -1,7 +1,8 @@
 """Runs that were played apart as one: the gateways of a fleet.
 
 Requests stand in the order of their arrival, the lower gateway first at one moment, and are numbered anew. Measured series are added up at every time that
-one of them was measured at; a gateway that ended before others keeps its last replicas and capacity, and the least watts that it drew, until they end. Over gateways `pue` is weighted by
+one of them was measured at; a gateway that ended before others keeps its last replicas and capacity, and the least watts that it drew, until they end. The whole ends with its last request, though a
+gateway whose repairs last longer goes on alone. Over gateways `pue` is weighted by
 the watts inside, `slowdown` is the most.
 """
 
@@ -42,7 +43,8 @@ def merged(parts: Sequence[Outcomes]) -> Outcomes:
         header = msgspec.structs.replace(header, gateway=None, gateways=None)
     if len(parts) == 1:
         return replace(first, header=header)
-    end_s = max(part.end_s for part in parts)
+    end_s = max(map(_end_s, parts))
+    parts = [_until(part, end_s) for part in parts]
     joined = _Joined(parts)
     return Outcomes(
         header=header,
@@ -62,6 +64,27 @@ def merged(parts: Sequence[Outcomes]) -> Outcomes:
         is_whole=all(part.is_whole for part in parts),
         note=next((part.note for part in parts if part.note), None),
     )
+
+
+def _end_s(part: Outcomes) -> float:
+    """When the last request of a gateway ended; of one that was left in between, when it was."""
+    ends_s = part.requests.end_s[np.isfinite(part.requests.end_s)]
+    return float(ends_s.max()) if part.is_whole and len(ends_s) else part.end_s
+
+
+def _until(part: Outcomes, end_s: float) -> Outcomes:
+    """Without what comes after that time; of each series the first sample after it stays, which is of the time up to it."""
+    if part.end_s <= end_s:
+        return part
+    series = {}
+    for key, one in part.series.items():
+        kept = int(np.searchsorted(one.at_s, end_s)) + 1
+        series[key] = Series(at_s=one.at_s[:kept], value=one.value[:kept])
+    replicas = tuple(
+        replace(one, up=tuple((since_s, min(to_s, end_s)) for since_s, to_s in one.up if since_s < end_s))
+        for one in part.replicas
+    )  # fmt: skip
+    return replace(part, series=series, replicas=replicas, end_s=end_s)
 
 
 class _Names:
@@ -127,7 +150,7 @@ class _Joined:
     def replicas(self, end_s: float) -> tuple[Replica, ...]:
         """A replica that was up when its gateway had ended all its requests is up until the whole ends."""
         ends_s = {one.name: part.end_s for part in self._parts if part.is_whole for one in part.replicas}  # fmt: skip
-        return tuple(_until(one, ends_s.get(one.name), end_s) for one in self._replicas.values())
+        return tuple(_up_until(one, ends_s.get(one.name), end_s) for one in self._replicas.values())
 
     def _replica(self, part: int, values: Ints) -> Ints:
         return np.asarray(self._replica_places[part][values])
@@ -146,7 +169,7 @@ class _Joined:
         return found
 
 
-def _until(replica: Replica, ended_s: float | None, end_s: float) -> Replica:
+def _up_until(replica: Replica, ended_s: float | None, end_s: float) -> Replica:
     if ended_s is None or not replica.up or replica.up[-1][1] != ended_s:
         return replica
     *spans, (since_s, _) = replica.up
