@@ -17,6 +17,7 @@ from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
 from polypod.cli.traffic import add_traffic, tell_traffic, traffic_of
 from polypod.cost.bands import METRICS, Metric, band_of
+from polypod.engine.native.build import compiler, is_built
 from polypod.errors import InputError
 from polypod.plan.predict import evidence
 from polypod.plan.spec import Plan, read_plan
@@ -28,7 +29,6 @@ from polypod.report.tables import entry
 from polypod.simulate.arriving import Blocks, Looped
 from polypod.simulate.compiled import Session
 from polypod.simulate.fleet import scenario_of
-from polypod.simulate.native.build import compiler, is_built
 from polypod.simulate.run import header, play
 from polypod.simulate.scenario import Scenario
 from polypod.simulate.series import Watch
