@@ -13,6 +13,7 @@ from polypod.cli.asking import note, share
 from polypod.cli.early import check_traffic
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
 from polypod.cli.job_flags import add_job_arguments, run_jobs
+from polypod.cli.power_flags import Powered, add_power_arguments, power_of
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
 from polypod.cli.traffic import add_traffic, tell_traffic, traffic_of
@@ -31,7 +32,6 @@ from polypod.simulate.compiled import Session
 from polypod.simulate.fleet import scenario_of
 from polypod.simulate.run import header, play
 from polypod.simulate.scenario import Scenario
-from polypod.simulate.series import Watch
 from polypod.simulate.trace import arrivals
 from polypod.workload.traffic import Traffic, blocks, trace_of
 from polypod.workload.traffic_loop import ClosedLoop
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_traffic(parser)
     add_fault_arguments(parser)
+    add_power_arguments(parser)
     add_job_arguments(parser)
 
 
@@ -69,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
         tell_traffic(traffic)
     rests = evidence(plan)
     bands = _bands_json(plan, rests)
-    scenario = _scenario(args, plan, traffic)
+    scenario, power = _scenario(args, plan, traffic)
+    bands |= power.as_json()
+    for pool, why in power.drawn.missing.items():
+        note(f"no watts of {pool}: {why}")
     with RunFolder(args.folder) as record:
         played = _play(args, scenario, traffic, kept, record)
     summary = played.summary
@@ -96,7 +100,9 @@ def _kept(args: argparse.Namespace) -> float:
     return share("--sample", args.sample)
 
 
-def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop) -> Scenario:
+def _scenario(
+    args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop
+) -> tuple[Scenario, Powered]:
     duration_s = _duration_s(args, traffic)
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     broken = faults_of(args, plan, duration_s)
@@ -105,14 +111,16 @@ def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoo
     scenario = scenario_of(
         plan, (), seed=args.seed, faults=broken.faults, block_tokens=blocks_of or None
     )
-    return replace(
+    power = power_of(args, plan, scenario.replicas, traffic)
+    played = replace(
         scenario,
         notes=broken.notes,
-        watch=Watch(interval_s=interval_s),
+        watch=power.watch(interval_s),
         trace_sha256=traffic.sha256 if isinstance(traffic, ClosedLoop) else _identity(traffic),
         loop=loop,
         is_hashed=blocks_of > 0,
     )
+    return played, power
 
 
 def _duration_s(args: argparse.Namespace, traffic: Traffic | ClosedLoop) -> float:

@@ -16,7 +16,15 @@ from polypod.plan.spec import Slo
 from polypod.report.histogram import Tally, tallies
 from polypod.report.outcomes import FINISHED, GONE, OPEN, TRANSFER, Outcomes
 from polypod.report.slos import inside, plan_slos
-from polypod.report.summary import Goodput, Group, RunSummary, islands_of, pools_of, summary_of
+from polypod.report.summary import (
+    Goodput,
+    Group,
+    RunSummary,
+    islands_of,
+    pools_of,
+    power_of,
+    summary_of,
+)
 
 NOTE: Final = "percentiles are within 0.5 %: the run is too long to keep every request"
 
@@ -94,6 +102,7 @@ class Coarse:
             rejected_codes=dict(self._whole.rejected),
             models=_groups(self._models, slos, duration_s),
             tenants=_groups(self._tenants, {}, duration_s),
+            power=power_of(last, self._whole.output_tokens),
             foresight=None,
             faults=(),
             note=NOTE,
