@@ -64,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
         tell_traffic(traffic)
     rests = evidence(plan)
     bands = _bands_json(plan, rests)
-    scenario = _scenario(args, plan, traffic)
+    scenario = scenario_for(args, plan, traffic)
     with RunFolder(args.folder) as record:
-        played = _play(args, scenario, traffic, kept, record)
+        played = play_run(args, scenario, traffic, kept, record)
     summary = summary_of(played.outcomes)
     if not played.is_whole:
         note(f"ended by Ctrl-C at {units.show(played.outcomes.end_s, 's')}; {record.left(summary)}")
@@ -91,7 +91,8 @@ def _kept(args: argparse.Namespace) -> float:
     return share("--sample", args.sample)
 
 
-def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop) -> Scenario:
+def scenario_for(args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop) -> Scenario:
+    """What the flags ask for: seed, interval, faults."""
     duration_s = _duration_s(args, traffic)
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     broken = faults_of(args, plan, duration_s)
@@ -146,13 +147,14 @@ def _identity(traffic: Traffic) -> str:
     return sha256(said.encode()).hexdigest()
 
 
-def _play(
+def play_run(
     args: argparse.Namespace,
     scenario: Scenario,
     traffic: Traffic | ClosedLoop,
     kept: float,
     record: RunFolder,
 ) -> Played:
+    """Play with the driver that the flags ask for, and write the record."""
     if args.driver == "plain" or (args.driver is None and compiler() is None):
         if args.driver is None:
             note(
