@@ -46,10 +46,13 @@ def drawn(requests: int, rate_per_s: float, seed: int) -> list[Asking]:
     for _ in range(requests):
         at_s += draw.expovariate(rate_per_s)
         words, tokens = (
-            round(low * (high / low) ** draw.random()) for low, high in (PROMPT_WORDS, ANSWER_TOKENS)
+            round(low * (high / low) ** draw.random())
+            for low, high in (PROMPT_WORDS, ANSWER_TOKENS)
         )
         asked.append(
-            Asking(at_s=at_s, words=words, answer_tokens=tokens, is_streamed=draw.random() < STREAMED)
+            Asking(
+                at_s=at_s, words=words, answer_tokens=tokens, is_streamed=draw.random() < STREAMED
+            )
         )
     return asked
 

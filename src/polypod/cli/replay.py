@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -25,6 +26,7 @@ from polypod.report.recorded import Recorded, check_whole, read_recorded, rename
 from polypod.report.runs import run_json, run_text
 from polypod.report.summary import summary_of
 from polypod.simulate.replay import replay
+from polypod.validate.halves import judge, judged_json, judged_text
 from polypod.workload.traffic import Traffic
 from polypod.workload.traffic_scale import Replay
 
@@ -43,21 +45,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--driver", choices=("compiled", "plain"), help="as of polypod simulate")
     again.add_argument("-o", dest="folder", metavar="DIR", help="write the new run's record and summary here")  # fmt: skip
     add_fault_arguments(parser)
+    foretold = parser.add_argument_group("the simulator beside the run itself")
+    foretold.add_argument("--calibrate", action="store_true", help="fit step times on the run's first half, play its requests again, and judge the second half's TTFT and TPOT")  # fmt: skip
+    foretold.add_argument("--beside", metavar="RECORD", help="a second live run with the same arrivals: where it is further off than 15 %%, that is the band")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.plan:
+    if args.plan and not args.calibrate:
+        _refuse(args, ("beside",), "without --calibrate")
         return _on_plan(args)
-    _refuse_alone(args)
+    if args.plan:
+        msg = "--calibrate judges the run's own replicas, --plan plays on others; say one of them"
+        raise InputError(msg)
+    _refuse(args, _ON_PLAN, "without --plan FILE")
+    if args.calibrate:
+        return _judged(args)
+    _refuse(args, ("beside",), "without --calibrate")
     return _asked_again(args)
 
 
-def _refuse_alone(args: argparse.Namespace) -> None:
-    """Flags of a run on another plan, without one."""
-    said = [name for name in ("model", "all", "interval", "driver", "folder", "faults", "draw_faults") if getattr(args, name)]  # fmt: skip
+_ON_PLAN: Final = ("model", "all", "interval", "driver", "folder", "faults", "draw_faults")
+
+
+def _refuse(args: argparse.Namespace, flags: Sequence[str], beside: str) -> None:
+    """Raise for one of these flags, which mean nothing here."""
+    said = [name for name in flags if getattr(args, name)]
     if said:
         flag = "-o" if said[0] == "folder" else f"--{said[0].replace('_', '-')}"
-        msg = f"{flag} means nothing without --plan FILE; leave it out, or say on which plan to play"
+        msg = f"{flag} means nothing {beside}; leave it out"
         raise InputError(msg)
 
 
@@ -90,6 +105,15 @@ def _asked_again(args: argparse.Namespace) -> int:
         print(f"step {difference.step} differs: {difference.event}")
         print(f"recorded: {difference.recorded}\nreplayed: {difference.replayed}")
     return 0 if difference is None else 1
+
+
+# ---- the second half from the first
+
+
+def _judged(args: argparse.Namespace) -> int:
+    found = judge(Path(args.record), None if args.beside is None else Path(args.beside))
+    print(json.dumps(judged_json(found), indent=2) if args.json else judged_text(found))
+    return 0 if all(row.holds for row in found.rows) else 1
 
 
 # ---- the same requests on another plan

@@ -133,7 +133,10 @@ def _recorded(args: argparse.Namespace, models: tuple[str, ...] | None) -> Trace
     tell_recorded(recorded)
     share = recorded.header.sample
     if share is not None and not args.scale:
-        check_whole(recorded, f"say --scale {1 / share:g}x to have about as many, or --scale 1x to play them alone")
+        check_whole(
+            recorded,
+            f"say --scale {1 / share:g}x to have about as many, or --scale 1x to play them alone",
+        )
     if models is None:
         return recorded.trace
     way_out = f"; polypod replay {args.trace} --plan {args.plan} --model OLD=NEW plays it under another name"
@@ -142,7 +145,9 @@ def _recorded(args: argparse.Namespace, models: tuple[str, ...] | None) -> Trace
 
 def tell_recorded(recorded: Recorded) -> None:
     """Say what of a record's requests is not as it was."""
-    drawn, pinned = (int(np.count_nonzero(these)) for these in (recorded.is_drawn, recorded.is_pinned))
+    drawn, pinned = (
+        int(np.count_nonzero(these)) for these in (recorded.is_drawn, recorded.is_pinned)
+    )
     if recorded.note:
         note(recorded.note)
     if drawn:

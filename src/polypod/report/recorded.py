@@ -103,7 +103,9 @@ def renamed(recorded: Recorded, models: Sequence[str], names: Mapping[str, str],
     asked = [names.get(name, name) for name in recorded.trace.models]
     for name, new in zip(recorded.trace.models, asked, strict=True):
         if name in recorded.served:
-            problem = f"{recorded.trace.name} has requests for {name!r}, which the plan does not serve"
+            problem = (
+                f"{recorded.trace.name} has requests for {name!r}, which the plan does not serve"
+            )
             _known(new, models, problem, way_out)
     return replace(recorded, trace=replace(recorded.trace, models=tuple(asked)))
 
@@ -147,7 +149,9 @@ def _arrivals(file: Path, header: Header, came: Sequence[RequestArrived]) -> Tra
         return trace
     hashed = replace(
         trace,
-        block_hashes=np.array([key for event in came for key in event.prefix_hashes], dtype=np.int64),
+        block_hashes=np.array(
+            [key for event in came for key in event.prefix_hashes], dtype=np.int64
+        ),
         block_starts=starts_of(np.array([len(event.prefix_hashes) for event in came])),
         block_tokens=_block_tokens(file, header),
     )

@@ -2,11 +2,11 @@
 
 The record's requests are played on its own replicas, which go down and come back when they did. Each replica has two factors,
 
-    step_s' = decode * curve(min(tokens, slots)) + prompt * (curve(tokens) - curve(slots))   the second term from `slots` tokens on
+    step_s' = (decode, up to `slots` tokens; else prompt) * curve(tokens)
               + prompt * pair_s * pairs + decode * (kv_token_s * kv_tokens + sequence_s * sequences)
 
-so that steps without a prompt are `decode` times as long as told, and what prompts add is `prompt` times as much. They are fitted until the simulated medians
-of TTFT and TPOT of the first half's requests are those measured, replica by replica; the round with the least distance is kept. The second half, in the order
+so that steps without a prompt are `decode` times as long as told, and those with one `prompt` times. They are fitted to TTFT and TPOT of the first
+half's requests: by the ratio of medians, replica by replica, then one at a time, up and down, for as long as the distances become less. The second half, in the order
 of arrival, is what is judged: nothing of it is in the fit but when and for what its requests came.
 
 Judged are requests that finished in both, were streamed (another has no first token) and asked for no replica by name. A quantile *holds* where it is off by
@@ -14,7 +14,8 @@ Judged are requests that finished in both, were streamed (another has no first t
 the sorted times, as a part of the measured mean; it holds by the same rule.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +38,8 @@ from polypod.simulate.run import play
 from polypod.simulate.scenario import Fault, Scenario
 from polypod.simulate.trace import arrivals
 
+_GRID: Final = (np.arange(50) + 0.5) / 50
+
 QUANTILES: Final = (0.1, 0.25, 0.5, 0.75, 0.9)
 FLOOR: Final = 0.15
 """Of what was measured, how much the simulation may be off however alike two live runs are."""
@@ -45,6 +48,8 @@ ROUNDS: Final = 10
 FEWEST: Final = 5
 """Requests of a replica from which a median says something."""
 
+_STEPS: Final = (1.3, 1.1, 1.03)
+_LEAST_GAIN: Final = 1e-3  # of the distance: less ends the search
 _DAMPING: Final = 0.7
 _MOST_STEP: Final = 2.0  # of a factor, in one round
 _LEAST_HALF: Final = 20
@@ -110,17 +115,44 @@ def judge(path: Path, beside: Path | None = None) -> Judged:
 
 def fitted(recorded: Recorded, measured: Outcomes, these: Bools) -> tuple[dict[str, Factors], Outcomes]:  # fmt: skip
     """Factors by replica with which these requests [N] take as long as measured, and the whole run played with them."""
-    ups = _first_ups(recorded)
-    factors = {up.replica: Factors() for up in ups}
-    best: tuple[float, dict[str, Factors], Outcomes] | None = None
+    best = _Fit(recorded, measured, these, {up.replica: Factors() for up in _first_ups(recorded)})
+    factors = best.factors
     for _ in range(ROUNDS):
         simulated = played(recorded, factors)
-        off = sum(_distance(metric, measured, simulated, these) for metric in ("ttft", "tpot"))
-        if best is None or off < best[0]:
-            best = off, factors, simulated
         factors = {name: _closer(factors[name], name, measured, simulated, these) for name in factors}  # fmt: skip
-    assert best is not None, "there is a round"
-    return best[1], best[2]
+        best.try_out(factors)
+    for step in _STEPS:
+        while any(best.turn(name, what, step) for name in factors for what in ("prompt", "decode")):  # fmt: skip
+            pass
+    return best.factors, best.simulated
+
+
+class _Fit:
+    """The best factors so far."""
+
+    def __init__(
+        self, recorded: Recorded, measured: Outcomes, these: Bools, factors: dict[str, Factors]
+    ) -> None:
+        self._recorded, self._measured, self._these = recorded, measured, these
+        self.off = math.inf
+        self.try_out(factors)
+
+    def try_out(self, factors: dict[str, Factors]) -> bool:
+        """Play with these, and keep them where they come nearer."""
+        simulated = played(self._recorded, factors)
+        off = _off(self._measured, simulated, self._these)
+        is_nearer = off < self.off * (1 - _LEAST_GAIN)
+        if is_nearer:
+            self.off, self.factors, self.simulated = off, factors, simulated
+        return is_nearer
+
+    def turn(self, name: str, what: str, step: float) -> bool:
+        """One factor larger or smaller, where that comes nearer."""
+        its = self.factors[name]
+        return any(
+            self.try_out(self.factors | {name: replace(its, **{what: getattr(its, what) * by})})
+            for by in (step, 1 / step)
+        )
 
 
 def played(recorded: Recorded, factors: Mapping[str, Factors]) -> Outcomes:
@@ -143,14 +175,13 @@ def factored(step: StepTime, factors: Factors, slots: int) -> StepTime:
 
     >>> step = StepTime(tokens=(1, 8, 108), seconds=(1.0, 2.0, 12.0), kv_token_s=0.1, pair_s=0.01)
     >>> slower = factored(step, Factors(prompt=3.0, decode=2.0), 8)
-    >>> slower.curve_s(8), slower.curve_s(108), slower.kv_token_s, slower.pair_s  # 2 * 2; 2 * 2 + 3 * 10
-    (4.0, 34.0, 0.2, 0.03)
+    >>> slower.curve_s(8), slower.curve_s(108), slower.kv_token_s, slower.pair_s  # 2 * 2; 3 * 12
+    (4.0, 36.0, 0.2, 0.03)
     """
-    knots = sorted({*step.tokens, float(slots)})
-    at_slots_s = step.curve_s(slots)
+    knots = sorted({*step.tokens, float(slots), slots + 1.0})
     seconds = [
-        factors.decode * min(told_s, at_slots_s) + factors.prompt * max(told_s - at_slots_s, 0.0)
-        for told_s in map(step.curve_s, knots)
+        (factors.decode if tokens <= slots else factors.prompt) * step.curve_s(tokens)
+        for tokens in knots
     ]
     return msgspec.structs.replace(
         step,
@@ -230,6 +261,32 @@ def _beside(path: Path, recorded: Recorded) -> Outcomes:
 # ---- the fit
 
 
+def _off(measured: Outcomes, simulated: Outcomes, these: Bools) -> float:
+    """Distances of TTFT and of TPOT, over all and replica by replica, these weighed by their requests; requests that are too few to tell count as all of it."""
+    return sum(
+        _apart(_values(metric, measured)[these], _values(metric, simulated)[these])
+        + _apart_by_replica(metric, measured, simulated, these)
+        for metric in ("ttft", "tpot")
+    )
+
+
+def _apart_by_replica(metric: str, measured: Outcomes, simulated: Outcomes, these: Bools) -> float:
+    pairs = [
+        tuple(_served(metric, one.name, run, these) for run in (measured, simulated))
+        for one in measured.replicas
+    ]
+    told = [(len(one), _apart(one, other)) for one, other in pairs if min(len(one), len(other)) >= FEWEST]  # fmt: skip
+    everyone = sum(len(one) for one, _ in pairs)
+    rest = everyone - sum(count for count, _ in told)
+    return (sum(count * apart for count, apart in told) + rest) / everyone
+
+
+def _apart(one: Floats, other: Floats) -> float:
+    """Mean difference of quantiles, as a part of the mean of the first; they may be of different numbers."""
+    seen = [np.quantile(its[np.isfinite(its)], _GRID) for its in (one, other)]
+    return float(np.abs(seen[0] - seen[1]).mean() / seen[0].mean())
+
+
 def _closer(factors: Factors, name: str, measured: Outcomes, simulated: Outcomes, these: Bools) -> Factors:  # fmt: skip
     """Factors one round on."""
     return Factors(
@@ -251,7 +308,7 @@ def _served(metric: str, name: str, run: Outcomes, these: Bools) -> Floats:
     where: Ints = run.requests.prefill_replica if metric == "ttft" else run.requests.decode_replica
     number = [one.name for one in run.replicas].index(name)
     values = _values(metric, run)
-    return values[these & (where == number) & np.isfinite(values)]
+    return np.asarray(values[these & (where == number) & np.isfinite(values)])
 
 
 def _values(metric: str, run: Outcomes) -> Floats:
@@ -272,12 +329,6 @@ def _rows(metric: str, measured: Outcomes, simulated: Outcomes, beside: Outcomes
     apart = [_wasserstein(seen[0], its) for its in seen]
     rows.append(Row(metric=metric, what="distance", measured=0.0, simulated=apart[1], beside=None if beside is None else apart[2]))  # fmt: skip
     return rows
-
-
-def _distance(metric: str, measured: Outcomes, simulated: Outcomes, these: Bools) -> float:
-    one, other = _values(metric, measured), _values(metric, simulated)
-    known = these & np.isfinite(one) & np.isfinite(other)
-    return _wasserstein(one[known], other[known])
 
 
 def _wasserstein(one: Floats, other: Floats) -> float:
@@ -306,10 +357,7 @@ def judged_text(found: Judged) -> str:
 
 def _cells(row: Row) -> list[str]:
     show: Callable[[float | None], str]
-    if row.what == "distance":
-        show = _part
-    else:
-        show = _time
+    show = _part if row.what == "distance" else _time
     measured = "" if row.what == "distance" else show(row.measured)
     return [row.metric.upper(), row.what, measured, show(row.simulated), show(row.beside), f"{100 * row.off:+.0f} %", f"{100 * row.band:.0f} %", "holds" if row.holds else "off"]  # fmt: skip
 
