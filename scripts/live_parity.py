@@ -1,10 +1,11 @@
 """Live runs of this machine's node under the same drawn traffic, for `polypod replay --calibrate`.
 
     python scripts/live_parity.py FOLDER                     two runs, then the table (make live-parity)
-    python scripts/live_parity.py FOLDER --runs 1 --kill     one run, an engine killed in its middle; prints the record's path
+    python scripts/live_parity.py FOLDER --runs 1 --rough    one run that goes wrong where it can; prints the record's path
 
 Requests arrive at random times whatever becomes of those before (open loop), prompts and answers of lengths drawn evenly in the logarithm, three of four
-streamed. Answers go on to their length (`ignore_eos`), so that two runs ask for the same work.
+streamed. Answers go on to their length (`ignore_eos`), so that two runs ask for the same work. Rough is traffic of which one client in eight leaves before
+its answer is whole and one request in sixteen is for a model that is not served, with an engine killed when half are sent.
 """
 
 import argparse
@@ -17,12 +18,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+MODEL = "SmolLM2-135M-Instruct"
 WORDS = "one red tree stands near the old stone house while rain falls on green hills and birds sing".split()  # noqa: SIM905
 PROMPT_WORDS = (10, 400)
 ANSWER_TOKENS = (8, 96)
@@ -37,6 +39,20 @@ class Asking:
     words: int
     answer_tokens: int
     is_streamed: bool
+    model: str = MODEL
+    leaves_s: float | None = None  # after so long the client is gone
+
+
+def rough(asked: Sequence[Asking]) -> list[Asking]:
+    """The same requests, some for no model and some of clients who leave."""
+    return [
+        replace(
+            one,
+            model="no-such-model" if n % 16 == 5 else MODEL,
+            leaves_s=0.4 if n % 8 == 3 else None,
+        )
+        for n, one in enumerate(asked)
+    ]
 
 
 def drawn(requests: int, rate_per_s: float, seed: int) -> list[Asking]:
@@ -62,7 +78,7 @@ async def send(session: aiohttp.ClientSession, url: str, number: int, asking: As
     draw = random.Random(number)
     text = " ".join([f"Request {number}:", *draw.choices(WORDS, k=asking.words)])
     body: dict[str, Any] = {
-        "model": "SmolLM2-135M-Instruct",
+        "model": asking.model,
         "messages": [{"role": "user", "content": text}],
         "max_tokens": asking.answer_tokens,
         "ignore_eos": True,
@@ -70,8 +86,11 @@ async def send(session: aiohttp.ClientSession, url: str, number: int, asking: As
     }
     if asking.is_streamed:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    with suppress(aiohttp.ClientError):
-        async with session.post(f"{url}/chat/completions", json=body) as response:
+    with suppress(aiohttp.ClientError, TimeoutError):
+        async with (
+            asyncio.timeout(asking.leaves_s),
+            session.post(f"{url}/chat/completions", json=body) as response,
+        ):
             answer = await response.read()
             return response.status == 200 and (not asking.is_streamed or b"[DONE]" in answer)
     return False
@@ -140,10 +159,11 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=1.0, help="requests per second")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=int, default=2)
-    parser.add_argument("--kill", action="store_true", help="kill OpenVINO's engine in the middle of each run")  # fmt: skip
+    parser.add_argument("--rough", action="store_true", help="clients leave, models are unknown, an engine is killed")  # fmt: skip
     args = parser.parse_args()
     asked = drawn(args.requests, args.rate, args.seed)
-    records = [run_live(args.folder, asked, kills=args.kill) for _ in range(args.runs)]
+    asked = rough(asked) if args.rough else asked
+    records = [run_live(args.folder, asked, kills=args.rough) for _ in range(args.runs)]
     print(*records, sep="\n", flush=True)
     if len(records) < 2:
         return 0

@@ -5,8 +5,8 @@ The record's requests are played on its own replicas, which go down and come bac
     step_s' = (decode, up to `slots` tokens; else prompt) * curve(tokens)
               + prompt * pair_s * pairs + decode * (kv_token_s * kv_tokens + sequence_s * sequences)
 
-so that steps without a prompt are `decode` times as long as told, and those with one `prompt` times. They are fitted to TTFT and TPOT of the first
-half's requests: by the ratio of medians, replica by replica, then one at a time, up and down, for as long as the distances become less. The second half, in the order
+so that steps without a prompt are `decode` times as long as told, and those with one `prompt` times. They are fitted replica by replica to the first half's
+requests, handed to it when they were: TTFT from then on and TPOT, simulated beside measured, request by request. The second half, in the order
 of arrival, is what is judged: nothing of it is in the fit but when and for what its requests came.
 
 Judged are requests that finished in both, were streamed (another has no first token) and asked for no replica by name. A quantile *holds* where it is off by
@@ -15,7 +15,7 @@ the sorted times, as a part of the measured mean; it holds by the same rule.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -34,11 +34,9 @@ from polypod.report.recorded import Recorded, check_whole, read_recorded
 from polypod.report.tables import table
 from polypod.simulate.compiled import play_compiled
 from polypod.simulate.native.build import compiler
-from polypod.simulate.run import play
+from polypod.simulate.run import Run, play
 from polypod.simulate.scenario import Fault, Scenario
 from polypod.simulate.trace import arrivals
-
-_GRID: Final = (np.arange(50) + 0.5) / 50
 
 QUANTILES: Final = (0.1, 0.25, 0.5, 0.75, 0.9)
 FLOOR: Final = 0.15
@@ -46,12 +44,21 @@ FLOOR: Final = 0.15
 
 ROUNDS: Final = 10
 FEWEST: Final = 5
-"""Requests of a replica from which a median says something."""
+"""Requests of a replica that factors rest on; one with less keeps what it was told."""
 
-_STEPS: Final = (1.3, 1.1, 1.03)
+_STEPS: Final = (1.3, 1.1, 1.03, 1.01, 1.003)
 _LEAST_GAIN: Final = 1e-3  # of the distance: less ends the search
-_DAMPING: Final = 0.7
-_MOST_STEP: Final = 2.0  # of a factor, in one round
+_WAYS: Final = (
+    (1, 0),
+    (-1, 0),
+    (0, 1),
+    (0, -1),
+    (1, 1),
+    (-1, -1),
+    (1, -1),
+    (-1, 1),
+)  # prompts, decode steps
+_NO_LIMIT_S: Final = 1e9
 _LEAST_HALF: Final = 20
 
 
@@ -59,36 +66,30 @@ _LEAST_HALF: Final = 20
 class Factors:
     """Measured over predicted of one replica; above 1 is slower."""
 
-    prompt: float = 1.0
-    decode: float = 1.0
+    prompt_ratio: float = 1.0
+    decode_ratio: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One quantile of one metric, or its distance. `beside` is of the second live run."""
+    """One quantile of one metric, or its distance, which has no seconds."""
 
     metric: str  # ttft or tpot
     what: str  # p50, or distance
-    measured: float  # seconds; of the distance 0
-    simulated: float  # seconds; of the distance a part of the measured mean
-    beside: float | None
+    measured_s: float | None
+    simulated_s: float | None
+    beside_s: float | None
+    off_fraction: float  # of the measured time, by how much the simulated one is beside it; below 0 is too fast
+    spread_fraction: float | None  # the same of the second live run
 
     @property
-    def off(self) -> float:
-        """By how much of the measured value the simulated one is beside it; below 0 is too fast."""
-        return self.simulated if self.what == "distance" else self.simulated / self.measured - 1
-
-    @property
-    def band(self) -> float:
+    def band_fraction(self) -> float:
         """By how much it may be off, up or down."""
-        if self.beside is None:
-            return FLOOR
-        spread = self.beside if self.what == "distance" else self.beside / self.measured - 1
-        return max(FLOOR, abs(spread))
+        return max(FLOOR, abs(self.spread_fraction or 0.0))
 
     @property
     def holds(self) -> bool:
-        return abs(self.off) <= self.band
+        return abs(self.off_fraction) <= self.band_fraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,53 +107,24 @@ def judge(path: Path, beside: Path | None = None) -> Judged:
     recorded, measured = _read(path)
     first, second = _halves(recorded, measured)
     other = None if beside is None else _beside(beside, recorded)
-    factors, simulated = fitted(recorded, measured, first)
+    factors = fitted(recorded, measured, first)
+    simulated = played(recorded, factors)
     rows = [row for metric in ("ttft", "tpot") for row in _rows(metric, measured, simulated, other, second)]  # fmt: skip
     return Judged(
         first=int(first.sum()), second=int(second.sum()), factors=factors, rows=tuple(rows)
     )
 
 
-def fitted(recorded: Recorded, measured: Outcomes, these: Bools) -> tuple[dict[str, Factors], Outcomes]:  # fmt: skip
-    """Factors by replica with which these requests [N] take as long as measured, and the whole run played with them."""
-    best = _Fit(recorded, measured, these, {up.replica: Factors() for up in _first_ups(recorded)})
-    factors = best.factors
-    for _ in range(ROUNDS):
-        simulated = played(recorded, factors)
-        factors = {name: _closer(factors[name], name, measured, simulated, these) for name in factors}  # fmt: skip
-        best.try_out(factors)
-    for step in _STEPS:
-        while any(best.turn(name, what, step) for name in factors for what in ("prompt", "decode")):  # fmt: skip
-            pass
-    return best.factors, best.simulated
-
-
-class _Fit:
-    """The best factors so far."""
-
-    def __init__(
-        self, recorded: Recorded, measured: Outcomes, these: Bools, factors: dict[str, Factors]
-    ) -> None:
-        self._recorded, self._measured, self._these = recorded, measured, these
-        self.off = math.inf
-        self.try_out(factors)
-
-    def try_out(self, factors: dict[str, Factors]) -> bool:
-        """Play with these, and keep them where they come nearer."""
-        simulated = played(self._recorded, factors)
-        off = _off(self._measured, simulated, self._these)
-        is_nearer = off < self.off * (1 - _LEAST_GAIN)
-        if is_nearer:
-            self.off, self.factors, self.simulated = off, factors, simulated
-        return is_nearer
-
-    def turn(self, name: str, what: str, step: float) -> bool:
-        """One factor larger or smaller, where that comes nearer."""
-        its = self.factors[name]
-        return any(
-            self.try_out(self.factors | {name: replace(its, **{what: getattr(its, what) * by})})
-            for by in (step, 1 / step)
-        )
+def fitted(recorded: Recorded, measured: Outcomes, these: Bools) -> dict[str, Factors]:
+    """Factors by replica with which these requests [N] take as long as measured. Raises `InputError` for replicas of one phase."""
+    found = {}
+    for up in _first_ups(recorded):
+        if up.role != "both":
+            msg = f"{up.replica} is of {up.role} alone, and what is calibrated are replicas that do both"
+            raise InputError(msg)
+        alone = _alone(up, recorded, measured, these)
+        found[up.replica] = Factors() if len(alone.row) < FEWEST else _Fit(alone).factors
+    return found
 
 
 def played(recorded: Recorded, factors: Mapping[str, Factors]) -> Outcomes:
@@ -166,30 +138,33 @@ def played(recorded: Recorded, factors: Mapping[str, Factors]) -> Outcomes:
         faults=tuple(_faults(recorded)),
         plan=recorded.header.plan,
     )
-    run = play_compiled if compiler() is not None else play
-    return fold(run(scenario).lines)
+    return fold(_play(scenario).lines)
+
+
+def _play(scenario: Scenario) -> Run:
+    return play(scenario) if compiler() is None else play_compiled(scenario)
 
 
 def factored(step: StepTime, factors: Factors, slots: int) -> StepTime:
     """The step time at these factors; decode steps have up to `slots` tokens on a rank.
 
     >>> step = StepTime(tokens=(1, 8, 108), seconds=(1.0, 2.0, 12.0), kv_token_s=0.1, pair_s=0.01)
-    >>> slower = factored(step, Factors(prompt=3.0, decode=2.0), 8)
+    >>> slower = factored(step, Factors(prompt_ratio=3.0, decode_ratio=2.0), 8)
     >>> slower.curve_s(8), slower.curve_s(108), slower.kv_token_s, slower.pair_s  # 2 * 2; 3 * 12
     (4.0, 36.0, 0.2, 0.03)
     """
     knots = sorted({*step.tokens, float(slots), slots + 1.0})
     seconds = [
-        (factors.decode if tokens <= slots else factors.prompt) * step.curve_s(tokens)
+        (factors.decode_ratio if tokens <= slots else factors.prompt_ratio) * step.curve_s(tokens)
         for tokens in knots
     ]
     return msgspec.structs.replace(
         step,
         tokens=tuple(knots),
         seconds=tuple(seconds),
-        kv_token_s=factors.decode * step.kv_token_s,
-        sequence_s=factors.decode * step.sequence_s,
-        pair_s=factors.prompt * step.pair_s,
+        kv_token_s=factors.decode_ratio * step.kv_token_s,
+        sequence_s=factors.decode_ratio * step.sequence_s,
+        pair_s=factors.prompt_ratio * step.pair_s,
     )
 
 
@@ -261,54 +236,84 @@ def _beside(path: Path, recorded: Recorded) -> Outcomes:
 # ---- the fit
 
 
-def _off(measured: Outcomes, simulated: Outcomes, these: Bools) -> float:
-    """Distances of TTFT and of TPOT, over all and replica by replica, these weighed by their requests; requests that are too few to tell count as all of it."""
-    return sum(
-        _apart(_values(metric, measured)[these], _values(metric, simulated)[these])
-        + _apart_by_replica(metric, measured, simulated, these)
-        for metric in ("ttft", "tpot")
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Alone:
+    """One replica with the requests that it served, K of them, as they were handed to it."""
+
+    up: ReplicaUp
+    scenario: Scenario
+    row: Ints
+    ttft_s: Floats  # measured, from its place on
+    tpot_s: Floats
+
+
+def _alone(up: ReplicaUp, recorded: Recorded, measured: Outcomes, these: Bools) -> _Alone:
+    requests = measured.requests
+    number = [one.name for one in measured.replicas].index(up.replica)
+    row = np.flatnonzero(these & (requests.decode_replica == number))
+    row = row[np.argsort(requests.placed_s[row], kind="stable")]
+    asked = arrivals(recorded.trace)
+    policy = msgspec.structs.replace(recorded.header.policy, queue_requests=len(measured), queue_wait_s=_NO_LIMIT_S)  # fmt: skip
+    scenario = Scenario(
+        replicas=(up,),
+        settings=policy,
+        trace=tuple(
+            replace(asked[n], at_s=float(requests.placed_s[n]) - recorded.begin_s)
+            for n in row.tolist()
+        ),
+        seed=recorded.header.seed or 0,
+    )
+    return _Alone(
+        up=up,
+        scenario=scenario,
+        row=row,
+        ttft_s=(requests.first_s - requests.placed_s)[row],
+        tpot_s=measured.tpot_s[row],
     )
 
 
-def _apart_by_replica(metric: str, measured: Outcomes, simulated: Outcomes, these: Bools) -> float:
-    pairs = [
-        tuple(_served(metric, one.name, run, these) for run in (measured, simulated))
-        for one in measured.replicas
-    ]
-    told = [(len(one), _apart(one, other)) for one, other in pairs if min(len(one), len(other)) >= FEWEST]  # fmt: skip
-    everyone = sum(len(one) for one, _ in pairs)
-    rest = everyone - sum(count for count, _ in told)
-    return (sum(count * apart for count, apart in told) + rest) / everyone
+class _Fit:
+    """Looks for the factors of one replica: by the ratio of medians, then up and down in ever smaller steps."""
 
+    def __init__(self, alone: _Alone) -> None:
+        self._alone = alone
+        self._off = math.inf
+        self._try_out(Factors())
+        for _ in range(ROUNDS):
+            before = self.factors
+            ratios = [float(np.exp(np.nanmedian(off))) for off in self._offs]
+            self._try_out(
+                Factors(
+                    prompt_ratio=before.prompt_ratio * ratios[0],
+                    decode_ratio=before.decode_ratio * ratios[1],
+                )
+            )
+            if self.factors is before:
+                break
+        for step in _STEPS:
+            while any([self._turn(*way, step) for way in _WAYS]):  # noqa: C419 (all of them, every time)
+                pass
 
-def _apart(one: Floats, other: Floats) -> float:
-    """Mean difference of quantiles, as a part of the mean of the first; they may be of different numbers."""
-    seen = [np.quantile(its[np.isfinite(its)], _GRID) for its in (one, other)]
-    return float(np.abs(seen[0] - seen[1]).mean() / seen[0].mean())
+    def _turn(self, prompt: int, decode: int, step: float) -> bool:
+        return self._try_out(
+            Factors(
+                prompt_ratio=self.factors.prompt_ratio * step**prompt,
+                decode_ratio=self.factors.decode_ratio * step**decode,
+            )
+        )
 
-
-def _closer(factors: Factors, name: str, measured: Outcomes, simulated: Outcomes, these: Bools) -> Factors:  # fmt: skip
-    """Factors one round on."""
-    return Factors(
-        prompt=factors.prompt * _ratio("ttft", name, measured, simulated, these),
-        decode=factors.decode * _ratio("tpot", name, measured, simulated, these),
-    )
-
-
-def _ratio(metric: str, name: str, measured: Outcomes, simulated: Outcomes, these: Bools) -> float:
-    """Measured over simulated median of the requests that the replica served, damped; 1 where these are too few."""
-    one, other = (_served(metric, name, run, these) for run in (measured, simulated))
-    if min(len(one), len(other)) < FEWEST:
-        return 1.0
-    ratio = float((np.median(one) / np.median(other)) ** _DAMPING)
-    return min(max(ratio, 1 / _MOST_STEP), _MOST_STEP)
-
-
-def _served(metric: str, name: str, run: Outcomes, these: Bools) -> Floats:
-    where: Ints = run.requests.prefill_replica if metric == "ttft" else run.requests.decode_replica
-    number = [one.name for one in run.replicas].index(name)
-    values = _values(metric, run)
-    return np.asarray(values[these & (where == number) & np.isfinite(values)])
+    def _try_out(self, factors: Factors) -> bool:
+        """Play with these, and keep them where they come nearer: less in the mean of |log(measured / simulated)|, request by request."""
+        alone = self._alone
+        scenario = replace(alone.scenario, replicas=(_with_factors(alone.up, factors),))
+        simulated = fold(_play(scenario).lines)
+        pairs = ((alone.ttft_s, simulated.ttft_s), (alone.tpot_s, simulated.tpot_s))
+        offs = [np.log(measured / other) for measured, other in pairs]
+        off = sum(float(np.nanmean(np.abs(one))) for one in offs)
+        is_nearer = off < self._off * (1 - _LEAST_GAIN)
+        if is_nearer:
+            self._off, self._offs, self.factors = off, offs, factors
+        return is_nearer
 
 
 def _values(metric: str, run: Outcomes) -> Floats:
@@ -324,11 +329,27 @@ def _rows(metric: str, measured: Outcomes, simulated: Outcomes, beside: Outcomes
     seen = [_values(metric, run)[known] for run in runs]
     rows = []
     for at in QUANTILES:
-        values = [float(np.quantile(its, at)) for its in seen]
-        rows.append(Row(metric=metric, what=f"p{100 * at:g}", measured=values[0], simulated=values[1], beside=None if beside is None else values[2]))  # fmt: skip
-    apart = [_wasserstein(seen[0], its) for its in seen]
-    rows.append(Row(metric=metric, what="distance", measured=0.0, simulated=apart[1], beside=None if beside is None else apart[2]))  # fmt: skip
+        values_s = [float(np.quantile(its, at)) for its in seen]
+        offs = [value_s / values_s[0] - 1 for value_s in values_s]
+        rows.append(_row(metric, f"p{100 * at:g}", values_s, offs))
+    rows.append(_row(metric, "distance", [], [_wasserstein(seen[0], its) for its in seen]))
     return rows
+
+
+def _row(metric: str, what: str, values_s: Sequence[float | None], offs: Sequence[float | None]) -> Row:  # fmt: skip
+    """Of the measured, the simulated and, where it is there, the second live run."""
+    measured_s, simulated_s, beside_s = (*values_s, None, None, None)[:3]
+    _, off, spread = (*offs, None)[:3]
+    assert off is not None, "there is a simulation"
+    return Row(
+        metric=metric,
+        what=what,
+        measured_s=measured_s,
+        simulated_s=simulated_s,
+        beside_s=beside_s,
+        off_fraction=off,
+        spread_fraction=spread,
+    )
 
 
 def _wasserstein(one: Floats, other: Floats) -> float:
@@ -347,7 +368,7 @@ def judged_text(found: Judged) -> str:
     """The factors, and the table of quantiles; at most 80 columns."""
     lines = [f"calibrated on {found.first} requests of the first half, judged on {found.second} of the second"]  # fmt: skip
     for name, factors in found.factors.items():
-        lines.append(f"  {name}: prompts {factors.prompt:.3g} times as told, decode steps {factors.decode:.3g}")  # fmt: skip
+        lines.append(f"  {name}: prompts {factors.prompt_ratio:.3g} times as told, decode steps {factors.decode_ratio:.3g}")  # fmt: skip
     header = ["", "", "measured", "simulated", "beside", "off", "may be", ""]
     lines += ["", table(header, [_cells(row) for row in found.rows], right=(2, 3, 4, 5, 6))]
     held = sum(row.holds for row in found.rows)
@@ -356,22 +377,19 @@ def judged_text(found: Judged) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    show: Callable[[float | None], str]
-    show = _part if row.what == "distance" else _time
-    measured = "" if row.what == "distance" else show(row.measured)
-    return [row.metric.upper(), row.what, measured, show(row.simulated), show(row.beside), f"{100 * row.off:+.0f} %", f"{100 * row.band:.0f} %", "holds" if row.holds else "off"]  # fmt: skip
+    times = [_time(value_s) for value_s in (row.measured_s, row.simulated_s, row.beside_s)]
+    if row.spread_fraction is not None and row.what == "distance":
+        times[2] = f"{100 * row.spread_fraction:.0f} %"
+    off, band = f"{100 * row.off_fraction:+.0f} %", f"{100 * row.band_fraction:.0f} %"
+    return [row.metric.upper(), row.what, *times, off, band, "holds" if row.holds else "off"]
 
 
-def _part(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f} %"
-
-
-def _time(value: float | None) -> str:
-    return "" if value is None else units.show(value, "s")
+def _time(value_s: float | None) -> str:
+    return "" if value_s is None else units.show(value_s, "s")
 
 
 def judged_json(found: Judged) -> dict[str, Any]:
     raw: dict[str, Any] = msgspec.to_builtins(found)
     for row, entry in zip(found.rows, raw["rows"], strict=True):
-        entry |= {"off": row.off, "band": row.band, "holds": row.holds}
+        entry |= {"band_fraction": row.band_fraction, "holds": row.holds}
     return raw
