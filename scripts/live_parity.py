@@ -116,6 +116,8 @@ async def play(url: str, asked: Sequence[Asking], state: Path, *, kills: bool) -
         for number, asking in enumerate(asked):
             await asyncio.sleep(max(begun_s + asking.at_s - loop.time(), 0.0))
             tasks.append(asyncio.create_task(send(session, url, number, asking)))
+            if number in (0, len(asked) // 2, len(asked) - 1):
+                print(f"request {number}: load average of the last minute {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)  # fmt: skip
             if kills and number == len(asked) // 2:
                 await asyncio.sleep(0.1)
                 os.kill(engine_process(state, "openvino_server"), signal.SIGKILL)
@@ -156,7 +158,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of the nodes' measurements, logs and records")
     parser.add_argument("--requests", type=int, default=240)
-    parser.add_argument("--rate", type=float, default=1.0, help="requests per second")
+    parser.add_argument("--rate", type=float, default=0.8, help="requests per second")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--rough", action="store_true", help="clients leave, models are unknown, an engine is killed")  # fmt: skip

@@ -107,4 +107,4 @@ def test_a_live_run_is_played_on_another_plan_beside_itself(path, tmp_path, caps
     )  # and the first question to each replica
     assert found["requests"]["pinned"] == 2
     assert found["requests"]["drawn_lengths"] > 0
-    assert "model_not_found" in found["b"]["rejected"]
+    assert found["a"]["rejected"]["404"] == found["b"]["rejected"]["404"] > 0
