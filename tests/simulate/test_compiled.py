@@ -9,6 +9,7 @@ import pytest
 from polypod import record
 from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour
+from polypod.engine.native import build
 from polypod.engine.prefix import TierSettings
 from polypod.errors import RunError
 from polypod.policy import PolicySettings, ServiceSettings
@@ -17,7 +18,6 @@ from polypod.policy.lifecycle import Validator
 from polypod.record import Step
 from polypod.simulate import Arrival, Fault, Scenario, play, replay
 from polypod.simulate.compiled import play_compiled
-from polypod.simulate.native import build
 from polypod.simulate.series import Cap, Draw, Watch
 from polypod.workload.traffic import Trace
 from polypod.workload.traffic_loop import ClosedLoop

@@ -13,8 +13,10 @@ import numpy as np
 
 from polypod.cli.asking import note
 from polypod.cli.fault_flags import add_fault_arguments
+from polypod.cli.power_flags import add_power_arguments
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulate import play_run, scenario_for
+from polypod.cli.simulated import MOST_ROWS
 from polypod.cli.traffic import tell_recorded
 from polypod.errors import InputError
 from polypod.plan.spec import read_plan
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--driver", choices=("compiled", "plain"), help="as of polypod simulate")
     again.add_argument("-o", dest="folder", metavar="DIR", help="write the new run's record and summary here")  # fmt: skip
     add_fault_arguments(parser)
+    add_power_arguments(parser)
     foretold = parser.add_argument_group("the simulator beside the run itself")
     foretold.add_argument("--calibrate", action="store_true", help="fit step times on the run's first half, play its requests again, and judge the second half's TTFT and TPOT")  # fmt: skip
     foretold.add_argument("--beside", metavar="RECORD", help="a second live run with the same arrivals: where it is further off than 15 %%, that is the band")  # fmt: skip
@@ -64,7 +67,19 @@ def run(args: argparse.Namespace) -> int:
     return _asked_again(args)
 
 
-_ON_PLAN: Final = ("model", "all", "interval", "driver", "folder", "faults", "draw_faults")
+_ON_PLAN: Final = (
+    "model",
+    "all",
+    "interval",
+    "driver",
+    "folder",
+    "faults",
+    "draw_faults",
+    "outside",
+    "cooling",
+    "power_cap",
+    "prices",
+)
 
 
 def _refuse(args: argparse.Namespace, flags: Sequence[str], beside: str) -> None:
@@ -126,13 +141,16 @@ def _on_plan(args: argparse.Namespace) -> int:
     check_whole(recorded, f"play polypod simulate {args.plan} --trace {args.record} --scale {1 / (share or 1):g}x")  # fmt: skip
     models = [service.model for service in plan.services]
     recorded = renamed(recorded, models, _names(args.model), "; --model OLD=NEW says which it is")
+    if len(recorded.trace) > MOST_ROWS:
+        msg = f"{args.record} has {len(recorded.trace):,} requests, and side by side go {MOST_ROWS:,}; polypod simulate {args.plan} --trace {args.record} plays all of them alone"
+        raise InputError(msg)
     tell_recorded(recorded)
     traffic = Traffic(source=Replay(trace=recorded.trace, seed=args.seed))
-    scenario = scenario_for(args, plan, traffic)
+    scenario, _ = scenario_for(args, plan, traffic)
     kept = 0.0 if args.folder is None else 1.0
     with RunFolder(args.folder) as record:
         played = play_run(args, scenario, traffic, kept, record)
-    summary = summary_of(played.outcomes)
+    summary = played.summary
     if not played.is_whole:
         note(f"ended by Ctrl-C; {record.left(summary)}")
     before = _paired(read_outcomes(path), scenario.trace_sha256)

@@ -10,11 +10,15 @@ from typing import Any
 
 from polypod import units
 from polypod.cli.asking import note, share
+from polypod.cli.early import check_traffic
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
+from polypod.cli.job_flags import add_job_arguments, run_jobs
+from polypod.cli.power_flags import Powered, add_power_arguments, power_of
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
 from polypod.cli.traffic import add_traffic, tell_traffic, traffic_of
 from polypod.cost.bands import METRICS, Metric, band_of
+from polypod.engine.native.build import compiler, is_built
 from polypod.errors import InputError
 from polypod.plan.predict import evidence
 from polypod.plan.spec import Plan, read_plan
@@ -26,10 +30,8 @@ from polypod.report.tables import entry
 from polypod.simulate.arriving import Blocks, Looped
 from polypod.simulate.compiled import Session
 from polypod.simulate.fleet import scenario_of
-from polypod.simulate.native.build import compiler, is_built
 from polypod.simulate.run import header, play
 from polypod.simulate.scenario import Scenario
-from polypod.simulate.series import Watch
 from polypod.simulate.trace import arrivals
 from polypod.workload.traffic import Traffic, blocks, trace_of
 from polypod.workload.traffic_loop import ClosedLoop
@@ -54,20 +56,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_traffic(parser)
     add_fault_arguments(parser)
+    add_power_arguments(parser)
+    add_job_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     plan = read_plan(Path(args.plan))
+    if args.jobs:
+        return run_jobs(plan, Path(args.jobs), is_json=args.json)
     kept = _kept(args)
     traffic = traffic_of(args, plan)
     if isinstance(traffic, Traffic):
         tell_traffic(traffic)
     rests = evidence(plan)
     bands = _bands_json(plan, rests)
-    scenario = scenario_for(args, plan, traffic)
+    scenario, power = scenario_for(args, plan, traffic)
+    bands |= power.as_json()
+    for pool, why in power.drawn.missing.items():
+        note(f"no watts of {pool}: {why}")
     with RunFolder(args.folder) as record:
         played = play_run(args, scenario, traffic, kept, record)
-    summary = summary_of(played.outcomes)
+    summary = played.summary
     if not played.is_whole:
         note(f"ended by Ctrl-C at {units.show(played.outcomes.end_s, 's')}; {record.left(summary)}")
     record.write_summary(run_json(summary) | bands)
@@ -91,8 +100,10 @@ def _kept(args: argparse.Namespace) -> float:
     return share("--sample", args.sample)
 
 
-def scenario_for(args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop) -> Scenario:
-    """What the flags ask for: seed, interval, faults."""
+def scenario_for(
+    args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop
+) -> tuple[Scenario, Powered]:
+    """What the flags ask for: seed, interval, faults, power."""
     duration_s = _duration_s(args, traffic)
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     broken = faults_of(args, plan, duration_s)
@@ -101,14 +112,16 @@ def scenario_for(args: argparse.Namespace, plan: Plan, traffic: Traffic | Closed
     scenario = scenario_of(
         plan, (), seed=args.seed, faults=broken.faults, block_tokens=blocks_of or None
     )
-    return replace(
+    power = power_of(args, plan, scenario.replicas, traffic)
+    played = replace(
         scenario,
         notes=broken.notes,
-        watch=Watch(interval_s=interval_s),
+        watch=power.watch(interval_s),
         trace_sha256=traffic.sha256 if isinstance(traffic, ClosedLoop) else _identity(traffic),
         loop=loop,
         is_hashed=blocks_of > 0,
     )
+    return played, power
 
 
 def _duration_s(args: argparse.Namespace, traffic: Traffic | ClosedLoop) -> float:
@@ -167,7 +180,9 @@ def play_run(
     if isinstance(traffic, ClosedLoop):
         session = Session(scenario, Looped(traffic), share=kept)
         return play_session(session, head, record.file, Teller(traffic.duration_s))
-    session = Session(scenario, Blocks(blocks(traffic)), share=kept)
+    arriving = Blocks(blocks(traffic))
+    check_traffic(scenario, arriving.first, traffic.expected_s)
+    session = Session(scenario, arriving, share=kept)
     return play_session(session, head, record.file, Teller(traffic.expected_s))
 
 
@@ -180,7 +195,8 @@ def _play_plain(scenario: Scenario, traffic: Traffic | ClosedLoop, record: RunFo
         writer = Writer(record.file)
         for line in lines:
             writer.write(line)
-    return Played(outcomes=fold(lines), is_whole=True)
+    outcomes = fold(lines)
+    return Played(outcomes=outcomes, is_whole=True, summary=summary_of(outcomes))
 
 
 def _bands_json(plan: Plan, rests: dict[str, str]) -> dict[str, Any]:

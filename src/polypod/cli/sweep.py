@@ -10,6 +10,7 @@ from pathlib import Path
 
 from polypod import units
 from polypod.cli.asking import count, note
+from polypod.engine.native.build import prepare
 from polypod.plan.sweep import MOST_POINTS, Point, Row, read_sweep
 from polypod.report.tables import entry
 from polypod.sweep.on_ray import RayRunner
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare()
     columns = check_columns(args.columns)
     file = None if args.file is None else Path(args.file)
     if file is not None:

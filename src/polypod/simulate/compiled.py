@@ -12,12 +12,12 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
+from polypod.engine.native.build import library
 from polypod.errors import RunError
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.record import Line, Measure, Writer, ended
 from polypod.simulate.arriving import Arriving, Block, Listed, Looped
 from polypod.simulate.changes import changes
-from polypod.simulate.native.build import library
 from polypod.simulate.native.layout import (
     CHANGE,
     ENTRY,

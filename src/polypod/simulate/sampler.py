@@ -9,7 +9,16 @@ from polypod.policy.events import ReplicaUp
 from polypod.record import Measure
 from polypod.simulate.engines import Engines
 from polypod.simulate.scenario import Scenario
-from polypod.simulate.series import COLUMNS, Cap, Draw, Floats, Watch, slowdown, tick_lines
+from polypod.simulate.series import (
+    COLUMNS,
+    Cap,
+    Draw,
+    Floats,
+    Watch,
+    site_lines,
+    slowdown,
+    tick_lines,
+)
 
 
 class Sampler:
@@ -37,6 +46,7 @@ class Sampler:
             rows[self._pools.index(up.pool)] += self._row(up, at_s)
         pools = [(pool, pool in self._watch.draws) for pool in self._pools]
         yield from tick_lines(at_s, pools, rows, self._before, queues, self._slowdowns)
+        yield from site_lines((self.last_s, at_s), pools, rows, self._watch.site)
         self._before, self.last_s = rows, at_s
         self._ticks += 1
         self.next_s = self._ticks * self._watch.interval_s

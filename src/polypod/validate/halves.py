@@ -25,6 +25,7 @@ import numpy as np
 
 from polypod import units
 from polypod.cost.steptime import StepTime
+from polypod.engine.native.build import compiler
 from polypod.errors import FileError, InputError
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.policy.router import slots_of
@@ -33,7 +34,6 @@ from polypod.report.outcomes import Bools, Floats, Ints, Outcomes
 from polypod.report.recorded import Recorded, check_whole, read_recorded
 from polypod.report.tables import table
 from polypod.simulate.compiled import play_compiled
-from polypod.simulate.native.build import compiler
 from polypod.simulate.run import Run, play
 from polypod.simulate.scenario import Fault, Scenario
 from polypod.simulate.trace import arrivals

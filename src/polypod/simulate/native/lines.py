@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -34,7 +35,7 @@ from polypod.policy.events import (
 from polypod.record import Measure, Step
 from polypod.simulate.native.layout import WORDS, Encoded, Rows
 from polypod.simulate.scenario import Scenario
-from polypod.simulate.series import COLUMNS, Floats, tick_lines
+from polypod.simulate.series import COLUMNS, Floats, site_lines, tick_lines
 from polypod.simulate.trace import Arrival, arrived
 
 Row = tuple[int, int, int, int, int, int, int, float, float, float]
@@ -62,6 +63,8 @@ class Lines:
         watch = scenario.watch
         draws = () if watch is None else watch.draws
         self._pools = [(pool, pool in draws) for pool in encoded.pools]
+        self._site = None if watch is None else watch.site
+        self._last_s = 0.0
         self._caps = [] if watch is None else [cap.name for cap in watch.caps]
         self._before = np.zeros((len(encoded.pools), len(COLUMNS)))
         self._width = 1 + self._before.size + len(self._models) + len(self._caps)
@@ -73,7 +76,7 @@ class Lines:
         rows: list[Row] = entries.tolist()
         ends = iter(ticks.reshape(-1, self._width))
         starts = np.flatnonzero(entries["word"] < _FIRST_ACTION).tolist()
-        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        for start, end in pairwise([*starts, len(rows)]):
             if rows[start][0] == _TICK:
                 yield from self.tick(next(ends))
                 continue
@@ -88,15 +91,17 @@ class Lines:
         now = row[1 : 1 + pools].reshape(-1, len(COLUMNS))
         queues = row[1 + pools :][: len(self._models)].astype(int).tolist()
         factors = row[1 + pools + len(self._models) :].tolist()
+        at_s = float(row[0])
         yield from tick_lines(
-            float(row[0]),
+            at_s,
             self._pools,
             now,
             self._before,
             dict(zip(self._models, queues, strict=True)),
             dict(zip(self._caps, factors, strict=True)),
         )
-        self._before = now
+        yield from site_lines((self._last_s, at_s), self._pools, now, self._site)
+        self._before, self._last_s = now, at_s
 
     def _event(self, row: Row) -> AnyEvent:
         return _EVENTS[row[0]](self, row)
