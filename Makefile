@@ -24,6 +24,9 @@ test: $(VENV)/.setup-dev check ## set up what is missing, then every check and t
 test-fast: $(VENV)/.setup-dev ## the suite without the tests that start real engines
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not engines' $(ARGS)
 
+live-parity: $(VENV)/.setup ## two live runs of this machine's node under the same traffic, and how well the simulator foretells one (ten minutes; docs/how-to/replay.md)
+	$(BIN)/python scripts/live_parity.py $$(mktemp -d) $(ARGS)
+
 check: $(VENV)/.setup-dev ## formatting, lints, types, import contracts
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check

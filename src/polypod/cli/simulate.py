@@ -70,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
         tell_traffic(traffic)
     rests = evidence(plan)
     bands = _bands_json(plan, rests)
-    scenario, power = _scenario(args, plan, traffic)
+    scenario, power = scenario_for(args, plan, traffic)
     bands |= power.as_json()
     for pool, why in power.drawn.missing.items():
         note(f"no watts of {pool}: {why}")
     with RunFolder(args.folder) as record:
-        played = _play(args, scenario, traffic, kept, record)
+        played = play_run(args, scenario, traffic, kept, record)
     summary = played.summary
     if not played.is_whole:
         note(f"ended by Ctrl-C at {units.show(played.outcomes.end_s, 's')}; {record.left(summary)}")
@@ -100,9 +100,10 @@ def _kept(args: argparse.Namespace) -> float:
     return share("--sample", args.sample)
 
 
-def _scenario(
+def scenario_for(
     args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop
 ) -> tuple[Scenario, Powered]:
+    """What the flags ask for: seed, interval, faults, power."""
     duration_s = _duration_s(args, traffic)
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     broken = faults_of(args, plan, duration_s)
@@ -159,13 +160,14 @@ def _identity(traffic: Traffic) -> str:
     return sha256(said.encode()).hexdigest()
 
 
-def _play(
+def play_run(
     args: argparse.Namespace,
     scenario: Scenario,
     traffic: Traffic | ClosedLoop,
     kept: float,
     record: RunFolder,
 ) -> Played:
+    """Play with the driver that the flags ask for, and write the record."""
     if args.driver == "plain" or (args.driver is None and compiler() is None):
         if args.driver is None:
             note(

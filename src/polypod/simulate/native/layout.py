@@ -237,7 +237,7 @@ def arrival_rows(trace: Trace, models: Sequence[str]) -> tuple[Rows, Integers]:
     rows["model"] = np.array([numbers.get(name, NONE) for name in trace.models])[trace.model]
     rows["tenant"], rows["priority"] = trace.tenant, trace.priority
     rows["input_tokens"], rows["output_tokens"] = trace.input_tokens, trace.output_tokens
-    rows["max_output_tokens"] = NONE
+    rows["max_output_tokens"] = np.where(trace.max_output_tokens, trace.max_output_tokens, NONE)
     rows["first_hash"], rows["hashes"] = trace.block_starts[:-1], trace.num_blocks
     return rows, np.ascontiguousarray(trace.block_hashes)
 
