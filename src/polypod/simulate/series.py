@@ -115,3 +115,11 @@ def tick_lines(
         yield Measure(at_s=at_s, of=model, name="queue", value=float(waiting))
     for cap, factor in slowdowns.items():
         yield Measure(at_s=at_s, of=cap, name="slowdown", value=factor)
+
+
+def tier_lines(
+    at_s: float, tiers: Sequence[str], now: Sequence[float], before: Sequence[float]
+) -> Iterator[Measure]:
+    """What caches sent over each tier in the interval that ends, of bytes since the run's start now and at the last interval's end."""
+    for tier, sent, last in zip(tiers, now, before, strict=True):
+        yield Measure(at_s=at_s, of=tier, name="bytes", value=sent - last)

@@ -34,7 +34,7 @@ from polypod.policy.events import (
 from polypod.record import Measure, Step
 from polypod.simulate.native.layout import WORDS, Encoded, Rows
 from polypod.simulate.scenario import Scenario
-from polypod.simulate.series import COLUMNS, Floats, tick_lines
+from polypod.simulate.series import COLUMNS, Floats, tick_lines, tier_lines
 from polypod.simulate.trace import Arrival, arrived
 
 Row = tuple[int, int, int, int, int, int, int, float, float, float]
@@ -64,7 +64,9 @@ class Lines:
         self._pools = [(pool, pool in draws) for pool in encoded.pools]
         self._caps = [] if watch is None else [cap.name for cap in watch.caps]
         self._before = np.zeros((len(encoded.pools), len(COLUMNS)))
-        self._width = 1 + self._before.size + len(self._models) + len(self._caps)
+        self._tiers = () if scenario.ways is None else scenario.ways.tiers
+        self._bytes_before = [0.0] * len(self._tiers)
+        self._width = 1 + self._before.size + len(self._models) + len(self._caps) + len(self._tiers)
         self._asked = asked
         self._changes = changes
 
@@ -87,7 +89,8 @@ class Lines:
         pools = len(self._pools) * len(COLUMNS)
         now = row[1 : 1 + pools].reshape(-1, len(COLUMNS))
         queues = row[1 + pools :][: len(self._models)].astype(int).tolist()
-        factors = row[1 + pools + len(self._models) :].tolist()
+        first = 1 + pools + len(self._models)
+        factors = row[first : first + len(self._caps)].tolist()
         yield from tick_lines(
             float(row[0]),
             self._pools,
@@ -97,6 +100,9 @@ class Lines:
             dict(zip(self._caps, factors, strict=True)),
         )
         self._before = now
+        bytes_now = row[first + len(self._caps) :].tolist()
+        yield from tier_lines(float(row[0]), self._tiers, bytes_now, self._bytes_before)
+        self._bytes_before = bytes_now
 
     def _event(self, row: Row) -> AnyEvent:
         return _EVENTS[row[0]](self, row)
