@@ -194,7 +194,9 @@ def shared_ways(rng: np.random.Generator, replicas: list[ReplicaUp]) -> Ways | N
         way_RT=way,
         instance_RT=instance,
         first_RT=np.broadcast_to(first, shape).copy(),
-        tier_RT=np.broadcast_to(np.where(rng.random(tiers) < 0.9, np.arange(tiers), -1), shape).copy(),
+        tier_RT=np.broadcast_to(
+            np.where(rng.random(tiers) < 0.9, np.arange(tiers), -1), shape
+        ).copy(),
         port_bytes_per_s_R=rng.choice([0.0, 1e8, 1e9], count),
         exact_caches=int(rng.choice([0, 2, 5, 32])),
     )
@@ -205,7 +207,9 @@ def way_faults(rng: np.random.Generator, ways: Ways, end_s: float) -> list[Fault
     found = []
     for _ in range(int(rng.integers(0, 5)) if ways.names else 0):
         name, at_s = str(rng.choice(ways.names)), float(np.round(rng.uniform(0, end_s), 2))
-        found.append(Fault(at_s=at_s, replica=name, what="way", factor=float(rng.choice([2, 10, np.inf]))))
+        found.append(
+            Fault(at_s=at_s, replica=name, what="way", factor=float(rng.choice([2, 10, np.inf])))
+        )
         if rng.random() < 0.9:
             found.append(Fault(at_s=at_s + float(rng.choice([0.5, 3])), replica=name, what="way"))
     return found

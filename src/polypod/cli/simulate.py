@@ -11,6 +11,7 @@ from typing import Any
 from polypod import units
 from polypod.cli.asking import note, share
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
+from polypod.cli.network_flags import add_network, shared_of
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
 from polypod.cli.traffic import add_traffic, tell_traffic, traffic_of
@@ -25,7 +26,7 @@ from polypod.report.summary import summary_of
 from polypod.report.tables import entry
 from polypod.simulate.arriving import Blocks, Looped
 from polypod.simulate.compiled import Session
-from polypod.simulate.fleet import scenario_of
+from polypod.simulate.fleet import beside, scenario_of
 from polypod.simulate.native.build import compiler, is_built
 from polypod.simulate.run import header, play
 from polypod.simulate.scenario import Scenario
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_traffic(parser)
     add_fault_arguments(parser)
+    add_network(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,15 +96,22 @@ def _kept(args: argparse.Namespace) -> float:
 def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop) -> Scenario:
     duration_s = _duration_s(args, traffic)
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
-    broken = faults_of(args, plan, duration_s)
+    shared = shared_of(args, plan)
+    broken = faults_of(args, plan, duration_s, shared.ways)
     loop = traffic if isinstance(traffic, ClosedLoop) else None
     blocks_of = 0 if isinstance(traffic, ClosedLoop) else traffic.block_tokens
     scenario = scenario_of(
-        plan, (), seed=args.seed, faults=broken.faults, block_tokens=blocks_of or None
+        plan,
+        (),
+        seed=args.seed,
+        faults=beside(broken.faults, shared.slowdowns),
+        block_tokens=blocks_of or None,
+        ways=None if shared.ways is None else shared.ways.ways,
     )
     return replace(
         scenario,
         notes=broken.notes,
+        slowdowns=shared.slowdowns,
         watch=Watch(interval_s=interval_s),
         trace_sha256=traffic.sha256 if isinstance(traffic, ClosedLoop) else _identity(traffic),
         loop=loop,

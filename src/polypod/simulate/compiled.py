@@ -175,7 +175,12 @@ class Session:
                 self._feed()
             self.is_done = status == _DONE
             self.progress = self._core.progress()
-            yield Turn(lines=lines, outcomes=drained.outcomes, progress=self.progress)
+            outcomes = drained.outcomes
+            if (
+                self.is_done and self.progress.live
+            ):  # caches that wait for a link that never comes back
+                outcomes = np.concatenate([outcomes, self.leave()])
+            yield Turn(lines=lines, outcomes=outcomes, progress=self.progress)
 
     def leave(self) -> Rows:
         """End before the end: the requests that have not ended (`OUTCOME`)."""
@@ -234,7 +239,9 @@ def _changes(
 ) -> tuple[list[ReplicaUp | ReplicaDown], Rows]:
     """The events in the order they were planned, and all changes as the core's agenda takes them: an event with its number in place of the factor."""
     numbers = {name: number for number, name in enumerate(names)}
-    ways = {name: number for number, name in enumerate(scenario.ways.names if scenario.ways else ())}
+    ways = {
+        name: number for number, name in enumerate(scenario.ways.names if scenario.ways else ())
+    }
     told: list[ReplicaUp | ReplicaDown] = []
     rows = []
     for at_s, change in changes(scenario):

@@ -9,7 +9,16 @@ from polypod.policy.events import ReplicaUp
 from polypod.record import Measure
 from polypod.simulate.engines import Engines
 from polypod.simulate.scenario import Scenario
-from polypod.simulate.series import COLUMNS, Cap, Draw, Floats, Watch, slowdown, tick_lines, tier_lines
+from polypod.simulate.series import (
+    COLUMNS,
+    Cap,
+    Draw,
+    Floats,
+    Watch,
+    slowdown,
+    tick_lines,
+    tier_lines,
+)
 
 
 class Sampler:

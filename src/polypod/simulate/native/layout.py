@@ -179,7 +179,9 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
         caps=caps,
         capped=capped,
         way_steps=_way_steps(ways),
-        way_capacities=np.zeros(0) if ways is None else np.ascontiguousarray(ways.capacity_bytes_per_s_W, dtype=np.float64),
+        way_capacities=np.zeros(0)
+        if ways is None
+        else np.ascontiguousarray(ways.capacity_bytes_per_s_W, dtype=np.float64),
         names=names,
         models=models,
         pools=pools,
