@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check test-fast format docs architectures sweep-ray download-size bench clean
+.PHONY: help setup up test check test-fast format docs architectures sanitize sweep-ray download-size bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ architectures: .venv-trace/.setup ## trace every architecture of transformers an
 	$(PYTHON) -m venv .venv-trace
 	.venv-trace/bin/python -m pip --disable-pip-version-check install --quiet --editable . torch==2.13.0 transformers==5.23.0 pillow
 	@touch $@
+
+sanitize: $(VENV)/.setup-dev ## the simulator's C under the address and undefined-behaviour sanitizers, over random scenarios (a minute; ARGS='0 1000' for more)
+	$(BIN)/python scripts/sanitize.py $(ARGS)
 
 sweep-ray: .venv-ray/.setup ## a sweep on a Ray cluster of this machine, killed in the middle, beside a local one (two minutes; its own environment)
 	.venv-ray/bin/python -m pytest tests/plan/test_sweep.py tests/sweep tests/cli/test_sweep.py $(ARGS)

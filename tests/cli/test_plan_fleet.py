@@ -241,7 +241,7 @@ def test_engine_settings_move_a_fleet_and_a_frontier_and_what_moves_no_plan_is_r
     words = ("plan", "qwen3-32b", "--on", "nvidia-h100-sxm:1", *LIMITS)
     said = ("--engine-args", "prefix_hits=0.5")
     plain, cached = (asked(capsys, *words, "--apart", *more) for more in ((), said))
-    assert cached["models"][0]["served_per_s"] > 1.2 * plain["models"][0]["served_per_s"]
+    assert cached["models"][0]["served_per_s"] > 1.1 * plain["models"][0]["served_per_s"]
     assert any(one["setting"] == "prefix_hits" for one in plain["models"][0]["unsaid"])
     assert all(one["setting"] != "prefix_hits" for one in cached["models"][0]["unsaid"])
     pools = cached["plan"]["services"][0]["pools"]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from polypod import record
+from polypod.cli import simulated
 from polypod.cli.main import main
 from polypod.record import END, Header, Measure, Step
 from polypod.report.fold import read_outcomes
@@ -94,6 +95,51 @@ def test_a_sampled_record_is_not_replayed(plan, tmp_path, capsys):
     assert "keeps the steps of 50 % of its requests" in capsys.readouterr().err
 
 
+def test_a_run_too_long_to_keep_is_counted_in_parts(plan, tmp_path, capsys, monkeypatch):
+    faults = tmp_path / "faults.yaml"
+    faults.write_text("- {at: 2s, what: crash, where: card a/1, repair: 1min}\n")
+    words = (
+        plan,
+        "--requests",
+        "3000",
+        "--rate",
+        "300/s",
+        "--faults",
+        faults,
+        "--tenants",
+        "a=3,b=1",
+    )
+    exact = answer(capsys, *words)
+    monkeypatch.setattr(simulated, "MOST_ROWS", 700)
+    coarse = answer(capsys, *words)
+
+    for key in (
+        "requests",
+        "finished",
+        "rejected",
+        "rejected_codes",
+        "retries",
+        "output_tokens",
+        "duration_s",
+        "goodput",
+        "power",
+    ):
+        assert coarse[key] == exact[key], key
+    for key in ("ttft", "tpot", "e2e"):
+        assert coarse[key] == pytest.approx(exact[key], rel=0.011), key
+    assert coarse["ttft"]["mean_s"] == pytest.approx(exact["ttft"]["mean_s"], rel=1e-9)
+    for one, other in zip(coarse["replicas"], exact["replicas"], strict=True):
+        for key in ("name", "requests", "output_tokens", "busy_s"):
+            assert one[key] == other[key], key
+        assert one["slots_fraction"] == pytest.approx(other["slots_fraction"])
+    counts = [
+        [(group["name"], group["requests"], group["finished"]) for group in found["tenants"]]
+        for found in (coarse, exact)
+    ]
+    assert counts[0] == counts[1]
+    assert "too long to keep" in coarse["note"]
+
+
 def test_faults_are_played_and_noted(plan, tmp_path, capsys):
     faults = tmp_path / "faults.yaml"
     faults.write_text("- {at: 2s, what: crash, where: card a/1, repair: 1min}\n")
@@ -122,6 +168,33 @@ def test_what_cannot_be_played_is_said_before_anything_runs(
     monkeypatch.chdir(tmp_path)
     assert main(["simulate", str(plan), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_more_than_the_plan_carries_is_said_with_what_it_carries(plan, capsys):
+    assert main(["simulate", str(plan), "--requests", "3000", "--rate", "2000/s"]) == 0
+
+    error = capsys.readouterr().err
+    assert "requests/s come for meta-llama/Llama-3.1-8B, and its replicas carry about " in error
+    assert "rejected" in error
+
+
+def test_requests_that_no_replica_holds_are_an_error_before_anything_runs(plan, tmp_path, capsys):
+    trace = tmp_path / "long.csv"
+    trace.write_text("arrival_s,input_tokens,output_tokens\n0,900000,5\n1,950000,5\n")
+
+    assert main(["simulate", str(plan), "--trace", str(trace)]) == 2
+    assert (
+        "holds more than 131,072 tokens, and its shortest prompt has 900,000"
+        in capsys.readouterr().err
+    )
+
+
+def test_jobs_are_played_beside_the_plan(plan, tmp_path, capsys):
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text("submit_s,cards,minutes,tenant\n0,2,10,a\n60,4,5,b\n")
+
+    assert main(["simulate", str(plan), "--jobs", str(jobs), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["jobs"] == {"finished": 2}
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(plan, tmp_path, capsys):

@@ -4,7 +4,6 @@ import csv
 from collections import OrderedDict
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -151,34 +150,6 @@ def test_a_table_that_fills_up_and_grows_loses_nothing(
                 there = kernels.find(store, other, n * (2**58 + 17)) != kernels.NONE
                 assert there == ((other, n * (2**58 + 17)) in known)
     assert store.meta_F[kernels.ROOM] == len(store.entries_NF) - len(known)
-
-
-def test_compiled_kernels_do_what_plain_ones_do() -> None:
-    pytest.importorskip("numba")
-    from polypod.engine.jitted import jitted
-
-    fast, rng = jitted(kernels), np.random.default_rng(5)
-    twins = []
-    for module in (kernels, fast):
-        store, remote = kernels.empty_store(400, 2), kernels.empty_store(400, 1)
-        store.lists_CF[1, kernels.CAPACITY], remote.lists_CF[0, kernels.CAPACITY] = 20, 30
-        twins.append((module, kernels.Tiers(store, 0, 1, remote, 0), np.zeros(3, dtype=np.int64)))
-    for _ in range(300):
-        hashes = np.cumsum(rng.integers(1, 4, 12)) * (2**40 + 1) - 2**44
-        most, limit = int(rng.integers(1, 13)), int(rng.integers(0, 25))
-        held = [
-            module.keep(tiers, hashes, module.acquire(tiers, hashes, 0, most, found), 12)
-            for module, tiers, found in twins
-        ]
-        assert held == [12, 12]
-        for module, tiers, _ in twins:
-            module.leave(tiers, hashes, 12)
-            module.trim(tiers, limit)
-    (_, plain, plain_found), (_, quick, quick_found) = twins
-    assert plain_found.tolist() == quick_found.tolist()
-    assert plain_found.min() > 0
-    for ours, theirs in zip(plain.store + plain.remote_store, quick.store + quick.remote_store, strict=True):  # fmt: skip
-        assert np.array_equal(ours, theirs)
 
 
 # ---- published figures

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polypod.cost.steptime import StepTime
-from polypod.engine import EngineLimits, Progress, ReplicaEmulation, imbalance
+from polypod.engine import EngineLimits, Progress, ReplicaEmulation
 from polypod.engine.imbalance import Imbalance
 from polypod.engine.prefix import PrefixCache, RemoteStore, TierSettings
 
@@ -300,18 +300,6 @@ def test_seeds_replicas_epochs_and_segments_each_change_the_draw() -> None:
     assert base.factor(4, 1) == Imbalance(cv=0.1, **same).factor(4, 1)
     assert len({one.factor(4, 1) for one in (base, *others)} | {base.factor(5, 1)}) == 5
     assert Imbalance(cv=0.0).factor(4, 1) == 1.0
-
-
-def test_draws_are_the_same_bits_compiled() -> None:
-    pytest.importorskip("numba")
-    from polypod.engine.jitted import jitted
-
-    fast = jitted(imbalance)
-    for seed in (0, 7, 2**40 + 1):
-        word = imbalance.first_word(seed, 5, 2)
-        assert fast.first_word(seed, 5, 2) == word
-        for n in range(500):
-            assert fast.step_factor(0.3, word, n, 1 + n % 9) == imbalance.step_factor(0.3, word, n, 1 + n % 9)  # fmt: skip
 
 
 def test_uneven_steps_take_the_factor_times_as_long() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 from polypod import units
 from polypod.cli.asking import note, share
+from polypod.cli.early import check_traffic
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
+from polypod.cli.job_flags import add_job_arguments, run_jobs
 from polypod.cli.network_flags import add_network, shared_of
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
@@ -56,10 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_traffic(parser)
     add_fault_arguments(parser)
     add_network(parser)
+    add_job_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     plan = read_plan(Path(args.plan))
+    if args.jobs:
+        return run_jobs(plan, Path(args.jobs), is_json=args.json)
     kept = _kept(args)
     traffic = traffic_of(args, plan)
     if isinstance(traffic, Traffic):
@@ -69,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     scenario = _scenario(args, plan, traffic)
     with RunFolder(args.folder) as record:
         played = _play(args, scenario, traffic, kept, record)
-    summary = summary_of(played.outcomes)
+    summary = played.summary
     if not played.is_whole:
         note(f"ended by Ctrl-C at {units.show(played.outcomes.end_s, 's')}; {record.left(summary)}")
     record.write_summary(run_json(summary) | bands)
@@ -174,7 +179,9 @@ def _play(
     if isinstance(traffic, ClosedLoop):
         session = Session(scenario, Looped(traffic), share=kept)
         return play_session(session, head, record.file, Teller(traffic.duration_s))
-    session = Session(scenario, Blocks(blocks(traffic)), share=kept)
+    arriving = Blocks(blocks(traffic))
+    check_traffic(scenario, arriving.first, traffic.expected_s)
+    session = Session(scenario, arriving, share=kept)
     return play_session(session, head, record.file, Teller(traffic.expected_s))
 
 
@@ -187,7 +194,8 @@ def _play_plain(scenario: Scenario, traffic: Traffic | ClosedLoop, record: RunFo
         writer = Writer(record.file)
         for line in lines:
             writer.write(line)
-    return Played(outcomes=fold(lines), is_whole=True)
+    outcomes = fold(lines)
+    return Played(outcomes=outcomes, is_whole=True, summary=summary_of(outcomes))
 
 
 def _bands_json(plan: Plan, rests: dict[str, str]) -> dict[str, Any]:

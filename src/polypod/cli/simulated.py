@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypod import units
-from polypod.policy.events import ReplicaDown, ReplicaUp
+from polypod.policy.events import ReplicaUp
 from polypod.policy.router import slots_of
 from polypod.record import Line, Step, Writer, ended
+from polypod.report.coarse import Coarse
 from polypod.report.fold import fold
 from polypod.report.outcomes import (
     DECODE,
@@ -31,6 +32,7 @@ from polypod.report.outcomes import (
     Stays,
     Waits,
 )
+from polypod.report.summary import RunSummary, summary_of
 from polypod.simulate.compiled import Progress, Session
 from polypod.simulate.native.layout import ENDED_GONE, ENDED_WELL, NOT_ENDED, OUTCOME, Rows
 
@@ -43,12 +45,17 @@ ANSWERS: Final = (
 TOLD_EVERY_S: Final = 0.25
 
 
+MOST_ROWS: Final = 1_000_000
+"""Requests that are kept one by one; of a longer run they are counted in parts as large."""
+
+
 @dataclass(slots=True, eq=False)
 class Played:
-    """What a run has come to."""
+    """What a run has come to. `outcomes` lack requests where there were too many: the summary has all."""
 
     outcomes: Outcomes
     is_whole: bool
+    summary: RunSummary
 
 
 class Teller:
@@ -106,6 +113,7 @@ class Gathered:
     def __init__(self, file: BinaryIO | None) -> None:
         self.rows: list[Rows] = []
         self.lines: list[Line] = []
+        self.coarse: Coarse | None = None
         self._writer = None if file is None else Writer(file)
 
     def add(self, lines: Iterable[Line], rows: Rows | None = None) -> None:
@@ -117,6 +125,17 @@ class Gathered:
         if rows is not None and len(rows):
             self.rows.append(rows)
 
+    @property
+    def kept(self) -> int:
+        return sum(map(len, self.rows))
+
+    def fold(self, session: Session) -> None:
+        """Count the requests that are kept, and keep them no longer."""
+        if self.coarse is None:
+            self.coarse = Coarse()
+        self.coarse.add(outcomes_of(session, self))
+        self.rows.clear()
+
 
 def play_session(
     session: Session, head: Iterable[Line], file: BinaryIO | None, teller: Teller
@@ -127,6 +146,8 @@ def play_session(
     with interrupted() as is_interrupted:
         for turn in session.turns():
             gathered.add(turn.lines, turn.outcomes)
+            if gathered.kept >= MOST_ROWS:
+                gathered.fold(session)
             teller.tell(turn.progress)
             if is_interrupted():
                 break
@@ -135,7 +156,11 @@ def play_session(
     gathered.add(session.totals(), None if is_whole else session.leave())
     if is_whole:
         gathered.add([ended(session.progress.now_s)])
-    return Played(outcomes=outcomes_of(session, gathered), is_whole=is_whole)
+    outcomes = outcomes_of(session, gathered)
+    if gathered.coarse is None:
+        return Played(outcomes=outcomes, is_whole=is_whole, summary=summary_of(outcomes))
+    gathered.coarse.add(outcomes)
+    return Played(outcomes=outcomes, is_whole=is_whole, summary=gathered.coarse.summary(outcomes))
 
 
 def outcomes_of(session: Session, gathered: Gathered) -> Outcomes:
@@ -190,36 +215,36 @@ def _requests(rows: Rows, models: int) -> Requests:
 
 
 def _replicas(session: Session, beside: Outcomes) -> tuple[Replica, ...]:
-    """With the times that each was up, from the run's own plan of changes."""
+    """In the core's order, with the times that each was up, from the run's own plan of changes."""
     end_s = session.progress.now_s
-    spans: dict[str, list[tuple[float, float]]] = {}
+    spans: dict[str, list[tuple[float, float]]] = {name: [] for name in session.encoded.names}
     ups: dict[str, ReplicaUp] = {}
     since: dict[str, float] = {}
     for change in sorted(session.changes, key=lambda change: change.at_s):
+        is_up = isinstance(change, ReplicaUp)
+        if isinstance(change, ReplicaUp):
+            ups.setdefault(change.replica, change)
         if change.at_s > end_s:
-            break
+            continue
         begun_s = since.pop(change.replica, None)
         if begun_s is not None:
             spans[change.replica].append((begun_s, change.at_s))
-        if isinstance(change, ReplicaUp):
-            ups.setdefault(change.replica, change)
-            spans.setdefault(change.replica, [])
+        if is_up:
             since[change.replica] = change.at_s
-        assert isinstance(change, ReplicaUp | ReplicaDown)
     for name, begun_s in since.items():
         spans[name].append((begun_s, end_s))
     return tuple(
         Replica(
             name=name,
-            pool=up.pool,
-            model=up.model,
-            role=up.role,
-            kv_capacity_tokens=up.kv_capacity_tokens,
-            slots=slots_of(up),
-            up=tuple(spans[name]),
+            pool=ups[name].pool,
+            model=ups[name].model,
+            role=ups[name].role,
+            kv_capacity_tokens=ups[name].kv_capacity_tokens,
+            slots=slots_of(ups[name]),
+            up=tuple(span),
             busy_s=_last(beside, name),
         )
-        for name, up in ups.items()
+        for name, span in spans.items()
     )
 
 

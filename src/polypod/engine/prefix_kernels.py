@@ -1,4 +1,4 @@
-"""Caches of hashed blocks as arrays: plain functions over int64, the same in Python and compiled.
+"""Caches of hashed blocks as arrays: plain functions over int64, of which the simulator's core has its own in C.
 
 A store (`Store`) holds any number of caches. Its arrays, N entries, T places of the hash table (a power of two), C caches:
 

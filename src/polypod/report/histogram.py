@@ -9,6 +9,7 @@ A `Tally` is what a summary needs of one model or tenant: three histograms, coun
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from polypod.errors import InputError
 from polypod.plan.spec import Slo
-from polypod.report.outcomes import Floats, Ints, Outcomes
+from polypod.report.outcomes import Bools, Floats, Ints, Outcomes
 from polypod.report.slos import inside
 from polypod.report.summary import Goodput, Group, Limit, Percentiles
 
@@ -206,14 +207,13 @@ def _limit(histogram: Histogram, slo: Slo | None, limit_s: float | None) -> Limi
     )
 
 
-def tally(outcomes: Outcomes, slos: dict[str, Slo]) -> dict[str, Tally]:
-    """The tallies of the models of a record, or of a part of one."""
-    kept = inside(outcomes, slos)
+def tallies(outcomes: Outcomes, kept: Bools, index: Ints, names: Sequence[str]) -> dict[str, Tally]:
+    """The tallies of a record, or of a part of one: of the requests [N] by `index` into names, `kept` saying which were inside their SLO."""
     found = {}
-    for index, model in enumerate(outcomes.models):
-        these = outcomes.requests.model == index
+    for number, name in enumerate(names):
+        these = index == number
         codes, counts = np.unique(outcomes.requests.code[these], return_counts=True)
-        one = found[model] = Tally(
+        one = found[name] = Tally(
             requests=int(these.sum()),
             finished=int((these & outcomes.finished).sum()),
             inside=int((these & kept).sum()),
@@ -224,3 +224,9 @@ def tally(outcomes: Outcomes, slos: dict[str, Slo]) -> dict[str, Tally]:
         one.tpot.add(outcomes.tpot_s[these])
         one.e2e.add(outcomes.e2e_s[these])
     return found
+
+
+def tally(outcomes: Outcomes, slos: dict[str, Slo]) -> dict[str, Tally]:
+    """The tallies of the models of a record, or of a part of one."""
+    kept = inside(outcomes, slos)
+    return tallies(outcomes, kept, outcomes.requests.model, outcomes.models)

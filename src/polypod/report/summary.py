@@ -185,11 +185,11 @@ def summary_of(outcomes: Outcomes, slos: Mapping[str, Slo] | None = None) -> Run
         e2e=whole.e2e,
         goodput=whole.goodput,
         replicas=replicas,
-        pools=_pools(outcomes, replicas),
+        pools=pools_of(outcomes, replicas),
         rejected_codes=whole.rejected,
         models=_groups(outcomes.models, outcomes.requests.model, outcomes, kept, slos),
         tenants=_groups(outcomes.tenants, outcomes.requests.tenant, outcomes, kept, slos),
-        islands=_islands(replicas),
+        islands=islands_of(replicas),
         traffic_bytes={of: float(one.value.sum()) for of, one in outcomes.measured("bytes").items()},
         cached_tokens=_cached(outcomes),
         power=_power(outcomes),
@@ -334,7 +334,8 @@ def pool_islands(header: Header | None) -> dict[str, str]:
     }
 
 
-def _pools(outcomes: Outcomes, replicas: Sequence[Share]) -> tuple[Share, ...]:
+def pools_of(outcomes: Outcomes, replicas: Sequence[Share]) -> tuple[Share, ...]:
+    """The same by pool and model."""
     by_pool: dict[tuple[str, str], list[Share]] = {}
     for share in replicas:
         by_pool.setdefault((share.pool, share.model), []).append(share)
@@ -342,7 +343,8 @@ def _pools(outcomes: Outcomes, replicas: Sequence[Share]) -> tuple[Share, ...]:
     return tuple(_sum(pool, shares, busy.get(pool)) for (pool, _), shares in by_pool.items())
 
 
-def _islands(replicas: Sequence[Share]) -> tuple[Share, ...]:
+def islands_of(replicas: Sequence[Share]) -> tuple[Share, ...]:
+    """The same by the part of the fleet; none where the record names none."""
     by_island: dict[str, list[Share]] = {}
     for share in replicas:
         by_island.setdefault(share.island, []).append(share)

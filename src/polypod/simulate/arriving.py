@@ -76,6 +76,12 @@ class Blocks:
         return Block(rows=rows, hashes=hashes, is_last=self._next is None)
 
     @property
+    def first(self) -> Trace:
+        """The block that is read next."""
+        assert self._next is not None, "all blocks have been read"
+        return self._next
+
+    @property
     def tenants(self) -> tuple[str, ...]:
         """Of the blocks so far."""
         return tuple(self._numbers)
