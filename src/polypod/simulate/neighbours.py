@@ -25,7 +25,7 @@ from polypod.simulate.exchange_share import batch_of, deployment_of
 from polypod.simulate.fabric import Fabric, FabricPart, fabric
 from polypod.simulate.placed import Part, Placed
 
-BUFFER_BYTES = 1e9
+BUFFER_BYTES = 1e12
 """Large, so that latency does not count: narrower links lengthen the transfer alone."""
 
 _FABRIC_PATTERNS: tuple[Pattern, ...] = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")

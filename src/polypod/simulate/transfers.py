@@ -122,6 +122,10 @@ class Transfers:
     def __contains__(self, request: int) -> bool:
         return request in self._caches
 
+    def rate_bytes_per_s(self, request: int) -> float:
+        """Of a cache whose bytes go; 0 where it waits for a dead link."""
+        return self._caches[request].bytes_per_s
+
     @property
     def next_s(self) -> float:
         """When something changes next; infinite when nothing is on its way, or all waits for dead links."""
@@ -163,7 +167,7 @@ class Transfers:
     def advance(self, to_s: float) -> list[int]:
         """Play until `to_s`, that moment included; return the requests whose caches have arrived, in order."""
         arrived = []
-        while self._changes and self.next_s <= to_s < math.inf:
+        while self.next_s <= to_s:
             at_s, _, request = heapq.heappop(self._changes)
             cache = self._caches[request]
             if cache.goes:
