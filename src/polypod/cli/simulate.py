@@ -13,6 +13,7 @@ from polypod.cli.asking import note, share
 from polypod.cli.early import check_traffic
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
 from polypod.cli.job_flags import add_job_arguments, run_jobs
+from polypod.cli.network_flags import add_network, shared_of
 from polypod.cli.power_flags import Powered, add_power_arguments, power_of
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
@@ -29,7 +30,7 @@ from polypod.report.summary import summary_of
 from polypod.report.tables import entry
 from polypod.simulate.arriving import Blocks, Looped
 from polypod.simulate.compiled import Session
-from polypod.simulate.fleet import scenario_of
+from polypod.simulate.fleet import beside, scenario_of
 from polypod.simulate.run import header, play
 from polypod.simulate.scenario import Scenario
 from polypod.simulate.trace import arrivals
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_traffic(parser)
     add_fault_arguments(parser)
     add_power_arguments(parser)
+    add_network(parser)
     add_job_arguments(parser)
 
 
@@ -106,16 +108,23 @@ def scenario_for(
     """What the flags ask for: seed, interval, faults, power."""
     duration_s = _duration_s(args, traffic)
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
-    broken = faults_of(args, plan, duration_s)
+    shared = shared_of(args, plan)
+    broken = faults_of(args, plan, duration_s, shared.ways)
     loop = traffic if isinstance(traffic, ClosedLoop) else None
     blocks_of = 0 if isinstance(traffic, ClosedLoop) else traffic.block_tokens
     scenario = scenario_of(
-        plan, (), seed=args.seed, faults=broken.faults, block_tokens=blocks_of or None
+        plan,
+        (),
+        seed=args.seed,
+        faults=beside(broken.faults, shared.slowdowns),
+        block_tokens=blocks_of or None,
+        ways=None if shared.ways is None else shared.ways.ways,
     )
     power = power_of(args, plan, scenario.replicas, traffic)
     played = replace(
         scenario,
         notes=broken.notes,
+        slowdowns=shared.slowdowns,
         watch=power.watch(interval_s),
         trace_sha256=traffic.sha256 if isinstance(traffic, ClosedLoop) else _identity(traffic),
         loop=loop,
