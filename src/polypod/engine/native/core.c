@@ -244,10 +244,11 @@ int core_leave(Core *core) {
 /* Forget what has been drained. */
 void core_drained(Core *core) { core->log_count = core->outcome_count = core->row_count = 0; }
 
-void core_now(const Core *core, double *now_s, i64 *events, i64 *live) {
+void core_now(const Core *core, double *now_s, i64 *events, i64 *live, i64 *batch_changes) {
     *now_s = core->now_s;
     *events = core->events;
     *live = core->live;
+    *batch_changes = core->batch_changes;
 }
 
 /* Of one replica over all its starts: busy seconds, tokens computed, preemptions; prompt tokens found cached in each of three tiers, and tokens

@@ -584,6 +584,7 @@ static void compose(Core *core, Engine *engine, double at_s) {
     segment->steps = has_chunks ? 1 : steps_ahead(core, engine, sequences);
     double factor = engine->factor * imbalance_factor(engine, segment->steps);
     engine->segments++;
+    core->batch_changes++;
     double growth_s = engine->kind->kv_token_s * (double)sequences * engine->given * (1 + engine->drafting);
     double step_s = factor * engine_step_s(core, engine, tokens, pairs, kv, segment->decodes ? sequences : 0);
     double loads_s = chunks_load_s(core, engine);

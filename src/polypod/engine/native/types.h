@@ -275,7 +275,7 @@ typedef struct {
     const double *knot_tokens, *knot_seconds;
     const ReplicaSpec *replicas;
     double now_s;
-    i64 events, arrivals_heard, tickets, entries, serials;
+    i64 events, batch_changes, arrivals_heard, tickets, entries, serials;
     /* requests and sequences, with free lists through `live_next` and `next` */
     Request *request;
     i32 request_room, request_free, live_head, live_tail;
