@@ -43,6 +43,7 @@ def behaviour(rng: np.random.Generator) -> Behaviour | None:
         prefix_hits=float(rng.choice([0.0, 0.3])),
         schedules_ahead=bool(rng.random() < 0.5),
         whole_prompts=bool(rng.random() < 0.5),
+        balance_steps=int(rng.choice([0, 0, 3, 20])),
     )
 
 

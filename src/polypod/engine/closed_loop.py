@@ -64,7 +64,8 @@ class Behaviour:
 
     `schedules_ahead`: the host makes the batch of a step while the step before it runs, as it begins, so that what comes meanwhile waits for one step
     more; an idle engine begins at once. TensorRT-LLM's and SGLang's overlap scheduler and vLLM's async scheduling do. `whole_prompts`: a prompt is not cut to
-    fill up a step that has another, as TensorRT-LLM without chunked context. The closed form knows neither.
+    fill up a step that has another, as TensorRT-LLM without chunked context. `balance_steps`: of several data-parallel ranks, prompts wait until every rank has one, or for that many steps, as with
+    TensorRT-LLM's `attention_dp_config` (`_balance_adp_requests` of its PyExecutor); 0 waits for nobody. The closed form knows none of them.
     """
 
     exclusive_prefill: bool = False
@@ -80,6 +81,7 @@ class Behaviour:
     prefix_hits: float = 0.0
     schedules_ahead: bool = False
     whole_prompts: bool = False
+    balance_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

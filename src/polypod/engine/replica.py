@@ -193,6 +193,7 @@ class ReplicaEmulation:
         self._segment: _Segment | None = None
         self._factor = 1.0  # of every step's time
         self._seen_s = 0.0  # what came until then may be in the next step
+        self._waited = 0  # steps in which ranks without a prompt held up the others
         self._hangs = False
 
     @property
@@ -348,6 +349,8 @@ class ReplicaEmulation:
                 self._prompt_busy_s += end_s - segment.start_s
             if segment.decodes:
                 self._end_steps(segment.steps)
+            if self._behaviour.balance_steps:
+                self._waited = (self._waited + segment.steps - 1) % self._behaviour.balance_steps
             self._trim_blocks(0.0)
             self._finish_decodes(end_s, progress)
             self._end_chunks(segment, end_s, progress)
@@ -538,14 +541,16 @@ class ReplicaEmulation:
             self._seen_s = at_s
         if self._admit(at_s):
             decode_kv = float(self._decode_kv_R().max())
-        chunks, tokens, pairs = self._chunks()
-        self._trim_blocks(self._given, chunks)
         sequences = int(self._sequences_R.max())
+        withheld = self._is_withheld()
+        chunks, tokens, pairs = ([], self._checked * sequences, 0.0) if withheld else self._chunks()
+        self._trim_blocks(self._given, chunks)
         if not chunks and not sequences:
             self._segment = None
             return
         decodes = not (chunks and self._behaviour.exclusive_prefill)
-        steps = 1 if chunks or self._has_unseen() else self._steps_ahead()
+        is_single = chunks or withheld or self._has_unseen()
+        steps = 1 if is_single else self._steps_ahead()
         factor = self._factor * self._imbalance.factor(self._segments, steps)
         self._segments += 1
         growth_s = self.step_time.kv_token_s * sequences * self._given * (1 + self._drafting)
@@ -634,6 +639,16 @@ class ReplicaEmulation:
             self._prefilling.setdefault(rank, []).append(head)
             self._prompts_R[rank] += 1
         return came
+
+    def _is_withheld(self) -> bool:
+        """Whether prompts wait for ranks that have none; called once a step."""
+        most = self._behaviour.balance_steps
+        if not most or self._ranks == 1:
+            return False
+        self._waited = 0 if len(self._prefilling) == self._ranks else self._waited + 1
+        if self._waited >= most or not self._sequences_R.all():
+            self._waited = 0
+        return self._waited > 0 and bool(self._prefilling)
 
     def _has_unseen(self) -> bool:
         """Whether the next in turn came too late for this step."""

@@ -3,6 +3,8 @@
 * Overlap: TensorRT-LLM's and SGLang's schedulers make a step's batch while the step before it runs, by default; aiconfigurator leaves it on for servers of
   both phases. InferenceX's vLLM scripts set `async-scheduling`; vLLM 0.12, which the sweeps ran, is without it by default.
 * Whole prompts: TensorRT-LLM without `enable_chunked_context`, which no script sets.
+* Balance: InferenceX's TensorRT-LLM scripts set `attention_dp_config.enable_balance` where attention is data-parallel: prompts wait until every rank has one, for 60 steps at
+  most with DeepSeek, elsewhere for 50, the default of `timeout_iters`.
 * Tokens of a step: of InferenceX's TensorRT-LLM scripts `max_num_tokens`: for DeepSeek clients (a quarter of them with data-parallel attention in those that draft,
   each with its drafts) and a prompt and 64 in full 64s, since 21 January 2026 8,192 at least but where they draft; for gpt-oss 20,000, for Llama 16,384. Sweeps were run on what
   aiconfigurator generates: a prompt, as many as the batch, and 1,500.
@@ -33,8 +35,15 @@ def scheduled(row: Row, behaviour: Behaviour) -> Behaviour:
         schedules_ahead=row.backend in {"trtllm", "sglang"}
         or (row.backend == "vllm" and not row.sweep),
         whole_prompts=row.backend == "trtllm",
+        balance_steps=_balance_steps(row),
         step_tokens=behaviour.step_tokens if step_tokens is None else step_tokens,
     )
+
+
+def _balance_steps(row: Row) -> int:
+    if row.backend != "trtllm" or row.mode != "agg" or row.sweep or row.workers.layout.dp == 1:
+        return 0
+    return 60 if "deepseek" in row.model.casefold() else 50
 
 
 def cache_of(row: Row, kv: str) -> str:

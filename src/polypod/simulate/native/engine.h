@@ -568,6 +568,19 @@ static double chunks_load_s(const Core *core, const Engine *engine) {
     return load_s(&engine->prefix, host, remote);
 }
 
+/* Whether prompts wait for ranks that have none; called once a step. */
+static int is_withheld(Engine *engine) {
+    i64 most = engine->spec->balance_steps, with_prompts = 0, decoding = 0, ranks = engine->kind->data_ranks;
+    if (!most || ranks == 1) return 0;
+    for (i64 r = 0; r < ranks; r++) {
+        with_prompts += engine->ranks[r].prompts > 0;
+        decoding += engine->ranks[r].sequences > 0;
+    }
+    engine->waited = with_prompts == ranks ? 0 : engine->waited + 1;
+    if (engine->waited >= most || decoding < ranks) engine->waited = 0;
+    return engine->waited > 0 && with_prompts > 0;
+}
+
 /* Whether the next in turn came too late for this step. */
 static int has_unseen(const Core *core, const Engine *engine) {
     i32 head = engine->waiting_list.head;
@@ -582,7 +595,12 @@ static void compose(Core *core, Engine *engine, double at_s) {
     if (!engine->spec->schedules_ahead || !(engine->decoders + engine->prefilling)) engine->seen_s = at_s;
     if (admit(core, engine, at_s)) kv = most_decode_kv(engine);
     i64 sequences = most_sequences(engine);
-    make_chunks(core, engine, sequences, &tokens, &pairs);
+    int withheld = is_withheld(engine);
+    if (withheld) {
+        engine->chunk_head = engine->chunk_tail = NONE;
+        tokens = engine->checked * (double)sequences;
+        pairs = 0.0;
+    } else make_chunks(core, engine, sequences, &tokens, &pairs);
     trim_blocks(core, engine, engine->given, 1);
     int has_chunks = engine->chunk_head != NONE;
     if (!has_chunks && !sequences) return;
@@ -590,7 +608,7 @@ static void compose(Core *core, Engine *engine, double at_s) {
     segment->is_running = 1;
     segment->decodes = !(has_chunks && engine->spec->exclusive_prefill);
     segment->start_s = at_s;
-    segment->steps = has_chunks || has_unseen(core, engine) ? 1 : steps_ahead(core, engine, sequences);
+    segment->steps = has_chunks || withheld || has_unseen(core, engine) ? 1 : steps_ahead(core, engine, sequences);
     double factor = engine->factor * imbalance_factor(engine, segment->steps);
     engine->segments++;
     double growth_s = engine->kind->kv_token_s * (double)sequences * engine->given * (1 + engine->drafting);
@@ -679,6 +697,7 @@ static i64 engine_advance(Core *core, Engine *engine, double to_s) {
             engine->computed_tokens += generated;
             engine->output_tokens += generated;
         }
+        if (engine->spec->balance_steps) engine->waited = (engine->waited + segment->steps - 1) % engine->spec->balance_steps;
         trim_blocks(core, engine, 0.0, 0);
         finish_decodes(core, engine, progress);
         end_chunks(core, engine, progress);
@@ -735,6 +754,7 @@ static void engine_start(Core *core, i32 replica, i32 epoch) {
     engine->heap_size = engine->cancelled_count = 0;
     engine->segment.is_running = 0;
     engine->seen_s = 0.0;
+    engine->waited = 0;
     engine->busy_s = engine->prompt_busy_s = 0.0;
     engine->computed_tokens = engine->preemptions = engine->prompt_tokens = engine->output_tokens = 0;
 }
