@@ -42,6 +42,9 @@ def behaviour(rng: np.random.Generator) -> Behaviour | None:
         drafts=float(rng.choice([0, 2])),
         draft_share=float(rng.choice([0.0, 0.1])),
         prefix_hits=float(rng.choice([0.0, 0.3])),
+        schedules_ahead=bool(rng.random() < 0.5),
+        whole_prompts=bool(rng.random() < 0.5),
+        balance_steps=int(rng.choice([0, 0, 3, 20])),
     )
 
 

@@ -258,7 +258,7 @@ def _limits(up: ReplicaUp) -> tuple[Any, ...]:
     engine = up.engine or PLAIN
     return (
         up.context_tokens, up.kv_capacity_tokens, up.max_sequences, up.max_step_tokens, engine.tokens_per_step, engine.drafts,
-        engine.draft_share, engine.prefix_hits, engine.exclusive_prefill,
+        engine.draft_share, engine.prefix_hits, engine.exclusive_prefill, engine.schedules_ahead, engine.whole_prompts, engine.balance_steps,
     )  # fmt: skip
 
 
