@@ -112,6 +112,7 @@ class World:
         self._counts = {"in prefill": 0, "in transfer": 0, "after first": 0}
         self._words = 0
         self._bound_s = 0.0
+        self._probes = 0
 
     def run(self) -> None:
         story = self.story
@@ -190,7 +191,7 @@ class World:
     def _number_of(self, event: AnyEvent) -> int:
         return int(getattr(event, "request", 0))
 
-    def _of(self, start: Any, site: Site | None = None) -> dict[str, Any]:
+    def _of(self, start: Any) -> dict[str, Any]:
         """The fields of a word about an attempt."""
         return {
             "at_s": self.clock_s(), "request": start.request, "attempt": start.attempt,
@@ -603,12 +604,12 @@ class World:
 
     def _fill(self, model: str, replica: str) -> None:
         """One request is taken at once."""
-        request = 10_000 + len(self.oracle.outcomes)
+        self._probes += 1
+        request = 10_000 + self._probes
         event = RequestArrived(at_s=self.clock_s(), request=request, model=model, input_tokens=1, max_output_tokens=1, only_replica=replica)  # fmt: skip
         actions = self.policy.handle(event)
         hold(any(isinstance(action, Dispatch) for action in actions), f"{replica} is idle, and takes nothing: {actions}")  # fmt: skip
         self.policy.handle(ClientGone(at_s=self.clock_s(), request=request))
-        self.oracle.outcomes[request] = "a probe"
 
 
 _TROUBLES: dict[str, Callable[[World, Trouble, Site], None]] = {
