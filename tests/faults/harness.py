@@ -48,7 +48,7 @@ from polypod.policy.events import (
     Woke,
 )
 from polypod.policy.lifecycle import Validator
-from tests.faults.oracle import Broken, Oracle, hold
+from tests.faults.oracle import Oracle, hold
 from tests.faults.story import BLOCK_TOKENS, CALM_S, Asked, Story, Trouble, another
 
 MASK = 2**64 - 1
@@ -236,7 +236,7 @@ class World:
             case WakeAt():
                 self._set_alarm(action.at_s)
             case _:
-                raise Broken(f"{action} is none that this driver knows")
+                hold(is_so=False, law=f"{action} is none that this driver knows")
 
     def _send(self, action: Start | TransferKv) -> None:
         about = (11, _code(action), action.request, action.attempt)
@@ -284,7 +284,6 @@ class World:
         if self.clock_s() < at_s - max(early_s, 0.0) - 1e-9:
             self._set_alarm(at_s)  # the clock went back
             return
-        self.oracle.alarms.remove(at_s)
         if self.oracle.live or self.now_s < CALM_S:
             self.tell(Woke(at_s=self.clock_s()))
 

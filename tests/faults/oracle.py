@@ -41,7 +41,11 @@ from polypod.policy.events import (
     RequestArrived,
     RequestFailed,
     RequestFinished,
+    Woke,
 )
+
+SLACK_S = 1e-3
+"""An alarm may ring this early."""
 
 Start = tuple[str, int]
 OF_ATTEMPT = {
@@ -146,6 +150,8 @@ class Oracle:
     def feed(self, event: AnyEvent, actions: Sequence[AnyAction]) -> None:
         self.now_s = max(self.now_s, event.at_s)
         self._due, self._started = {}, []
+        if isinstance(event, Woke):
+            self.alarms = [at_s for at_s in self.alarms if at_s > event.at_s + SLACK_S]
         self._hear(event)
         for action in actions:
             _SEEN[type(action)](self, action)
@@ -412,14 +418,19 @@ class Oracle:
 
     def _check_new(self, event: AnyEvent) -> None:
         """A request is turned away at the door for a cause that is there."""
-        how = self.outcomes.get(event.request) if isinstance(event, RequestArrived) else None
-        if how is None or event.request in self.live:  # type: ignore[union-attr]
+        if not isinstance(event, RequestArrived):
             return
-        asked: Any = event
+        asked = event
         waiting = sum(
-            life.phase == "waiting" and life.arrived.model == asked.model
+            life.phase == "waiting" and life.arrived.model == asked.model and life.arrived is not asked
             for life in self.live.values()
-        )
+        )  # fmt: skip
+        if asked.request in self.live:
+            life = self.live[asked.request]
+            is_let_in = life.phase != "waiting" or waiting < self.settings.queue_requests
+            hold(is_let_in or life.attempt > 0 or life.arrived is not asked, f"{asked} waits with {waiting} others")  # fmt: skip
+            return
+        how = self.outcomes[asked.request]
         models = [service.model for service in self.settings.services]
         if how == "model_not_found":
             hold(asked.model not in models, f"{asked} is turned away: {how}")
@@ -431,10 +442,26 @@ class Oracle:
 
     def _check_turns(self) -> None:
         for later, place, action in self._started:
-            for life in self.live.values():
-                waits_too = life.phase == ("held" if isinstance(action, TransferKv) else "waiting")
-                if waits_too and life.turn < later.turn and self._asks_no_more(life, later):
-                    hold(not self._could_use(life, place), f"{life} waits, and {action} is placed")
+            phase = "held" if isinstance(action, TransferKv) else "waiting"
+            model = later.arrived.model
+            ahead = [life for life in self.live.values() if life.phase == phase and life.turn < later.turn and life.arrived.model == model]  # fmt: skip
+            for life in ahead:
+                overtaken = self._asks_no_more(life, later) and self._could_use(life, place)
+                hold(not overtaken, f"{life} waits, and {action} is placed")
+            if ahead and place.up.role != "both":
+                self._check_head(min(ahead, key=lambda life: life.turn), place, action)
+
+    def _check_head(self, head: Life, place: Place, action: Any) -> None:
+        """A replica for one phase without room for the first in turn is given to nobody behind it, however little that asks."""
+        if not head.arrived.input_is_exact or not self._could_use(head, place):
+            return
+        partners = [place] if place.up.role == "decode" else [one for one in self.up.values() if one.up.role == "decode" and one.up.model == place.up.model]  # fmt: skip
+        may_end = any(
+            one.limit_tokens >= head.need_tokens
+            and (not place.up.kv_pools or one.up.pool in place.up.kv_pools or one is place)
+            for one in partners
+        )
+        hold(not may_end or not self._may_fit(head, place), f"{head} is first in turn, and {action} is placed before it")  # fmt: skip
 
     def _asks_no_more(self, one: Life, other: Life) -> bool:
         a, b = one.arrived, other.arrived

@@ -22,7 +22,7 @@ def fault_of(story: Story) -> str | None:
     """What does not hold, in a line; None where all does."""
     try:
         played = play(story)
-    except Exception as error:  # noqa: BLE001 (whatever it is, it is what was looked for)
+    except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__}: {error} (in {where.name})"
     if story.seed % REPLAYED == 0 and not replays(story, played.log):

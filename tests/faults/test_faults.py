@@ -2,6 +2,7 @@
 
 import pytest
 
+from polypod.policy.node import Policy
 from tests.faults.harness import play, replays
 from tests.faults.oracle import Broken
 from tests.faults.run import command, fault_of, shrink
@@ -74,7 +75,6 @@ def test_a_failing_story_is_made_as_short_as_can_be():
 
 def test_the_oracle_hears_a_policy_that_forgets(monkeypatch):
     """A policy that drops a retry is found out."""
-    from polypod.policy.node import Policy  # noqa: PLC0415
 
     def silent(self, tracked, *rest, **more):
         self._end(tracked)

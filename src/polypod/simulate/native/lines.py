@@ -1,6 +1,7 @@
 """What the core wrote down, as the lines of a record: the events it heard, each with the policy's answer."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -71,7 +72,7 @@ class Lines:
         rows: list[Row] = entries.tolist()
         ends = iter(ticks.reshape(-1, self._width))
         starts = np.flatnonzero(entries["word"] < _FIRST_ACTION).tolist()
-        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        for start, end in pairwise([*starts, len(rows)]):
             if rows[start][0] == _TICK:
                 yield from self.tick(next(ends))
                 continue
