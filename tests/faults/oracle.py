@@ -353,9 +353,22 @@ class Oracle:
         if isinstance(action, Dispatch):
             for predicted_s in (action.predicted_first_token_s, action.predicted_token_s):
                 hold(0 <= predicted_s < math.inf, f"{action} predicts {predicted_s}")
+        self._check_elsewhere(life, place)
         life.places = [(action.replica, action.epoch)]
         life.phase = "whole" if is_whole else "prefill"
         self._started.append((life, place, action))
+
+    def _check_elsewhere(self, life: Life, place: Place) -> None:
+        """It does not go back to where it failed while another replica could ever take it."""
+        if place.up.role != "both" or self._may_go(life, place) or life.arrived.only_replica is not None:  # fmt: skip
+            return
+        others = [
+            one
+            for one in self.up.values()
+            if one.up.model == place.up.model and one.up.role == "both" and self._may_go(life, one)
+        ]
+        is_known = life.arrived.input_is_exact
+        hold(not is_known or all(one.limit_tokens < life.need_tokens for one in others), f"{life} goes back to {place.up.replica}")  # fmt: skip
 
     def _transferred(self, action: TransferKv) -> None:
         life = self._life(action.request)
@@ -432,13 +445,21 @@ class Oracle:
             return
         how = self.outcomes[asked.request]
         models = [service.model for service in self.settings.services]
-        if how == "model_not_found":
+        if how == "context_length_exceeded":
+            self._check_length(asked)
+        elif how == "model_not_found":
             hold(asked.model not in models, f"{asked} is turned away: {how}")
         elif how == "queue_full":
             hold(waiting >= self.settings.queue_requests, f"{how}, and {waiting} wait")
         elif how == "no_replica" and asked.only_replica is None:
             roles = {place.up.role for place in self.up.values() if place.up.model == asked.model}
             hold("both" not in roles and roles != {"prefill", "decode"}, f"{how} beside {roles}")
+
+    def _check_length(self, asked: RequestArrived) -> None:
+        context_tokens = {one.model: one.context_tokens for one in self.settings.services}
+        most = asked.max_output_tokens
+        need = asked.input_tokens * asked.input_is_exact + (1 if most is None else most)
+        hold(need > context_tokens[asked.model], f"{asked} is turned away for its length")
 
     def _check_turns(self) -> None:
         for later, place, action in self._started:

@@ -117,6 +117,7 @@ def draw(seed: int) -> Story:
     count = int(rng.integers(3, 26))
     span_s = float(rng.choice([0.5, 4.0, 12.0]))
     requests = tuple(_asked(rng, n, span_s, models, ups, has_prefixes) for n in range(count))
+    requests = tuple(_on_an_edge(np.random.default_rng([seed, one.number]), one) for one in requests)  # fmt: skip
     whats = rng.choice(TROUBLES, size=int(rng.integers(1, 6)), replace=False)
     troubles = tuple(_trouble(rng, n, whats) for n in range(int(rng.integers(0, 9))))
     return Story(
@@ -205,6 +206,17 @@ def _asked(
         only_replica=pin if is_pinned else None,
         prefix_hashes=tuple(hashes) if has_prefixes else (),
     )
+
+
+def _on_an_edge(rng: np.random.Generator, asked: Asked) -> Asked:
+    """Now and then a request that is just as long as a context, or a token too long, or that is all prompt."""
+    edge = int(rng.choice([800, 1200])) + int(rng.integers(0, 2))
+    if asked.prefix_hashes or rng.random() > 0.1:
+        return asked
+    if rng.random() < 0.3:
+        return replace(asked, input_tokens=800, max_output_tokens=None, only_replica=None)
+    most = max(edge - asked.input_tokens, 1)
+    return replace(asked, max_output_tokens=most, only_replica=None)
 
 
 def _trouble(rng: np.random.Generator, number: int, whats: Any) -> Trouble:
