@@ -70,7 +70,7 @@ ENDED_WELL: Final = 0
 ENDED_GONE: Final = 1000
 NOT_ENDED: Final = 1001
 
-_SAMPLE: Final = 2
+_ALL, _SAMPLE = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +169,8 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
 
 def _log(share: float, pools: int, caps: int) -> tuple[int, int, int, int]:
     """What is written down, how many pools and caps there are, and below which number a request is in the sample."""
-    if share in (0.0, 1.0):
-        return int(share), pools, caps, 0
+    if share == 1.0:
+        return _ALL, pools, caps, 0
     return _SAMPLE, pools, caps, _signed(int(share * 2**64))
 
 
