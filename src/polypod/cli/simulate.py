@@ -15,11 +15,13 @@ from polypod.cli.early import check_traffic
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
 from polypod.cli.gateways import play_gateways, play_in_step
 from polypod.cli.job_flags import add_job_arguments, run_jobs
+from polypod.cli.network_flags import add_network, shared_of
 from polypod.cli.power_flags import Powered, add_power_arguments, power_of
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
 from polypod.cli.traffic import add_traffic, tell_traffic, traffic_of
 from polypod.cost.bands import METRICS, Metric, band_of
+from polypod.engine.native.build import compiler, is_built, library
 from polypod.errors import InputError
 from polypod.plan.predict import evidence
 from polypod.plan.spec import Plan, read_plan
@@ -31,9 +33,8 @@ from polypod.report.summary import summary_of
 from polypod.report.tables import entry
 from polypod.simulate.arriving import Blocks, Looped
 from polypod.simulate.compiled import Session
-from polypod.simulate.fleet import scenario_of
+from polypod.simulate.fleet import beside, scenario_of
 from polypod.simulate.gateways import split
-from polypod.simulate.native.build import compiler, is_built, library
 from polypod.simulate.run import header, play
 from polypod.simulate.scenario import Scenario
 from polypod.simulate.trace import arrivals
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_traffic(parser)
     add_fault_arguments(parser)
     add_power_arguments(parser)
+    add_network(parser)
     add_job_arguments(parser)
 
 
@@ -78,13 +80,13 @@ def run(args: argparse.Namespace) -> int:
         tell_traffic(traffic)
     rests = evidence(plan)
     bands = _bands_json(plan, rests)
-    scenario, power = _scenario(args, plan, traffic)
+    scenario, power = scenario_for(args, plan, traffic)
     bands |= power.as_json()
     for pool, why in power.drawn.missing.items():
         note(f"no watts of {pool}: {why}")
     with RunFolder(args.folder, gateways=gateways) as record:
         if gateways is None:
-            played = _play(args, scenario, traffic, kept, record)
+            played = play_run(args, scenario, traffic, kept, record)
         else:
             played = _play_gateways(args, scenario, traffic, kept, gateways)
     summary = played.summary
@@ -107,7 +109,7 @@ def played_of(args: argparse.Namespace) -> Played:
     """What comes of a run that keeps no record and tells nobody of its progress, in this process. Raises `PolypodError`."""
     plan = plan_of(args)
     traffic = traffic_of(args, plan)
-    scenario, _ = _scenario(args, plan, traffic)
+    scenario, _ = scenario_for(args, plan, traffic)
     gateways = _gateways(args)
     if gateways is not None:
         assert isinstance(traffic, Traffic), "a closed loop has no gateways"
@@ -146,21 +148,29 @@ def _kept(args: argparse.Namespace) -> float:
     return share("--sample", args.sample)
 
 
-def _scenario(
+def scenario_for(
     args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop
 ) -> tuple[Scenario, Powered]:
+    """What the flags ask for: seed, interval, faults, power."""
     duration_s = _duration_s(args, traffic)
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
-    broken = faults_of(args, plan, duration_s)
+    shared = shared_of(args, plan)
+    broken = faults_of(args, plan, duration_s, shared.ways)
     loop = traffic if isinstance(traffic, ClosedLoop) else None
     blocks_of = 0 if isinstance(traffic, ClosedLoop) else traffic.block_tokens
     scenario = scenario_of(
-        plan, (), seed=args.seed, faults=broken.faults, block_tokens=blocks_of or None
+        plan,
+        (),
+        seed=args.seed,
+        faults=beside(broken.faults, shared.slowdowns),
+        block_tokens=blocks_of or None,
+        ways=None if shared.ways is None else shared.ways.ways,
     )
     power = power_of(args, plan, scenario.replicas, traffic)
     played = replace(
         scenario,
         notes=broken.notes,
+        slowdowns=shared.slowdowns,
         watch=power.watch(interval_s),
         trace_sha256=traffic.sha256 if isinstance(traffic, ClosedLoop) else _identity(traffic),
         loop=loop,
@@ -205,13 +215,14 @@ def _identity(traffic: Traffic) -> str:
     return sha256(said.encode()).hexdigest()
 
 
-def _play(
+def play_run(
     args: argparse.Namespace,
     scenario: Scenario,
     traffic: Traffic | ClosedLoop,
     kept: float,
     record: RunFolder,
 ) -> Played:
+    """Play with the driver that the flags ask for, and write the record."""
     if args.driver == "plain" or (args.driver is None and compiler() is None):
         if args.driver is None:
             note(

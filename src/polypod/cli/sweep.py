@@ -13,11 +13,11 @@ from typing import Any
 from polypod import units
 from polypod.cli.asking import count, note
 from polypod.cli.sweep_runs import RUNS, columns_of, read_runs
+from polypod.engine.native.build import compiler, library, prepare
 from polypod.errors import FileError, RunError
 from polypod.plan.spec import read_yaml
 from polypod.plan.sweep import COLUMNS, MOST_POINTS, Row, read_sweep
 from polypod.report.tables import entry
-from polypod.simulate.native.build import compiler, library
 from polypod.sweep.axes import SEED
 from polypod.sweep.on_ray import RayRunner
 from polypod.sweep.pool import Pool
@@ -59,6 +59,7 @@ class _Sweep:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare()
     file = None if args.file is None else Path(args.file)
     if file is not None:
         check_file(file)

@@ -12,12 +12,12 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
+from polypod.engine.native.build import library
 from polypod.errors import RunError
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.record import Line, Measure, Writer, ended
 from polypod.simulate.arriving import Arriving, Block, Listed, Looped
 from polypod.simulate.changes import changes
-from polypod.simulate.native.build import library
 from polypod.simulate.native.layout import (
     CHANGE,
     ENTRY,
@@ -29,7 +29,7 @@ from polypod.simulate.native.layout import (
 )
 from polypod.simulate.native.lines import Lines
 from polypod.simulate.run import CACHE_MEASURES, MEASURES, Run, header
-from polypod.simulate.scenario import Scenario
+from polypod.simulate.scenario import Fault, Scenario
 from polypod.simulate.trace import Arrival
 
 TURN: Final = 20_000
@@ -184,7 +184,12 @@ class Session:
                 self._feed()
             self.is_done = status == _DONE
             self.progress = self._core.progress()
-            yield Turn(lines=lines, outcomes=drained.outcomes, progress=self.progress)
+            outcomes = drained.outcomes
+            if (
+                self.is_done and self.progress.live
+            ):  # caches that wait for a link that never comes back
+                outcomes = np.concatenate([outcomes, self.leave()])
+            yield Turn(lines=lines, outcomes=outcomes, progress=self.progress)
 
     def leave(self) -> Rows:
         """End before the end: the requests that have not ended (`OUTCOME`)."""
@@ -243,10 +248,14 @@ def _changes(
 ) -> tuple[list[ReplicaUp | ReplicaDown], Rows]:
     """The events in the order they were planned, and all changes as the core's agenda takes them: an event with its number in place of the factor."""
     numbers = {name: number for number, name in enumerate(names)}
+    ways = {
+        name: number for number, name in enumerate(scenario.ways.names if scenario.ways else ())
+    }
     told: list[ReplicaUp | ReplicaDown] = []
     rows = []
     for at_s, change in changes(scenario):
-        number = numbers[change.replica]
+        is_way = isinstance(change, Fault) and change.what == "way"
+        number = (ways if is_way else numbers)[change.replica]
         if isinstance(change, ReplicaUp | ReplicaDown):
             word = WORDS["up" if isinstance(change, ReplicaUp) else "down"]
             rows.append((at_s, number, word, change.epoch, float(len(told))))
@@ -260,7 +269,7 @@ def _declared(core: ctypes.CDLL) -> ctypes.CDLL:
     """The functions' types: pointers are 64 bits wide."""
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     types: dict[str, tuple[Callable[..., Any] | None, list[Any]]] = {
-        "core_new": (pointer, [pointer] * 8),
+        "core_new": (pointer, [pointer] * 10),
         "core_free": (None, [pointer]),
         "core_plan": (ctypes.c_int, [pointer, pointer, whole]),
         "core_feed": (ctypes.c_int, [pointer, pointer, pointer, whole, whole]),

@@ -97,7 +97,9 @@ class _Driver:
             seed=scenario.seed,
             block_tokens=self._block_tokens,
         )
-        self._transfers = Transfers()
+        self._transfers = Transfers(scenario.ways, scenario.replicas)
+        names = () if scenario.ways is None else scenario.ways.names
+        self._ways = {name: number for number, name in enumerate(names)}
         self._transfers_due_s = math.inf
         self._on_the_way: dict[int, TransferKv] = {}
         self._token_bytes = {up.replica: up.kv_token_bytes for up in scenario.replicas}
@@ -161,7 +163,7 @@ class _Driver:
             self._plan_after_end()
 
     def _sample(self, sampler: Sampler, at_s: float) -> None:
-        for line in sampler.lines(at_s, self._policy.queues()):
+        for line in sampler.lines(at_s, self._policy.queues(), self._transfers.tier_bytes(at_s)):
             self._write(line)
         for replica, factor in sampler.slowed():
             self._plan_engine(self._engines.cap(replica, at_s, factor))
@@ -169,6 +171,9 @@ class _Driver:
     def _strike(self, fault: Fault) -> None:
         if fault.what == "link":
             self._transfers.slow(fault.at_s, fault.replica, fault.factor)
+            self._plan_transfers()
+        elif fault.what == "way":
+            self._transfers.slow_way(fault.at_s, self._ways[fault.replica], fault.factor)
             self._plan_transfers()
         else:
             self._plan_engine(self._engines.strike(fault))

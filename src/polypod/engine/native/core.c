@@ -1,6 +1,6 @@
 /* The compiled driver of `polypod simulate`: simulate/run.py, policy/ and engine/replica.py over arrays, decision for decision.
 
-   One translation unit, compiled at first use (simulate/native/build.py) without fast-math and without contraction, so that every figure is the
+   One translation unit, compiled at first use (engine/native/build.py) without fast-math and without contraction, so that every figure is the
    one that Python computes. Python makes a core, gives it changes of replicas and blocks of arrivals, and calls `core_run` until it
    is done, draining the log and the outcomes in between. */
 #include "types.h"
@@ -8,6 +8,7 @@
 #include "step.h"
 #include "prefix.h"
 #include "engine.h"
+#include "emulate.h"
 #include "router.h"
 #include "pairing.h"
 #include "policy.h"
@@ -70,7 +71,11 @@ static void make(Core *core, const ServiceSpec *services) {
     core->slowdowns = zeroed(core, core->settings.caps, sizeof *core->slowdowns);
     for (i64 c = 0; c < core->settings.caps; c++) core->slowdowns[c] = 1.0;
     core->remotes = zeroed(core, core->settings.remotes, sizeof *core->remotes);
-    core->links = zeroed(core, replicas, sizeof *core->links);
+    i64 links = replicas + 2 * core->settings.ways;
+    core->links = zeroed(core, links, sizeof *core->links);
+    for (i64 link = replicas; link < links; link++) core->links[link].capacity = core->links[link].told = whole_of(core, link);
+    core->done_bytes = zeroed(core, core->settings.tiers, sizeof *core->done_bytes);
+    core->is_exact = 1;
     core->transfers_due_s = INFINITY;
     for (i64 r = 0; r < replicas; r++) {
         core->links[r].factor = 1.0;
@@ -120,15 +125,16 @@ void core_free(Core *core) {
         free(core->engine[r].cancelled);
         free(core->engine[r].told);
         free_store(&core->engine[r].prefix.store);
-        if (core->links != NULL) free(core->links[r].requests);
     }
+    for (i64 link = 0; core->links != NULL && link < core->settings.replicas + 2 * core->settings.ways; link++) free(core->links[link].requests);
     for (i64 r = 0; core->remotes != NULL && r < core->settings.remotes; r++) free_store(&core->remotes[r]);
     for (i32 slot = 0; slot < core->request_room; slot++) drop_hashes(core->request[slot].hashes);
     for (i32 slot = 0; slot < core->sequence_room; slot++) drop_hashes(core->sequence[slot].hashes);
     void *arrays[] = {
         core->remotes, core->request, core->sequence, core->service, core->member, core->engine, core->agenda, core->wakes, core->kind_prompt_s,
         core->kind_steps, core->progress, core->log, core->outcomes,
-        core->rows, core->slowdowns, core->links, core->transfers, core->arrived,
+        core->rows, core->slowdowns, core->links, core->transfers, core->arrived, core->going,
+        core->filling, core->done_bytes,
     };
     for (size_t one = 0; one < sizeof arrays / sizeof *arrays; one++) free(arrays[one]);
     free(core);
@@ -137,7 +143,7 @@ void core_free(Core *core) {
 /* NULL when there is no memory. What is pointed to must outlive the core. */
 Core *core_new(
     const Settings *settings, const Kind *kinds, const double *knot_tokens, const double *knot_seconds, const ReplicaSpec *replicas,
-    const ServiceSpec *services, const CapSpec *caps, const i64 *capped
+    const ServiceSpec *services, const CapSpec *caps, const i64 *capped, const WayStep *way_steps, const double *way_capacities
 ) {
     Core *volatile core = calloc(1, sizeof *core);
     if (core == NULL) return NULL;
@@ -148,6 +154,8 @@ Core *core_new(
     core->replicas = replicas;
     core->caps = caps;
     core->capped = capped;
+    core->way_steps = way_steps;
+    core->way_capacities = way_capacities;
     if (setjmp(core->no_memory)) {
         core_free(core);
         return NULL;
@@ -253,4 +261,23 @@ void core_totals(Core *core, i64 replica, double *totals) {
     totals[2] = (double)engine->total_preemptions;
     for (int tier = 0; tier < 3; tier++) totals[3 + tier] = (double)(engine->total_found[tier] * engine->prefix.block_tokens);
     for (int tier = 0; tier < 2; tier++) totals[6 + tier] = (double)(engine->total_evicted[tier] * engine->prefix.block_tokens);
+}
+
+enum { TRIAL_PLAYED, TRIAL_GIVEN_UP, TRIAL_NO_MEMORY };
+
+/* Arrivals of one length through one engine: times of first and last tokens, and busy seconds; given up once too many have missed a limit. */
+int core_emulate(
+    const Kind *kind, const double *knot_tokens, const double *knot_seconds, const ReplicaSpec *spec, const Trial *trial, const double *arrivals_s,
+    i64 count, double *first_s, double *last_s, double *busy_s
+) {
+    Core *volatile core = calloc(1, sizeof *core);
+    if (core == NULL) return TRIAL_NO_MEMORY;
+    core->settings.replicas = 1;
+    core->kinds = kind;
+    core->knot_tokens = knot_tokens;
+    core->knot_seconds = knot_seconds;
+    volatile int status = TRIAL_NO_MEMORY;
+    if (!setjmp(core->no_memory)) status = emulate(core, spec, trial, arrivals_s, count, first_s, last_s, busy_s) ? TRIAL_PLAYED : TRIAL_GIVEN_UP;
+    core_free(core);
+    return status;
 }
