@@ -83,12 +83,14 @@ def test_the_whole_is_what_one_record_of_all_would_say():
 def test_models_and_codes_are_joined_by_name():
     lost = RequestArrived(at_s=0.5, request=9, model="other", input_tokens=1)
     refused = Step(event=lost, actions=[Reject(request=9, status=404, code="model_not_found", message="no such model")])  # fmt: skip
-    whole = merged([part({"a": "x"}, [1.0]), fold([up("b", "x"), refused, *answered(10, 1.5, "b"), ended(2.75)])])  # fmt: skip
+    full = Step(event=RequestArrived(at_s=0.25, request=8, model="m", input_tokens=1), actions=[Reject(request=8, status=429, code="queue_full", message="full")])  # fmt: skip
+    one = fold([up("a", "x"), full, *answered(9, 1.0, "a"), ended(2.25)])
+    whole = merged([one, fold([up("b", "x"), refused, *answered(10, 1.5, "b"), ended(2.75)])])
 
     names = [whole.models[n] for n in whole.requests.model]
-    assert names == ["other", "m", "m"]
-    assert whole.requests.code.tolist() == [0, -1, -1]
-    assert whole.codes == ("model_not_found",)
+    assert names == ["m", "other", "m", "m"]
+    assert whole.requests.code.tolist() == [0, 1, -1, -1]
+    assert whole.codes == ("queue_full", "model_not_found")
 
 
 def test_counts_are_added_where_they_were_counted_and_none_is_lost():
