@@ -118,7 +118,7 @@ def small(plan: str) -> None:
 
 
 def compiling() -> None:
-    from polypod.simulate.native.build import library
+    from polypod.engine.native.build import library
 
     library()
 
