@@ -14,6 +14,7 @@ from polypod.record import FaultNote
 from polypod.simulate.gateways import Doors, gateway_of, split
 from polypod.simulate.scenario import Fault, Scenario
 from polypod.simulate.series import Cap, Draw, Watch
+from polypod.simulate.ways import NO_WAY, Ways
 from polypod.workload.traffic import Trace, poisson
 from polypod.workload.traffic_rows import join, rechunk
 from polypod.workload.traffic_tenants import even
@@ -144,3 +145,30 @@ def test_parts_do_not_depend_on_blocks_nor_on_who_else_reads(trace, size):
 
     assert np.array_equal(found.arrival_s, whole.arrival_s)
     assert np.array_equal(found.session, whole.session)
+
+
+def test_a_way_of_caches_within_a_gateway_stays_as_wide_and_one_across_is_shared(fleet):
+    way = np.array([[0, 3], [0, 3], [1, 3], [1, 3], [1, 3], [2, 3], [NO_WAY, 3], [NO_WAY, NO_WAY], [NO_WAY, 3], [2, 3], [2, 3]])  # fmt: skip
+    place = np.arange(22).reshape(11, 2)
+    ways = Ways(
+        tiers=("node", "rack"), names=("n0", "n1", "n2", "r"), capacity_bytes_per_s_W=np.array([1.0, 6.0, 9.0, 20.0]),
+        way_RT=way, instance_RT=place, first_RT=place + 100, tier_RT=place + 200, port_bytes_per_s_R=np.arange(11.0),
+    )  # fmt: skip
+    slow = Fault(at_s=1.0, replica="n1", what="way", factor=2.0)
+    parts = split(replace(fleet, ways=ways, faults=(slow,)), 3)
+
+    first, second, third = (part.ways for part in parts)
+    assert (first.names, first.capacity_bytes_per_s_W.tolist()) == (
+        ("n0", "n1", "r"),
+        [1.0, 2.0, 8.0],
+    )
+    assert (second.names, second.capacity_bytes_per_s_W.tolist()) == (
+        ("n1", "n2", "r"),
+        [4.0, 3.0, 6.0],
+    )
+    assert (third.names, third.capacity_bytes_per_s_W.tolist()) == (("n2", "r"), [6.0, 6.0])
+    assert second.way_RT.tolist() == [[0, 2], [0, 2], [1, 2]]
+    assert third.way_RT.tolist() == [[0, 1], [NO_WAY, 1], [0, 1]]
+    assert third.instance_RT.tolist() == place[[5, 6, 10]].tolist()
+    assert third.port_bytes_per_s_R.tolist() == [5.0, 6.0, 10.0]
+    assert [len(part.faults) for part in parts] == [1, 1, 0]

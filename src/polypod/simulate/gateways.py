@@ -22,6 +22,7 @@ from polypod.policy.events import ReplicaUp
 from polypod.record import FaultNote
 from polypod.simulate.scenario import Scenario
 from polypod.simulate.series import Cap, Watch
+from polypod.simulate.ways import NO_WAY, Ways
 from polypod.workload.traffic import Trace
 from polypod.workload.traffic_rows import Counts
 from polypod.workload.traffic_tenants import even
@@ -33,7 +34,7 @@ _APART: Final = 0x6761746577617973
 def split(scenario: Scenario, gateways: int) -> tuple[Scenario, ...]:
     """The scenario of each gateway, in order; their arrivals come apart (`Doors`).
 
-    A cap whose replicas are behind several gateways is held by each over its own, at their share of the limit. A fault that hits no replica is told by
+    A cap or a way of caches whose replicas are behind several gateways is held by each over its own, at their share of it. A fault that hits no replica is told by
     the first. Raises `InputError` where a pool has fewer replicas than there are gateways.
     """
     door = _doors_of(scenario.replicas, gateways)
@@ -98,16 +99,48 @@ def _doors_of(replicas: Sequence[ReplicaUp], gateways: int) -> dict[str, int]:
 def _part(scenario: Scenario, door: dict[str, int], which: int, gateways: int) -> Scenario:
     """What is behind one gateway."""
     mine = {name for name, its in door.items() if its == which}
+    rows = np.array([row for row, up in enumerate(scenario.replicas) if up.replica in mine])
+    ways = None if scenario.ways is None else _ways(scenario.ways, rows)
+    played = mine if ways is None else mine | set(ways.names)
     return replace(
         scenario,
         replicas=tuple(up for up in scenario.replicas if up.replica in mine),
-        faults=tuple(fault for fault in scenario.faults if fault.replica in mine),
+        faults=tuple(fault for fault in scenario.faults if fault.replica in played),
+        ways=ways,
         notes=tuple(_notes(scenario.notes, mine, is_first=which == 0)),
         slowdowns={name: by for name, by in scenario.slowdowns.items() if name in mine},
         watch=None if scenario.watch is None else _watch(scenario.watch, mine, which),
         gateway=which,
         gateways=gateways,
     )
+
+
+def _ways(ways: Ways, rows: Counts) -> Ways:
+    """What these replicas take into each tier; of a way that those of other gateways take too, their share of its width, by replicas."""
+    taken = ways.way_RT[rows]
+    own = np.unique(taken[taken != NO_WAY])
+    number = np.full(len(ways.names) + 1, NO_WAY, dtype=np.int64)
+    number[own] = np.arange(len(own))
+    share = _takers(taken, len(ways.names))[own] / _takers(ways.way_RT, len(ways.names))[own]
+    return replace(
+        ways,
+        names=tuple(ways.names[way] for way in own),
+        capacity_bytes_per_s_W=ways.capacity_bytes_per_s_W[own] * share,
+        way_RT=number[taken],
+        instance_RT=ways.instance_RT[rows],
+        first_RT=ways.first_RT[rows],
+        tier_RT=ways.tier_RT[rows],
+        port_bytes_per_s_R=ways.port_bytes_per_s_R[rows],
+    )
+
+
+def _takers(way_RT: Counts, count: int) -> Counts:
+    """How many replicas take each way."""
+    ordered = np.sort(way_RT, axis=1)
+    is_new = (
+        np.diff(ordered, axis=1, prepend=NO_WAY) > 0
+    )  # each way once a row, and not where there is none
+    return np.bincount(ordered[is_new], minlength=count)
 
 
 def _notes(notes: Sequence[FaultNote], mine: set[str], *, is_first: bool) -> Iterator[FaultNote]:
