@@ -11,7 +11,8 @@ of arrival, is what is judged: nothing of it is in the fit but when and for what
 
 Judged are requests that finished in both, were streamed (another has no first token) and asked for no replica by name. A quantile *holds* where it is off by
 15 % of the measured one at most, or by no more than a second live run with the same arrivals is. The distance is Wasserstein's, the mean difference of
-the sorted times, as a part of the measured mean; it holds by the same rule.
+the sorted times, as a part of the measured mean; it holds by the same rule. `refit` is what is off with factors that are fitted on the second half itself: not a
+prediction, but what is left when the machine's change from one half to the other is taken out.
 """
 
 import math
@@ -80,6 +81,7 @@ class Row:
     simulated_s: float | None
     beside_s: float | None
     off_fraction: float  # of the measured time, by how much the simulated one is beside it; below 0 is too fast
+    refit_fraction: float  # the same with factors that were fitted on the second half itself
     spread_fraction: float | None  # the same of the second live run
 
     @property
@@ -99,6 +101,7 @@ class Judged:
     first: int  # requests that the factors were fitted on
     second: int  # requests that were judged
     factors: dict[str, Factors]
+    later: dict[str, Factors]  # fitted on the second half: what changed in between
     rows: tuple[Row, ...]
 
 
@@ -107,11 +110,14 @@ def judge(path: Path, beside: Path | None = None) -> Judged:
     recorded, measured = _read(path)
     first, second = _halves(recorded, measured)
     other = None if beside is None else _beside(beside, recorded)
-    factors = fitted(recorded, measured, first)
-    simulated = played(recorded, factors)
-    rows = [row for metric in ("ttft", "tpot") for row in _rows(metric, measured, simulated, other, second)]  # fmt: skip
+    factors, later = (fitted(recorded, measured, half) for half in (first, second))
+    runs = [measured, played(recorded, factors), played(recorded, later), *([] if other is None else [other])]  # fmt: skip
     return Judged(
-        first=int(first.sum()), second=int(second.sum()), factors=factors, rows=tuple(rows)
+        first=int(first.sum()),
+        second=int(second.sum()),
+        factors=factors,
+        later=later,
+        rows=tuple(row for metric in ("ttft", "tpot") for row in _rows(metric, runs, second)),
     )
 
 
@@ -323,32 +329,30 @@ def _values(metric: str, run: Outcomes) -> Floats:
 # ---- what is judged
 
 
-def _rows(metric: str, measured: Outcomes, simulated: Outcomes, beside: Outcomes | None, these: Bools) -> list[Row]:  # fmt: skip
-    runs = [measured, simulated, *([] if beside is None else [beside])]
+def _rows(metric: str, runs: Sequence[Outcomes], these: Bools) -> list[Row]:
+    """Of the measured run, the simulated one, the one that is fitted again and, where it is there, the second live run."""
     known = these & np.all([np.isfinite(_values(metric, run)) for run in runs], axis=0)
     seen = [_values(metric, run)[known] for run in runs]
     rows = []
     for at in QUANTILES:
         values_s = [float(np.quantile(its, at)) for its in seen]
         offs = [value_s / values_s[0] - 1 for value_s in values_s]
-        rows.append(_row(metric, f"p{100 * at:g}", values_s, offs))
-    rows.append(_row(metric, "distance", [], [_wasserstein(seen[0], its) for its in seen]))
+        rows.append(_row(metric, f"p{100 * at:g}", offs, values_s))
+    rows.append(_row(metric, "distance", [_wasserstein(seen[0], its) for its in seen]))
     return rows
 
 
-def _row(metric: str, what: str, values_s: Sequence[float | None], offs: Sequence[float | None]) -> Row:  # fmt: skip
-    """Of the measured, the simulated and, where it is there, the second live run."""
-    measured_s, simulated_s, beside_s = (*values_s, None, None, None)[:3]
-    _, off, spread = (*offs, None)[:3]
-    assert off is not None, "there is a simulation"
+def _row(metric: str, what: str, offs: Sequence[float], values_s: Sequence[float] = ()) -> Row:
+    times_s: list[float | None] = [*values_s, *[None] * (4 - len(values_s))]
     return Row(
         metric=metric,
         what=what,
-        measured_s=measured_s,
-        simulated_s=simulated_s,
-        beside_s=beside_s,
-        off_fraction=off,
-        spread_fraction=spread,
+        measured_s=times_s[0],
+        simulated_s=times_s[1],
+        beside_s=times_s[3],
+        off_fraction=offs[1],
+        refit_fraction=offs[2],
+        spread_fraction=offs[3] if len(offs) > 3 else None,
     )
 
 
@@ -367,10 +371,11 @@ def _wasserstein(one: Floats, other: Floats) -> float:
 def judged_text(found: Judged) -> str:
     """The factors, and the table of quantiles; at most 80 columns."""
     lines = [f"calibrated on {found.first} requests of the first half, judged on {found.second} of the second"]  # fmt: skip
+    lines += ["times as told of steps with a prompt / without; the same of the second half:"]  # fmt: skip
     for name, factors in found.factors.items():
-        lines.append(f"  {name}: prompts {factors.prompt_ratio:.3g} times as told, decode steps {factors.decode_ratio:.3g}")  # fmt: skip
-    header = ["", "", "measured", "simulated", "beside", "off", "may be", ""]
-    lines += ["", table(header, [_cells(row) for row in found.rows], right=(2, 3, 4, 5, 6))]
+        lines.append(f"  {name}: {_factors(factors)}; {_factors(found.later[name])}")
+    header = ["", "", "measured", "simulated", "beside", "off", "refit", "may be", ""]
+    lines += ["", table(header, [_cells(row) for row in found.rows], right=(2, 3, 4, 5, 6, 7))]
     held = sum(row.holds for row in found.rows)
     lines += ["", f"{held} of {len(found.rows)} hold"]
     return "\n".join(lines)
@@ -380,8 +385,13 @@ def _cells(row: Row) -> list[str]:
     times = [_time(value_s) for value_s in (row.measured_s, row.simulated_s, row.beside_s)]
     if row.spread_fraction is not None and row.what == "distance":
         times[2] = f"{100 * row.spread_fraction:.0f} %"
-    off, band = f"{100 * row.off_fraction:+.0f} %", f"{100 * row.band_fraction:.0f} %"
-    return [row.metric.upper(), row.what, *times, off, band, "holds" if row.holds else "off"]
+    offs = [f"{100 * off:+.0f} %" for off in (row.off_fraction, row.refit_fraction)]
+    band = f"{100 * row.band_fraction:.0f} %"
+    return [row.metric.upper(), row.what, *times, *offs, band, "holds" if row.holds else "off"]
+
+
+def _factors(factors: Factors) -> str:
+    return f"{factors.prompt_ratio:.3g} / {factors.decode_ratio:.3g}"
 
 
 def _time(value_s: float | None) -> str:
