@@ -142,7 +142,7 @@ def test_replicas_go_down_and_come_back_when_they_did(tmp_path):
 
 
 def test_a_node_that_became_slower_in_its_second_half_is_off(tmp_path):
-    trace = arriving(300)
+    trace = arriving(300, gap_s=0.8)
     middle_s = trace[150].at_s
     slower = tuple(Fault(at_s=middle_s, replica=name, what="speed", factor=1.5) for name in TRUTH)
     found = judge(live(tmp_path / "record.jsonl", trace, slower))
@@ -174,6 +174,21 @@ def test_another_runs_requests_are_no_second_run(path, tmp_path):
     other = live(tmp_path / "record.jsonl", arriving(299))
     with pytest.raises(FileError, match=r"does not have the same requests .*: 299 and 300"):
         judge(path, other)
+
+
+def test_answers_in_one_piece_and_requests_for_one_replica_are_not_judged(path, tmp_path):
+    other = tmp_path / "record.jsonl"
+    lines = []
+    for line in path.read_text().splitlines():
+        is_fifth, is_last = ('"request":5,' in line), ('"request":300,' in line)
+        if '"type":"RequestArrived"' in line and (is_fifth or is_last):
+            asked = '"is_streamed":false' if is_fifth else '"only_replica":"fast"'
+            line = line.replace('"is_streamed":true' if is_fifth else '"only_replica":null', asked)
+        lines.append(line)
+    other.write_text("\n".join([*lines, ""]))
+    found = judge(other)
+
+    assert (found.first, found.second) == (149, 149)
 
 
 def test_a_run_of_a_few_requests_is_not_judged(tmp_path):

@@ -111,7 +111,9 @@ def judge(path: Path, beside: Path | None = None) -> Judged:
     first, second = _halves(recorded, measured)
     other = None if beside is None else _beside(beside, recorded)
     factors, later = (fitted(recorded, measured, half) for half in (first, second))
-    runs = [measured, played(recorded, factors), played(recorded, later), *([] if other is None else [other])]  # fmt: skip
+    runs = [_Times(measured), _Times(played(recorded, factors))]
+    runs.append(_Times(played(recorded, later, since=len(measured) // 2), len(measured) // 2))
+    runs += [] if other is None else [_Times(other)]
     return Judged(
         first=int(first.sum()),
         second=int(second.sum()),
@@ -133,13 +135,21 @@ def fitted(recorded: Recorded, measured: Outcomes, these: Bools) -> dict[str, Fa
     return found
 
 
-def played(recorded: Recorded, factors: Mapping[str, Factors]) -> Outcomes:
-    """The record's requests on its own replicas, at these factors."""
+class _Times:
+    """Of a run, by metric, seconds of each request [N] of the record; NaN of those before the first that was played."""
+
+    def __init__(self, run: Outcomes, since: int = 0) -> None:
+        before = np.full(since, np.nan)
+        self.by_metric = {m: np.concatenate([before, _values(m, run)]) for m in ("ttft", "tpot")}
+
+
+def played(recorded: Recorded, factors: Mapping[str, Factors], since: int = 0) -> Outcomes:
+    """The record's requests, from that one on, on its own replicas at these factors."""
     ups = _first_ups(recorded)
     scenario = Scenario(
         replicas=tuple(_with_factors(up, factors.get(up.replica, Factors())) for up in ups),
         settings=recorded.header.policy,
-        trace=arrivals(recorded.trace),
+        trace=arrivals(recorded.trace.take(np.arange(since, len(recorded.trace)))),
         seed=recorded.header.seed or 0,
         faults=tuple(_faults(recorded)),
         plan=recorded.header.plan,
@@ -329,10 +339,10 @@ def _values(metric: str, run: Outcomes) -> Floats:
 # ---- what is judged
 
 
-def _rows(metric: str, runs: Sequence[Outcomes], these: Bools) -> list[Row]:
+def _rows(metric: str, runs: Sequence[_Times], these: Bools) -> list[Row]:
     """Of the measured run, the simulated one, the one that is fitted again and, where it is there, the second live run."""
-    known = these & np.all([np.isfinite(_values(metric, run)) for run in runs], axis=0)
-    seen = [_values(metric, run)[known] for run in runs]
+    known = these & np.all([np.isfinite(run.by_metric[metric]) for run in runs], axis=0)
+    seen = [run.by_metric[metric][known] for run in runs]
     rows = []
     for at in QUANTILES:
         values_s = [float(np.quantile(its, at)) for its in seen]
