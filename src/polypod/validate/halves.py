@@ -1,6 +1,7 @@
 """How well the simulator foretells the second half of a run, when its step times are calibrated on the first.
 
-The record's requests are played on its own replicas, which go down and come back when they did. Each replica has two factors,
+The record's requests are played on its own replicas, which go down and come back when they did; the router is told the step times that it was told, as the
+warm-up corrected them, and corrects them on by what it sees. Each replica has two factors,
 
     step_s' = (decode, up to `slots` tokens; else prompt) * curve(tokens)
               + prompt * pair_s * pairs + decode * (kv_token_s * kv_tokens + sequence_s * sequences)
@@ -28,6 +29,7 @@ from polypod import units
 from polypod.cost.steptime import StepTime
 from polypod.engine.native.build import compiler
 from polypod.errors import FileError, InputError
+from polypod.policy.corrections import model_step_s
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.policy.router import slots_of
 from polypod.report.fold import fold, read_outcomes
@@ -147,7 +149,8 @@ def played(recorded: Recorded, factors: Mapping[str, Factors], since: int = 0) -
     """The record's requests, from that one on, on its own replicas at these factors."""
     ups = _first_ups(recorded)
     scenario = Scenario(
-        replicas=tuple(_with_factors(up, factors.get(up.replica, Factors())) for up in ups),
+        replicas=tuple(_as_told(recorded, up) for up in ups),
+        step_times={up.replica: _step_time(up, factors.get(up.replica, Factors())) for up in ups},
         settings=recorded.header.policy,
         trace=arrivals(recorded.trace.take(np.arange(since, len(recorded.trace)))),
         seed=recorded.header.seed or 0,
@@ -201,10 +204,18 @@ def _first_ups(recorded: Recorded) -> list[ReplicaUp]:
     return list(ups.values())
 
 
-def _with_factors(up: ReplicaUp, factors: Factors) -> ReplicaUp:
-    ranks = up.step_time.data_ranks
-    step = factored(up.step_time, factors, max(slots_of(up) // ranks, 1))
-    return msgspec.structs.replace(up, at_s=0.0, epoch=1, step_time=step)
+def _step_time(up: ReplicaUp, factors: Factors) -> StepTime:
+    return factored(up.step_time, factors, max(slots_of(up) // up.step_time.data_ranks, 1))
+
+
+def _as_told(recorded: Recorded, up: ReplicaUp) -> ReplicaUp:
+    """From second 0 on, with what its warm-up measured in the place of what was predicted: so the live policy had corrected it."""
+    ratios = {"prompt_ratio": 1.0, "decode_ratio": 1.0}
+    for seen in recorded.warm_ups:
+        if (seen.replica, seen.epoch) == (up.replica, up.epoch):
+            ratios["prompt_ratio" if seen.prompt_tokens else "decode_ratio"] = seen.step_s / model_step_s(up.step_time, seen)  # fmt: skip
+    told = _step_time(up, Factors(**ratios))
+    return msgspec.structs.replace(up, at_s=0.0, epoch=1, step_time=told)
 
 
 def _faults(recorded: Recorded) -> list[Fault]:
@@ -271,7 +282,7 @@ def _alone(up: ReplicaUp, recorded: Recorded, measured: Outcomes, these: Bools) 
     asked = arrivals(recorded.trace)
     policy = msgspec.structs.replace(recorded.header.policy, queue_requests=len(measured), queue_wait_s=_NO_LIMIT_S)  # fmt: skip
     scenario = Scenario(
-        replicas=(up,),
+        replicas=(msgspec.structs.replace(up, at_s=0.0, epoch=1),),
         settings=policy,
         trace=tuple(
             replace(asked[n], at_s=float(requests.placed_s[n]) - recorded.begin_s)
@@ -321,7 +332,9 @@ class _Fit:
     def _try_out(self, factors: Factors) -> bool:
         """Play with these, and keep them where they come nearer: less in the mean of |log(measured / simulated)|, request by request."""
         alone = self._alone
-        scenario = replace(alone.scenario, replicas=(_with_factors(alone.up, factors),))
+        scenario = replace(
+            alone.scenario, step_times={alone.up.replica: _step_time(alone.up, factors)}
+        )
         simulated = fold(_play(scenario).lines)
         pairs = ((alone.ttft_s, simulated.ttft_s), (alone.tpot_s, simulated.tpot_s))
         offs = [np.log(measured / other) for measured, other in pairs]
