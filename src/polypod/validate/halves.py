@@ -12,8 +12,8 @@ of arrival, is what is judged: nothing of it is in the fit but when and for what
 
 Judged are requests that finished in both, were streamed (another has no first token) and asked for no replica by name. A quantile *holds* where it is off by
 15 % of the measured one at most, or by no more than a second live run with the same arrivals is. The distance is Wasserstein's, the mean difference of
-the sorted times, as a part of the measured mean; it holds by the same rule. `refit` is what is off with factors that are fitted on the second half itself: not a
-prediction, but what is left when the machine's change from one half to the other is taken out.
+the sorted times, as a part of the measured mean; it holds by the same rule. Factors that are fitted on the second
+half are told beside: what changed from one to the other, and no simulation can know.
 """
 
 import math
@@ -83,7 +83,6 @@ class Row:
     simulated_s: float | None
     beside_s: float | None
     off_fraction: float  # of the measured time, by how much the simulated one is beside it; below 0 is too fast
-    refit_fraction: float  # the same with factors that were fitted on the second half itself
     spread_fraction: float | None  # the same of the second live run
 
     @property
@@ -113,9 +112,7 @@ def judge(path: Path, beside: Path | None = None) -> Judged:
     first, second = _halves(recorded, measured)
     other = None if beside is None else _beside(beside, recorded)
     factors, later = (fitted(recorded, measured, half) for half in (first, second))
-    runs = [_Times(measured), _Times(played(recorded, factors))]
-    runs.append(_Times(played(recorded, later, since=len(measured) // 2), len(measured) // 2))
-    runs += [] if other is None else [_Times(other)]
+    runs = [measured, played(recorded, factors), *([] if other is None else [other])]
     return Judged(
         first=int(first.sum()),
         second=int(second.sum()),
@@ -137,22 +134,14 @@ def fitted(recorded: Recorded, measured: Outcomes, these: Bools) -> dict[str, Fa
     return found
 
 
-class _Times:
-    """Of a run, by metric, seconds of each request [N] of the record; NaN of those before the first that was played."""
-
-    def __init__(self, run: Outcomes, since: int = 0) -> None:
-        before = np.full(since, np.nan)
-        self.by_metric = {m: np.concatenate([before, _values(m, run)]) for m in ("ttft", "tpot")}
-
-
-def played(recorded: Recorded, factors: Mapping[str, Factors], since: int = 0) -> Outcomes:
-    """The record's requests, from that one on, on its own replicas at these factors."""
+def played(recorded: Recorded, factors: Mapping[str, Factors]) -> Outcomes:
+    """The record's requests on its own replicas, at these factors."""
     ups = _first_ups(recorded)
     scenario = Scenario(
         replicas=tuple(_as_told(recorded, up) for up in ups),
         step_times={up.replica: _step_time(up, factors.get(up.replica, Factors())) for up in ups},
         settings=recorded.header.policy,
-        trace=arrivals(recorded.trace.take(np.arange(since, len(recorded.trace)))),
+        trace=arrivals(recorded.trace),
         seed=recorded.header.seed or 0,
         faults=tuple(_faults(recorded)),
         plan=recorded.header.plan,
@@ -352,10 +341,10 @@ def _values(metric: str, run: Outcomes) -> Floats:
 # ---- what is judged
 
 
-def _rows(metric: str, runs: Sequence[_Times], these: Bools) -> list[Row]:
-    """Of the measured run, the simulated one, the one that is fitted again and, where it is there, the second live run."""
-    known = these & np.all([np.isfinite(run.by_metric[metric]) for run in runs], axis=0)
-    seen = [run.by_metric[metric][known] for run in runs]
+def _rows(metric: str, runs: Sequence[Outcomes], these: Bools) -> list[Row]:
+    """Of the measured run, the simulated one and, where it is there, the second live run."""
+    known = these & np.all([np.isfinite(_values(metric, run)) for run in runs], axis=0)
+    seen = [_values(metric, run)[known] for run in runs]
     rows = []
     for at in QUANTILES:
         values_s = [float(np.quantile(its, at)) for its in seen]
@@ -366,16 +355,15 @@ def _rows(metric: str, runs: Sequence[_Times], these: Bools) -> list[Row]:
 
 
 def _row(metric: str, what: str, offs: Sequence[float], values_s: Sequence[float] = ()) -> Row:
-    times_s: list[float | None] = [*values_s, *[None] * (4 - len(values_s))]
+    times_s: list[float | None] = [*values_s, *[None] * (3 - len(values_s))]
     return Row(
         metric=metric,
         what=what,
         measured_s=times_s[0],
         simulated_s=times_s[1],
-        beside_s=times_s[3],
+        beside_s=times_s[2],
         off_fraction=offs[1],
-        refit_fraction=offs[2],
-        spread_fraction=offs[3] if len(offs) > 3 else None,
+        spread_fraction=offs[2] if len(offs) > 2 else None,
     )
 
 
@@ -397,8 +385,8 @@ def judged_text(found: Judged) -> str:
     lines += ["times as told of steps with a prompt / without; the same of the second half:"]  # fmt: skip
     for name, factors in found.factors.items():
         lines.append(f"  {name}: {_factors(factors)}; {_factors(found.later[name])}")
-    header = ["", "", "measured", "simulated", "beside", "off", "refit", "may be", ""]
-    lines += ["", table(header, [_cells(row) for row in found.rows], right=(2, 3, 4, 5, 6, 7))]
+    header = ["", "", "measured", "simulated", "beside", "off", "may be", ""]
+    lines += ["", table(header, [_cells(row) for row in found.rows], right=(2, 3, 4, 5, 6))]
     held = sum(row.holds for row in found.rows)
     lines += ["", f"{held} of {len(found.rows)} hold"]
     return "\n".join(lines)
@@ -408,9 +396,8 @@ def _cells(row: Row) -> list[str]:
     times = [_time(value_s) for value_s in (row.measured_s, row.simulated_s, row.beside_s)]
     if row.spread_fraction is not None and row.what == "distance":
         times[2] = f"{100 * row.spread_fraction:.0f} %"
-    offs = [f"{100 * off:+.0f} %" for off in (row.off_fraction, row.refit_fraction)]
-    band = f"{100 * row.band_fraction:.0f} %"
-    return [row.metric.upper(), row.what, *times, *offs, band, "holds" if row.holds else "off"]
+    off, band = f"{100 * row.off_fraction:+.0f} %", f"{100 * row.band_fraction:.0f} %"
+    return [row.metric.upper(), row.what, *times, off, band, "holds" if row.holds else "off"]
 
 
 def _factors(factors: Factors) -> str:
