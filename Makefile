@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check test-fast format docs architectures sanitize sweep-ray download-size bench clean
+.PHONY: help setup up test check test-fast soak live-parity format docs architectures sanitize sweep-ray download-size bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test-fast: $(VENV)/.setup-dev ## the suite without the tests that start real eng
 
 live-parity: $(VENV)/.setup ## two live runs of this machine's node under the same traffic, and how well the simulator foretells one (ten minutes; docs/how-to/replay.md)
 	$(BIN)/python scripts/live_parity.py $$(mktemp -d) $(ARGS)
+
+soak: $(VENV)/.setup-dev ## bad days by the thousand, on all cores (ARGS="--seeds 0:100000"); a failing one is printed as the line that plays it again
+	$(BIN)/python -m tests.faults.run $(ARGS)
 
 check: $(VENV)/.setup-dev ## formatting, lints, types, import contracts
 	$(BIN)/ruff format --check

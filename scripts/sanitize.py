@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from polypod.simulate import compiled
 from polypod.engine.native import build
+from polypod.simulate import compiled
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (

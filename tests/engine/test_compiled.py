@@ -33,6 +33,9 @@ def run_and_trial(seed: int) -> tuple[Any, Trial]:
         kv_capacity_tokens=int(rng.choice([3000, 40_000])) * ranks,
         behaviour=Behaviour(
             exclusive_prefill=bool(rng.random() < 0.3),
+            schedules_ahead=bool(rng.random() < 0.3),
+            whole_prompts=bool(rng.random() < 0.3),
+            balance_steps=int(rng.choice([0, 0, 3])),
             tokens_per_step=float(rng.choice([1.0, 1.7])),
             drafts=float(rng.choice([0, 2])),
             draft_share=float(rng.choice([0.0, 0.1])),

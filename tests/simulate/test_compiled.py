@@ -1,6 +1,7 @@
 """The compiled driver beside the plain one: the same bytes, whatever is asked of them; and its record put to the live policy."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -14,12 +15,14 @@ from polypod.engine.native import build
 from polypod.engine.prefix import TierSettings
 from polypod.errors import RunError
 from polypod.policy import PolicySettings, ServiceSettings
-from polypod.policy.events import ReplicaUp, Role
+from polypod.policy.events import ReplicaDown, ReplicaUp, Role
 from polypod.policy.lifecycle import Validator
-from polypod.record import Step
+from polypod.record import Measure, Step
 from polypod.simulate import Arrival, Fault, Scenario, play, replay
-from polypod.simulate.compiled import play_compiled
+from polypod.simulate.arriving import Listed
+from polypod.simulate.compiled import Session, play_compiled
 from polypod.simulate.series import Cap, Draw, Watch
+from polypod.simulate.ways import Ways
 from polypod.workload.traffic import Trace
 from polypod.workload.traffic_loop import ClosedLoop
 
@@ -42,6 +45,9 @@ def behaviour(rng: np.random.Generator) -> Behaviour | None:
         drafts=float(rng.choice([0, 2])),
         draft_share=float(rng.choice([0.0, 0.1])),
         prefix_hits=float(rng.choice([0.0, 0.3])),
+        schedules_ahead=bool(rng.random() < 0.5),
+        whole_prompts=bool(rng.random() < 0.5),
+        balance_steps=int(rng.choice([0, 0, 3, 20])),
     )
 
 
@@ -170,6 +176,51 @@ def users(rng: np.random.Generator, models: list[str]) -> ClosedLoop:
     )
 
 
+def shared_ways(rng: np.random.Generator, replicas: list[ReplicaUp]) -> Ways | None:
+    """Groups of groups of the replicas, some of them in none, on one to four tiers and one to three ports; wide and narrow ways."""
+    if rng.random() < 0.1 or all(one.role == "both" for one in replicas):
+        return None
+    count, tiers = len(replicas), int(rng.integers(1, 5))
+    sizes = np.cumprod(rng.integers(1, 4, tiers))
+    instance = np.arange(count)[:, None] // sizes[None, :]
+    instance[:, -1] = 0
+    inner = np.column_stack([np.arange(count), instance[:, :-1]])
+    way, names = np.full((count, tiers), -1), list[str]()
+    for tier in range(tiers):
+        if rng.random() < 0.8:
+            way[:, tier] = len(names) + inner[:, tier]
+            names += [f"way {tier}/{n}" for n in range(int(inner[:, tier].max()) + 1)]
+    instance[rng.random(instance.shape) < 0.05] = -1
+    first = np.minimum(np.maximum.accumulate(rng.integers(0, tiers, tiers)), np.arange(tiers))
+    shape = (count, tiers)
+    return Ways(
+        tiers=tuple(f"tier {n}" for n in range(tiers)),
+        names=tuple(names),
+        capacity_bytes_per_s_W=rng.choice([3e6, 3e7, 1e8, 7e8, 1e10], len(names)),
+        way_RT=way,
+        instance_RT=instance,
+        first_RT=np.broadcast_to(first, shape).copy(),
+        tier_RT=np.broadcast_to(
+            np.where(rng.random(tiers) < 0.9, np.arange(tiers), -1), shape
+        ).copy(),
+        port_bytes_per_s_R=rng.choice([0.0, 1e8, 1e9], count),
+        exact_caches=int(rng.choice([0, 2, 5, 32])),
+    )
+
+
+def way_faults(rng: np.random.Generator, ways: Ways, end_s: float) -> list[Fault]:
+    """Ways that are narrow or dead for a while; some stay dead."""
+    found = []
+    for _ in range(int(rng.integers(0, 5)) if ways.names else 0):
+        name, at_s = str(rng.choice(ways.names)), float(np.round(rng.uniform(0, end_s), 2))
+        found.append(
+            Fault(at_s=at_s, replica=name, what="way", factor=float(rng.choice([2, 10, np.inf])))
+        )
+        if rng.random() < 0.9:
+            found.append(Fault(at_s=at_s + float(rng.choice([0.5, 3])), replica=name, what="way"))
+    return found
+
+
 def scenario(seed: int) -> Scenario:
     """Anything: unlike engines, several ranks and stages, small caches, full queues, impatient clients, every kind of fault."""
     rng = np.random.default_rng(seed)
@@ -188,6 +239,9 @@ def scenario(seed: int) -> Scenario:
     )
     hashed = bool(rng.random() < 0.5)
     loop = users(rng, models) if rng.random() < 0.15 else None
+    apart = np.random.default_rng([seed, 1])
+    ways = shared_ways(apart, replicas)
+    broken = way_faults(apart, ways, float(at_s[-1])) if ways else []
     return Scenario(
         loop=loop,
         is_hashed=None if loop is None else False,
@@ -204,7 +258,8 @@ def scenario(seed: int) -> Scenario:
         if loop
         else tuple(arrival(rng, at, models, hashed=hashed) for at in at_s.tolist()),
         seed=seed,
-        faults=tuple(faults(rng, replicas, float(at_s[-1]))),
+        faults=(*faults(rng, replicas, float(at_s[-1])), *broken),
+        ways=ways,
         slowdowns={"r0": 1.5} if rng.random() < 0.3 else {},
         step_times={"r0": not_as_told(rng, replicas[0].step_time)} if seed % 3 == 0 else {},
         watch=watch(rng, replicas),
@@ -282,3 +337,18 @@ def test_a_cache_that_cannot_be_written_compiles_for_this_process_alone(monkeypa
     build.library.cache_clear()
     assert build.library().core_run
     build.library.cache_clear()
+
+
+def measures_of(share: float) -> list[Measure]:
+    one = scenario(3)
+    played = replace(one, watch=Watch(interval_s=0.5))
+    session = Session(played, Listed(played.trace), share=share)
+    told = [line for turn in session.turns() for line in turn.lines]
+    if share == 0.0:
+        assert {type(line.event) for line in told if isinstance(line, Step)} <= {ReplicaUp, ReplicaDown}  # fmt: skip
+    return [line for line in told if isinstance(line, Measure)]
+
+
+def test_the_series_are_whole_where_no_request_is_written_down():
+    assert len(measures_of(1.0)) > 100
+    assert measures_of(0.0) == measures_of(0.3) == measures_of(1.0)

@@ -26,6 +26,7 @@ def breaks(seated: Seats, rows: list[dict[str, float]]) -> Breaks:
     return Breaks(
         column("at", 0.0, np.float64), column("notice", 0.0, np.float64), column("repair", H, np.float64),
         begin_F, end_F, first, end, column("part", True, np.bool_), column("link", False, np.bool_),
+        column("shared", False, np.bool_),
     )  # fmt: skip
 
 

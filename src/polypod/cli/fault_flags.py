@@ -16,6 +16,7 @@ from polypod.simulate.scenario import Fault
 from polypod.simulate.seats import Recovery, Seated, read_spares, seat
 from polypod.simulate.spots import Domains, Spot
 from polypod.simulate.timeline import draw
+from polypod.simulate.way_plan import PlacedWays
 
 _KINDS = ", ".join(KINDS)
 
@@ -79,8 +80,8 @@ def seated_of(args: argparse.Namespace, plan: Plan) -> Seated:
     return seat(plan, recovery, domains, (node, rack))
 
 
-def faults_of(args: argparse.Namespace, plan: Plan, duration_s: float) -> Resolved:
-    """What a simulation plays: the file's faults, and those drawn over `duration_s` from `args.seed`.
+def faults_of(args: argparse.Namespace, plan: Plan, duration_s: float, ways: PlacedWays | None = None) -> Resolved:  # fmt: skip
+    """What a simulation plays: the file's faults, and those drawn over `duration_s` from `args.seed`, over these ways.
 
     Raises `InputError` for rates without --draw-faults, `FileError` for what the file says that cannot be.
     """
@@ -94,11 +95,16 @@ def faults_of(args: argparse.Namespace, plan: Plan, duration_s: float) -> Resolv
     broken: list[Broken] = []
     played: list[Fault] = []
     if args.faults:
-        broken, played = read_faults(Path(args.faults), seated.placed, seated.domains)
+        broken, played = read_faults(
+            Path(args.faults),
+            seated.placed,
+            seated.domains,
+            () if ways is None else ways.ways.names,
+        )
     if args.draw_faults:
         drawn = draw(seated.placed, rates_in(args), duration_s, seed=args.seed, domains=seated.domains)  # fmt: skip
         broken += of_timeline(drawn, seated)
-    found = resolve(seated, broken, share_by_plan(plan, seated))
+    found = resolve(seated, broken, share_by_plan(plan, seated), ways)
     faults = sorted([*played, *found.faults], key=lambda fault: fault.at_s)
     return Resolved(faults=tuple(faults), notes=found.notes)
 

@@ -14,6 +14,9 @@ def changes(scenario: Scenario) -> Iterator[tuple[float, ReplicaUp | ReplicaDown
     for up in scenario.replicas:
         yield up.at_s, up
     for fault in sorted(scenario.faults, key=lambda fault: fault.at_s):
+        if fault.what == "way":
+            yield fault.at_s, fault
+            continue
         up = ups[fault.replica]
         if fault.what == "down":
             yield (

@@ -350,22 +350,26 @@ def play_collectives(
 
 
 def contention(
-    fabric: Fabric, collectives: Sequence[Collective], factors: Mapping[int, float] | None = None
+    fabric: Fabric,
+    collectives: Sequence[Collective],
+    factors: Mapping[int, float] | None = None,
+    alone_on: Fabric | None = None,
 ) -> list[float]:
-    """How many times longer each collective takes beside the others than alone on the whole fabric, if all go on again and again.
+    """How many times longer each collective takes beside the others than alone on the whole fabric, or on another one, if all go on again and again.
 
     The others start with it and over again whenever they are done, so this is of replicas that exchange all the time; one that exchanges for a share `x` of
     its step is slowed by 1 - x + x * factor at most. Where all start at once is as bad as it gets for rounds of one length. `factors` are of links that have
     only so much of their capacity; a collective that waits for a dead one is infinitely slow.
     """
+    whole = alone_on or fabric
     at_once = [_at_zero(one) for one in collectives]
     together = _play(fabric, at_once, factors or {}, again=True)
     alone: dict[tuple[object, ...], float] = {}
     found = []
     for one, both_s in zip(at_once, together, strict=True):
-        key = _alone_key(fabric, one)
+        key = _alone_key(whole, one)
         if key not in alone:
-            alone[key] = _play(fabric, [one], {}, again=False)[0]
+            alone[key] = _play(whole, [one], {}, again=False)[0]
         found.append(both_s / alone[key] if alone[key] > 0 else 1.0)
     return found
 

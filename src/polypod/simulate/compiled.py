@@ -29,7 +29,7 @@ from polypod.simulate.native.layout import (
 )
 from polypod.simulate.native.lines import Lines
 from polypod.simulate.run import CACHE_MEASURES, MEASURES, Run, header
-from polypod.simulate.scenario import Scenario
+from polypod.simulate.scenario import Fault, Scenario
 from polypod.simulate.trace import Arrival
 
 TURN: Final = 20_000
@@ -45,6 +45,7 @@ class Progress:
     now_s: float
     events: int
     live: int  # requests that wait or run
+    batch_changes: int = 0  # stretches of equal steps that engines have begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +109,17 @@ class Core:
         self._check(self._library.core_leave(self._core))
 
     def progress(self) -> Progress:
-        now_s, events, live = ctypes.c_double(), ctypes.c_int64(), ctypes.c_int64()
-        self._library.core_now(self._core, *(ctypes.byref(one) for one in (now_s, events, live)))
-        return Progress(now_s=now_s.value, events=events.value, live=live.value)
+        now_s, events, live, changes = (
+            ctypes.c_double(),
+            ctypes.c_int64(),
+            ctypes.c_int64(),
+            ctypes.c_int64(),
+        )
+        told = (now_s, events, live, changes)
+        self._library.core_now(self._core, *(ctypes.byref(one) for one in told))
+        return Progress(
+            now_s=now_s.value, events=events.value, live=live.value, batch_changes=changes.value
+        )
 
     def totals(self, replica: int) -> list[float]:
         """`MEASURES` and `CACHE_MEASURES` of one replica; asked once, at the end."""
@@ -175,7 +184,12 @@ class Session:
                 self._feed()
             self.is_done = status == _DONE
             self.progress = self._core.progress()
-            yield Turn(lines=lines, outcomes=drained.outcomes, progress=self.progress)
+            outcomes = drained.outcomes
+            if (
+                self.is_done and self.progress.live
+            ):  # caches that wait for a link that never comes back
+                outcomes = np.concatenate([outcomes, self.leave()])
+            yield Turn(lines=lines, outcomes=outcomes, progress=self.progress)
 
     def leave(self) -> Rows:
         """End before the end: the requests that have not ended (`OUTCOME`)."""
@@ -234,10 +248,14 @@ def _changes(
 ) -> tuple[list[ReplicaUp | ReplicaDown], Rows]:
     """The events in the order they were planned, and all changes as the core's agenda takes them: an event with its number in place of the factor."""
     numbers = {name: number for number, name in enumerate(names)}
+    ways = {
+        name: number for number, name in enumerate(scenario.ways.names if scenario.ways else ())
+    }
     told: list[ReplicaUp | ReplicaDown] = []
     rows = []
     for at_s, change in changes(scenario):
-        number = numbers[change.replica]
+        is_way = isinstance(change, Fault) and change.what == "way"
+        number = (ways if is_way else numbers)[change.replica]
         if isinstance(change, ReplicaUp | ReplicaDown):
             word = WORDS["up" if isinstance(change, ReplicaUp) else "down"]
             rows.append((at_s, number, word, change.epoch, float(len(told))))
@@ -251,7 +269,7 @@ def _declared(core: ctypes.CDLL) -> ctypes.CDLL:
     """The functions' types: pointers are 64 bits wide."""
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     types: dict[str, tuple[Callable[..., Any] | None, list[Any]]] = {
-        "core_new": (pointer, [pointer] * 8),
+        "core_new": (pointer, [pointer] * 10),
         "core_free": (None, [pointer]),
         "core_plan": (ctypes.c_int, [pointer, pointer, whole]),
         "core_feed": (ctypes.c_int, [pointer, pointer, pointer, whole, whole]),
@@ -262,7 +280,7 @@ def _declared(core: ctypes.CDLL) -> ctypes.CDLL:
         "core_outcomes": (whole, [pointer, pointer]),
         "core_leave": (ctypes.c_int, [pointer]),
         "core_drained": (None, [pointer]),
-        "core_now": (None, [pointer] * 4),
+        "core_now": (None, [pointer] * 5),
         "core_totals": (None, [pointer, whole, pointer]),
     }
     for name, (result, arguments) in types.items():

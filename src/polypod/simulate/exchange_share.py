@@ -10,6 +10,7 @@ from polypod.cost.collective import CollectiveTime
 from polypod.cost.deployment import Deployment
 from polypod.cost.step import group_of
 from polypod.errors import InputError
+from polypod.plan.place import Island
 from polypod.plan.predict import service_model
 from polypod.plan.spec import Plan, Pool, Service
 from polypod.simulate.failure_rates import Of
@@ -25,17 +26,21 @@ def pool_share(plan: Plan, part: Part, pool: int, of: Of) -> float:
     if part.place is None:
         msg = f"{name} runs on a host, whose links the cost model does not know; {_WAY_OUT}"
         raise InputError(msg)
-    if service.traffic is None:
-        msg = f"{service.model} has no traffic, so nothing says how much of a step of {name} is exchange; add `traffic` to the plan, or {_WAY_OUT}"
-        raise InputError(msg)
     ranks = {"link card": part.ranks_per_card, "link node": part.node_cards * part.ranks_per_card, "link rack": part.rack_cards * part.ranks_per_card}[of]  # fmt: skip
-    deployment = Deployment(model=service_model(service), layout=spec.layout, precision=spec.precision, rank=part.place.rank)  # fmt: skip
-    return exchange_share(deployment, ranks, *_batch(service, spec))
+    batch = batch_of(service, spec, _WAY_OUT)
+    return exchange_share(deployment_of(service, spec, part.place), ranks, *batch)
 
 
-def _batch(service: Service, spec: Pool) -> tuple[float, float]:
-    """Sequences of one data-parallel rank, and the tokens of their caches."""
-    assert service.traffic is not None, "asked before"
+def deployment_of(service: Service, spec: Pool, place: Island) -> Deployment:
+    return Deployment(model=service_model(service), layout=spec.layout, precision=spec.precision, rank=place.rank)  # fmt: skip
+
+
+def batch_of(service: Service, spec: Pool, way_out: str) -> tuple[float, float]:
+    """Sequences of one data-parallel rank of a full batch, and the tokens of their caches. Raises `InputError` without traffic."""
+    if service.traffic is None:
+        name = spec.name or f"pool on {spec.on!r}"
+        msg = f"{service.model} has no traffic, so nothing says how much of a step of {name} is exchange; add `traffic` to the plan, or {way_out}"
+        raise InputError(msg)
     sequences = max(1.0, spec.max_sequences / spec.layout.dp)
     return sequences, sequences * (service.traffic.input + service.traffic.output / 2)
 

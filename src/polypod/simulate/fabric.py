@@ -356,16 +356,16 @@ class Network:
     """What no catalog says of a scale-out network: how many cards a leaf switch has, and how wide nodes and leaves are joined."""
 
     leaf_cards: int | None = None  # None: one switch for all
-    node_blocking_ratio: float = (
-        1.0  # ports of a node's or an island's ranks over its way into the network
-    )
-    leaf_blocking_ratio: float = 1.0  # ports below a leaf over its way to the spine
+    node_blocking_ratio: float | None = None
+    """Ports of a node's or an island's ranks over its way into the network; None: as on record, 1 below leaves."""
+    leaf_blocking_ratio: float | None = None
+    """Ports below a leaf over its way to the spine; None: as on record of the network."""
 
 
 def fabric_of(plan: Plan, network: Network | None = None) -> tuple[Fabric, Placed]:
     """The fabric of a plan's fleet by the catalog's tiers, and which ranks of it each replica has.
 
-    Bandwidths are the specification's. A latency nobody published is the calibration's assumption, as in `cost.chip`. A host is one rank that
+    Bandwidths are the specification's, blocking ratios those on record, of the catalog or the plan, where `network` says nothing. A latency nobody published is the calibration's assumption, as in `cost.chip`. A host is one rank that
     leads nowhere. Raises `InputError` as `placement` does.
     """
     placed = placement(plan)
@@ -393,7 +393,8 @@ def _tiers(place: Island, network: Network) -> tuple[FabricTier, ...]:
     for link, tier in zip(place.topology.links, place.rank.tiers, strict=True):
         if link.bytes_per_s is None:
             break
-        one = _tier(place, link, shares_port=tier.shares_port)
+        said = 1.0 if tier.blocking_ratio is None else float(tier.blocking_ratio.value)
+        one = _tier(place, link, shares_port=tier.shares_port, blocking=said)
         if link.ranks is not None:
             found.append(one)
             continue
@@ -403,14 +404,14 @@ def _tiers(place: Island, network: Network) -> tuple[FabricTier, ...]:
             if leaf < (inner or leaf):
                 msg = f"a leaf of {network.leaf_cards} cards is less than {place.name!r} joins before its network; make leaf_cards at least {inner}"
                 raise InputError(msg)
-            found.append(_like(one, f"{one.name}, leaf", leaf, network.node_blocking_ratio, shares_port=one.shares_port))  # fmt: skip
-            found.append(_like(one, f"{one.name}, spine", None, network.leaf_blocking_ratio, shares_port=True))  # fmt: skip
+            found.append(_like(one, f"{one.name}, leaf", leaf, network.node_blocking_ratio or 1.0, shares_port=one.shares_port))  # fmt: skip
+            found.append(_like(one, f"{one.name}, spine", None, network.leaf_blocking_ratio or said, shares_port=True))  # fmt: skip
         else:
-            found.append(_like(one, one.name, None, network.node_blocking_ratio, shares_port=one.shares_port))  # fmt: skip
+            found.append(_like(one, one.name, None, network.node_blocking_ratio or said, shares_port=one.shares_port))  # fmt: skip
     return tuple(found)
 
 
-def _tier(place: Island, link: TierLink, *, shares_port: bool) -> FabricTier:
+def _tier(place: Island, link: TierLink, *, shares_port: bool, blocking: float) -> FabricTier:
     assert link.bytes_per_s is not None
     unknown_s = of(place.rank.calibration.unknown_latency_s, "likely")
     return FabricTier(
@@ -419,6 +420,7 @@ def _tier(place: Island, link: TierLink, *, shares_port: bool) -> FabricTier:
         bytes_per_s=link.bytes_per_s,
         latency_s=unknown_s if link.latency_s is None else link.latency_s,
         shares_port=shares_port,
+        blocking_ratio=blocking,
     )
 
 

@@ -6,11 +6,12 @@
     - {at: 2h, what: flap, where: link node a/2, factor: 8, burst: 2s, every: 30s, repair: 10min}
     - {at: 3h, what: slow-link, where: link card a/4, factor: 4, speed: 1.2}
 
-Without `repair` nothing is repaired. `speed` says by what the steps take longer, where the cost model is not to be asked. Rows with `at_s` are what
+A link that caches of several replicas share is slow or dead for those caches alone. Without `repair` nothing is repaired. `speed` says by what the steps take longer, where the cost model is not to be asked. Rows with `at_s` are what
 a driver plays, as `{"at_s": 60, "replica": "pool0.0-0", "what": "down"}`; the list may stand under `faults`.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -52,7 +53,7 @@ class _Listed(Strict, frozen=True, kw_only=True):
     faults: list[Any]
 
 
-def read_faults(path: Path, placed: Placed, domains: Domains | None = None) -> tuple[list[Broken], list[Fault]]:  # fmt: skip
+def read_faults(path: Path, placed: Placed, domains: Domains | None = None, ways: Sequence[str] = ()) -> tuple[list[Broken], list[Fault]]:  # fmt: skip
     """What breaks, and what is to be played as it stands.
 
     Raises `FileError` with the path to the row, what it says, and what can be there.
@@ -71,7 +72,7 @@ def read_faults(path: Path, placed: Placed, domains: Domains | None = None) -> t
     for number, row in enumerate(rows):
         try:
             if "at_s" in row:
-                played.append(_played(row, placed))
+                played.append(_played(row, placed, ways))
             else:
                 broken.append(_broken(row, placed, domains or Domains()))
         except (msgspec.ValidationError, InputError) as error:
@@ -80,9 +81,13 @@ def read_faults(path: Path, placed: Placed, domains: Domains | None = None) -> t
     return broken, played
 
 
-def _played(row: dict[str, Any], placed: Placed) -> Fault:
+def _played(row: dict[str, Any], placed: Placed, ways: Sequence[str]) -> Fault:
     said = msgspec.convert(row, _Played)
-    if said.replica not in placed.replicas:
+    if said.what == "way" and said.replica not in ways:
+        near = ", ".join(nearest_names(said.replica, ways) or list(ways)[:5])
+        msg = f"caches share no way called {said.replica!r}; nearest: {near or 'none, as nothing hands caches on'}"
+        raise InputError(msg)
+    if said.what != "way" and said.replica not in placed.replicas:
         read_spot(f"replica {said.replica}", placed, Domains())  # which says the nearest
     return Fault(
         at_s=said.at_s,

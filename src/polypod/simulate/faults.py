@@ -8,7 +8,7 @@ A replica that comes back while something of it is slow is told so again.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -20,9 +20,14 @@ from polypod.simulate.scenario import Fault, FaultKind
 from polypod.simulate.seats import Seated
 from polypod.simulate.spots import Spot
 from polypod.simulate.timeline import Timeline
+from polypod.simulate.way_plan import PlacedWays
 
 ShareOf = Callable[[int, int, Spot], float]
 """Of a step of one pool on one part, what passes over such a link."""
+
+Slows = Literal["speed", "link"]
+
+SLOWS: Final[tuple[Slows, ...]] = get_args(Slows)
 
 MOST_BURSTS: Final = 10_000
 
@@ -67,16 +72,22 @@ class Resolved:
     notes: tuple[FaultNote, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Slow:
-    """A replica takes `factor` times as long, over its steps or its transfers, from one time to another."""
+class _Time(NamedTuple):
+    """From one time to another something takes `factor` times as long."""
 
-    replica: int
     start_s: float
     end_s: float
-    is_link: bool
     factor: float
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slow:
+    """A replica is slower for a time, in its steps or its transfers."""
+
+    replica: int
+    what: Slows
+    time: _Time
 
 
 def of_timeline(timeline: Timeline, seated: Seated) -> list[Broken]:
@@ -100,23 +111,33 @@ def of_timeline(timeline: Timeline, seated: Seated) -> list[Broken]:
     return found
 
 
-def resolve(seated: Seated, broken: Iterable[Broken], share_of: ShareOf) -> Resolved:
-    """Whom each hits, and what follows. `share_of` is asked for pools with a slow link alone, and may raise `InputError`."""
+def resolve(
+    seated: Seated, broken: Iterable[Broken], share_of: ShareOf, ways: PlacedWays | None = None
+) -> Resolved:
+    """Whom each hits, and what follows. `share_of` is asked for pools with a slow link alone, and may raise `InputError`.
+
+    A link that is one of `ways`, or part of one, is slow or dead for the caches that cross it and for nobody's own link: a way of several links is as slow
+    as its slowest, since a cache is there with its last part. Without ways a slow link slows all caches of the replicas below it, and a dead one stops
+    those that hand caches on.
+    """
     rows = sorted(broken, key=lambda one: one.at_s)
-    outages = _outages(seated, rows)
-    slows = [slow for row in rows if row.what not in ("crash", "hang") for slow in _slows(seated, row, share_of)]  # fmt: skip
+    way_F = [None if ways is None else ways.at(row.spot) for row in rows]
+    outages = _outages(seated, rows, way_F)
+    slows = [slow for row, way in zip(rows, way_F, strict=True) if row.what not in ("crash", "hang") for slow in _slows(seated, row, share_of, is_way=way is not None)]  # fmt: skip
     names = seated.names
     faults: list[Fault] = []
     told = _Told(rows, outages, slows, seated.recovery.detect_s)
     for replica in told.hit:
         faults += told.faults(replica, names[replica])
+    if ways is not None:
+        faults += _way_faults(ways, rows, way_F, outages)
     faults.sort(key=lambda fault: fault.at_s)
     whom = _Whom(outages)
-    notes = [_note(seated, row, number, outages, whom) for number, row in enumerate(rows)]
+    notes = [_note(seated, row, number, (outages, whom), is_way=way is not None) for number, (row, way) in enumerate(zip(rows, way_F, strict=True))]  # fmt: skip
     return Resolved(faults=tuple(faults), notes=tuple(notes))
 
 
-def _outages(seated: Seated, rows: Sequence[Broken]) -> Outages:
+def _outages(seated: Seated, rows: Sequence[Broken], way_F: Sequence[int | None]) -> Outages:
     """Of what stops; `failure_N` counts through `rows`."""
     begin_F, end_F = _reached(seated, rows)
     detect_s = seated.recovery.detect_s
@@ -130,6 +151,7 @@ def _outages(seated: Seated, rows: Sequence[Broken]) -> Outages:
         end_card_F=np.array([row.spot.end_card for row in rows], dtype=np.int64),
         needs_part_F=np.array([not row.restarts for row in rows], dtype=np.bool_),
         is_link_F=np.array([row.spot.is_link for row in rows], dtype=np.bool_),
+        is_shared_F=np.array([way is not None for way in way_F], dtype=np.bool_),
     )  # fmt: skip
     stops_F = np.array([row.what in ("crash", "hang") for row in rows], dtype=np.bool_)
     return seated.walk_parts(breaks, stops_F, compiled())
@@ -147,41 +169,40 @@ def _reached(seated: Seated, rows: Sequence[Broken]) -> tuple[Ints, Ints]:
     return begin_F, end_F
 
 
-def _slows(seated: Seated, row: Broken, share_of: ShareOf) -> Iterator[_Slow]:
-    """Who is slower by it, and when."""
+def _slows(seated: Seated, row: Broken, share_of: ShareOf, *, is_way: bool) -> Iterator[_Slow]:
+    """Who is slower by it, and when. Caches over a way are slow by themselves."""
     (begin,), (end,) = _reached(seated, [row])
     for replica in range(int(begin), int(end)):
-        for factor, is_link in _factors(seated, row, replica, share_of):
+        for factor, what in _factors(seated, row, replica, share_of):
+            if is_way and what == "link":
+                continue
             for start_s, end_s in _times(row):
                 yield _Slow(
                     replica=replica,
-                    start_s=start_s,
-                    end_s=end_s,
-                    is_link=is_link,
-                    factor=factor,
-                    reason=f"{row.spot.name}: {row.what}",
+                    what=what,
+                    time=_Time(start_s, end_s, factor, f"{row.spot.name}: {row.what}"),
                 )
 
 
 def _factors(
     seated: Seated, row: Broken, replica: int, share_of: ShareOf
-) -> Iterator[tuple[float, bool]]:
+) -> Iterator[tuple[float, Slows]]:
     """By how much its steps are longer, and its transfers."""
     if row.what == "slow":
-        yield row.factor, False
+        yield row.factor, "speed"
         return
-    yield row.factor, True
+    yield row.factor, "link"
     seats = seated.seats
     crosses = (
         seats.first_card_R[replica] < row.spot.first_card
         or seats.end_card_R[replica] > row.spot.end_card
     )
     if row.speed_ratio is not None:
-        yield row.speed_ratio, False
+        yield row.speed_ratio, "speed"
     elif crosses:
         part = int(seated.placed.part_R[seated.order_R[replica]])
         share = share_of(part, int(seated.pool_R[replica]), row.spot)
-        yield 1 + share * (row.factor - 1), False
+        yield 1 + share * (row.factor - 1), "speed"
 
 
 def _times(row: Broken) -> Iterator[tuple[float, float]]:
@@ -215,9 +236,9 @@ class _Told:
         downs = _merged(self._downs.get(replica, []))
         found = [fault for down in downs for fault in self._down(name, *down)]
         slows = self._slows.get(replica, [])
-        for is_link in (False, True):
-            mine = [slow for slow in slows if slow.is_link == is_link]
-            found += _changes(name, mine, downs)
+        for what in SLOWS:
+            times = [slow.time for slow in slows if slow.what == what]
+            found += _changes(name, what, times, downs)
         return iter(sorted(found, key=lambda fault: fault.at_s))
 
     def _down(self, name: str, start_s: float, end_s: float, failure: int) -> Iterator[Fault]:
@@ -242,8 +263,27 @@ def _merged(downs: Iterable[tuple[float, float, int]]) -> list[tuple[float, floa
     return found
 
 
+def _way_faults(
+    ways: PlacedWays, rows: Sequence[Broken], way_F: Sequence[int | None], outages: Outages
+) -> Iterator[Fault]:
+    """What happens to each way that broke."""
+    broken: dict[int, list[_Time]] = {}
+    for number, (row, way) in enumerate(zip(rows, way_F, strict=True)):
+        repaired_s = float(outages.repaired_s_F[number])
+        if way is None or (row.what == "crash" and math.isnan(repaired_s)):
+            continue  # or all that it hits are down already
+        times = [(row.at_s, repaired_s)] if row.what == "crash" else _times(row)  # fmt: skip
+        factor, reason = (math.inf if row.what == "crash" else row.factor), f"{row.spot.name}: {row.what}"  # fmt: skip
+        broken.setdefault(way, []).extend(_Time(*time, factor, reason) for time in times)
+    for way, its in sorted(broken.items()):
+        yield from _changes(ways.ways.names[way], "way", its, ())
+
+
 def _changes(
-    name: str, slows: Sequence[_Slow], downs: Sequence[tuple[float, float, int]]
+    name: str,
+    what: FaultKind,
+    slows: Sequence[_Time],
+    downs: Sequence[tuple[float, float, int]],
 ) -> Iterator[Fault]:
     """The largest factor at work, told where it changes and where the replica is back."""
     if not slows:
@@ -258,7 +298,6 @@ def _changes(
         worst = max(at_work, key=lambda slow: slow.factor, default=None)
         factor = worst.factor if worst else 1.0
         if factor != told or (at_s in ups and factor != 1.0):
-            what: FaultKind = "link" if slows[0].is_link else "speed"
             reason = worst.reason if worst else "as fast as told again"
             yield Fault(at_s=at_s, replica=name, what=what, factor=factor, reason=reason)
         told = factor
@@ -278,12 +317,15 @@ class _Whom:
         return list(range(int(begin), int(end)))
 
 
-def _note(seated: Seated, row: Broken, number: int, outages: Outages, whom: _Whom) -> FaultNote:
+def _note(
+    seated: Seated, row: Broken, number: int, found: tuple[Outages, _Whom], *, is_way: bool
+) -> FaultNote:
+    outages, whom = found
     hit = whom.stopped.get(number, [])
     stops = row.what in ("crash", "hang")
-    replicas = [one for one, _, _ in hit] if stops else whom.slowed(seated, row)
+    replicas = [one for one, _, _ in hit] if stops and not is_way else whom.slowed(seated, row)
     repaired_s = float(outages.repaired_s_F[number]) if stops else row.at_s + row.repair_s
-    back_s = max((end_s for _, end_s, _ in hit), default=math.nan) if stops else repaired_s
+    back_s = max((end_s for _, end_s, _ in hit), default=repaired_s if is_way else math.nan) if stops else repaired_s  # fmt: skip
     noticed_s = {"hang": row.at_s + seated.recovery.detect_s, "crash": row.at_s}.get(row.what)
     return FaultNote(
         id=number + 1,

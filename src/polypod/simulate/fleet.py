@@ -1,6 +1,7 @@
 """From a plan to a scenario."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -8,6 +9,7 @@ from polypod.plan.predict import policy_settings, pool_replicas
 from polypod.plan.spec import Plan
 from polypod.simulate.scenario import Fault, Scenario
 from polypod.simulate.trace import Arrival
+from polypod.simulate.ways import Ways
 
 
 def scenario_of(
@@ -17,6 +19,7 @@ def scenario_of(
     seed: int = 0,
     faults: Sequence[Fault] = (),
     block_tokens: int | None = None,
+    ways: Ways | None = None,
 ) -> Scenario:
     """The plan's replicas, all up at time 0, under the plan's policy and this traffic, of whose prompts each hash is of `block_tokens` tokens.
 
@@ -34,5 +37,21 @@ def scenario_of(
         trace=tuple(trace),
         seed=seed,
         faults=tuple(faults),
+        ways=ways,
         plan=msgspec.to_builtins(plan),
+    )
+
+
+def beside(faults: Sequence[Fault], slowdowns: Mapping[str, float]) -> tuple[Fault, ...]:
+    """The faults of replicas that are slower than told all the time: their speeds are times that.
+
+    >>> [fault] = beside([Fault(at_s=1.0, replica="a", what="speed", factor=2.0)], {"a": 1.5})
+    >>> fault.factor
+    3.0
+    """
+    return tuple(
+        replace(fault, factor=fault.factor * slowdowns.get(fault.replica, 1.0))
+        if fault.what == "speed"
+        else fault
+        for fault in faults
     )

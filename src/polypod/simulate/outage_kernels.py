@@ -78,7 +78,7 @@ def _stop(
 
 @njit(cache=True)
 def _is_hit(breaks: Breaks, seats: Seats, f: int, r: int) -> bool:
-    if not breaks.is_link_F[f] or seats.is_apart_R[r]:
+    if not breaks.is_link_F[f] or (seats.is_apart_R[r] and not breaks.is_shared_F[f]):
         return True
     before = seats.first_card_R[r] < breaks.first_card_F[f]
     return bool(before or seats.end_card_R[r] > breaks.end_card_F[f])

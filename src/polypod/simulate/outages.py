@@ -33,6 +33,7 @@ class Breaks(NamedTuple):
     end_card_F: Ints
     needs_part_F: Bools
     is_link_F: Bools
+    is_shared_F: Bools  # a link over which caches wait until it is back
 
     def chosen(self, rows: Ints) -> "Breaks":
         """Some of them."""
@@ -46,6 +47,7 @@ class Breaks(NamedTuple):
             end_card_F=self.end_card_F[rows],
             needs_part_F=self.needs_part_F[rows],
             is_link_F=self.is_link_F[rows],
+            is_shared_F=self.is_shared_F[rows],
         )
 
 
@@ -131,7 +133,9 @@ class _State:
 
     def _is_hit(self, failure: int, replica: int) -> bool:
         breaks, seats = self._breaks, self._seats
-        if not breaks.is_link_F[failure] or seats.is_apart_R[replica]:
+        if not breaks.is_link_F[failure]:
+            return True
+        if seats.is_apart_R[replica] and not breaks.is_shared_F[failure]:
             return True
         before = seats.first_card_R[replica] < breaks.first_card_F[failure]
         return bool(before or seats.end_card_R[replica] > breaks.end_card_F[failure])

@@ -98,7 +98,9 @@ class _Driver:
             block_tokens=self._block_tokens,
             step_times=scenario.step_times,
         )
-        self._transfers = Transfers()
+        self._transfers = Transfers(scenario.ways, scenario.replicas)
+        names = () if scenario.ways is None else scenario.ways.names
+        self._ways = {name: number for number, name in enumerate(names)}
         self._transfers_due_s = math.inf
         self._on_the_way: dict[int, TransferKv] = {}
         self._token_bytes = {up.replica: up.kv_token_bytes for up in scenario.replicas}
@@ -162,7 +164,7 @@ class _Driver:
             self._plan_after_end()
 
     def _sample(self, sampler: Sampler, at_s: float) -> None:
-        for line in sampler.lines(at_s, self._policy.queues()):
+        for line in sampler.lines(at_s, self._policy.queues(), self._transfers.tier_bytes(at_s)):
             self._write(line)
         for replica, factor in sampler.slowed():
             self._plan_engine(self._engines.cap(replica, at_s, factor))
@@ -170,6 +172,9 @@ class _Driver:
     def _strike(self, fault: Fault) -> None:
         if fault.what == "link":
             self._transfers.slow(fault.at_s, fault.replica, fault.factor)
+            self._plan_transfers()
+        elif fault.what == "way":
+            self._transfers.slow_way(fault.at_s, self._ways[fault.replica], fault.factor)
             self._plan_transfers()
         else:
             self._plan_engine(self._engines.strike(fault))
@@ -380,6 +385,8 @@ def header(scenario: Scenario, share: float = 1.0) -> Header:
         trace_sha256=scenario.trace_sha256 or _trace_sha256(scenario),
         seed=scenario.seed,
         sample=None if share == 1.0 else share,
+        gateway=scenario.gateway,
+        gateways=scenario.gateways,
     )
 
 

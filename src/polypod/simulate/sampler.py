@@ -1,6 +1,6 @@
 """The plain driver's series: its engines looked at every interval, and slowed where a cap asks for it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from polypod.simulate.series import (
     site_lines,
     slowdown,
     tick_lines,
+    tier_lines,
 )
 
 
@@ -38,16 +39,21 @@ class Sampler:
         self._dynamic_w: dict[str, float] = {}
         self._capped = {name: cap.name for cap in watch.caps for name in cap.replicas}
         self._slowdowns = {cap.name: 1.0 for cap in watch.caps}
+        self._tiers = () if scenario.ways is None else scenario.ways.tiers
+        self._bytes_before: Sequence[float] = [0.0] * len(self._tiers)
 
-    def lines(self, at_s: float, queues: Mapping[str, int]) -> Iterator[Measure]:
-        """Close the interval at this time."""
+    def lines(
+        self, at_s: float, queues: Mapping[str, int], tier_bytes: Sequence[float]
+    ) -> Iterator[Measure]:
+        """Close the interval at this time, with what has gone over each tier since the start."""
         rows = np.zeros_like(self._before)
         for up in self._ups:
             rows[self._pools.index(up.pool)] += self._row(up, at_s)
         pools = [(pool, pool in self._watch.draws) for pool in self._pools]
         yield from tick_lines(at_s, pools, rows, self._before, queues, self._slowdowns)
         yield from site_lines((self.last_s, at_s), pools, rows, self._watch.site)
-        self._before, self.last_s = rows, at_s
+        yield from tier_lines(at_s, self._tiers, tier_bytes, self._bytes_before)
+        self._before, self.last_s, self._bytes_before = rows, at_s, tier_bytes
         self._ticks += 1
         self.next_s = self._ticks * self._watch.interval_s
 

@@ -13,9 +13,10 @@ from polypod.policy.settings import PolicySettings
 from polypod.record import FaultNote
 from polypod.simulate.series import Watch, check_caps
 from polypod.simulate.trace import Arrival
+from polypod.simulate.ways import Ways
 from polypod.workload.traffic_loop import ClosedLoop
 
-FaultKind = Literal["down", "up", "speed", "hang", "link"]
+FaultKind = Literal["down", "up", "speed", "hang", "link", "way"]
 FAULT_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
 
 
@@ -24,7 +25,8 @@ class Fault:
     """What a driver plays on one replica; `simulate.faults` makes these from broken cards, nodes, racks and links.
 
     `down` loses all that is aboard, `up` brings it back with an empty cache; `hang` makes no progress until `down`, and nobody is told.
-    From `speed` on steps take `factor` times as long, from `link` on transfers to and from the replica do; 1 is as told.
+    From `speed` on steps take `factor` times as long, from `link` on transfers to and from the replica do; 1 is as told. From `way` on the shared way
+    of caches that has the replica's place here is so many times as narrow; infinity is dead, and caches on it wait until it is back.
     """
 
     at_s: float
@@ -41,10 +43,10 @@ class Fault:
         if not 0 <= self.at_s < math.inf:
             msg = f"{who} is at {self.at_s:g} s; a run begins at 0 s, and ends"
             raise InputError(msg)
-        if self.factor != 1.0 and self.what not in ("speed", "link"):
-            msg = f"{who} has the factor {self.factor:g}; only 'speed' and 'link' take one"
+        if self.factor != 1.0 and self.what not in ("speed", "link", "way"):
+            msg = f"{who} has the factor {self.factor:g}; only 'speed', 'link' and 'way' take one"
             raise InputError(msg)
-        if not 0 < self.factor < math.inf:
+        if not 0 < self.factor < math.inf and (self.what, self.factor) != ("way", math.inf):
             msg = f"{who} has the factor {self.factor:g}; 2 is twice as long, 1 as told"
             raise InputError(msg)
 
@@ -75,7 +77,10 @@ class Scenario:
     is_hashed: bool | None = (
         None  # whether requests come with hashes of their blocks; None: as the trace has it
     )
+    ways: Ways | None = None  # what caches share beside their ends' own links
     plan: dict[str, Any] | None = None  # where the replicas come from; only told in the record
+    gateway: int | None = None  # which of how many parts of a run this is; only told in the record
+    gateways: int | None = None
 
     @cached_property
     def block_tokens(self) -> dict[str, int]:
@@ -99,9 +104,22 @@ class Scenario:
             msg = f"several replicas are called {', '.join(twice)}; give every pool its own name"
             raise InputError(msg)
         self._check_names(set(names))
+        self._check_ways()
         self._check_step_times()
         if self.watch is not None:
             check_caps(self.watch, {up.replica: up.pool for up in self.replicas})
+
+    def _check_ways(self) -> None:
+        ways = self.ways
+        if ways is not None and len(ways.way_RT) != len(self.replicas):
+            msg = f"the ways are of {len(ways.way_RT)} replicas, and the scenario has {len(self.replicas)}; make them of the same"
+            raise InputError(msg)
+        known = set(() if ways is None else ways.names)
+        for fault in self.faults:
+            if fault.what == "way" and fault.replica not in known:
+                near = ", ".join(nearest_names(fault.replica, sorted(known)) or sorted(known)[:5])
+                msg = f"no shared way of this scenario is called {fault.replica!r}; nearest: {near or 'it has none'}"
+                raise InputError(msg)
 
     def _check_step_times(self) -> None:
         for up in self.replicas:
@@ -111,7 +129,8 @@ class Scenario:
                 raise InputError(msg)
 
     def _check_names(self, known: set[str]) -> None:
-        for name in [*(fault.replica for fault in self.faults), *self.slowdowns, *self.step_times]:
+        hit = (fault.replica for fault in self.faults if fault.what != "way")
+        for name in [*hit, *self.slowdowns, *self.step_times]:
             if name not in known:
                 near = ", ".join(nearest_names(name, sorted(known)) or sorted(known)[:5])
                 msg = f"no replica of this scenario is called {name!r}; nearest: {near}"

@@ -104,6 +104,7 @@ class Seated:
             end_card_F=found.end_card_F,
             needs_part_F=~found.flags_F([kind.restarts for kind in kinds]),
             is_link_F=found.flags_F([kind.of.startswith("link") for kind in kinds]),
+            is_shared_F=np.zeros(len(found.at_s_F), dtype=np.bool_),
         )
         stops_F = found.flags_F([kind.what in ("crash", "hang") for kind in kinds])
         return self.walk_parts(breaks, stops_F, walk)

@@ -150,3 +150,11 @@ def site_lines(
         found["outside_celsius"] = site.outside.celsius(at_s)
     for name, value in found.items():
         yield Measure(at_s=at_s, of=SITE, name=name, value=value)
+
+
+def tier_lines(
+    at_s: float, tiers: Sequence[str], now: Sequence[float], before: Sequence[float]
+) -> Iterator[Measure]:
+    """What caches sent over each tier in the interval that ends, of bytes since the run's start now and at the last interval's end."""
+    for tier, sent, last in zip(tiers, now, before, strict=True):
+        yield Measure(at_s=at_s, of=tier, name="bytes", value=sent - last)

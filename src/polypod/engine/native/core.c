@@ -71,7 +71,11 @@ static void make(Core *core, const ServiceSpec *services) {
     core->slowdowns = zeroed(core, core->settings.caps, sizeof *core->slowdowns);
     for (i64 c = 0; c < core->settings.caps; c++) core->slowdowns[c] = 1.0;
     core->remotes = zeroed(core, core->settings.remotes, sizeof *core->remotes);
-    core->links = zeroed(core, replicas, sizeof *core->links);
+    i64 links = replicas + 2 * core->settings.ways;
+    core->links = zeroed(core, links, sizeof *core->links);
+    for (i64 link = replicas; link < links; link++) core->links[link].capacity = core->links[link].told = whole_of(core, link);
+    core->done_bytes = zeroed(core, core->settings.tiers, sizeof *core->done_bytes);
+    core->is_exact = 1;
     core->transfers_due_s = INFINITY;
     for (i64 r = 0; r < replicas; r++) {
         core->links[r].factor = 1.0;
@@ -121,15 +125,16 @@ void core_free(Core *core) {
         free(core->engine[r].cancelled);
         free(core->engine[r].told);
         free_store(&core->engine[r].prefix.store);
-        if (core->links != NULL) free(core->links[r].requests);
     }
+    for (i64 link = 0; core->links != NULL && link < core->settings.replicas + 2 * core->settings.ways; link++) free(core->links[link].requests);
     for (i64 r = 0; core->remotes != NULL && r < core->settings.remotes; r++) free_store(&core->remotes[r]);
     for (i32 slot = 0; slot < core->request_room; slot++) drop_hashes(core->request[slot].hashes);
     for (i32 slot = 0; slot < core->sequence_room; slot++) drop_hashes(core->sequence[slot].hashes);
     void *arrays[] = {
         core->remotes, core->request, core->sequence, core->service, core->member, core->engine, core->agenda, core->wakes, core->kind_prompt_s,
         core->kind_steps, core->progress, core->log, core->outcomes,
-        core->rows, core->slowdowns, core->links, core->transfers, core->arrived,
+        core->rows, core->slowdowns, core->links, core->transfers, core->arrived, core->going,
+        core->filling, core->done_bytes,
     };
     for (size_t one = 0; one < sizeof arrays / sizeof *arrays; one++) free(arrays[one]);
     free(core);
@@ -138,7 +143,7 @@ void core_free(Core *core) {
 /* NULL when there is no memory. What is pointed to must outlive the core. */
 Core *core_new(
     const Settings *settings, const Kind *kinds, const double *knot_tokens, const double *knot_seconds, const ReplicaSpec *replicas,
-    const ServiceSpec *services, const CapSpec *caps, const i64 *capped
+    const ServiceSpec *services, const CapSpec *caps, const i64 *capped, const WayStep *way_steps, const double *way_capacities
 ) {
     Core *volatile core = calloc(1, sizeof *core);
     if (core == NULL) return NULL;
@@ -149,6 +154,8 @@ Core *core_new(
     core->replicas = replicas;
     core->caps = caps;
     core->capped = capped;
+    core->way_steps = way_steps;
+    core->way_capacities = way_capacities;
     if (setjmp(core->no_memory)) {
         core_free(core);
         return NULL;
@@ -237,10 +244,11 @@ int core_leave(Core *core) {
 /* Forget what has been drained. */
 void core_drained(Core *core) { core->log_count = core->outcome_count = core->row_count = 0; }
 
-void core_now(const Core *core, double *now_s, i64 *events, i64 *live) {
+void core_now(const Core *core, double *now_s, i64 *events, i64 *live, i64 *batch_changes) {
     *now_s = core->now_s;
     *events = core->events;
     *live = core->live;
+    *batch_changes = core->batch_changes;
 }
 
 /* Of one replica over all its starts: busy seconds, tokens computed, preemptions; prompt tokens found cached in each of three tiers, and tokens

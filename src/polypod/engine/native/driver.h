@@ -299,6 +299,11 @@ static void set_speed(Core *core, i32 replica, double at_s) {
 }
 
 static void change(Core *core, const Agendum *item) {
+    if (item->word == W_WAY) {
+        slow_way(core, item->a, item->factor, core->now_s);
+        plan_transfers(core);
+        return;
+    }
     i32 replica = (i32)item->a;
     Engine *engine = &core->engine[replica];
     if (item->word == W_SPEED) {
@@ -311,8 +316,7 @@ static void change(Core *core, const Agendum *item) {
         return;
     }
     if (item->word == W_LINK) {
-        core->links[replica].factor = item->factor;
-        time_link(core, replica, core->now_s);
+        slow_link(core, replica, item->factor, core->now_s);
         plan_transfers(core);
         return;
     }

@@ -76,15 +76,17 @@ static double next_tick_s(const Core *core) { return (double)(core->ticks + 1) *
 
 static void tick(Core *core, double at_s) {
     i64 pools = core->settings.pools, models = core->settings.models, caps = core->settings.caps;
-    i64 width = 1 + pools * (i64)(sizeof(PoolRow) / sizeof(double)) + models + caps;
+    i64 tiers = core->settings.tiers, width = 1 + pools * (i64)(sizeof(PoolRow) / sizeof(double)) + models + caps + tiers;
     double *place = more_rows(core, width);
     memset(place, 0, (size_t)width * sizeof *place);
     *place++ = at_s;
     PoolRow *rows = (PoolRow *)place;
     for (i32 r = 0; r < (i32)core->settings.replicas; r++) look_at(core, r, at_s, &rows[core->replicas[r].pool]);
-    place += width - 1 - models - caps;
+    place += width - 1 - models - caps - tiers;
     for (i64 m = 0; m < models; m++) *place++ = (double)core->service[m].queue.waiting;
     for (i64 c = 0; c < caps; c++) *place++ = core->slowdowns[c];
+    for (i64 tier = 0; tier < tiers; tier++) place[tier] = core->done_bytes[tier];
+    for (i64 at = 0; at < core->going_count; at++) add_bytes(core, &core->request[core->going[at]].cache, at_s, place);
     write_entry(core, W_TICK, NONE, at_s);
     core->ticks++;
     core->last_tick_s = at_s;

@@ -25,7 +25,7 @@ typedef struct {
     i64 model, pool, kind, played_kind; /* the step time that the policy is told, and the one that the engine has */
     i64 context_tokens, kv_capacity_tokens, max_sequences, max_step_tokens;
     double tokens_per_step, drafts, draft_share, prefix_hits;
-    i64 exclusive_prefill;
+    i64 exclusive_prefill, schedules_ahead, whole_prompts, balance_steps;
     double slowdown;
     i64 has_power, cap; /* NONE: under no cap */
     double idle_w, prompt_w, decode_w;
@@ -34,6 +34,7 @@ typedef struct {
     double imbalance_cv;
     i64 hbm_host_tokens, host_blocks, remote, remote_blocks; /* cached in HBM and host memory; host blocks of a rank; which remote store, or NONE */
     double block_bytes, host_bytes_per_s, remote_bytes_per_s, remote_latency_s; /* no tiers: 0 bytes */
+    double port_bytes_per_s; /* its own link as caches find it; 0: no end */
 } ReplicaSpec;
 
 enum Role { BOTH, PREFILL, DECODE, ROLES };
@@ -60,7 +61,12 @@ typedef struct {
     u64 sample_below; /* a request is in the sample if its mixed number is below */
     double interval_s; /* of the series; infinite where there is none */
     i64 prefix_blocks, remotes;
+    i64 ways, way_tiers, tiers, exact_caches; /* of caches: `way_tiers` a replica, 0 where there are no ways; names of tiers in all */
 } Settings;
+
+typedef struct { /* of a replica and one place among its tiers: each may be NONE */
+    i64 way, instance, first, tier;
+} WayStep;
 
 typedef struct {
     double at_s;
@@ -80,7 +86,7 @@ enum Log { LOG_NOTHING, LOG_ALL, LOG_SAMPLE };
 
 enum Word {
     W_ARRIVED = 1, W_FIRST, W_FINISHED, W_FAILED, W_GONE, W_UP, W_DOWN, W_WOKE, W_PREFILLED, W_KV_ARRIVED,
-    W_SPEED, W_HANG, W_LINK, W_TICK, W_ENGINE, W_TRANSFERS, /* of the driver alone: no event of the policy */
+    W_SPEED, W_HANG, W_LINK, W_WAY, W_TICK, W_ENGINE, W_TRANSFERS, /* of the driver alone: no event of the policy */
     W_DISPATCH = 32, W_RETRY, W_REJECT, W_CANCEL, W_WAKE_AT, W_PREFILL, W_TRANSFER, W_DECODE
 };
 
@@ -113,10 +119,14 @@ typedef struct {
     Load load;
 } Place;
 
-typedef struct { /* a cache on its way, at this rate since then; 0: its bytes have not begun */
-    i64 order;
-    double left_bytes, since_s, due_s, bytes_per_s;
-    i32 source, target, at[2]; /* where it stands in the lists of those two links */
+#define MOST_LINKS 18 /* two of its ends, and both ways of MOST_TIERS in ways.py */
+
+typedef struct { /* a cache on its way, at this rate since then; below 0: its bytes have not begun */
+    i64 order, link_count;
+    double size_bytes, left_bytes, since_s, due_s, bytes_per_s;
+    u64 tiers; /* a bit for each that it goes over */
+    i32 source, target, links[MOST_LINKS], at[MOST_LINKS]; /* its ends' links, then the shared ones, and where it stands in their lists */
+    i32 going_at;
     u8 is_on_the_way;
 } Cache;
 
@@ -140,6 +150,7 @@ enum { S_WAITING, S_PREFILL, S_DECODE, S_HELD, S_OUT };
 
 typedef struct { /* a request inside an engine */
     i64 ticket, prompt_tokens, output_tokens, computed, finish_step, order, chunk;
+    double since_s; /* when it came */
     i32 request, replica, rank, prev, next, chunk_next, heap_at;
     u8 state, told_first, is_cancelled, ends_at_first, has_cache, is_scheduled;
     Hashes *hashes; /* or NULL */
@@ -191,6 +202,8 @@ typedef struct { /* one start of a replica's engine; the places are used again b
     Cancelled *cancelled;
     i64 cancelled_count, cancelled_room;
     Segment segment;
+    double seen_s; /* what came until then may be in the next step */
+    i64 waited; /* steps in which ranks without a prompt held up the others */
     double busy_s, prompt_busy_s;
     i64 computed_tokens, preemptions, prompt_tokens, output_tokens;
     double total_busy_s, total_prompt_busy_s, total_output_tokens;
@@ -246,10 +259,10 @@ typedef struct {
     Table tables[ROLES];
 } Service;
 
-typedef struct { /* caches whose bytes go over one replica's link */
+typedef struct { /* caches whose bytes go over a link: a replica's own, which has a factor, or a shared one */
     i32 *requests;
-    i64 count, room;
-    double factor;
+    i64 count, room, unfixed; /* the last, and what is left, while rates are filled */
+    double factor, capacity, told, left;
 } Link;
 
 typedef struct {
@@ -265,7 +278,7 @@ typedef struct {
     const double *knot_tokens, *knot_seconds;
     const ReplicaSpec *replicas;
     double now_s;
-    i64 events, arrivals_heard, tickets, entries, serials;
+    i64 events, batch_changes, arrivals_heard, tickets, entries, serials;
     /* requests and sequences, with free lists through `live_next` and `next` */
     Request *request;
     i32 request_room, request_free, live_head, live_tail;
@@ -290,7 +303,15 @@ typedef struct {
     i64 is_last_block;
     i64 is_loop; /* arrivals come when others end: their times are times to think */
     double loop_end_s;
-    Link *links; /* by replica */
+    Link *links; /* by replica, then two of each way: up and down */
+    const WayStep *way_steps;
+    const double *way_capacities;
+    i32 *going; /* requests whose caches' bytes go */
+    i64 going_count, going_room;
+    struct Filling *filling; /* scratch */
+    i64 filling_room;
+    u8 is_exact;
+    double *done_bytes; /* by tier, of caches that are no longer on the way */
     Deadline *transfers; /* a heap of changes: `low` is the order of the transfer */
     i64 transfer_count, transfer_room, transfer_orders;
     double transfers_due_s;

@@ -17,6 +17,7 @@ from polypod.policy.router import held_tokens
 from polypod.simulate.scenario import Scenario
 from polypod.simulate.series import Draw, Watch
 from polypod.simulate.trace import Arrival
+from polypod.simulate.ways import Ways
 from polypod.workload.traffic import Trace
 
 Rows = NDArray[Any]
@@ -35,11 +36,13 @@ SERVICE: Final = struct(
     "context_tokens mean_output_tokens block_tokens is_hashed",
 )
 SETTINGS: Final = struct(
-    "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths log pools caps sample_below prefix_blocks remotes",
+    "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths log pools caps sample_below prefix_blocks remotes "
+    "ways way_tiers tiers exact_caches",
     "queue_wait_s retry_fraction breaker_open_s interval_s",
     "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths queue_wait_s retry_fraction breaker_open_s "
-    "log pools caps sample_below interval_s prefix_blocks remotes",
+    "log pools caps sample_below interval_s prefix_blocks remotes ways way_tiers tiers exact_caches",
 )
+WAY_STEP: Final = struct("way instance first tier", "")
 CHANGE: Final = struct("replica what epoch", "at_s factor", "at_s replica what epoch factor")
 ARRIVAL: Final = struct(
     "model tenant input_tokens output_tokens max_output_tokens priority first_hash hashes",
@@ -54,7 +57,7 @@ OUTCOME: Final = struct(
 
 _EVENTS: Final = (
     "arrived", "first", "finished", "failed", "gone", "up", "down", "woke", "prefilled", "kv_arrived",
-    "speed", "hang", "link", "tick",
+    "speed", "hang", "link", "way", "tick",
 )  # fmt: skip
 _ACTIONS: Final = (
     "dispatch", "retry", "reject", "cancel", "wake_at", "prefill", "transfer", "decode",
@@ -67,7 +70,7 @@ ENDED_WELL: Final = 0
 ENDED_GONE: Final = 1000
 NOT_ENDED: Final = 1001
 
-_SAMPLE: Final = 2
+_ALL, _SAMPLE = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,8 @@ class Encoded:
     services: Rows
     caps: Rows
     capped: NDArray[np.int64]
+    way_steps: Rows  # replicas x tiers
+    way_capacities: NDArray[np.float64]
     names: tuple[str, ...]  # of replicas
     models: tuple[str, ...]
     pools: tuple[str, ...]
@@ -90,6 +95,7 @@ class Encoded:
         """In the order of the core's arguments."""
         arrays = (
             self.settings, self.kinds, self.knot_tokens, self.knot_seconds, self.replicas, self.services, self.caps, self.capped,
+            self.way_steps, self.way_capacities,
         )  # fmt: skip
         return [int(array.ctypes.data) for array in arrays]
 
@@ -111,13 +117,14 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
     )
     names = tuple(up.replica for up in scenario.replicas)
     caps, capped = _caps(scenario, watch, names)
+    ways = scenario.ways
     hashed = scenario.block_tokens
     stores = _numbered(dict.fromkeys((up.model, up.pool) for up in scenario.replicas))
     limits = (
         _signed(scenario.seed), len(models), len(names), len(kinds), settings.queue_requests, settings.max_attempts,
         settings.retry_budget_floor, settings.quarantine_deaths, settings.queue_wait_s, settings.retry_budget_fraction,
         settings.breaker_open_s, *_log(share, len(pools), len(caps)), np.inf if scenario.watch is None else watch.interval_s,
-        settings.prefix_blocks, len(stores),
+        settings.prefix_blocks, len(stores), *_ways_limits(ways),
     )  # fmt: skip
     starts = np.cumsum([0, *(len(step.tokens) for step, _ in kinds)]).tolist()
     rows = [
@@ -136,9 +143,9 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
             kind_at[scenario.step_time_of(up), up.max_step_tokens], *_limits(up),
             scenario.slowdowns.get(up.replica, 1.0), up.pool in watch.draws, cap_of.get(up.replica, NONE),
             *_draws(watch.draws.get(up.pool)), *_hand_over(up, bits),
-            up.expert_imbalance_cv, *_tiers(up, block_tokens[up.model], stores[up.model, up.pool]),
+            up.expert_imbalance_cv, *_tiers(up, block_tokens[up.model], stores[up.model, up.pool]), port,
         )
-        for up in scenario.replicas
+        for up, port in zip(scenario.replicas, _ports(scenario), strict=True)
     ]  # fmt: skip
     return Encoded(
         settings=np.array([limits], dtype=SETTINGS),
@@ -157,6 +164,10 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
         ),
         caps=caps,
         capped=capped,
+        way_steps=_way_steps(ways),
+        way_capacities=np.zeros(0)
+        if ways is None
+        else np.ascontiguousarray(ways.capacity_bytes_per_s_W, dtype=np.float64),
         names=names,
         models=models,
         pools=pools,
@@ -165,8 +176,8 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
 
 def _log(share: float, pools: int, caps: int) -> tuple[int, int, int, int]:
     """What is written down, how many pools and caps there are, and below which number a request is in the sample."""
-    if share in (0.0, 1.0):
-        return int(share), pools, caps, 0
+    if share == 1.0:
+        return _ALL, pools, caps, 0
     return _SAMPLE, pools, caps, _signed(int(share * 2**64))
 
 
@@ -182,6 +193,28 @@ def _caps(scenario: Scenario, watch: Watch, names: Sequence[str]) -> tuple[Rows,
         rows.append((cap.limit_w, idle_w, len(capped), len(cap.replicas)))
         capped += [numbers[name] for name in cap.replicas]
     return np.array(rows, dtype=CAP), np.array(capped, dtype=np.int64)
+
+
+def _ways_limits(ways: Ways | None) -> tuple[int, int, int, int]:
+    if ways is None:
+        return (0, 0, 0, 0)
+    return len(ways.names), ways.way_RT.shape[1], len(ways.tiers), ways.exact_caches
+
+
+def _ports(scenario: Scenario) -> list[float]:
+    """Each replica's own link as its caches find it."""
+    if scenario.ways is None:
+        return [up.kv_link_bytes_per_s for up in scenario.replicas]
+    return [float(port) for port in scenario.ways.port_bytes_per_s_R]
+
+
+def _way_steps(ways: Ways | None) -> Rows:
+    if ways is None:
+        return np.zeros(0, dtype=WAY_STEP)
+    rows = np.zeros(ways.way_RT.size, dtype=WAY_STEP)
+    rows["way"], rows["instance"] = ways.way_RT.ravel(), ways.instance_RT.ravel()
+    rows["first"], rows["tier"] = ways.first_RT.ravel(), ways.tier_RT.ravel()
+    return rows
 
 
 def _bits(scenario: Scenario) -> dict[str, int]:
@@ -232,7 +265,7 @@ def _limits(up: ReplicaUp) -> tuple[Any, ...]:
     engine = up.engine or PLAIN
     return (
         up.context_tokens, up.kv_capacity_tokens, up.max_sequences, up.max_step_tokens, engine.tokens_per_step, engine.drafts,
-        engine.draft_share, engine.prefix_hits, engine.exclusive_prefill,
+        engine.draft_share, engine.prefix_hits, engine.exclusive_prefill, engine.schedules_ahead, engine.whole_prompts, engine.balance_steps,
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from polypod.policy.events import (
 from polypod.record import Measure, Step
 from polypod.simulate.native.layout import WORDS, Encoded, Rows
 from polypod.simulate.scenario import Scenario
-from polypod.simulate.series import COLUMNS, Floats, site_lines, tick_lines
+from polypod.simulate.series import COLUMNS, Floats, site_lines, tick_lines, tier_lines
 from polypod.simulate.trace import Arrival, arrived
 
 Row = tuple[int, int, int, int, int, int, int, float, float, float]
@@ -67,7 +67,9 @@ class Lines:
         self._last_s = 0.0
         self._caps = [] if watch is None else [cap.name for cap in watch.caps]
         self._before = np.zeros((len(encoded.pools), len(COLUMNS)))
-        self._width = 1 + self._before.size + len(self._models) + len(self._caps)
+        self._tiers = () if scenario.ways is None else scenario.ways.tiers
+        self._bytes_before = [0.0] * len(self._tiers)
+        self._width = 1 + self._before.size + len(self._models) + len(self._caps) + len(self._tiers)
         self._asked = asked
         self._changes = changes
 
@@ -90,7 +92,8 @@ class Lines:
         pools = len(self._pools) * len(COLUMNS)
         now = row[1 : 1 + pools].reshape(-1, len(COLUMNS))
         queues = row[1 + pools :][: len(self._models)].astype(int).tolist()
-        factors = row[1 + pools + len(self._models) :].tolist()
+        first = 1 + pools + len(self._models)
+        factors = row[first : first + len(self._caps)].tolist()
         at_s = float(row[0])
         yield from tick_lines(
             at_s,
@@ -102,6 +105,9 @@ class Lines:
         )
         yield from site_lines((self._last_s, at_s), self._pools, now, self._site)
         self._before, self._last_s = now, at_s
+        bytes_now = row[first + len(self._caps) :].tolist()
+        yield from tier_lines(at_s, self._tiers, bytes_now, self._bytes_before)
+        self._bytes_before = bytes_now
 
     def _event(self, row: Row) -> AnyEvent:
         return _EVENTS[row[0]](self, row)
