@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -11,9 +12,10 @@ from polypod import record
 from polypod.cost.steptime import StepTime
 from polypod.errors import FileError, InputError
 from polypod.policy import PolicySettings, ServiceSettings
-from polypod.policy.events import ReplicaUp
+from polypod.policy.events import ReplicaUp, StepObserved
 from polypod.record import Header, Line, Step
 from polypod.report.fold import read_outcomes
+from polypod.report.outcomes import Outcomes
 from polypod.report.recorded import read_recorded
 from polypod.simulate import Arrival, Fault, Scenario, play
 from polypod.validate.halves import (
@@ -73,8 +75,6 @@ def live(path: Path, trace: tuple[Arrival, ...], faults: tuple[Fault, ...] = (),
 
 
 def _as_live(line: Line) -> Line:
-    import msgspec
-
     if isinstance(line, Header):
         return msgspec.structs.replace(line, kind="live", trace_sha256=None)
     if not isinstance(line, Step):
@@ -104,6 +104,30 @@ def test_at_the_true_factors_the_run_is_played_as_it_was(path):
     assert np.array_equal(measured.requests.decode_replica, simulated.requests.decode_replica)
     assert np.allclose(measured.ttft_s, simulated.ttft_s, rtol=0, atol=1e-6)
     assert np.allclose(measured.tpot_s, simulated.tpot_s, rtol=0, atol=1e-6, equal_nan=True)
+
+
+def test_the_router_is_told_what_the_warm_up_measured(path):
+    recorded = read_recorded(path)
+    seen = StepObserved(
+        at_s=0.0, replica="fast", epoch=1, prompt_tokens=512, sequences=0, kv_tokens=0,
+        step_s=3 * TOLD.prompt_s(512),
+    )  # fmt: skip
+    plain, warm, stale = (
+        played(replace(recorded, warm_ups=words), TRUTH)
+        for words in ((), (seen,), (msgspec.structs.replace(seen, epoch=2),))
+    )
+
+    def fast_first(run: Outcomes) -> float:
+        on_fast = np.flatnonzero(run.requests.decode_replica == 0)
+        return float(
+            run.requests.predicted_first_token_s[on_fast[0]] / run.requests.input_tokens[on_fast[0]]
+        )
+
+    assert fast_first(warm) > 1.5 * fast_first(plain)
+    assert np.count_nonzero(warm.requests.decode_replica == 0) < np.count_nonzero(
+        plain.requests.decode_replica == 0
+    )
+    assert np.array_equal(stale.requests.decode_replica, plain.requests.decode_replica)
 
 
 def test_nothing_of_the_second_half_is_in_the_fit(path):
