@@ -87,3 +87,10 @@ def test_prompts_of_all_ranks_go_at_once() -> None:
     engine.advance(0.095)
     engine.submit(0.095, request=4, prompt_tokens=20, output_tokens=1)
     assert firsts(engine) == pytest.approx({3: 0.130, 4: 0.130})
+
+
+def test_prompts_that_just_fill_a_step_share_it() -> None:
+    engine = replica(Behaviour(whole_prompts=True), budget=100)
+    engine.submit(0.0, request=1, prompt_tokens=60, output_tokens=1)
+    engine.submit(0.0, request=2, prompt_tokens=40, output_tokens=1)
+    assert firsts(engine) == pytest.approx({1: 0.109, 2: 0.109})
