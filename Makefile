@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check test-fast format docs architectures sanitize sweep-ray download-size bench clean
+.PHONY: help setup up test check test-fast soak live-parity format docs architectures sanitize sweep-ray download-size bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,12 @@ test: $(VENV)/.setup-dev check ## set up what is missing, then every check and t
 
 test-fast: $(VENV)/.setup-dev ## the suite without the tests that start real engines
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not engines' $(ARGS)
+
+live-parity: $(VENV)/.setup ## two live runs of this machine's node under the same traffic, and how well the simulator foretells one (ten minutes; docs/how-to/replay.md)
+	$(BIN)/python scripts/live_parity.py $$(mktemp -d) $(ARGS)
+
+soak: $(VENV)/.setup-dev ## bad days by the thousand, on all cores (ARGS="--seeds 0:100000"); a failing one is printed as the line that plays it again
+	$(BIN)/python -m tests.faults.run $(ARGS)
 
 check: $(VENV)/.setup-dev ## formatting, lints, types, import contracts
 	$(BIN)/ruff format --check

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from polypod.engine.native import build
 from polypod.simulate import compiled
-from polypod.simulate.native import build
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (
@@ -35,7 +35,7 @@ def outside(first: str, last: str) -> int:
     assert found is not None, "no C compiler is here"
     with tempfile.TemporaryDirectory() as folder:
         core = Path(folder) / "core.so"
-        source = ROOT / "src/polypod/simulate/native/core.c"
+        source = ROOT / "src/polypod/engine/native/core.c"
         subprocess.run(
             [
                 found,

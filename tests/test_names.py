@@ -13,6 +13,7 @@ import polypod
 UNITS = (
     "_s", "_bytes", "_bytes_per_s", "_flops_per_s", "_w", "_usd", "_tokens", "_per_s", "_fraction", "_ratio", "_parameters",
     "_per_token", "_per_sequence", "_per_pair", "_per_element", "_per_accelerator", "_percent", "_share",
+    "_celsius", "_k", "_kg",
 )  # fmt: skip
 
 RATIOS_AND_COUNTS = {
@@ -21,6 +22,10 @@ RATIOS_AND_COUNTS = {
     "most",
     "usual",  # of a Price, as least and most
     "kg_co2_per_kwh",  # its own unit
+    "kg_co2_per_million_tokens",
+    "shares",  # of a replica's cards
+    "places",  # of watts
+    "parts_of",  # of watts
     "predicted",  # beside a published value, in its unit
     "concurrency",
     "waves",  # requests that a client sends

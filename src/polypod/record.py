@@ -35,6 +35,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sample: float | None = (
         None  # of the requests, the share whose steps were kept; such a record cannot be replayed
     )
+    gateway: int | None = None  # from 0: this is one of `gateways` parts of a run
+    gateways: int | None = None
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="step"):

@@ -295,3 +295,96 @@ def test_a_network_that_cannot_be_is_an_error(plan, capsys, words, problem):
     flags = [word for one in words for word in ("--network", one)]
     assert main(["simulate", str(plan), "--requests", "5", *flags]) == 2
     assert problem in capsys.readouterr().err
+
+
+def test_a_run_tells_watts_joules_and_co2_and_they_follow_the_weather(plan, capsys):
+    words = (plan, "--requests", "400", "--seed", "1", "--cooling", "economiser")
+    year = answer(capsys, *words)["power"]
+    cold, hot = (answer(capsys, *words, "--outside", at)["power"] for at in ("5C", "35C"))
+
+    assert year["mean_w"] == cold["mean_w"] == hot["mean_w"]
+    assert 1 < cold["pue_ratio"] <= year["pue_ratio"] < hot["pue_ratio"]
+    for one in (year, cold, hot):
+        assert one["site_mean_w"] == pytest.approx(one["mean_w"] * one["pue_ratio"])
+        assert one["site_joules_per_token"] == pytest.approx(one["joules_per_token"] * one["pue_ratio"])  # fmt: skip
+    assert hot["co2_kg"] / cold["co2_kg"] == pytest.approx(hot["pue_ratio"] / cold["pue_ratio"])
+
+
+def test_power_is_told_the_same_with_a_record_and_without_and_by_both_drivers(
+    plan, tmp_path, capsys
+):
+    words = (plan, "--requests", "400", "--outside", "20C..38C", "--power-cap", "rack=3.2kW", "--power-cap", "site=4kW")  # fmt: skip
+    alone = answer(capsys, *words)
+    compiled = answer(capsys, *words, "-o", tmp_path / "compiled")
+    plain = answer(capsys, *words, "-o", tmp_path / "plain", "--driver", "plain")
+
+    assert alone["power"] == compiled["power"] == plain["power"]
+    records = [(tmp_path / name / "record.jsonl").read_bytes() for name in ("compiled", "plain")]
+    assert records[0] == records[1]
+    slowed = [line for line in record.read(tmp_path / "plain" / "record.jsonl") if isinstance(line, Measure) and line.name == "slowdown"]  # fmt: skip
+    assert {line.of for line in slowed} == {"rack 0 in site"}
+    assert max(line.value for line in slowed) > 1
+
+
+def test_a_long_run_without_a_record_keeps_every_interval(plan, capsys):
+    """Many turns of the compiled core, some of which end with nothing in its log."""
+    words = (plan, "--requests", "60000", "--interval", "10s")
+    power = answer(capsys, *words)["power"]
+    assert power["joules_per_token"] * 64 * 60_000 == pytest.approx(
+        power["mean_w"] * 60_000 / 40, rel=0.05
+    )
+
+
+def test_the_weather_begins_at_the_hour_that_the_traffic_does(plan, capsys):
+    words = (plan, "--requests", "400", "--outside", "5C..35C", "--cooling", "economiser")
+    night, noon = (answer(capsys, *words, "--arrivals", f"diurnal:start={at}h")["power"]["pue_ratio"] for at in (3, 15))  # fmt: skip
+    assert night == pytest.approx(1.115, abs=0.001)
+    assert noon == pytest.approx(1.337, abs=0.001)
+
+
+def test_the_ends_of_what_chips_draw_are_told_and_can_be_played(plan, capsys):
+    told = [answer(capsys, plan, "--requests", "200", "--power", end) for end in ("low", "likely", "high")]  # fmt: skip
+
+    means = [one["power"]["mean_w"] for one in told]
+    assert means == sorted(means)
+    assert means[0] < means[2]
+    ends = told[0]["replica_power"]["pool0.0"]
+    assert ends["evidence"] == "datasheet"
+    for name in ("idle_w", "prompt_w", "decode_w"):
+        assert ends[name]["low"] < ends[name]["likely"] < ends[name]["high"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--power-cap", "site=1kW"], "the power cap of site is 851 W, and its replicas draw"),
+        (["--power-cap", "pool x=9kW"], "there is no pool of that name; nearest: pool0.0"),
+        (["--outside", "warm"], "--outside warm is no temperature and no file"),
+    ],
+)
+def test_power_that_cannot_be_played_is_refused(plan, capsys, words, why):
+    assert main(["simulate", str(plan), "--requests", "10", *words]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_plan_without_traffic_draws_what_steps_of_the_trace_do(plan, tmp_path, capsys):
+    trace = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": 200 * n, "input_length": 1000 + n % 49, "output_length": 64, "hash_ids": []} for n in range(200)]  # fmt: skip
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = answer(capsys, plan, "--trace", trace)["replica_power"]["pool0.0"]
+    plan.write_text(PLAN.replace("  traffic: {input: 1024, output: 64, rate: 40 /s}\n", ""))
+    found = answer(capsys, plan, "--trace", trace)
+
+    assert found["no_power"] == {}
+    assert found["replica_power"]["pool0.0"]["idle_w"] == said["idle_w"]
+    assert found["replica_power"]["pool0.0"]["decode_w"]["likely"] >= said["decode_w"]["likely"]
+
+
+def test_watts_that_nobody_knows_are_not_guessed(tmp_path, capsys):
+    """TPU v5p: nobody has published its power."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN.replace("nvidia-h100-sxm", "google-tpu-v5p"))
+    assert main(["simulate", str(plan), "--requests", "5"]) == 0
+    assert "no watts of pool0.0: no power of" in capsys.readouterr().err
+    assert main(["simulate", str(plan), "--requests", "5", "--outside", "30C"]) == 2
+    assert "--outside is of watts, and no pool of this plan has any" in capsys.readouterr().err

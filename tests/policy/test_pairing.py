@@ -443,3 +443,36 @@ def test_a_small_prompt_passes_where_the_large_one_cannot_go(node):
     node.arrive(2, input_tokens=400, max_output_tokens=10)
 
     assert node.arrive(3, input_tokens=50, max_output_tokens=10) == ["Prefill q"]
+
+
+def test_whoever_waits_too_long_for_a_prefill_replica_s_cache_leaves_it_to_the_next_at_once(
+    new_node: Any,
+) -> None:
+    """The long prompt has no room beside the first one's cache, and is not overtaken; when it gives up, the short one goes."""
+    pairs = Pairs(new_node(queue_wait_s=10.0))
+    pairs.prefill(kv_capacity_tokens=1000)
+    pairs.decode(max_sequences=1)
+    pairs.arrive(1, input_tokens=500)
+    pairs.arrive(2, input_tokens=600)
+    pairs.node.at = 1.0
+    assert pairs.arrive(3, input_tokens=100) == []
+
+    pairs.node.at = 10.0
+    assert pairs.wake() == ["Reject 503 queue_timeout", "Prefill p"]
+
+
+def test_a_cache_that_waits_too_long_for_a_decode_replica_leaves_it_to_the_next_at_once(
+    new_node: Any,
+) -> None:
+    pairs = Pairs(new_node(queue_wait_s=10.0))
+    pairs.prefill()
+    pairs.decode(kv_capacity_tokens=1000)
+    pairs.busy_decode(1)
+    pairs.arrive(2, input_tokens=900)
+    assert pairs.hold(2) == ["WakeAt"]
+    pairs.node.at = 1.0
+    pairs.arrive(3)
+    assert pairs.hold(3) == []
+
+    pairs.node.at = 10.0
+    assert pairs.wake() == ["Cancel p", "Reject 503 queue_timeout", "TransferKv d"]

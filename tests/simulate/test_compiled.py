@@ -1,6 +1,7 @@
 """The compiled driver beside the plain one: the same bytes, whatever is asked of them; and its record put to the live policy."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,16 @@ import pytest
 from polypod import record
 from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour
+from polypod.engine.native import build
 from polypod.engine.prefix import TierSettings
 from polypod.errors import RunError
 from polypod.policy import PolicySettings, ServiceSettings
-from polypod.policy.events import ReplicaUp, Role
+from polypod.policy.events import ReplicaDown, ReplicaUp, Role
 from polypod.policy.lifecycle import Validator
-from polypod.record import Step
+from polypod.record import Measure, Step
 from polypod.simulate import Arrival, Fault, Scenario, play, replay
-from polypod.simulate.compiled import play_compiled
-from polypod.simulate.native import build
+from polypod.simulate.arriving import Listed
+from polypod.simulate.compiled import Session, play_compiled
 from polypod.simulate.series import Cap, Draw, Watch
 from polypod.simulate.ways import Ways
 from polypod.workload.traffic import Trace
@@ -42,6 +44,9 @@ def behaviour(rng: np.random.Generator) -> Behaviour | None:
         drafts=float(rng.choice([0, 2])),
         draft_share=float(rng.choice([0.0, 0.1])),
         prefix_hits=float(rng.choice([0.0, 0.3])),
+        schedules_ahead=bool(rng.random() < 0.5),
+        whole_prompts=bool(rng.random() < 0.5),
+        balance_steps=int(rng.choice([0, 0, 3, 20])),
     )
 
 
@@ -315,3 +320,18 @@ def test_a_cache_that_cannot_be_written_compiles_for_this_process_alone(monkeypa
     build.library.cache_clear()
     assert build.library().core_run
     build.library.cache_clear()
+
+
+def measures_of(share: float) -> list[Measure]:
+    one = scenario(3)
+    played = replace(one, watch=Watch(interval_s=0.5))
+    session = Session(played, Listed(played.trace), share=share)
+    told = [line for turn in session.turns() for line in turn.lines]
+    if share == 0.0:
+        assert {type(line.event) for line in told if isinstance(line, Step)} <= {ReplicaUp, ReplicaDown}  # fmt: skip
+    return [line for line in told if isinstance(line, Measure)]
+
+
+def test_the_series_are_whole_where_no_request_is_written_down():
+    assert len(measures_of(1.0)) > 100
+    assert measures_of(0.0) == measures_of(0.3) == measures_of(1.0)

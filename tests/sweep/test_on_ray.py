@@ -11,7 +11,8 @@ from polypod.errors import InputError, RunError
 from polypod.plan.sweep import Point, answer
 from polypod.plan.version import data_version
 from polypod.sweep import on_ray
-from polypod.sweep.on_ray import RayRunner, _absolute, _Aside, _sent, answers, task, wait_for_head
+from polypod.sweep.on_ray import RayRunner, _absolute, _Aside, answers, task, wait_for_head
+from polypod.sweep.work import _sent
 
 
 def test_without_ray_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

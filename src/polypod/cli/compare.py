@@ -17,6 +17,7 @@ from polypod.cli.asking import (
     prices_of,
     tokens,
 )
+from polypod.engine.native.build import prepare
 from polypod.engine.settings import read_plan_args
 from polypod.errors import InputError
 from polypod.plan.compare import BYS, TRIED, compare
@@ -80,6 +81,7 @@ def _sized(source: Source, number: int | None) -> Source:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare()
     slo = Slo(ttft=args.ttft, tpot=args.tpot, percentile=percentile(args.percentile))
     question = Question(
         model=model_of(args.model),

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from polypod.report.diff import diff, diff_json, diff_text
-from polypod.report.fold import read_outcomes
+from polypod.report.merged import read_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    found = diff(read_outcomes(Path(args.a)), read_outcomes(Path(args.b)), seed=args.seed)
+    found = diff(read_run(Path(args.a)), read_run(Path(args.b)), seed=args.seed)
     if args.json:
         print(json.dumps(diff_json(found), indent=2))
     else:

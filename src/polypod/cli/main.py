@@ -31,7 +31,7 @@ VERBS = {
     "traffic": "what a trace or drawn traffic amounts to: rates, lengths, reuse",
     "simulate": "play a request trace through a plan on a virtual clock",
     "availability": "how much of the time a plan has the replicas its traffic needs",
-    "replay": "ask a run's record again, and compare every decision",
+    "replay": "ask a run's record again: every decision, or its requests on another plan",
     "report": "what a run's record says: over time, slowest requests, faults, a trace",
     "diff": "two runs side by side, and which differences are more than chance",
 }

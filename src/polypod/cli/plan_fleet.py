@@ -11,6 +11,7 @@ from polypod import units
 from polypod.catalog.load import load_accelerator, load_pod, pods_accelerator
 from polypod.cli.asking import model_of, prices_of, tokens
 from polypod.cli.emit import write_answer
+from polypod.engine.native.build import prepare
 from polypod.engine.settings import read_plan_args
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.compose_fleet import fleet_answer
@@ -59,6 +60,7 @@ def is_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> bool:
 
 
 def run_fleet(args: argparse.Namespace, fleet: Fleet) -> int:
+    prepare()
     demands = [demand_of(args, text) for text in args.models]
     questions, slos = [one.question for one in demands], [one.slo for one in demands]
     kept = not_excluded(args.exclude, fleet.sources)

@@ -8,6 +8,7 @@ from polypod.catalog.dates import parse_date
 from polypod.catalog.load import load_accelerator
 from polypod.cli.asking import add_lengths, add_limits, add_prices, percentile, prices_of
 from polypod.cli.plan_fleet import aim_of, chip_of, demand_of, of_accelerators
+from polypod.engine.native.build import prepare
 from polypod.errors import InfeasibleError, InputError
 from polypod.plan.fleet_file import fleet_of
 from polypod.plan.place import Island, island, islands, parse_fleet
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    prepare()
     percentile(args.percentile)
     goes, stays = _fleet(args)
     if args.by is not None:

@@ -9,7 +9,7 @@ from polypod import units
 from polypod.cli.asking import note
 from polypod.errors import InputError
 from polypod.report.faults_cost import fault_costs, faults_json, faults_text
-from polypod.report.fold import read_outcomes
+from polypod.report.merged import read_run
 from polypod.report.outcomes import Outcomes
 from polypod.report.perfetto import MOST_REQUESTS, save_perfetto
 from polypod.report.runs import run_json, run_text
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    outcomes = read_outcomes(Path(args.run))
+    outcomes = read_run(Path(args.run))
     if outcomes.note:
         note(outcomes.note)
     if args.perfetto:

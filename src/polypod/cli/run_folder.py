@@ -11,9 +11,14 @@ from polypod.report.summary import RunSummary
 
 
 class RunFolder:
-    """The folder a run is written to, or none."""
+    """The folder a run is written to, or none. A run behind `gateways` has a record in a folder of its own for each, written apart."""
 
-    def __init__(self, folder: str | None) -> None:
+    def __init__(self, folder: str | None, *, gateways: int | None = None) -> None:
+        self._is_apart = gateways is not None
+        self._records = "record.jsonl"
+        if gateways is not None:
+            last = f" to gateway-{gateways - 1}/record.jsonl" if gateways > 1 else ""
+            self._records = f"gateway-0/record.jsonl{last}"
         self._folder = None if folder is None else _folder(Path(folder))
         self.file: BinaryIO | None = None
 
@@ -21,7 +26,10 @@ class RunFolder:
         if self._folder is not None:
             path = self._folder / "record.jsonl"
             try:
-                self.file = path.open("wb")
+                if self._is_apart:
+                    path.unlink(missing_ok=True)
+                else:
+                    self.file = path.open("wb")
             except OSError as error:
                 raise FileError(path, f"cannot be written: {error.strerror}") from error
         return self
@@ -40,7 +48,7 @@ class RunFolder:
     def left(self, summary: RunSummary) -> str:
         """What an interrupted run leaves."""
         open_ones = f"{summary.open:,} requests were in flight"
-        return open_ones if self._folder is None else f"{open_ones}, and {self._folder / 'record.jsonl'} is whole up to there"  # fmt: skip
+        return open_ones if self._folder is None else f"{open_ones}, and {self._folder / self._records} is whole up to there"  # fmt: skip
 
     def write_summary(self, found: dict[str, Any]) -> None:
         if self._folder is None:
@@ -50,7 +58,7 @@ class RunFolder:
             path.write_text(json.dumps(found, indent=2) + "\n")
         except OSError as error:
             raise FileError(path, f"cannot be written: {error.strerror}") from error
-        note(f"wrote {self._folder / 'record.jsonl'} and summary.json")
+        note(f"wrote {self._folder / self._records} and summary.json")
 
 
 def _folder(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -9,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from polypod import units
-from polypod.cli.asking import note, share
+from polypod.cli.asking import count, note, share
 from polypod.cli.early import check_traffic
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
+from polypod.cli.gateways import play_gateways, play_in_step
 from polypod.cli.job_flags import add_job_arguments, run_jobs
 from polypod.cli.network_flags import add_network, shared_of
+from polypod.cli.power_flags import Powered, add_power_arguments, power_of
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
 from polypod.cli.traffic import add_traffic, tell_traffic, traffic_of
 from polypod.cost.bands import METRICS, Metric, band_of
+from polypod.engine.native.build import compiler, is_built, library
 from polypod.errors import InputError
 from polypod.plan.predict import evidence
 from polypod.plan.spec import Plan, read_plan
+from polypod.plan.what_if import with_replicas
 from polypod.record import Line, Writer
 from polypod.report.fold import fold
 from polypod.report.runs import run_json, run_text
@@ -29,10 +34,9 @@ from polypod.report.tables import entry
 from polypod.simulate.arriving import Blocks, Looped
 from polypod.simulate.compiled import Session
 from polypod.simulate.fleet import beside, scenario_of
-from polypod.simulate.native.build import compiler, is_built
+from polypod.simulate.gateways import split
 from polypod.simulate.run import header, play
 from polypod.simulate.scenario import Scenario
-from polypod.simulate.series import Watch
 from polypod.simulate.trace import arrivals
 from polypod.workload.traffic import Traffic, blocks, trace_of
 from polypod.workload.traffic_loop import ClosedLoop
@@ -53,27 +57,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--interval", metavar="TIME", help=f"of the series over time, as 10s (default: about {INTERVALS} intervals)")  # fmt: skip
     parser.add_argument("--sample", metavar="SHARE", help="keep the steps of this share of the requests in the record, as 1%%; such a record cannot be replayed (default: all)")  # fmt: skip
     parser.add_argument("--driver", choices=("compiled", "plain"), help="plain is the live policy itself, some hundred times slower, to the same record (default: compiled where a C compiler is)")  # fmt: skip
+    parser.add_argument("--replicas", metavar="POOL=N", action="append", default=[], help="so many replicas of a pool in place of the plan's; N alone where the plan has one pool")  # fmt: skip
+    parser.add_argument("--gateways", metavar="N", help="split the replicas and the traffic over N routers that know nothing of each other (default: one for all)")  # fmt: skip
+    parser.add_argument("--processes", metavar="N", help="gateways played at a time, to the same result (default: one a core)")  # fmt: skip
     parser.add_argument("-o", dest="folder", metavar="DIR", help="write the record and the summary here")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_traffic(parser)
     add_fault_arguments(parser)
+    add_power_arguments(parser)
     add_network(parser)
     add_job_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    plan = read_plan(Path(args.plan))
+    plan = plan_of(args)
     if args.jobs:
         return run_jobs(plan, Path(args.jobs), is_json=args.json)
     kept = _kept(args)
+    gateways = _gateways(args)
     traffic = traffic_of(args, plan)
     if isinstance(traffic, Traffic):
         tell_traffic(traffic)
     rests = evidence(plan)
     bands = _bands_json(plan, rests)
-    scenario = _scenario(args, plan, traffic)
-    with RunFolder(args.folder) as record:
-        played = _play(args, scenario, traffic, kept, record)
+    scenario, power = scenario_for(args, plan, traffic)
+    bands |= power.as_json()
+    for pool, why in power.drawn.missing.items():
+        note(f"no watts of {pool}: {why}")
+    with RunFolder(args.folder, gateways=gateways) as record:
+        if gateways is None:
+            played = play_run(args, scenario, traffic, kept, record)
+        else:
+            played = _play_gateways(args, scenario, traffic, kept, gateways)
     summary = played.summary
     if not played.is_whole:
         note(f"ended by Ctrl-C at {units.show(played.outcomes.end_s, 's')}; {record.left(summary)}")
@@ -83,6 +98,41 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join([run_text(summary, args.folder or "RUN"), *_band_lines(plan, rests)]))
     return 0 if played.is_whole else 130
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The plan that is played, with as many replicas as asked for. Raises `FileError` and `InputError`."""
+    return with_replicas(read_plan(Path(args.plan)), args.replicas)
+
+
+def played_of(args: argparse.Namespace) -> Played:
+    """What comes of a run that keeps no record and tells nobody of its progress, in this process. Raises `PolypodError`."""
+    plan = plan_of(args)
+    traffic = traffic_of(args, plan)
+    scenario, _ = scenario_for(args, plan, traffic)
+    gateways = _gateways(args)
+    if gateways is not None:
+        assert isinstance(traffic, Traffic), "a closed loop has no gateways"
+        return play_in_step(split(scenario, gateways), traffic)
+    arriving = Looped(traffic) if isinstance(traffic, ClosedLoop) else Blocks(blocks(traffic))
+    session = Session(scenario, arriving, share=0.0)
+    head: list[Line] = [header(scenario, 0.0), *scenario.notes]
+    return play_session(session, head, None, Teller(None, is_shown=False))
+
+
+def _gateways(args: argparse.Namespace) -> int | None:
+    if args.gateways is None:
+        if args.processes is not None:
+            msg = f"--processes {args.processes} is of a run behind gateways; say --gateways N as well"
+            raise InputError(msg)
+        return None
+    if args.driver == "plain":
+        msg = f"--gateways {args.gateways} is of the compiled driver; leave --driver out"
+        raise InputError(msg)
+    if (args.arrivals or "").startswith("closed"):
+        msg = f"--gateways {args.gateways} splits arrivals, and those of a closed loop come from answers; leave one of them out"
+        raise InputError(msg)
+    return count("--gateways", args.gateways)
 
 
 def _kept(args: argparse.Namespace) -> float:
@@ -98,7 +148,10 @@ def _kept(args: argparse.Namespace) -> float:
     return share("--sample", args.sample)
 
 
-def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop) -> Scenario:
+def scenario_for(
+    args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoop
+) -> tuple[Scenario, Powered]:
+    """What the flags ask for: seed, interval, faults, power."""
     duration_s = _duration_s(args, traffic)
     interval_s = _nice(duration_s / INTERVALS) if args.interval is None else units.parse(args.interval, "s")  # fmt: skip
     shared = shared_of(args, plan)
@@ -113,15 +166,17 @@ def _scenario(args: argparse.Namespace, plan: Plan, traffic: Traffic | ClosedLoo
         block_tokens=blocks_of or None,
         ways=None if shared.ways is None else shared.ways.ways,
     )
-    return replace(
+    power = power_of(args, plan, scenario.replicas, traffic)
+    played = replace(
         scenario,
         notes=broken.notes,
         slowdowns=shared.slowdowns,
-        watch=Watch(interval_s=interval_s),
+        watch=power.watch(interval_s),
         trace_sha256=traffic.sha256 if isinstance(traffic, ClosedLoop) else _identity(traffic),
         loop=loop,
         is_hashed=blocks_of > 0,
     )
+    return played, power
 
 
 def _duration_s(args: argparse.Namespace, traffic: Traffic | ClosedLoop) -> float:
@@ -160,13 +215,14 @@ def _identity(traffic: Traffic) -> str:
     return sha256(said.encode()).hexdigest()
 
 
-def _play(
+def play_run(
     args: argparse.Namespace,
     scenario: Scenario,
     traffic: Traffic | ClosedLoop,
     kept: float,
     record: RunFolder,
 ) -> Played:
+    """Play with the driver that the flags ask for, and write the record."""
     if args.driver == "plain" or (args.driver is None and compiler() is None):
         if args.driver is None:
             note(
@@ -183,6 +239,18 @@ def _play(
     check_traffic(scenario, arriving.first, traffic.expected_s)
     session = Session(scenario, arriving, share=kept)
     return play_session(session, head, record.file, Teller(traffic.expected_s))
+
+
+def _play_gateways(
+    args: argparse.Namespace, scenario: Scenario, traffic: Traffic | ClosedLoop, kept: float, gateways: int
+) -> Played:  # fmt: skip
+    assert isinstance(traffic, Traffic), "a closed loop has no gateways"
+    check_traffic(scenario, next(blocks(traffic)), traffic.expected_s)
+    cores = len(os.sched_getaffinity(0))
+    processes = cores if args.processes is None else count("--processes", args.processes)
+    folder = None if args.folder is None else Path(args.folder)
+    library()
+    return play_gateways(split(scenario, gateways), traffic, kept, folder, processes)
 
 
 def _play_plain(scenario: Scenario, traffic: Traffic | ClosedLoop, record: RunFolder) -> Played:

@@ -61,8 +61,8 @@ class Played:
 class Teller:
     """One line on a terminal that says how far a run is; nothing where standard error is none."""
 
-    def __init__(self, end_s: float | None) -> None:
-        self._is_shown = sys.stderr.isatty()
+    def __init__(self, end_s: float | None, *, is_shown: bool = True) -> None:
+        self._is_shown = is_shown and sys.stderr.isatty()
         self._end_s = end_s  # of the arrivals, where it is known
         self._begun_s = self._told_s = time.monotonic()
         self._width = 0

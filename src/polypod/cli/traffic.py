@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from polypod import units
 from polypod.cli.asking import count, note
 from polypod.cli.traffic_words import (
@@ -21,8 +23,9 @@ from polypod.cli.traffic_words import (
 from polypod.errors import InputError
 from polypod.plan.place import island
 from polypod.plan.spec import Plan, Service, read_plan
+from polypod.report.recorded import Recorded, check_whole, is_record, read_recorded, renamed
 from polypod.report.tables import entry
-from polypod.workload.traffic import Traffic, blocks
+from polypod.workload.traffic import Trace, Traffic, blocks
 from polypod.workload.traffic_arrivals import Poisson
 from polypod.workload.traffic_figures import MONTH_S, Figures, figures
 from polypod.workload.traffic_files import Reading, read_trace
@@ -41,7 +44,7 @@ _REQUESTS = 1000
 def add_traffic(parser: argparse.ArgumentParser) -> None:
     """What arrives: a trace, or drawn requests."""
     own = parser.add_argument_group("traffic", "docs/how-to/traffic.md says what each means")
-    own.add_argument("--trace", metavar="FILE", help="requests from CSV, JSON lines or Parquet, Azure's and Mooncake's among them (default: drawn, as the plan's traffic says)")  # fmt: skip
+    own.add_argument("--trace", metavar="FILE", help="requests from CSV, JSON lines or Parquet, Azure's and Mooncake's among them, or a run's record (default: drawn, as the plan's traffic says)")  # fmt: skip
     own.add_argument("--scale", metavar="N", help="so many times the trace's sessions, as 40x or 0.5x, each copy with prefixes of its own")  # fmt: skip
     own.add_argument("--scale-rate", metavar="N", help="the same sessions in so many times less time, as 2x")  # fmt: skip
     own.add_argument("--scale-window", metavar="TIME", help="within which copies are shifted; 0s: not at all (default: a 24th of the trace, 10min at most)")  # fmt: skip
@@ -105,6 +108,8 @@ def _refuse_mixed(args: argparse.Namespace) -> None:
 
 def _replay(args: argparse.Namespace, plan: Plan | None) -> Replay:
     models = None if plan is None else tuple(service.model for service in plan.services)
+    if is_record(Path(args.trace)):
+        return _scaled(args, _recorded(args, models))
     reading = Reading(
         models=models,
         is_sorted=not args.sort,
@@ -116,6 +121,42 @@ def _replay(args: argparse.Namespace, plan: Plan | None) -> Replay:
             msg = f"{args.trace} does not say of which model its requests are, and the plan serves {', '.join(models)}; give it a column model"
             raise InputError(msg)
         trace = replace(trace, models=models)
+    return _scaled(args, trace)
+
+
+def _recorded(args: argparse.Namespace, models: tuple[str, ...] | None) -> Trace:
+    """The requests of a run's record, those of a sample only where they are scaled."""
+    if args.block_tokens:
+        msg = "--block-tokens means nothing beside a record, which says it itself; leave it out"
+        raise InputError(msg)
+    recorded = read_recorded(Path(args.trace), seed=args.seed)
+    tell_recorded(recorded)
+    share = recorded.header.sample
+    if share is not None and not args.scale:
+        check_whole(
+            recorded,
+            f"say --scale {1 / share:g}x to have about as many, or --scale 1x to play them alone",
+        )
+    if models is None:
+        return recorded.trace
+    way_out = f"; polypod replay {args.trace} --plan {args.plan} --model OLD=NEW plays it under another name"
+    return renamed(recorded, models, {}, way_out).trace
+
+
+def tell_recorded(recorded: Recorded) -> None:
+    """Say what of a record's requests is not as it was."""
+    drawn, pinned = (
+        int(np.count_nonzero(these)) for these in (recorded.is_drawn, recorded.is_pinned)
+    )
+    if recorded.note:
+        note(recorded.note)
+    if drawn:
+        note(f"{drawn:,} of {len(recorded.trace):,} requests did not finish: the lengths of their answers are drawn from those that did")  # fmt: skip
+    if pinned:
+        note(f"{pinned:,} requests asked for a replica by name; here any may answer them")
+
+
+def _scaled(args: argparse.Namespace, trace: Trace) -> Replay:
     return Replay(
         trace=trace,
         scale=times("--scale", args.scale or "1x"),

@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from polypod.catalog.parsed import write_whole
+from polypod.cli.validate_played import (
+    PLAYED_HEADER,
+    played_cells,
+    played_json,
+    played_text,
+)
 from polypod.cli.validate_points import points_json, points_text
 from polypod.cost.bands import METRICS
 from polypod.cost.own import own_fits
@@ -19,6 +25,7 @@ from polypod.engine.settings import NAMES, EngineArgs, read_engine_args
 from polypod.errors import FileError, InputError
 from polypod.report.plans import moved
 from polypod.report.tables import entry, table
+from polypod.validate.beside import Pair, paired
 from polypod.validate.names import system_name
 from polypod.validate.point_bands import predict_point
 from polypod.validate.points import has_points, read_points
@@ -54,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--leave-out", action="append", default=[], metavar="SYSTEM", help="predict this system without its own measurements")  # fmt: skip
     parser.add_argument("--no-calibration", action="store_true", help="leave calibrations of your own out (polypod calibrate); the set that ships never uses them")  # fmt: skip
     parser.add_argument("--engine-args", default="", metavar="ARGS", help=f"settings of the engine and the load that no column tells, for every row, over what its benchmark's script set: {', '.join(NAMES)}")  # fmt: skip
+    parser.add_argument("--simulate", action="store_true", help="play each row's benchmark request by request too, and score both")  # fmt: skip
     parser.add_argument("--rows", metavar="FILE", help="write every prediction to a CSV file")
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="how many of the rows farthest off to show (5)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -73,14 +81,21 @@ def run(args: argparse.Namespace) -> int:
     every = [scored(row, without, own=own, said=said) for row in rows]
     if any(one.prediction and one.prediction.evidence == "calibrated" for one in every):
         print("note: predictions are under calibrations of your own; --no-calibration leaves them out", file=sys.stderr)  # fmt: skip
+    pairs, not_played = paired(every, without=without, said=said) if args.simulate else ([], Counter())  # fmt: skip
     if args.rows:
         known = {id(one): _unsaid(one, without, said) for one in every}
-        _write(Path(args.rows), every, refused, known)
+        of_play = {id(one.formula): one for one in pairs} if args.simulate else None
+        _write(Path(args.rows), _lines(every, refused, known, of_play))
     once = _once(every)
+    counted = {id(one) for one in once}
+    pairs = [one for one in pairs if id(one.formula) in counted]
     if args.json:
-        print(_json(once, refused))
-    else:
-        print(_text(once, refused, args.worst, Reasons(once, without, said)))
+        raw = _raw(once, refused)
+        print(json.dumps(raw | {"played": played_json(pairs, not_played)} if args.simulate else raw, indent=2))  # fmt: skip
+        return 0
+    print(_text(once, refused, args.worst, Reasons(once, without, said)))
+    if args.simulate:
+        print(f"\n{played_text(pairs, not_played)}")
     return 0
 
 
@@ -118,14 +133,24 @@ def _unsaid(one: Scored, without: frozenset[str], said: EngineArgs) -> list[str]
     return [f"{move.setting} = {move.value} would make {moved(move)}" for move in found]
 
 
-def _write(
-    path: Path, found: list[Scored], refused: list[Refused], known: dict[int, list[str]]
-) -> None:
+def _lines(
+    found: list[Scored],
+    refused: list[Refused],
+    known: dict[int, list[str]],
+    of_play: dict[int, Pair] | None,
+) -> list[tuple[object, ...]]:
+    """The header and a line for every row; what was played comes after the prediction, where rows were."""
+    if of_play is None:
+        lines = [_line(one, known[id(one)]) for one in found]
+        return [ROW_HEADER, *lines, *((one.id, *[""] * 7, one.reason) for one in refused)]
+    lines = [(*_line(one, known[id(one)]), *played_cells(of_play.get(id(one)))) for one in found]
+    rest = [(one.id, *[""] * 7, one.reason, *played_cells(None)) for one in refused]
+    return [(*ROW_HEADER, *PLAYED_HEADER), *lines, *rest]
+
+
+def _write(path: Path, lines: list[tuple[object, ...]]) -> None:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(ROW_HEADER)
-    writer.writerows(_line(one, known[id(one)]) for one in found)
-    writer.writerows((one.id, *[""] * 7, one.reason) for one in refused)
+    csv.writer(text, lineterminator="\n").writerows(lines)
     try:
         write_whole(path, text.getvalue().encode())
     except OSError as error:
@@ -145,13 +170,13 @@ def _line(one: Scored, known: list[str]) -> tuple[object, ...]:
     return (one.row.id, *(f"{value:.6g}" for value in values), found.evidence, why)
 
 
-def _json(found: list[Scored], refused: list[Refused]) -> str:
+def _raw(found: list[Scored], refused: list[Refused]) -> dict[str, Any]:
     overall: dict[str, Any] = {
         "tpot": _dict(score(found, "tpot")),
         "ttft": _dict(score(found, "ttft")),
     }
     reasons = _reasons(found, refused)
-    raw = {
+    return {
         "groups": [asdict(group) for group in groups(found)],
         "overall": overall,
         "by_evidence": {
@@ -164,7 +189,6 @@ def _json(found: list[Scored], refused: list[Refused]) -> str:
         },
         "not_predicted": [{"reason": why, "rows": n} for why, n in reasons.most_common()],
     }
-    return json.dumps(raw, indent=2)
 
 
 def _reasons(found: list[Scored], refused: list[Refused]) -> Counter[str]:

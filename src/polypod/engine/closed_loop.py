@@ -61,6 +61,11 @@ class Behaviour:
     interval, TensorRT-LLM's `_handle_responses` where it is 1 or a multiple. Decode workers apart get it with the prompt and send it with the others. `tokens_per_step` is above 1 where tokens are
     drafted and accepted; `drafts` are verified in each step, each after `draft_share` of a step that made it: both 0 where `tokens_per_step` is
     already net of what drafting costs. `launch_s` is the least that a prompt's kernels take to launch.
+
+    `schedules_ahead`: the host makes the batch of a step while the step before it runs, as it begins, so that what comes meanwhile waits for one step
+    more; an idle engine begins at once. TensorRT-LLM's and SGLang's overlap scheduler and vLLM's async scheduling do. `whole_prompts`: a prompt is not cut to
+    fill up a step that has another, as TensorRT-LLM without chunked context. `balance_steps`: of several data-parallel ranks, prompts wait until every rank has one, or for that many steps, as with
+    TensorRT-LLM's `attention_dp_config` (`_balance_adp_requests` of its PyExecutor); 0 waits for nobody. The closed form knows none of them.
     """
 
     exclusive_prefill: bool = False
@@ -74,6 +79,9 @@ class Behaviour:
     drafts: float = 0.0
     draft_share: float = 0.0
     prefix_hits: float = 0.0
+    schedules_ahead: bool = False
+    whole_prompts: bool = False
+    balance_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

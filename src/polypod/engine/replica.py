@@ -96,6 +96,7 @@ class _Sequence:
     finish_step: int = -1
     told_first: bool = False
     ends_at_first: bool = False  # its cache is kept then
+    since_s: float = 0.0  # when it came
     has_cache: bool = False  # it came with its cache
 
 
@@ -191,6 +192,8 @@ class ReplicaEmulation:
         self._order = 0
         self._segment: _Segment | None = None
         self._factor = 1.0  # of every step's time
+        self._seen_s = 0.0  # what came until then may be in the next step
+        self._waited = 0  # steps in which ranks without a prompt held up the others
         self._hangs = False
 
     @property
@@ -295,6 +298,7 @@ class ReplicaEmulation:
                 f"a data-parallel rank holds {self._rank_kv_capacity}"
             )
             raise ValueError(msg)
+        sequence.since_s = at_s
         self._by_request[request] = sequence
         blocked = bool(self._waiting)
         self._waiting.append(sequence)
@@ -339,11 +343,14 @@ class ReplicaEmulation:
         while self._segment is not None and self._segment.end_s <= to_s:
             segment = self._segment
             end_s = segment.end_s
+            self._seen_s = segment.after_s(segment.steps - 1)
             self.busy_s += end_s - segment.start_s
             if segment.chunks:
                 self._prompt_busy_s += end_s - segment.start_s
             if segment.decodes:
                 self._end_steps(segment.steps)
+            if self._behaviour.balance_steps:
+                self._waited = (self._waited + segment.steps - 1) % self._behaviour.balance_steps
             self._trim_blocks(0.0)
             self._finish_decodes(end_s, progress)
             self._end_chunks(segment, end_s, progress)
@@ -530,16 +537,20 @@ class ReplicaEmulation:
             return
         decode_kv = self._preempt()
         self._trim_blocks(self._given)
+        if not self._behaviour.schedules_ahead or not self.running:
+            self._seen_s = at_s
         if self._admit(at_s):
             decode_kv = float(self._decode_kv_R().max())
-        chunks, tokens, pairs = self._chunks()
-        self._trim_blocks(self._given, chunks)
         sequences = int(self._sequences_R.max())
+        withheld = self._is_withheld()
+        chunks, tokens, pairs = ([], self._checked * sequences, 0.0) if withheld else self._chunks()
+        self._trim_blocks(self._given, chunks)
         if not chunks and not sequences:
             self._segment = None
             return
         decodes = not (chunks and self._behaviour.exclusive_prefill)
-        steps = 1 if chunks else self._steps_ahead()
+        is_single = chunks or withheld or self._has_unseen()
+        steps = 1 if is_single else self._steps_ahead()
         factor = self._factor * self._imbalance.factor(self._segments, steps)
         self._segments += 1
         growth_s = self.step_time.kv_token_s * sequences * self._given * (1 + self._drafting)
@@ -609,6 +620,8 @@ class ReplicaEmulation:
         came = False
         while self._waiting:
             head = self._waiting[0]
+            if head.since_s > self._seen_s:
+                break
             rank = self._roomiest()
             prefilling = self._prefilling.get(rank, [])
             reserved = sum(one.prompt_tokens - one.computed for one in prefilling)
@@ -626,6 +639,20 @@ class ReplicaEmulation:
             self._prefilling.setdefault(rank, []).append(head)
             self._prompts_R[rank] += 1
         return came
+
+    def _is_withheld(self) -> bool:
+        """Whether prompts wait for ranks that have none; called once a step."""
+        most = self._behaviour.balance_steps
+        if not most or self._ranks == 1:
+            return False
+        self._waited = 0 if len(self._prefilling) == self._ranks else self._waited + 1
+        if self._waited >= most or not self._sequences_R.all():
+            self._waited = 0
+        return self._waited > 0 and bool(self._prefilling)
+
+    def _has_unseen(self) -> bool:
+        """Whether the next in turn came too late for this step."""
+        return bool(self._waiting) and self._waiting[0].since_s > self._seen_s
 
     def _begin_prompt(self, head: _Sequence) -> None:
         """Take what is cached of a prompt that is admitted."""
@@ -662,7 +689,7 @@ class ReplicaEmulation:
             tokens, pairs, count = decoded, 0.0, 0
             for sequence in prefilling:
                 room = int(budget - tokens)
-                if room <= 0:
+                if room <= 0 or (count and self._is_cut(sequence, room)):
                     break
                 chunk = self._chunk(sequence, room)
                 chunks.append((sequence, chunk))
@@ -676,6 +703,11 @@ class ReplicaEmulation:
             if pairs > most_pairs:
                 most_pairs = pairs
         return chunks, most_tokens, most_pairs
+
+    def _is_cut(self, sequence: _Sequence, room: int) -> bool:
+        """Whether it would be cut by an engine that does not."""
+        left = sequence.prompt_tokens - sequence.computed
+        return self._behaviour.whole_prompts and left > room
 
     def _chunk(self, sequence: _Sequence, room: int) -> int:
         """Tokens of the sequence in this step; what others have computed since it came in, it need not."""

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from polypod.cost.steptime import StepTime
 from polypod.engine import EngineLimits, ReplicaEmulation
+from polypod.engine.compiled import Trial, Tried
+from polypod.engine.compiled import emulate as emulate_compiled
+from polypod.engine.native.build import is_built
 from polypod.engine.replica import Progress
 from polypod.plan.search import Candidate, Question
 
@@ -191,57 +194,77 @@ def _emulated(run: _Run, rate_per_s: float, *, give_up: bool) -> Outcome | None:
     warm = math.ceil(2 * run.residence_s * rate)
     count = warm + max(LEAST_REQUESTS, math.ceil(run.residence_s * rate))
     arrivals_s = np.cumsum(np.random.default_rng(run.seed).exponential(1 / rate, count))
-    allowed = math.floor((count - warm) * (1 - run.kept.percentile / 100) + 1e-9)
-    seen = _Seen(arrivals_s, run, warm, allowed if give_up else count)
-    replica = ReplicaEmulation(run.step_time, run.limits)
-    if not _play(replica, seen):
+    trial = Trial(
+        arrivals_s=arrivals_s,
+        prompt_tokens=run.prompt_tokens,
+        output_tokens=run.output_tokens,
+        warm=warm,
+        allowed=_allowed(run, count - warm) if give_up else count,
+        ttft_s=run.kept.ttft_s,
+        tpot_s=run.kept.tpot_s,
+    )
+    tried = emulate_compiled(run.step_time, run.limits, trial) if is_built() else _tried(run, trial)
+    if tried is None:
         return None
     return Outcome(
         rate_per_s=rate_per_s,
-        ttft_s=(seen.first_s - arrivals_s)[warm:],
-        tpot_s=((seen.last_s - seen.first_s) / seen.steps)[warm:],
-        busy_fraction=replica.busy_s / float(np.nanmax(seen.last_s)),
+        ttft_s=(tried.first_s - arrivals_s)[warm:],
+        tpot_s=((tried.last_s - tried.first_s) / max(run.output_tokens - 1, 1))[warm:],
+        busy_fraction=tried.busy_s / float(np.nanmax(tried.last_s)),
     )
+
+
+def _allowed(run: _Run, counted: int) -> int:
+    """Of so many requests those that may miss a limit."""
+    return math.floor(counted * (1 - run.kept.percentile / 100) + 1e-9)
+
+
+def _tried(run: _Run, trial: Trial) -> Tried | None:
+    """The same in Python, where the core is not compiled."""
+    seen = _Seen(trial)
+    replica = ReplicaEmulation(run.step_time, run.limits)
+    if not _play(replica, seen):
+        return None
+    return Tried(first_s=seen.first_s, last_s=seen.last_s, busy_s=replica.busy_s)
 
 
 class _Seen:
     """When requests gave their first and last tokens, and how many of those counted have missed a limit."""
 
-    def __init__(self, arrivals_s: Floats, run: _Run, warm: int, allowed: int) -> None:
-        self.arrivals_s = arrivals_s
-        self.run = run
-        self.first_s, self.last_s = np.full_like(arrivals_s, np.nan), np.full_like(arrivals_s, np.nan)  # fmt: skip
-        self.steps = max(run.output_tokens - 1, 1)
-        self._warm, self._allowed = warm, allowed
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.first_s, self.last_s = np.full_like(trial.arrivals_s, np.nan), np.full_like(trial.arrivals_s, np.nan)  # fmt: skip
+        self.steps = max(trial.output_tokens - 1, 1)
         self._missed: set[int] = set()
 
     def note(self, several: list[Progress]) -> bool:
         """Whether too many have missed."""
-        limits = self.run.kept
+        limits = self.trial
         for progress in several:
             request, at_s = progress.request, progress.at_s
             if progress.kind == "first":
                 self.first_s[request] = at_s
-                late = limits.ttft_s is not None and at_s - self.arrivals_s[request] > limits.ttft_s
+                waited_s = at_s - limits.arrivals_s[request]
+                late = limits.ttft_s is not None and waited_s > limits.ttft_s
             else:
                 self.last_s[request] = at_s
                 token_s = (at_s - self.first_s[request]) / self.steps
                 late = limits.tpot_s is not None and token_s > limits.tpot_s
-            if late and request >= self._warm:
+            if late and request >= limits.warm:
                 self._missed.add(request)
-        return len(self._missed) > self._allowed
+        return len(self._missed) > limits.allowed
 
 
 def _play(replica: ReplicaEmulation, seen: _Seen) -> bool:
     """Play all requests; False where it gave up."""
-    run = seen.run
-    for request, at_s in enumerate(seen.arrivals_s.tolist()):
+    trial = seen.trial
+    for request, at_s in enumerate(trial.arrivals_s.tolist()):
         if seen.note(replica.advance(at_s)):
             return False
         replica.submit(
             at_s,
             request=request,
-            prompt_tokens=run.prompt_tokens,
-            output_tokens=run.output_tokens,
+            prompt_tokens=trial.prompt_tokens,
+            output_tokens=trial.output_tokens,
         )
     return not seen.note(replica.advance(math.inf))

@@ -149,21 +149,52 @@ def likely_fraction(run: Serving) -> float:
     return _drawn(run, shares(), "likely")
 
 
-def _drawn(run: Serving, at: Shares, end: str) -> float:
-    """Mean power of a step, mixed of those with and without a prompt; seconds and joules per watt of design power."""
-    idle = float(getattr(at.idle, end))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phases:
+    """A rank's steps without and with a prompt: seconds of each, joules over the design power, and the share of steps with one."""
+
+    decode_s: float
+    decode_joules_per_w: float
+    prompt_s: float
+    prompt_joules_per_w: float
+    prompt_share: float  # of the steps, with a prompt of any rank
+
+    @property
+    def step_s(self) -> float:
+        """Mean."""
+        return self.decode_s + self.prompt_share * (self.prompt_s - self.decode_s)
+
+    @property
+    def drawn_fraction(self) -> float:
+        """Mean over the time with a step on."""
+        longer = self.prompt_share * (self.prompt_joules_per_w - self.decode_joules_per_w)
+        return (self.decode_joules_per_w + longer) / self.step_s
+
+
+def phases(run: Serving, end: str = "likely", fractions: Shares | None = None) -> Phases:
+    """The two kinds of a rank's steps, at one end. In one with a prompt of another rank it waits, which draws as an exchange does."""
+    at = fractions or shares()
     decode_s, decode_j = _step(run, at, end, chunk=False)
-    waits_s, waits_j = 0.0, 0.0
-    if run.chunk_share > 0:
-        mixed_s, mixed_j = _step(run, at, end, chunk=True)
-        ranks_share = 1 - math.exp(-run.deployment.layout.dp * run.chunk_share)
-        own = min(run.chunk_share, ranks_share)
-        longer_s = max(mixed_s - decode_s, 0.0)
-        waits_s = ranks_share * longer_s
-        waits_j = own * (mixed_j - decode_j)
-        waits_j += (ranks_share - own) * longer_s * float(getattr(at.link, end))
-    busy = (decode_j + waits_j) / (decode_s + waits_s)
-    return run.busy_fraction * busy + (1 - run.busy_fraction) * idle
+    if run.chunk_share <= 0:
+        return Phases(decode_s=decode_s, decode_joules_per_w=decode_j, prompt_s=decode_s, prompt_joules_per_w=decode_j, prompt_share=0.0)  # fmt: skip
+    mixed_s, mixed_j = _step(run, at, end, chunk=True)
+    ranks_share = 1 - math.exp(-run.deployment.layout.dp * run.chunk_share)
+    own = min(run.chunk_share / ranks_share, 1.0)
+    longer_s = max(mixed_s - decode_s, 0.0)
+    above_j = own * (mixed_j - decode_j) + (1 - own) * longer_s * float(getattr(at.link, end))
+    return Phases(
+        decode_s=decode_s,
+        decode_joules_per_w=decode_j,
+        prompt_s=decode_s + longer_s,
+        prompt_joules_per_w=decode_j + above_j,
+        prompt_share=ranks_share,
+    )
+
+
+def _drawn(run: Serving, at: Shares, end: str) -> float:
+    """Mean power over the design power, of steps with and without a prompt and of the time between them."""
+    busy = phases(run, end, at).drawn_fraction
+    return run.busy_fraction * busy + (1 - run.busy_fraction) * float(getattr(at.idle, end))
 
 
 def _step(run: Serving, at: Shares, end: str, *, chunk: bool) -> tuple[float, float]:
@@ -194,6 +225,19 @@ def step_energy(
     above = cost.stages * sum(_above(part, at, end) for part in cost.parts)
     above += (float(getattr(at.launch, end)) - idle) * waits_s
     return whole_s, min(idle * whole_s + above, whole_s)
+
+
+def split_fraction() -> Estimate:
+    """What both sides of attention and experts apart draw at work: they wait for memory or for the exchange."""
+    at = shares()
+    return Estimate(min(at.link.low, at.memory.low), at.memory.likely, at.memory.high)
+
+
+def prefill_fraction(question: Question, deployment: Deployment, step_tokens: float) -> Estimate:
+    """What a rank that only computes prompts draws while it does, so many tokens a step."""
+    ops = deployment.ops(prompt_tokens=step_tokens, pairs=question.pairs(step_tokens))
+    found = [step_energy(deployment, ops, 0.0, shares(), end) for end in ENDS]
+    return Estimate(*(joules / step_s for step_s, joules in found))
 
 
 def _above(part: Part, at: Shares, end: str) -> float:

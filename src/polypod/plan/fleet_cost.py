@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from polypod.plan.energy import (
-    ENDS,
     Estimate,
     Serving,
     drawn_fraction,
+    prefill_fraction,
     serving_at,
     shares,
+    split_fraction,
     step_energy,
 )
 from polypod.plan.fleet import Chosen, Used
@@ -51,9 +52,8 @@ class ShapeCosts:
 def shape_fraction(question: Question, shape: Shape) -> Estimate:
     """What an accelerator of a shape draws in the mean, over its design power."""
     deployment = shape.deployment
-    if shape.split is not None:  # both sides wait for memory or the exchange
-        at = shares()
-        return Estimate(min(at.link.low, at.memory.low), at.memory.likely, at.memory.high)
+    if shape.split is not None:
+        return split_fraction()
     if shape.role == "prefill":
         return _prefill_fraction(question, shape)
     running = shape.rate_per_s * question.output_tokens * shape.tpot_s / deployment.layout.dp
@@ -67,14 +67,10 @@ def shape_fraction(question: Question, shape: Shape) -> Estimate:
 def _prefill_fraction(question: Question, shape: Shape) -> Estimate:
     deployment, tokens = shape.deployment, float(shape.max_step_tokens)
     ops = deployment.ops(prompt_tokens=tokens, pairs=question.pairs(tokens))
-    at = shares()
-    found = []
-    for end in ENDS:
-        step_s, joules = step_energy(deployment, ops, 0.0, at, end)
-        steps_per_s = shape.rate_per_s * question.fresh_tokens / (tokens * deployment.layout.dp)
-        busy = min(steps_per_s * step_s, 1.0)
-        found.append(busy * joules / step_s + (1 - busy) * float(getattr(at.idle, end)))
-    return Estimate(*found)
+    step_s, _ = step_energy(deployment, ops, 0.0, shares(), "likely")
+    steps_per_s = shape.rate_per_s * question.fresh_tokens / (tokens * deployment.layout.dp)
+    busy = min(steps_per_s * step_s, 1.0)
+    return prefill_fraction(question, deployment, tokens) * busy + shares().idle * (1 - busy)
 
 
 def load_of(question: Question, served_per_s: float) -> float:

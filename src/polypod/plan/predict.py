@@ -85,7 +85,7 @@ def _weakest(plan: Plan, pool: Pool) -> str:
     names = [pool.on, *(stage.on for stage in pool.stages)]
     names += [] if pool.experts_on is None else [pool.experts_on]
     read = joined_by_network if pool.stages else island
-    ranks = [read(name, plan.fleet[name], _backend(pool)).rank for name in dict.fromkeys(names)]
+    ranks = [read(name, plan.fleet[name], backend_of(pool)).rank for name in dict.fromkeys(names)]
 
     def width(evidence: str) -> float:
         band = band_of(evidence, "agg", "tpot")
@@ -94,7 +94,7 @@ def _weakest(plan: Plan, pool: Pool) -> str:
     return max((str(rank.calibration.evidence) for rank in ranks), key=width)
 
 
-def _backend(pool: Pool) -> str | None:
+def backend_of(pool: Pool) -> str | None:
     """The engine, where kernels of it are known."""
     return pool.engine if pool.engine in BACKENDS else None
 
@@ -178,7 +178,7 @@ def _step_tokens(pool: Pool) -> int:
 
 
 def _on_island(model: Model, pool: Pool, source: Source) -> Timed:
-    where = island(pool.on, source, _backend(pool))
+    where = island(pool.on, source, backend_of(pool))
     check_layout(model, pool.layout)
     needed = pool.layout.world * pool.replicas
     if needed > where.ranks:

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -65,6 +65,7 @@ class Lists(Strict, frozen=True, kw_only=True):
 class Sweep(Lists, frozen=True, kw_only=True):
     """A sweep file."""
 
+    kind: Literal["plan"] = "plan"
     also: tuple[Lists, ...] = ()
     skip: tuple[Lists, ...] = ()
 

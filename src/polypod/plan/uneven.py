@@ -94,6 +94,28 @@ def with_stages(plan: Plan, service: Service, model: Model, pool: Pool) -> Timed
     """
     _check_settings(pool)
     traffic = traffic_of(service.traffic, "a pipeline of unequal stages")
+    line = line_of(plan, model, pool)
+    tokens = pool.max_step_tokens * line.micro_batches
+    whole = traffic.input + traffic.output
+    context = traffic.input + traffic.output / 2
+    memories = [part_memory(deployment, part, whole) for deployment, part in line.stages]
+    held = int(min(memory.tokens_of(context) for memory in memories))
+    if held < whole:
+        msg = f"a stage has room for {held} cached tokens, a request of the traffic fills {whole}; give it fewer layers"
+        raise InputError(msg)
+    sequences = pool.max_sequences + max(math.ceil(pool.max_sequences / traffic.output), 1)
+    fitted = line_fit(line, traffic, sequences, tokens)
+    return Timed(
+        step_time=fitted.step_time,
+        kv_capacity_tokens=held,
+        max_step_tokens=tokens,
+        max_sequences=sequences,
+        error_fraction=fitted.error_fraction,
+    )
+
+
+def line_of(plan: Plan, model: Model, pool: Pool) -> Line:
+    """The pool's stages, each as a deployment of its own layers, and the link between them. Raises `InputError` as `with_stages` does."""
     layers = sum(stage.layers for stage in pool.stages)
     if layers != model.num_layers:
         msg = f"the stages hold {layers} layers, {model.name} has {model.num_layers}; make them the same"
@@ -109,29 +131,11 @@ def with_stages(plan: Plan, service: Service, model: Model, pool: Pool) -> Timed
         part = Part(layers=stage.layers, first=n == 0, last=n == last)
         stages.append((cut_out(model, places[stage.on], stage.ranks, part), part))
     found = None if pool.link else fabric_bytes_per_s(list(places.values())) if last else 1.0
-    micro_batches = pool.micro_batches or len(stages)
-    line = Line(
+    return Line(
         stages=tuple(stages),
-        micro_batches=micro_batches,
+        micro_batches=pool.micro_batches or len(stages),
         bytes_per_s=said_bytes_per_s(pool.link, found, "between stages"),
         hidden=model.hidden,
-    )
-    tokens = pool.max_step_tokens * micro_batches
-    whole = traffic.input + traffic.output
-    context = traffic.input + traffic.output / 2
-    memories = [part_memory(deployment, part, whole) for deployment, part in stages]
-    held = int(min(memory.tokens_of(context) for memory in memories))
-    if held < whole:
-        msg = f"a stage has room for {held} cached tokens, a request of the traffic fills {whole}; give it fewer layers"
-        raise InputError(msg)
-    sequences = pool.max_sequences + max(math.ceil(pool.max_sequences / traffic.output), 1)
-    fitted = line_fit(line, traffic, sequences, tokens)
-    return Timed(
-        step_time=fitted.step_time,
-        kv_capacity_tokens=held,
-        max_step_tokens=tokens,
-        max_sequences=sequences,
-        error_fraction=fitted.error_fraction,
     )
 
 

@@ -17,9 +17,9 @@ _PACKAGES: Final = ("plan", "engine", "cost", "workload", "catalog")
 _NOT_PLANNED_WITH: Final = {"__pycache__", "market", "claims"}
 
 
-def data_version(models: Iterable[str] = ()) -> str:
-    """Equal where the same point has the same answer. Of models given by a path, their files count too."""
-    digest = sha256(_shipped_digest())
+def data_version(models: Iterable[str] = (), *, beside: tuple[str, ...] = ()) -> str:
+    """Equal where the same point has the same answer. Of models given by a path, their files count too; `beside` are more packages whose code counts."""
+    digest = sha256(_shipped_digest((*_PACKAGES, *beside)))
     own = [_config(Path(name)) for name in sorted(set(models))]
     own += [folder for kind in KINDS for folder in own_folders(kind)] + own_files()
     for path in own:
@@ -34,10 +34,10 @@ def _config(path: Path) -> Path:
 
 
 @cache
-def _shipped_digest() -> bytes:
+def _shipped_digest(packages: tuple[str, ...]) -> bytes:
     """Of what this process runs, which does not change under it."""
     digest = sha256(__version__.encode())
-    for package in _PACKAGES:
+    for package in packages:
         for name, content in _files(resources.files(f"polypod.{package}"), package):
             digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.digest()

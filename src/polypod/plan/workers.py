@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from polypod.cost.calibration import of
 from polypod.cost.deployment import Deployment, Memory, native_precision
+from polypod.cost.roofline import Number
 from polypod.errors import InputError, LayoutError
 from polypod.plan.place import Island
 from polypod.plan.search import Question, own_scale
+from polypod.workload.forward import Op
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.model import Model
 from polypod.workload.precision import KEPT, element_bytes
@@ -148,16 +150,22 @@ def _part_step_s(question: Question, deployment: Deployment, part: Part, sizes: 
 
 def part_s(deployment: Deployment, part: Part, *, sequences: Floats, kv_tokens: Floats, prompt_tokens: Floats, pairs: Floats) -> Floats:  # fmt: skip
     """Seconds of one micro-batch of a part."""
+    ops = part_ops(deployment, part, sequences=sequences, kv_tokens=kv_tokens, prompt_tokens=prompt_tokens, pairs=pairs)  # fmt: skip
+    fits = deployment.served.calibration
+    sampling_s = of(fits.engine.sequence_s, "likely") * sequences if part.last else 0.0
+    kept = deployment.cost(ops).total_s
+    return np.asarray(
+        deployment.scale * of(fits.step_factor, "likely") * (kept + sampling_s), dtype=float
+    )
+
+
+def part_ops(deployment: Deployment, part: Part, *, sequences: Number, kv_tokens: Number, prompt_tokens: Number, pairs: Number) -> list[Op]:  # fmt: skip
+    """The operators of one micro-batch of a part, which has the embedding and the head or not."""
     ops = deployment.ops(
         sequences=sequences, kv_tokens=kv_tokens, prompt_tokens=prompt_tokens, pairs=pairs
     )
     gone = {name for name, has in (("embedding", part.first), ("head", part.last)) if not has}
-    fits = deployment.served.calibration
-    sampling_s = of(fits.engine.sequence_s, "likely") * sequences if part.last else 0.0
-    kept = deployment.cost([op for op in ops if op.name not in gone]).total_s
-    return np.asarray(
-        deployment.scale * of(fits.step_factor, "likely") * (kept + sampling_s), dtype=float
-    )
+    return [op for op in ops if op.name not in gone]
 
 
 def _part_sequences(question: Question, deployment: Deployment, part: Part) -> float:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from polypod.policy import answers, corrections
 from polypod.policy.actions import AnyAction, Cancel, Reject, Retry, RetryReason, WakeAt
+from polypod.policy.admission import Service
 from polypod.policy.events import (
     AnyEvent,
     ClientGone,
@@ -342,12 +343,25 @@ class Policy:
         """Place those there is room for, and end the waiting of those who have waited too long."""
         for service in self._placement.services.values():
             self._actions += self._placement.hand_over(service, self._now_s)
-            for tracked in service.held.pop_expired(self._now_s):
-                self._stop(tracked)  # which makes room for prompts
-                self._end_late(tracked)
+            if self._end_held(service):  # they kept decode replicas from those behind them
+                self._actions += self._placement.hand_over(service, self._now_s)
             self._actions += self._placement.serve(service, self._now_s)
-            for tracked in service.queue.pop_expired(self._now_s):
-                self._end_late(tracked)
+            if self._end_queued(service):  # and these prefill replicas
+                self._actions += self._placement.serve(service, self._now_s)
+
+    def _end_held(self, service: Service) -> bool:
+        """End those whose caches have waited too long, which makes room for prompts; whether there were any."""
+        expired = service.held.pop_expired(self._now_s)
+        for tracked in expired:
+            self._stop(tracked)
+            self._end_late(tracked)
+        return bool(expired)
+
+    def _end_queued(self, service: Service) -> bool:
+        expired = service.queue.pop_expired(self._now_s)
+        for tracked in expired:
+            self._end_late(tracked)
+        return bool(expired)
 
     def _end_late(self, tracked: Tracked) -> None:
         wait_s = self._settings.queue_wait_s

@@ -14,9 +14,17 @@ import numpy as np
 
 from polypod.plan.spec import Slo
 from polypod.report.histogram import Tally, tallies
-from polypod.report.outcomes import FINISHED, GONE, OPEN, TRANSFER, Outcomes
+from polypod.report.outcomes import FINISHED, GONE, OPEN, TRANSFER, Ints, Outcomes
 from polypod.report.slos import inside, plan_slos
-from polypod.report.summary import Goodput, Group, RunSummary, islands_of, pools_of, summary_of
+from polypod.report.summary import (
+    Goodput,
+    Group,
+    RunSummary,
+    islands_of,
+    pools_of,
+    power_of,
+    summary_of,
+)
 
 NOTE: Final = "percentiles are within 0.5 %: the run is too long to keep every request"
 
@@ -56,6 +64,23 @@ class Coarse:
         self._last_s = max(self._last_s, float(ends_s.max(initial=0.0)))
         self._add_replicas(part)
 
+    def merge(self, other: "Coarse", places: Ints, count: int) -> None:
+        """Take in what another has counted, whose replicas are at `places` among the `count` of the whole."""
+        for known, found in (
+            (self._models, other._models),
+            (self._tenants, other._tenants),
+            ({"": self._whole}, {"": other._whole}),
+        ):
+            for name, one in found.items():
+                known.setdefault(name, Tally()).merge(one)
+        self._rejected.update(other._rejected)
+        self._counts.update(other._counts)
+        self._first_s = min(self._first_s, other._first_s)
+        self._last_s = max(self._last_s, other._last_s)
+        if self._per_replica.shape[1] < count:
+            self._per_replica = np.zeros((3, count))
+        self._per_replica[:, places] += other._per_replica
+
     def summary(self, last: Outcomes) -> RunSummary:
         """Of all parts; `last` has the run's replicas, series and end."""
         slos = self._slos_of(last)
@@ -94,6 +119,7 @@ class Coarse:
             rejected_codes=dict(self._whole.rejected),
             models=_groups(self._models, slos, duration_s),
             tenants=_groups(self._tenants, {}, duration_s),
+            power=power_of(last, self._whole.output_tokens),
             foresight=None,
             faults=(),
             note=NOTE,

@@ -272,7 +272,7 @@ def _apart(a: Header | None, b: Header | None) -> Iterator[str]:
     if a.trace_sha256 != b.trace_sha256:
         yield f"traffic: {_sha(a.trace_sha256)} and {_sha(b.trace_sha256)}"
     for what in ("plan", "policy"):
-        one, other = (msgspec.to_builtins(getattr(header, what)) for header in (a, b))
+        one, other = (_plain(getattr(header, what)) for header in (a, b))
         found = list(_unlike(what, one, other))
         yield from found[:_MOST_APART]
         if len(found) > _MOST_APART:
@@ -280,6 +280,11 @@ def _apart(a: Header | None, b: Header | None) -> Iterator[str]:
 
 
 _MOST_APART: Final = 6
+
+
+def _plain(value: object) -> Any:  # noqa: ANN401 (a JSON value)
+    """As a record's file holds it: lists, where a header in memory has tuples."""
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def _sha(sha: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from polypod import units
-from polypod.report.summary import Group, Limit, Percentiles, RunSummary, Share, summarise
+from polypod.report.summary import Group, Limit, Percentiles, Power, RunSummary, Share, summarise
 from polypod.report.tables import WIDTH, table
 
 __all__ = ["run_json", "run_text", "summarise"]
@@ -246,9 +246,19 @@ def _measured(summary: RunSummary) -> str:
         token = "" if power.joules_per_token is None else f", {units.significant(power.joules_per_token)} J/token"  # fmt: skip
         pue = "" if power.pue_ratio is None else f", PUE {power.pue_ratio:.2f}"
         lines.append(f"power     {units.show(power.mean_w, 'w')} mean, {units.show(power.most_w, 'w')} most{token}{pue}")  # fmt: skip
+        lines += _site(power)
     if summary.traffic_bytes:
         lines.append(f"traffic   {_traffic(summary.traffic_bytes)}")
     return "\n".join(_cut(line) for line in lines)
+
+
+def _site(power: Power) -> list[str]:
+    """The same with cooling."""
+    if power.site_mean_w is None:
+        return []
+    token = "" if power.site_joules_per_token is None else f", {units.significant(power.site_joules_per_token)} J/token"  # fmt: skip
+    co2 = "" if power.kg_co2_per_million_tokens is None else f", {units.significant(power.kg_co2_per_million_tokens)} kg CO2 a million tokens"  # fmt: skip
+    return [f"site      {units.show(power.site_mean_w, 'w')} mean{token}{co2}"]
 
 
 def _prefixes(summary: RunSummary) -> str:

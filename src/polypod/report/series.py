@@ -2,8 +2,8 @@
 
 What the driver measured is taken where it is there. A gauge (`queue`, `running`, `waiting`, `kv_tokens`) is how things stood: the mean of the interval's
 samples, one at its end included and one at its beginning not, or the last one before it. A count (`busy_s`, `prompt_tokens`, `output_tokens`,
-`bytes`) is what came since the sample before, or since the run began; it is spread evenly over that time, and read per second. `watts`, `pue` and
-`slowdown` are means over that time. Where all models or all pools are measured, the run is their sum. Everything else follows from the
+`bytes`, `co2_kg`) is what came since the sample before, or since the run began; it is spread evenly over that time, and read per second. `watts`, `site_watts`, `pue`
+and `slowdown` are means over that time. Where all models or all pools are measured, the run is their sum. Everything else follows from the
 events, so live records have it too:
 
     queue       requests without a place, mean over the interval
@@ -28,8 +28,8 @@ from polypod.report.export import csv_text
 from polypod.report.outcomes import TRANSFER, Bools, Floats, Ints, Outcomes, Series
 from polypod.report.slos import inside, plan_slos
 
-COUNTS: Final = frozenset({"busy_s", "prompt_busy_s", "prompt_tokens", "output_tokens", "bytes"})
-MEANS: Final = frozenset({"watts", "pue", "slowdown"})
+COUNTS: Final = frozenset({"busy_s", "prompt_busy_s", "prompt_tokens", "output_tokens", "bytes", "co2_kg"})  # fmt: skip
+MEANS: Final = frozenset({"watts", "pue", "slowdown", "site_watts"})
 MOST_INTERVALS: Final = 48
 LONGEST: Final = 100_000
 _STEPS: Final = (1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
@@ -258,6 +258,7 @@ _RATES: Final = {
     "output_tokens": "tokens_per_s",
     "prompt_tokens": "prompt_tokens_per_s",
     "bytes": "bytes_per_s",
+    "co2_kg": "co2_kg_per_s",
 }
 """What a count each second is called."""
 
@@ -294,7 +295,7 @@ def _each_second(series: Series, amount: Floats, edges_s: Floats, begin_s: float
 # ---- shown
 
 _SHOWN: Final = (
-    "arrivals_per_s", "queue", "waiting", "running", "kv_fraction", "tokens_per_s", "goodput_per_s", "unserved_per_s", "watts", "pue", "slowdown", "bytes_per_s",
+    "arrivals_per_s", "queue", "waiting", "running", "kv_fraction", "tokens_per_s", "goodput_per_s", "unserved_per_s", "watts", "site_watts", "pue", "outside_celsius", "slowdown", "bytes_per_s",
 )  # fmt: skip
 
 

@@ -100,6 +100,10 @@ class Power:
     most_w: float
     joules_per_token: float | None  # of output
     pue_ratio: float | None  # mean over time
+    site_mean_w: float | None = None  # with cooling
+    site_joules_per_token: float | None = None
+    co2_kg: float | None = None
+    kg_co2_per_million_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +196,7 @@ def summary_of(outcomes: Outcomes, slos: Mapping[str, Slo] | None = None) -> Run
         islands=islands_of(replicas),
         traffic_bytes={of: float(one.value.sum()) for of, one in outcomes.measured("bytes").items()},
         cached_tokens=_cached(outcomes),
-        power=_power(outcomes),
+        power=power_of(outcomes, int(outcomes.requests.output_tokens.sum())),
         foresight=_foresight(outcomes),
         faults=fault_costs(outcomes, slos),
         is_whole=outcomes.is_whole,
@@ -392,8 +396,8 @@ def _cached(outcomes: Outcomes) -> dict[str, float]:
     return found
 
 
-def _power(outcomes: Outcomes) -> Power | None:
-    """Each sample is the mean over the time since the one before it."""
+def power_of(outcomes: Outcomes, tokens: int) -> Power | None:
+    """What was measured of power, over so many tokens of output. Each sample is the mean over the time since the one before it."""
     drawn = list(outcomes.measured("watts").values())
     if not drawn:
         return None
@@ -401,14 +405,33 @@ def _power(outcomes: Outcomes) -> Power | None:
     length_s = max(float(one.at_s[-1]) for one in drawn) - outcomes.begin_s
     at_s = np.unique(np.concatenate([one.at_s for one in drawn]))
     watts = sum((_then(one, at_s) for one in drawn), np.zeros(len(at_s)))
-    tokens = int(outcomes.requests.output_tokens.sum())
     pues = list(outcomes.measured("pue").values())
     return Power(
         mean_w=joules / length_s if length_s > 0 else float(watts[-1]),
         most_w=float(watts.max()),
         joules_per_token=joules / tokens if tokens else None,
         pue_ratio=_in_time(pues[0], outcomes.begin_s) if len(pues) == 1 else None,
+        **_site(outcomes, tokens),
     )
+
+
+def _site(outcomes: Outcomes, tokens: int) -> dict[str, float]:
+    """What was measured of the site: watts with cooling, CO2."""
+    sites, co2 = outcomes.measured("site_watts"), outcomes.measured("co2_kg")
+    found = {}
+    if len(sites) == 1:
+        (site,) = sites.values()
+        found["site_mean_w"] = _in_time(site, outcomes.begin_s)
+        if tokens:
+            found["site_joules_per_token"] = (
+                float(np.sum(site.value * spans_s(site, outcomes.begin_s))) / tokens
+            )
+    if co2:
+        kg = sum(float(one.value.sum()) for one in co2.values())
+        found["co2_kg"] = kg
+        if tokens:
+            found["kg_co2_per_million_tokens"] = kg * 1e6 / tokens
+    return found
 
 
 def _then(series: Series, at_s: Floats) -> Floats:

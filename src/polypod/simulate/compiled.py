@@ -12,12 +12,12 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
+from polypod.engine.native.build import library
 from polypod.errors import RunError
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.record import Line, Measure, Writer, ended
 from polypod.simulate.arriving import Arriving, Block, Listed, Looped
 from polypod.simulate.changes import changes
-from polypod.simulate.native.build import library
 from polypod.simulate.native.layout import (
     CHANGE,
     ENTRY,
@@ -45,6 +45,7 @@ class Progress:
     now_s: float
     events: int
     live: int  # requests that wait or run
+    batch_changes: int = 0  # stretches of equal steps that engines have begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +109,17 @@ class Core:
         self._check(self._library.core_leave(self._core))
 
     def progress(self) -> Progress:
-        now_s, events, live = ctypes.c_double(), ctypes.c_int64(), ctypes.c_int64()
-        self._library.core_now(self._core, *(ctypes.byref(one) for one in (now_s, events, live)))
-        return Progress(now_s=now_s.value, events=events.value, live=live.value)
+        now_s, events, live, changes = (
+            ctypes.c_double(),
+            ctypes.c_int64(),
+            ctypes.c_int64(),
+            ctypes.c_int64(),
+        )
+        told = (now_s, events, live, changes)
+        self._library.core_now(self._core, *(ctypes.byref(one) for one in told))
+        return Progress(
+            now_s=now_s.value, events=events.value, live=live.value, batch_changes=changes.value
+        )
 
     def totals(self, replica: int) -> list[float]:
         """`MEASURES` and `CACHE_MEASURES` of one replica; asked once, at the end."""
@@ -271,7 +280,7 @@ def _declared(core: ctypes.CDLL) -> ctypes.CDLL:
         "core_outcomes": (whole, [pointer, pointer]),
         "core_leave": (ctypes.c_int, [pointer]),
         "core_drained": (None, [pointer]),
-        "core_now": (None, [pointer] * 4),
+        "core_now": (None, [pointer] * 5),
         "core_totals": (None, [pointer, whole, pointer]),
     }
     for name, (result, arguments) in types.items():

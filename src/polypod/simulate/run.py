@@ -384,6 +384,8 @@ def header(scenario: Scenario, share: float = 1.0) -> Header:
         trace_sha256=scenario.trace_sha256 or _trace_sha256(scenario),
         seed=scenario.seed,
         sample=None if share == 1.0 else share,
+        gateway=scenario.gateway,
+        gateways=scenario.gateways,
     )
 
 

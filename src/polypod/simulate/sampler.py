@@ -15,6 +15,7 @@ from polypod.simulate.series import (
     Draw,
     Floats,
     Watch,
+    site_lines,
     slowdown,
     tick_lines,
     tier_lines,
@@ -50,6 +51,7 @@ class Sampler:
             rows[self._pools.index(up.pool)] += self._row(up, at_s)
         pools = [(pool, pool in self._watch.draws) for pool in self._pools]
         yield from tick_lines(at_s, pools, rows, self._before, queues, self._slowdowns)
+        yield from site_lines((self.last_s, at_s), pools, rows, self._watch.site)
         yield from tier_lines(at_s, self._tiers, tier_bytes, self._bytes_before)
         self._before, self.last_s, self._bytes_before = rows, at_s, tier_bytes
         self._ticks += 1

@@ -76,6 +76,8 @@ class Scenario:
     )
     ways: Ways | None = None  # what caches share beside their ends' own links
     plan: dict[str, Any] | None = None  # where the replicas come from; only told in the record
+    gateway: int | None = None  # which of how many parts of a run this is; only told in the record
+    gateways: int | None = None
 
     @cached_property
     def block_tokens(self) -> dict[str, int]:

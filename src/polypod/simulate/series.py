@@ -4,9 +4,15 @@ A replica that is busy a share p of an interval with prompts and a share d with 
 
     idle + ((prompt - idle) * p + (decode - idle) * d) / f^2
 
-where f is how many times as long its steps take under a power cap: a chip's dynamic power falls about with the square of its clock (between the first
-power, at a fixed voltage, and the third, where voltage follows the clock). Under a cap the steps of the interval that comes take as many
+where f is how many times as long its steps take under a power cap. Under a cap the steps of the interval that comes take as many
 times as long as would have held the last one, and `MOST_SLOWDOWN` at most.
+
+The exponent is that of power over clock, between 1 at a fixed voltage and 3 where voltage follows the clock. Measured, it falls with depth. Prompts on RTX 3090
+capped from 350 W to 300, 250, 200 and 150 W run at 0.943, 0.853, 0.601 and 0.258 of their speed
+(https://llmgarage.ai/power-limit-tokens-per-second-benchmark): exponents of 2.9, 2.4, 1.2 and 0.7 over 30 W idle. With 2 the speed is 3 % too low at 300 and 250 W,
+a fifth too high at 200 W, and more than twice too high at 150 W, where no sensible cap is. Decode waits for memory and loses less: LLaMA 65B on A100 capped from
+250 to 175 W took 6 to 7 % longer for 23 % less energy (https://arxiv.org/abs/2310.03003), an exponent of 6 to 7; from 2842 to 180 MHz
+decode takes 1 to 6 % longer (https://arxiv.org/abs/2501.08219). So under a cap decode is slowed more here than it would be.
 """
 
 import math
@@ -19,6 +25,7 @@ from numpy.typing import NDArray
 
 from polypod.errors import InputError
 from polypod.record import Measure
+from polypod.simulate.cooling import Site
 
 Floats = NDArray[np.float64]
 
@@ -32,6 +39,10 @@ SINCE: Final = ("busy_s", "prompt_busy_s", "prompt_tokens", "output_tokens")
 """Of a pool in the interval: seconds summed over its replicas, tokens computed and given."""
 
 COLUMNS: Final = (*NOW, *SINCE, "watts")
+
+
+SITE: Final = "site"
+"""What measures with cooling are of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +70,7 @@ class Watch:
     interval_s: float
     draws: Mapping[str, Draw] = field(default_factory=dict)
     caps: tuple[Cap, ...] = ()
+    site: Site | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.interval_s < math.inf:
@@ -115,6 +127,29 @@ def tick_lines(
         yield Measure(at_s=at_s, of=model, name="queue", value=float(waiting))
     for cap, factor in slowdowns.items():
         yield Measure(at_s=at_s, of=cap, name="slowdown", value=factor)
+
+
+def site_lines(
+    span_s: tuple[float, float], pools: Sequence[tuple[str, bool]], rows: Floats, site: Site | None
+) -> Iterator[Measure]:
+    """The lines of the site of one interval, from its first to its last second: the weather at its end, PUE, watts with cooling, kg of CO2 since.
+
+    They follow from the time and the pools' watts alone, so that every driver says the same.
+    """
+    began_s, at_s = span_s
+    watts = {
+        pool: float(row[-1])
+        for (pool, has_power), row in zip(pools, rows, strict=True)
+        if has_power
+    }
+    if site is None or not watts:
+        return
+    site_w, it_w = site.site_w(watts, at_s), sum(watts.values())
+    found = {"pue": site_w / it_w, "site_watts": site_w, "co2_kg": site.co2_kg(site_w, at_s - began_s)}  # fmt: skip
+    if site.outside is not None:
+        found["outside_celsius"] = site.outside.celsius(at_s)
+    for name, value in found.items():
+        yield Measure(at_s=at_s, of=SITE, name=name, value=value)
 
 
 def tier_lines(

@@ -44,6 +44,7 @@ def arrivals(trace: Trace, model: str = "") -> tuple[Arrival, ...]:
         trace.input_tokens.tolist(),
         trace.output_tokens.tolist(),
         trace.priority.tolist(),
+        trace.max_output_tokens.tolist(),
         trace.tenant.tolist(),
         sessions,
         starts[:-1],
@@ -56,12 +57,13 @@ def arrivals(trace: Trace, model: str = "") -> tuple[Arrival, ...]:
             model=models[of],
             input_tokens=asked,
             output_tokens=answered,
+            max_output_tokens=most or None,
             priority=priority,
             tenant=trace.tenants[tenant],
             session=session,
             prefix_hashes=tuple(hashes[start:end]),
         )
-        for at_s, of, asked, answered, priority, tenant, session, start, end in rows
+        for at_s, of, asked, answered, priority, most, tenant, session, start, end in rows
     )
 
 
@@ -74,6 +76,7 @@ def one_arrival(trace: Trace, at: int, model: str) -> Arrival:
         model=trace.models[int(trace.model[at])] or model,
         input_tokens=int(trace.input_tokens[at]),
         output_tokens=int(trace.output_tokens[at]),
+        max_output_tokens=int(trace.max_output_tokens[at]) or None,
         priority=int(trace.priority[at]),
         tenant=trace.tenants[int(trace.tenant[at])],
         session=None if session < 0 else session,

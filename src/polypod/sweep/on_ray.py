@@ -15,14 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
-from polypod.catalog.load import FOLDERS_VARIABLE, known_names
+from polypod.catalog.load import FOLDERS_VARIABLE
 from polypod.errors import InputError, RunError
-from polypod.plan.sweep import Point, Row
-from polypod.plan.version import data_version
+from polypod.plan.sweep import Row
 from polypod.sweep.pool import TICK_S
-from polypod.sweep.work import Result, gave_up, work
+from polypod.sweep.work import PLANS, Kind, Result, gave_up, versions, work
 
 RETRIES: Final = 3
 
@@ -35,43 +32,44 @@ _MOST_SAID: Final = 200
 _CONNECT_S: Final = 5.0
 
 
-def task(point: Point, version: str) -> Row | None:
+def task(point: Any, version: str, kind: Kind = PLANS) -> Row | None:  # noqa: ANN401 (a point of any kind)
     """The answer; None on a node that would answer from other data."""
-    return work(point) if data_version([point.model]) == version else None
+    return work(point, kind) if versions(kind, [point])[point] == version else None
 
 
 class RayRunner:
     """A `Runner` on a cluster: `auto` for the one this machine belongs to, else its address."""
 
-    def __init__(self, address: str, jobs: int | None = None) -> None:
+    def __init__(self, address: str, jobs: int | None = None, kind: Kind = PLANS) -> None:
         if find_spec("ray") is None:
             msg = "--ray needs Ray, which is not installed; pip install 'polypod[ray]', or leave --ray out"
             raise InputError(msg)
         self.address = address
         self.jobs = jobs
+        self.kind = kind
 
-    def __call__(self, points: Sequence[Point]) -> Generator[list[Result], None, None]:
+    def __call__(self, points: Sequence[Any]) -> Generator[list[Result], None, None]:
         import ray
 
         with redirect_stdout(_Aside()):
             yield from self._results(ray, points)
 
-    def _results(self, ray: Any, points: Sequence[Point]) -> Generator[list[Result], None, None]:  # noqa: ANN401 (a module that need not be there)
+    def _results(self, ray: Any, points: Sequence[Any]) -> Generator[list[Result], None, None]:  # noqa: ANN401 (a module that need not be there)
         self._connect(ray)
         head = ray.get_runtime_context().gcs_address
         remote = ray.remote(task).options(max_retries=RETRIES, num_cpus=1)
-        versions = {name: data_version([name]) for name in {point.model for point in points}}
+        found = versions(self.kind, points)
         waiting = iter(points)
-        running: dict[Any, Point] = {}
+        running: dict[Any, Any] = {}
         try:
             while True:
                 wait_for_head(head)
                 for point in _next(waiting, self._room(ray) - len(running)):
-                    running[remote.remote(_sent(point), versions[point.model])] = point
+                    running[remote.remote(self.kind.sent(point), found[point], self.kind)] = point
                 if not running:
                     return
                 ready, _ = ray.wait(list(running), num_returns=len(running), timeout=TICK_S)
-                yield [_result(ray, ref, running.pop(ref)) for ref in ready]
+                yield [_result(ray, ref, running.pop(ref), self.kind) for ref in ready]
         finally:
             ray.shutdown()
 
@@ -126,18 +124,11 @@ def _absolute(paths: str) -> str:
     return os.pathsep.join(str(Path(path).absolute()) for path in paths.split(os.pathsep))
 
 
-def _sent(point: Point) -> Point:
-    """The point as a process that runs elsewhere understands it: a model's own file by its whole path."""
-    if point.model.casefold() in known_names() or not Path(point.model).exists():
-        return point
-    return msgspec.structs.replace(point, model=str(Path(point.model).resolve()))
-
-
-def _next(waiting: Iterator[Point], most: int) -> list[Point]:
+def _next(waiting: Iterator[Any], most: int) -> list[Any]:
     return [point for _, point in zip(range(most), waiting, strict=False)]
 
 
-def _result(ray: Any, ref: Any, point: Point) -> Result:  # noqa: ANN401
+def _result(ray: Any, ref: Any, point: Any, kind: Kind) -> Result:  # noqa: ANN401
     try:
         row: Row | None = ray.get(ref)
     except ray.exceptions.RayTaskError as error:  # Polypod is not there, or another one
@@ -145,8 +136,8 @@ def _result(ray: Any, ref: Any, point: Point) -> Result:  # noqa: ANN401
         msg = f"a node of the cluster cannot answer: {why}; install the same Polypod on every node"
         raise RunError(msg) from error
     except ray.exceptions.RayError as error:
-        return point, gave_up(point, f"its worker died {RETRIES + 1} times ({type(error).__name__})")  # fmt: skip
+        return point, gave_up(point, f"its worker died {RETRIES + 1} times ({type(error).__name__})", kind)  # fmt: skip
     if row is None:
-        msg = f"a node of the cluster would answer {point.model} from another Polypod or catalog; give every node the same"
+        msg = f"a node of the cluster would answer {point} from another Polypod, catalog or file; give every node the same"
         raise RunError(msg)
-    return point, row | {"model": point.model}
+    return point, row | kind.asked(point)

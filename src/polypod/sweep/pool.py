@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from threading import current_thread, main_thread
-from typing import Final
+from typing import Any, Final
 
 from polypod.errors import RunError
-from polypod.plan.sweep import Point, Row
-from polypod.sweep.work import MOST_DEATHS, Result, gave_up, work
+from polypod.plan.sweep import Row
+from polypod.sweep.work import MOST_DEATHS, PLANS, Kind, Result, gave_up, work
 
 TICK_S: Final = 1.0
 """How long to wait for a result before yielding none."""
@@ -31,17 +31,17 @@ _READY: Final = "ready"
 class _Worker:
     """A process, its pipe, and the point it is at."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs,), daemon=True)
-        _start_deaf(self.process)
+        self.process = spawn.Process(target=serve, args=(theirs, kind), daemon=True)
+        start_deaf(self.process)
         self.pid = self.process.pid or 0
         theirs.close()
-        self.point: Point | None = None
+        self.point: Any = None
         self.is_ready = False
 
-    def give(self, point: Point) -> None:
+    def give(self, point: Any) -> None:  # noqa: ANN401 (a point of any kind)
         """Send it a point; that it is dead shows when the answer is asked for."""
         self.point = point
         try:
@@ -64,7 +64,7 @@ class _Worker:
         self.pipe.close()
 
 
-def _start_deaf(process: SpawnProcess) -> None:
+def start_deaf(process: SpawnProcess) -> None:
     """Start a process that does not hear Ctrl-C from its first moment on: it is the parent's to hear, once the process has all it needs to start.
 
     The mask is inherited. It is of this thread alone, and another may hear the signal for all: hence the handler.
@@ -94,12 +94,12 @@ def _heard_later() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def serve(pipe: Connection) -> None:
+def serve(pipe: Connection, kind: Kind = PLANS) -> None:
     """A worker's life: answer points until the pipe ends."""
     try:
         pipe.send(_READY)
         while True:
-            pipe.send(work(pipe.recv()))
+            pipe.send(work(pipe.recv(), kind))
     except (EOFError, OSError):
         return
 
@@ -107,11 +107,12 @@ def serve(pipe: Connection) -> None:
 class Pool:
     """A `Runner` on so many processes."""
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, kind: Kind = PLANS) -> None:
         self.jobs = jobs
+        self.kind = kind
         self._workers: list[_Worker] = []
-        self._waiting: deque[Point] = deque()
-        self._deaths: Counter[Point] = Counter()
+        self._waiting: deque[Any] = deque()
+        self._deaths: Counter[Any] = Counter()
         self._deaths_in_a_row = 0
         self._was_ready = False
 
@@ -120,11 +121,11 @@ class Pool:
         """Processes that are at a point."""
         return [one.pid for one in self._workers if one.point is not None]
 
-    def __call__(self, points: Sequence[Point]) -> Generator[list[Result], None, None]:
+    def __call__(self, points: Sequence[Any]) -> Generator[list[Result], None, None]:
         self._waiting.extend(points)
         try:
             for _ in range(min(self.jobs, len(points))):
-                self._workers.append(_Worker())  # each is ended should the next not start
+                self._workers.append(_Worker(self.kind))  # each is ended should the next not start
             while self._waiting or self.at_work:
                 heard = {
                     one.pipe: one
@@ -170,12 +171,12 @@ class Pool:
             raise RunError(msg)
         self._workers.remove(dead)
         dead.end()
-        self._workers.append(_Worker())
+        self._workers.append(_Worker(self.kind))
 
-    def _lost(self, point: Point) -> Row | None:
+    def _lost(self, point: Any) -> Row | None:  # noqa: ANN401
         """None where the point may be tried again."""
         self._deaths[point] += 1
         if self._deaths[point] < MOST_DEATHS:
             self._waiting.append(point)
             return None
-        return gave_up(point, f"its worker was killed {MOST_DEATHS} times")
+        return gave_up(point, f"its worker was killed {MOST_DEATHS} times", self.kind)

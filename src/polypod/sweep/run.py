@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import Protocol
+from typing import Any, Protocol
 
-from polypod.plan.sweep import Point, Row
+from polypod.plan.sweep import Row
 from polypod.sweep.store import Store
 from polypod.sweep.work import Runner
 
@@ -18,7 +18,7 @@ class Watch(Protocol):
 
 
 def run(
-    keys: Mapping[Point, str], finished: Mapping[str, Row], runner: Runner, store: Store | None, watch: Watch
+    keys: Mapping[Any, str], finished: Mapping[str, Row], runner: Runner, store: Store | None, watch: Watch
 ) -> list[Row]:  # fmt: skip
     """The rows of all points, in their order; `finished` are rows by key that need not be worked off."""
     rows = dict(finished)

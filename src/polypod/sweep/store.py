@@ -12,13 +12,13 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import msgspec
 
 from polypod.errors import FileError, RunError
-from polypod.plan.sweep import Point, Row
-from polypod.plan.version import data_version
+from polypod.plan.sweep import Row
+from polypod.sweep.work import PLANS, Kind, versions
 
 
 class _Line(msgspec.Struct):
@@ -26,12 +26,11 @@ class _Line(msgspec.Struct):
     row: Row
 
 
-def keys_of(points: Sequence[Point]) -> dict[Point, str]:
+def keys_of(points: Sequence[Any], kind: Kind = PLANS) -> dict[Any, str]:
     """What the answer of each point is kept under: nothing that could change the answer is left out."""
-    versions = {name: data_version([name]) for name in {point.model for point in points}}
     return {
-        point: sha256(msgspec.json.encode([point, versions[point.model]])).hexdigest()[:32]
-        for point in points
+        point: sha256(msgspec.json.encode([point, version])).hexdigest()[:32]
+        for point, version in versions(kind, points).items()
     }
 
 

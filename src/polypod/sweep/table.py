@@ -1,7 +1,7 @@
 """The finished sweep as one file, whole or not at all: Parquet with the extra `sweep`, CSV without."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,14 +25,14 @@ def check_file(path: Path) -> None:
         raise InputError(msg)
 
 
-def check_columns(text: str | None) -> list[str]:
+def check_columns(text: str | None, columns: Mapping[str, type] = COLUMNS) -> list[str]:
     """The columns asked for, all of them where none is. Raises `InputError` for one that is none."""
     if text is None:
-        return list(COLUMNS)
+        return list(columns)
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in COLUMNS:
-            msg = f"--columns: a sweep has no column {name!r}; it has {', '.join(COLUMNS)}"
+        if name not in columns:
+            msg = f"--columns: a sweep has no column {name!r}; it has {', '.join(columns)}"
             raise InputError(msg)
     return names
 
@@ -41,12 +41,14 @@ def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return csv_text(columns, [[row[name] for name in columns] for row in rows])
 
 
-def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Write the file under another name, then give it its own. Raises `RunError`, a file that was there before then still whole."""
+def write_table(
+    path: Path, rows: Sequence[Row], columns: Sequence[str], kinds: Mapping[str, type] = COLUMNS
+) -> None:
+    """Write the file under another name, then give it its own; `kinds` are of the columns. Raises `RunError`, a file that was there before then still whole."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.suffix == ".parquet":
-            _write_parquet(part, rows, columns)
+            _write_parquet(part, rows, {name: kinds[name] for name in columns})
         else:
             part.write_text(as_csv(rows, columns) + "\n", encoding="utf-8")
         part.replace(path)
@@ -57,12 +59,12 @@ def write_table(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None
         raise RunError(msg) from error
 
 
-def _write_parquet(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+def _write_parquet(path: Path, rows: Sequence[Row], columns: Mapping[str, type]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     schema = pa.schema(
-        [(name, kinds[COLUMNS[name]]) for name in columns], metadata={"polypod": __version__}
+        [(name, kinds[kind]) for name, kind in columns.items()], metadata={"polypod": __version__}
     )
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")

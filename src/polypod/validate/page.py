@@ -5,6 +5,7 @@ from typing import Final
 
 from polypod.cost.bands import METRICS
 from polypod.report.export import markdown_text
+from polypod.validate.beside import Beside
 from polypod.validate.held_out import HeldOut
 from polypod.validate.point_bands import PredictedPoint, tallies
 from polypod.validate.rows import Refused
@@ -20,9 +21,11 @@ def page(
     left_out: dict[str, Sequence[Scored]],
     few: HeldOut,
     points: Sequence[PredictedPoint],
+    of_play: Sequence[Beside],
 ) -> str:
-    """All tables. `left_out` are rows of one system, predicted without that system's own kernels; `few` are those of cells calibrated on three rows each."""
+    """All tables. `left_out` are rows of one system, predicted without that system's own kernels; `few` are those of cells calibrated on three rows each, `of_play` scores of rows played request by request."""
     parts = [_HEAD, "## In all", _overall(scored), _BANDS]
+    parts += ["## Played request by request", _PLAYED, _beside(of_play)]
     parts += ["## With a system left out", _LEFT_OUT]
     parts.append(_table("left out", {name: list(rows) for name, rows in left_out.items()}))
     parts += ["## With three rows of one's own", _few(few)]
@@ -44,6 +47,18 @@ def _farthest(scored: Sequence[Scored]) -> str:
         for one, ratio in worst(scored, metric, 10)
     ]  # fmt: skip
     return markdown_text(("metric", "predicted over measured", "system", "engine", "model", "clients", "line", "reason"), rows)  # fmt: skip
+
+
+def _beside(lines: Sequence[Beside]) -> str:
+    rows = [
+        (
+            one.name, one.metric.upper(), one.formula.n, f"{one.formula.median_abs_error:.1%}", f"{one.formula.within_20:.0%}", f"{one.formula.bias:+.1%}",
+            f"{one.of_play.median_abs_error:.1%}", f"{one.of_play.within_20:.0%}", f"{one.of_play.bias:+.1%}",
+        )
+        for one in lines
+    ]  # fmt: skip
+    header = ("rows", "metric", "n", "median, formula", "within 20 %", "bias", "median, played", "within 20 %", "bias")  # fmt: skip
+    return markdown_text(header, rows)
 
 
 def _few(few: HeldOut) -> str:
@@ -168,6 +183,13 @@ how often a scheduler looks for prompts, waits for a batch) is taken from the sc
 _BANDS = """\
 A band is the range that should hold four of five measurements; its ends are the 10th and 90th percentile of measured over predicted of each kind of row
 (`src/polypod/cost/data/bands.toml`), so its coverage here is in sample too."""
+
+_PLAYED = """\
+`polypod validate --simulate` plays each row's benchmark on the emulated engines: its clients go round, request by request, with the same step times, lengths drawn as the
+benchmark draws them, a cache as large as the memory leaves, and what scripts and engines' defaults say of scheduling
+(`src/polypod/validate/scheduling.py`). Of the constants above it takes the 20 ms and the launching of kernels over from the closed form, as a wait before the engine; how long a
+prompt waits for others comes of the play, where the formula has a constant for dumps (1.2 prompts) and one for sweeps (2.7). Dumps are InferenceX's runs, sweeps NVIDIA's.
+Only rows that were played are in either column."""
 
 _POINTS = """\
 From papers, blogs, documentation and continuous integration, each under the conditions that its source states; what is assumed is said. The band of a

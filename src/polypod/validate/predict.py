@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
+import msgspec
+
 from polypod.catalog.load import entry_id, load_accelerator, load_model
 from polypod.catalog.topology import loose_tiers
 from polypod.cost.bands import Band, band_of
@@ -19,7 +21,9 @@ from polypod.engine.settings import NOTHING, EngineArgs, Move, behaviour_of, loa
 from polypod.errors import InputError, PolypodError
 from polypod.validate.names import model_name, system_name
 from polypod.validate.own import under
+from polypod.validate.played import Played, Worker, play_load
 from polypod.validate.rows import DRAWN_LENGTHS, Row, Workers
+from polypod.validate.scheduling import cache_of, scheduled
 from polypod.workload.config import read_model
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.model import Model
@@ -75,6 +79,37 @@ def predict(
     )
     fits = own_fits() if own and chip.id not in without else {}
     return under(fits.get(group_of(row)), found, row) if fits else found
+
+
+def played(
+    row: Row, *, without: frozenset[str] = frozenset(), said: EngineArgs = NOTHING
+) -> Played:
+    """The row's benchmark played request by request, where `predict` has a formula.
+
+    Raises `InputError` as it does, and where a request does not fit into the cache.
+    """
+    chip = load_accelerator(system_name(row.system))
+    name = model_name(row.model)
+    made = _made_of(row, chip.id, name, without)
+    known = said.over(conditions(row, name))
+    formula = _times(row, name, made, known)
+    load = _load(row, known)
+    behaviour = behaviour_of(known, model_of(name), row.backend, row.concurrency)
+    steps = scheduled(row, behaviour)
+    if said.max_num_batched_tokens is not None:
+        steps = replace(steps, step_tokens=behaviour.step_tokens)
+    kv = cache_of(row, made[0].deployment.precision.kv)
+    counts = (1,) if row.prefill is None or row.decode is None else (row.prefill.count, row.decode.count)  # fmt: skip
+    workers = tuple(
+        Worker(
+            step=one.step,
+            rank_tokens=one.rank_tokens(load, kv),
+            count=count,
+            token_transfer_s=one.token_transfer_s,
+        )
+        for one, count in zip(made, counts, strict=True)
+    )
+    return play_load(workers, load, steps, formula)
 
 
 def kind_of(row: Row) -> str:
@@ -136,6 +171,12 @@ class _Made:
     step: StepTime
     calibration: Calibration
     token_transfer_s: float
+    deployment: Deployment
+
+    def rank_tokens(self, load: Load, kv: str) -> float:
+        """Cached tokens that a data-parallel rank has room for, a token of `kv`."""
+        precision = msgspec.structs.replace(self.deployment.precision, kv=kv)
+        return replace(self.deployment, precision=precision).memory().tokens_of(load.context_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +222,7 @@ def _made(key: _Key) -> _Made:
         compute = wide  # widened in the kernel: weights of 8 bits alone
     precision = Precision(weights=key.weights, kv=key.kv, compute=compute)
     deployment = Deployment.make(model, key.layout, precision, rank)
-    return _Made(deployment.step_time(), rank.calibration, deployment.transfer_s(1.0))
+    return _Made(deployment.step_time(), rank.calibration, deployment.transfer_s(1.0), deployment)
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ from importlib import resources
 
 from polypod.engine.settings import NOTHING, EngineArgs
 from polypod.errors import PolypodError
+from polypod.validate.beside import by_kind, paired
 from polypod.validate.held_out import held_out
 from polypod.validate.names import system_name
 from polypod.validate.page import kinds, page
@@ -67,4 +68,5 @@ def shipped_page() -> str:
         left_out |= {f"{system}, {name}": found for name, found in kinds(mine).items()}
     _, refused = shipped_rows()
     every = shipped_scored()
-    return page(every, refused, left_out, held_out(every), shipped_points())
+    pairs, _ = paired(every)
+    return page(every, refused, left_out, held_out(every), shipped_points(), by_kind(pairs))

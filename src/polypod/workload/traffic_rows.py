@@ -28,7 +28,7 @@ class Trace:
     """Requests in the order they arrive.
 
     Per request, n long each: `arrival_s`, `input_tokens`, `output_tokens`; `model` and `tenant`, places in `models` and `tenants`; `session`, a number from
-    0 on, or -1 for none; `priority`, the higher the sooner. The prompt's blocks of `block_tokens` tokens are
+    0 on, or -1 for none; `priority`, the higher the sooner; `max_output_tokens`, where the client cuts its answer, 0 where it does not. The prompt's blocks of `block_tokens` tokens are
     `block_hashes[block_starts[i] : block_starts[i + 1]]`, first block first: a hash stands for its block and all before it, so equal hashes are
     equal prefixes. The last block may be cut short by the prompt's end. `block_starts` is n + 1 long, `block_tokens` is 0 where nothing is known of
     prefixes. `sha256` is of the bytes of the file it comes from.
@@ -47,13 +47,14 @@ class Trace:
     tenants: tuple[str, ...] = ("",)
     session: Counts = field(default_factory=_not_given)
     priority: Counts = field(default_factory=_not_given)
+    max_output_tokens: Counts = field(default_factory=_not_given)
     block_hashes: Counts = field(default_factory=_not_given)
     block_starts: Counts = field(default_factory=_not_given)
     block_tokens: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
-        defaults = {"model": 0, "tenant": 0, "session": -1, "priority": 0}
+        defaults = {"model": 0, "tenant": 0, "session": -1, "priority": 0, "max_output_tokens": 0}
         for key, default in defaults.items():
             if not len(getattr(self, key)):
                 object.__setattr__(self, key, np.full(n, default, dtype=np.int64))
@@ -98,6 +99,7 @@ _PER_REQUEST = (
     "tenant",
     "session",
     "priority",
+    "max_output_tokens",
 )
 
 

@@ -1,1 +1,1 @@
-"""The compiled driver: C over arrays, the same record as `simulate.run` byte for byte."""
+"""The compiled driver's arrays: the core's structs as numpy sees them, and its log as lines of a record."""

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from polypod.engine.native.structs import KIND, REPLICA, struct
 from polypod.engine.replica import PLAIN
 from polypod.errors import InputError
 from polypod.policy.events import ReplicaUp
@@ -26,52 +27,30 @@ Name = TypeVar("Name", bound=Hashable)
 NONE: Final = -1
 
 
-def _dtype(whole: str, real: str, order: str | None = None) -> np.dtype[Any]:
-    """Eight bytes a field: whole numbers and floats, in the order they stand in."""
-    kinds = dict.fromkeys(whole.split(), "i8") | dict.fromkeys(real.split(), "f8")
-    names = order.split() if order else list(kinds)
-    return np.dtype([(name, kinds[name]) for name in names])
-
-
-KIND: Final = _dtype(
-    "first_knot knots data_ranks stages budget",
-    "kv_token_s pair_s sequence_s",
-    "first_knot knots kv_token_s pair_s sequence_s data_ranks stages budget",
-)
-REPLICA: Final = _dtype(
-    "model pool kind context_tokens kv_capacity_tokens max_sequences max_step_tokens exclusive_prefill has_power cap "
-    "role pool_bit to_pools hbm_host_tokens host_blocks remote remote_blocks",
-    "tokens_per_step drafts draft_share prefix_hits slowdown idle_w prompt_w decode_w kv_token_bytes kv_link_bytes_per_s kv_link_latency_s "
-    "imbalance_cv block_bytes host_bytes_per_s remote_bytes_per_s remote_latency_s port_bytes_per_s",
-    "model pool kind context_tokens kv_capacity_tokens max_sequences max_step_tokens tokens_per_step drafts draft_share "
-    "prefix_hits exclusive_prefill slowdown has_power cap idle_w prompt_w decode_w "
-    "role pool_bit to_pools kv_token_bytes kv_link_bytes_per_s kv_link_latency_s imbalance_cv "
-    "hbm_host_tokens host_blocks remote remote_blocks block_bytes host_bytes_per_s remote_bytes_per_s remote_latency_s port_bytes_per_s",
-)
-CAP: Final = _dtype(
+CAP: Final = struct(
     "first_replica replicas", "limit_w idle_w", "limit_w idle_w first_replica replicas"
 )
-SERVICE: Final = _dtype(
+SERVICE: Final = struct(
     "context_tokens block_tokens is_hashed",
     "mean_output_tokens",
     "context_tokens mean_output_tokens block_tokens is_hashed",
 )
-SETTINGS: Final = _dtype(
+SETTINGS: Final = struct(
     "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths log pools caps sample_below prefix_blocks remotes "
     "ways way_tiers tiers exact_caches",
     "queue_wait_s retry_fraction breaker_open_s interval_s",
     "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths queue_wait_s retry_fraction breaker_open_s "
     "log pools caps sample_below interval_s prefix_blocks remotes ways way_tiers tiers exact_caches",
 )
-WAY_STEP: Final = _dtype("way instance first tier", "")
-CHANGE: Final = _dtype("replica what epoch", "at_s factor", "at_s replica what epoch factor")
-ARRIVAL: Final = _dtype(
+WAY_STEP: Final = struct("way instance first tier", "")
+CHANGE: Final = struct("replica what epoch", "at_s factor", "at_s replica what epoch factor")
+ARRIVAL: Final = struct(
     "model tenant input_tokens output_tokens max_output_tokens priority first_hash hashes",
     "at_s patience_s",
     "at_s patience_s model tenant input_tokens output_tokens max_output_tokens priority first_hash hashes",
 )
-ENTRY: Final = _dtype("word request attempt replica epoch count slot", "at_s first second")
-OUTCOME: Final = _dtype(
+ENTRY: Final = struct("word request attempt replica epoch count slot", "at_s first second")
+OUTCOME: Final = struct(
     "request status attempts replica prefill_replica input_tokens output_tokens model tenant",
     "arrival_s placed_s prefilled_s first_s end_s predicted_first_s",
 )
@@ -91,7 +70,7 @@ ENDED_WELL: Final = 0
 ENDED_GONE: Final = 1000
 NOT_ENDED: Final = 1001
 
-_SAMPLE: Final = 2
+_ALL, _SAMPLE = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,8 +169,8 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
 
 def _log(share: float, pools: int, caps: int) -> tuple[int, int, int, int]:
     """What is written down, how many pools and caps there are, and below which number a request is in the sample."""
-    if share in (0.0, 1.0):
-        return int(share), pools, caps, 0
+    if share == 1.0:
+        return _ALL, pools, caps, 0
     return _SAMPLE, pools, caps, _signed(int(share * 2**64))
 
 
@@ -279,7 +258,7 @@ def _limits(up: ReplicaUp) -> tuple[Any, ...]:
     engine = up.engine or PLAIN
     return (
         up.context_tokens, up.kv_capacity_tokens, up.max_sequences, up.max_step_tokens, engine.tokens_per_step, engine.drafts,
-        engine.draft_share, engine.prefix_hits, engine.exclusive_prefill,
+        engine.draft_share, engine.prefix_hits, engine.exclusive_prefill, engine.schedules_ahead, engine.whole_prompts, engine.balance_steps,
     )  # fmt: skip
 
 
@@ -291,7 +270,7 @@ def arrival_rows(trace: Trace, models: Sequence[str]) -> tuple[Rows, Integers]:
     rows["model"] = np.array([numbers.get(name, NONE) for name in trace.models])[trace.model]
     rows["tenant"], rows["priority"] = trace.tenant, trace.priority
     rows["input_tokens"], rows["output_tokens"] = trace.input_tokens, trace.output_tokens
-    rows["max_output_tokens"] = NONE
+    rows["max_output_tokens"] = np.where(trace.max_output_tokens, trace.max_output_tokens, NONE)
     rows["first_hash"], rows["hashes"] = trace.block_starts[:-1], trace.num_blocks
     return rows, np.ascontiguousarray(trace.block_hashes)
 

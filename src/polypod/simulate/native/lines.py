@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -34,7 +35,7 @@ from polypod.policy.events import (
 from polypod.record import Measure, Step
 from polypod.simulate.native.layout import WORDS, Encoded, Rows
 from polypod.simulate.scenario import Scenario
-from polypod.simulate.series import COLUMNS, Floats, tick_lines, tier_lines
+from polypod.simulate.series import COLUMNS, Floats, site_lines, tick_lines, tier_lines
 from polypod.simulate.trace import Arrival, arrived
 
 Row = tuple[int, int, int, int, int, int, int, float, float, float]
@@ -62,6 +63,8 @@ class Lines:
         watch = scenario.watch
         draws = () if watch is None else watch.draws
         self._pools = [(pool, pool in draws) for pool in encoded.pools]
+        self._site = None if watch is None else watch.site
+        self._last_s = 0.0
         self._caps = [] if watch is None else [cap.name for cap in watch.caps]
         self._before = np.zeros((len(encoded.pools), len(COLUMNS)))
         self._tiers = () if scenario.ways is None else scenario.ways.tiers
@@ -75,7 +78,7 @@ class Lines:
         rows: list[Row] = entries.tolist()
         ends = iter(ticks.reshape(-1, self._width))
         starts = np.flatnonzero(entries["word"] < _FIRST_ACTION).tolist()
-        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        for start, end in pairwise([*starts, len(rows)]):
             if rows[start][0] == _TICK:
                 yield from self.tick(next(ends))
                 continue
@@ -91,17 +94,19 @@ class Lines:
         queues = row[1 + pools :][: len(self._models)].astype(int).tolist()
         first = 1 + pools + len(self._models)
         factors = row[first : first + len(self._caps)].tolist()
+        at_s = float(row[0])
         yield from tick_lines(
-            float(row[0]),
+            at_s,
             self._pools,
             now,
             self._before,
             dict(zip(self._models, queues, strict=True)),
             dict(zip(self._caps, factors, strict=True)),
         )
-        self._before = now
+        yield from site_lines((self._last_s, at_s), self._pools, now, self._site)
+        self._before, self._last_s = now, at_s
         bytes_now = row[first + len(self._caps) :].tolist()
-        yield from tier_lines(float(row[0]), self._tiers, bytes_now, self._bytes_before)
+        yield from tier_lines(at_s, self._tiers, bytes_now, self._bytes_before)
         self._bytes_before = bytes_now
 
     def _event(self, row: Row) -> AnyEvent:

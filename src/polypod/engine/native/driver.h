@@ -187,7 +187,6 @@ static void carry_out(Core *core, i64 from) {
 
 static Entry *begin_step(Core *core, i64 word, i64 request) {
     core->events++;
-    if (core->settings.log == LOG_NOTHING) core->log_count = 0;
     core->step_at = core->log_count;
     return write_entry(core, word, request, core->now_s);
 }
@@ -213,6 +212,7 @@ static void end_step(Core *core) {
     ask_for_wake(core);
     carry_out(core, core->step_at + 1);
     if (core->settings.log == LOG_SAMPLE) keep_sample(core);
+    if (core->settings.log == LOG_NOTHING) core->log_count = core->step_at; /* intervals' ends before it stay */
 }
 
 static Entry *begin_attempt(Core *core, i64 word, i32 slot) {

@@ -25,7 +25,7 @@ typedef struct {
     i64 model, pool, kind;
     i64 context_tokens, kv_capacity_tokens, max_sequences, max_step_tokens;
     double tokens_per_step, drafts, draft_share, prefix_hits;
-    i64 exclusive_prefill;
+    i64 exclusive_prefill, schedules_ahead, whole_prompts, balance_steps;
     double slowdown;
     i64 has_power, cap; /* NONE: under no cap */
     double idle_w, prompt_w, decode_w;
@@ -150,6 +150,7 @@ enum { S_WAITING, S_PREFILL, S_DECODE, S_HELD, S_OUT };
 
 typedef struct { /* a request inside an engine */
     i64 ticket, prompt_tokens, output_tokens, computed, finish_step, order, chunk;
+    double since_s; /* when it came */
     i32 request, replica, rank, prev, next, chunk_next, heap_at;
     u8 state, told_first, is_cancelled, ends_at_first, has_cache, is_scheduled;
     Hashes *hashes; /* or NULL */
@@ -201,6 +202,8 @@ typedef struct { /* one start of a replica's engine; the places are used again b
     Cancelled *cancelled;
     i64 cancelled_count, cancelled_room;
     Segment segment;
+    double seen_s; /* what came until then may be in the next step */
+    i64 waited; /* steps in which ranks without a prompt held up the others */
     double busy_s, prompt_busy_s;
     i64 computed_tokens, preemptions, prompt_tokens, output_tokens;
     double total_busy_s, total_prompt_busy_s, total_output_tokens;
@@ -275,7 +278,7 @@ typedef struct {
     const double *knot_tokens, *knot_seconds;
     const ReplicaSpec *replicas;
     double now_s;
-    i64 events, arrivals_heard, tickets, entries, serials;
+    i64 events, batch_changes, arrivals_heard, tickets, entries, serials;
     /* requests and sequences, with free lists through `live_next` and `next` */
     Request *request;
     i32 request_room, request_free, live_head, live_tail;

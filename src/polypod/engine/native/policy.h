@@ -396,12 +396,16 @@ static void serve_queues(Core *core) {
     for (i64 m = 0; m < core->settings.models; m++) {
         Service *service = &core->service[m];
         hand_over(core, service);
-        for (i32 slot = pop_expired(core, service, IN_HELD); slot != NONE; slot = core->request[slot].queue_next) {
+        i32 expired = pop_expired(core, service, IN_HELD);
+        for (i32 slot = expired; slot != NONE; slot = core->request[slot].queue_next) {
             stop_request(core, slot); /* which makes room for prompts */
             end_late(core, slot);
         }
+        if (expired != NONE) hand_over(core, service); /* they kept decode replicas from those behind them */
         serve(core, service);
-        for (i32 slot = pop_expired(core, service, IN_QUEUE); slot != NONE; slot = core->request[slot].queue_next) end_late(core, slot);
+        expired = pop_expired(core, service, IN_QUEUE);
+        for (i32 slot = expired; slot != NONE; slot = core->request[slot].queue_next) end_late(core, slot);
+        if (expired != NONE) serve(core, service); /* and these prefill replicas */
     }
 }
 

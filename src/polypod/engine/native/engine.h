@@ -426,6 +426,7 @@ static int admit(Core *core, Engine *engine, double at_s) {
     int came = 0;
     while (engine->waiting_list.head != NONE) {
         i32 one = engine->waiting_list.head;
+        if (core->sequence[one].since_s > engine->seen_s) break;
         i32 to = roomiest(engine);
         const Rank *rank = &engine->ranks[to];
         double need = rank_kv(engine, rank) + (double)rank->reserved + (double)core->sequence[one].prompt_tokens
@@ -477,7 +478,8 @@ static void make_chunks(Core *core, Engine *engine, i64 sequences, double *token
         for (i32 one = rank->prefilling.head; one != NONE; one = core->sequence[one].next) {
             Sequence *sequence = &core->sequence[one];
             i64 room = (i64)(budget - tokens);
-            if (room <= 0) break;
+            i64 left = sequence->prompt_tokens - sequence->computed;
+            if (room <= 0 || (count && engine->spec->whole_prompts && left > room)) break;
             sequence->chunk = chunk_of(core, engine, sequence, room);
             sequence->chunk_next = NONE;
             if (engine->chunk_tail == NONE) engine->chunk_head = one;
@@ -566,14 +568,39 @@ static double chunks_load_s(const Core *core, const Engine *engine) {
     return load_s(&engine->prefix, host, remote);
 }
 
+/* Whether prompts wait for ranks that have none; called once a step. */
+static int is_withheld(Engine *engine) {
+    i64 most = engine->spec->balance_steps, with_prompts = 0, decoding = 0, ranks = engine->kind->data_ranks;
+    if (!most || ranks == 1) return 0;
+    for (i64 r = 0; r < ranks; r++) {
+        with_prompts += engine->ranks[r].prompts > 0;
+        decoding += engine->ranks[r].sequences > 0;
+    }
+    engine->waited = with_prompts == ranks ? 0 : engine->waited + 1;
+    if (engine->waited >= most || decoding < ranks) engine->waited = 0;
+    return engine->waited > 0 && with_prompts > 0;
+}
+
+/* Whether the next in turn came too late for this step. */
+static int has_unseen(const Core *core, const Engine *engine) {
+    i32 head = engine->waiting_list.head;
+    return head != NONE && core->sequence[head].since_s > engine->seen_s;
+}
+
 static void compose(Core *core, Engine *engine, double at_s) {
     engine->segment.is_running = 0;
     if (engine->is_hung) return;
     double kv = preempt(core, engine), tokens, pairs;
     trim_blocks(core, engine, engine->given, 0);
+    if (!engine->spec->schedules_ahead || !(engine->decoders + engine->prefilling)) engine->seen_s = at_s;
     if (admit(core, engine, at_s)) kv = most_decode_kv(engine);
     i64 sequences = most_sequences(engine);
-    make_chunks(core, engine, sequences, &tokens, &pairs);
+    int withheld = is_withheld(engine);
+    if (withheld) {
+        engine->chunk_head = engine->chunk_tail = NONE;
+        tokens = engine->checked * (double)sequences;
+        pairs = 0.0;
+    } else make_chunks(core, engine, sequences, &tokens, &pairs);
     trim_blocks(core, engine, engine->given, 1);
     int has_chunks = engine->chunk_head != NONE;
     if (!has_chunks && !sequences) return;
@@ -581,9 +608,10 @@ static void compose(Core *core, Engine *engine, double at_s) {
     segment->is_running = 1;
     segment->decodes = !(has_chunks && engine->spec->exclusive_prefill);
     segment->start_s = at_s;
-    segment->steps = has_chunks ? 1 : steps_ahead(core, engine, sequences);
+    segment->steps = has_chunks || withheld || has_unseen(core, engine) ? 1 : steps_ahead(core, engine, sequences);
     double factor = engine->factor * imbalance_factor(engine, segment->steps);
     engine->segments++;
+    core->batch_changes++;
     double growth_s = engine->kind->kv_token_s * (double)sequences * engine->given * (1 + engine->drafting);
     double step_s = factor * engine_step_s(core, engine, tokens, pairs, kv, segment->decodes ? sequences : 0);
     double loads_s = chunks_load_s(core, engine);
@@ -620,6 +648,7 @@ static void change_batch(Core *core, Engine *engine, double at_s) {
 
 static void engine_submit(Core *core, Engine *engine, i32 one, double at_s) {
     int is_blocked = engine->waiting_list.head != NONE;
+    core->sequence[one].since_s = at_s;
     append(core, &engine->waiting_list, one);
     engine->waiting++;
     if (!is_blocked || is_between(engine, at_s)) change_batch(core, engine, at_s);
@@ -660,6 +689,7 @@ static i64 engine_advance(Core *core, Engine *engine, double to_s) {
     while (engine->segment.is_running && after_s(&engine->segment, engine->segment.steps) <= to_s) {
         Segment *segment = &engine->segment;
         double end_s = after_s(segment, segment->steps);
+        engine->seen_s = after_s(segment, segment->steps - 1);
         engine->busy_s += end_s - segment->start_s;
         if (engine->chunk_head != NONE) engine->prompt_busy_s += end_s - segment->start_s;
         if (segment->decodes) {
@@ -668,6 +698,7 @@ static i64 engine_advance(Core *core, Engine *engine, double to_s) {
             engine->computed_tokens += generated;
             engine->output_tokens += generated;
         }
+        if (engine->spec->balance_steps) engine->waited = (engine->waited + segment->steps - 1) % engine->spec->balance_steps;
         trim_blocks(core, engine, 0.0, 0);
         finish_decodes(core, engine, progress);
         end_chunks(core, engine, progress);
@@ -723,6 +754,8 @@ static void engine_start(Core *core, i32 replica, i32 epoch) {
     engine->active_head = engine->active_tail = engine->chunk_head = engine->chunk_tail = NONE;
     engine->heap_size = engine->cancelled_count = 0;
     engine->segment.is_running = 0;
+    engine->seen_s = 0.0;
+    engine->waited = 0;
     engine->busy_s = engine->prompt_busy_s = 0.0;
     engine->computed_tokens = engine->preemptions = engine->prompt_tokens = engine->output_tokens = 0;
 }

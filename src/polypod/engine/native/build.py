@@ -31,8 +31,9 @@ def compiler() -> str | None:
     )
 
 
+@cache
 def is_built() -> bool:
-    """Whether loading takes no compiling."""
+    """Whether loading takes no compiling, as of the first time that this is asked."""
     found = compiler()
     return found is not None and _kept(found).is_file()
 
@@ -46,6 +47,16 @@ def library() -> ctypes.CDLL:
         raise RunError(msg)
     kept = _kept(found)
     return ctypes.CDLL(str(kept if kept.is_file() else _compiled(found, kept)))
+
+
+def prepare() -> bool:
+    """Compile the core if it is not; whether it is there. For who has much to emulate, and can do without it."""
+    try:
+        library()
+    except RunError:
+        return False
+    is_built.cache_clear()
+    return True
 
 
 def _kept(found: str) -> Path:

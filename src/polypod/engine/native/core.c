@@ -1,6 +1,6 @@
 /* The compiled driver of `polypod simulate`: simulate/run.py, policy/ and engine/replica.py over arrays, decision for decision.
 
-   One translation unit, compiled at first use (simulate/native/build.py) without fast-math and without contraction, so that every figure is the
+   One translation unit, compiled at first use (engine/native/build.py) without fast-math and without contraction, so that every figure is the
    one that Python computes. Python makes a core, gives it changes of replicas and blocks of arrivals, and calls `core_run` until it
    is done, draining the log and the outcomes in between. */
 #include "types.h"
@@ -8,6 +8,7 @@
 #include "step.h"
 #include "prefix.h"
 #include "engine.h"
+#include "emulate.h"
 #include "router.h"
 #include "pairing.h"
 #include "policy.h"
@@ -243,10 +244,11 @@ int core_leave(Core *core) {
 /* Forget what has been drained. */
 void core_drained(Core *core) { core->log_count = core->outcome_count = core->row_count = 0; }
 
-void core_now(const Core *core, double *now_s, i64 *events, i64 *live) {
+void core_now(const Core *core, double *now_s, i64 *events, i64 *live, i64 *batch_changes) {
     *now_s = core->now_s;
     *events = core->events;
     *live = core->live;
+    *batch_changes = core->batch_changes;
 }
 
 /* Of one replica over all its starts: busy seconds, tokens computed, preemptions; prompt tokens found cached in each of three tiers, and tokens
@@ -259,4 +261,23 @@ void core_totals(Core *core, i64 replica, double *totals) {
     totals[2] = (double)engine->total_preemptions;
     for (int tier = 0; tier < 3; tier++) totals[3 + tier] = (double)(engine->total_found[tier] * engine->prefix.block_tokens);
     for (int tier = 0; tier < 2; tier++) totals[6 + tier] = (double)(engine->total_evicted[tier] * engine->prefix.block_tokens);
+}
+
+enum { TRIAL_PLAYED, TRIAL_GIVEN_UP, TRIAL_NO_MEMORY };
+
+/* Arrivals of one length through one engine: times of first and last tokens, and busy seconds; given up once too many have missed a limit. */
+int core_emulate(
+    const Kind *kind, const double *knot_tokens, const double *knot_seconds, const ReplicaSpec *spec, const Trial *trial, const double *arrivals_s,
+    i64 count, double *first_s, double *last_s, double *busy_s
+) {
+    Core *volatile core = calloc(1, sizeof *core);
+    if (core == NULL) return TRIAL_NO_MEMORY;
+    core->settings.replicas = 1;
+    core->kinds = kind;
+    core->knot_tokens = knot_tokens;
+    core->knot_seconds = knot_seconds;
+    volatile int status = TRIAL_NO_MEMORY;
+    if (!setjmp(core->no_memory)) status = emulate(core, spec, trial, arrivals_s, count, first_s, last_s, busy_s) ? TRIAL_PLAYED : TRIAL_GIVEN_UP;
+    core_free(core);
+    return status;
 }

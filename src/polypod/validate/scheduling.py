@@ -1,0 +1,78 @@
+"""How a row's engine put its steps together: what its scripts and its defaults say, which the closed form does not read.
+
+* Overlap: TensorRT-LLM's and SGLang's schedulers make a step's batch while the step before it runs, by default; aiconfigurator leaves it on for servers of
+  both phases. InferenceX's vLLM scripts set `async-scheduling`; vLLM 0.12, which the sweeps ran, is without it by default.
+* Whole prompts: TensorRT-LLM without `enable_chunked_context`, which no script sets.
+* Balance: InferenceX's TensorRT-LLM scripts set `attention_dp_config.enable_balance` where attention is data-parallel: prompts wait until every rank has one, for 60 steps at
+  most with DeepSeek, elsewhere for 50, the default of `timeout_iters`.
+* Tokens of a step: of InferenceX's TensorRT-LLM scripts `max_num_tokens`: for DeepSeek clients (a quarter of them with data-parallel attention in those that draft,
+  each with its drafts) and a prompt and 64 in full 64s, since 21 January 2026 8,192 at least but where they draft; for gpt-oss 20,000, for Llama 16,384. Sweeps were run on what
+  aiconfigurator generates: a prompt, as many as the batch, and 1,500.
+* The cache of sweeps is of 8 bits where weights are, as aiconfigurator asks on Hopper and later.
+
+Read off https://github.com/SemiAnalysisAI/InferenceX (benchmarks/, Apache-2.0) and https://github.com/ai-dynamo/aiconfigurator
+(src/aiconfigurator/generator, sdk/task.py, Apache-2.0) as of the rows' months; nothing here was fitted.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from polypod.engine.closed_loop import Behaviour
+from polypod.validate.rows import DRAWN_LENGTHS, Row
+
+_SPARE_TOKENS: Final = 1500
+"""What aiconfigurator adds to a prompt and a batch."""
+
+_FLOOR_SINCE: Final = "2026-02"
+"""The first whole month in which InferenceX's TensorRT-LLM scripts for DeepSeek ask for 8,192 tokens at least."""
+
+
+def scheduled(row: Row, behaviour: Behaviour) -> Behaviour:
+    """The same engine, with how it puts steps together."""
+    step_tokens = _step_tokens(row)
+    return replace(
+        behaviour,
+        schedules_ahead=row.backend in {"trtllm", "sglang"}
+        or (row.backend == "vllm" and not row.sweep),
+        whole_prompts=row.backend == "trtllm",
+        balance_steps=_balance_steps(row),
+        step_tokens=behaviour.step_tokens if step_tokens is None else step_tokens,
+    )
+
+
+def _balance_steps(row: Row) -> int:
+    if row.backend != "trtllm" or row.mode != "agg" or row.sweep or row.workers.layout.dp == 1:
+        return 0
+    return 60 if "deepseek" in row.model.casefold() else 50
+
+
+def cache_of(row: Row, kv: str) -> str:
+    """The format of a cached token in memory, where `kv` is what steps are timed with."""
+    is_small = row.sweep and row.backend == "trtllm" and row.precision.startswith("fp8")
+    return "fp8" if is_small else kv
+
+
+def _step_tokens(row: Row) -> float | None:
+    """None: what `predict` takes."""
+    if row.mode != "agg" or row.backend == "sglang":
+        return None
+    if row.sweep:
+        return row.concurrency + row.input_tokens + _SPARE_TOKENS
+    if row.backend != "trtllm":
+        return None
+    model = row.model.casefold()
+    if "gpt-oss" in model:
+        return 20_000.0
+    if "llama" in model:
+        return 16_384.0
+    return _deepseek_tokens(row) if "deepseek" in model else None
+
+
+def _deepseek_tokens(row: Row) -> float:
+    spread = row.workers.layout.dp > 1
+    sequences = row.concurrency / 4 if spread and row.speculative else row.concurrency
+    each = 1.0 if not row.speculative else 2.0 if spread else 4.0
+    prompt = round(row.input_tokens / DRAWN_LENGTHS)
+    asked = (each * sequences + prompt + 64 + 63) // 64 * 64
+    is_floored = row.measured >= _FLOOR_SINCE and not row.speculative
+    return max(asked, 8192.0) if is_floored else asked
