@@ -95,17 +95,21 @@ def _task(
 def _whole(parts: dict[int, Part]) -> Played:
     """All gateways as one run. Where one had too many requests to keep, those of all are counted."""
     ordered = [parts[which] for which in range(len(parts))]
-    whole = merged([part.outcomes for part in ordered])
+    outcomes = [part.outcomes for part in ordered]
     if not any(part.coarse for part in ordered):
+        whole = merged(outcomes)
         return Played(outcomes=whole, is_whole=whole.is_whole, summary=summary_of(whole))
+    counted = [part.coarse or Coarse() for part in ordered]
+    for its, part in zip(counted, outcomes, strict=True):
+        its.add(part)
+    is_whole = all(part.is_whole for part in outcomes)
+    whole = merged(outcomes, max(its.last_s for its in counted) if is_whole else None)
     places = {one.name: place for place, one in enumerate(whole.replicas)}
     together = Coarse()
-    for part in ordered:
-        counted = part.coarse or Coarse()
-        counted.add(part.outcomes)
-        own = np.array([places[one.name] for one in part.outcomes.replicas], dtype=np.int64)
-        together.merge(counted, own, len(places))
-    return Played(outcomes=whole, is_whole=whole.is_whole, summary=together.summary(whole))
+    for its, part in zip(counted, outcomes, strict=True):
+        own = np.array([places[one.name] for one in part.replicas], dtype=np.int64)
+        together.merge(its, own, len(places))
+    return Played(outcomes=whole, is_whole=is_whole, summary=together.summary(whole))
 
 
 def play_here(

@@ -64,6 +64,11 @@ class Coarse:
         self._last_s = max(self._last_s, float(ends_s.max(initial=0.0)))
         self._add_replicas(part)
 
+    @property
+    def last_s(self) -> float:
+        """When the last request ended; 0 where none did."""
+        return self._last_s
+
     def merge(self, other: "Coarse", places: Ints, count: int) -> None:
         """Take in what another has counted, whose replicas are at `places` among the `count` of the whole."""
         for known, found in (

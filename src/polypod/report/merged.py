@@ -35,15 +35,15 @@ DRAWN: Final = frozenset({"watts", "site_watts"})
 _Columns = Requests | Stays | Waits
 
 
-def merged(parts: Sequence[Outcomes]) -> Outcomes:
-    """The whole of which these are the gateways, in their order; at least one."""
+def merged(parts: Sequence[Outcomes], end_s: float | None = None) -> Outcomes:
+    """The whole of which these are the gateways, in their order; at least one. `end_s` is when its last request ended, where the parts do not have them all."""
     first = parts[0]
     header = first.header
     if header is not None:
         header = msgspec.structs.replace(header, gateway=None, gateways=None)
     if len(parts) == 1:
         return replace(first, header=header)
-    end_s = max(map(_end_s, parts))
+    end_s = max(map(_end_s, parts)) if end_s is None else end_s
     parts = [_until(part, end_s) for part in parts]
     joined = _Joined(parts)
     return Outcomes(

@@ -9,6 +9,7 @@ import signal
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from threading import current_thread, main_thread
@@ -67,8 +68,10 @@ class _Worker:
 def start_deaf(process: SpawnProcess) -> None:
     """Start a process that does not hear Ctrl-C from its first moment on: it is the parent's to hear, once the process has all it needs to start.
 
-    The mask is inherited. It is of this thread alone, and another may hear the signal for all: hence the handler.
+    The mask is inherited. It is of this thread alone, and another may hear the signal for all: hence the handler. The first process of all starts
+    multiprocessing's own helper, which takes the mask off again: so that is started before.
     """
+    resource_tracker.ensure_running()
     with _heard_later():
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

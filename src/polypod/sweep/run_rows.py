@@ -45,7 +45,7 @@ def figures(outcomes: Outcomes, summary: RunSummary) -> Row:
         "output_tokens_per_s": summary.output_tokens_per_s,
         "faults": len(outcomes.faults),
     }
-    until_s = _last_end_s(outcomes)
+    until_s = max(_last_end_s(outcomes), summary.duration_s)
     row |= _full(outcomes, summary, until_s) | _power(outcomes, summary, until_s)
     return row | _times(summary) | _models(summary)
 
