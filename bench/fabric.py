@@ -1,6 +1,6 @@
 """How long collectives and flows take to play on a fabric, how much memory, and how far equal shares are from max-min.
 
-    python bench/fabric.py
+    python bench/fabric.py [--collectives | --transfers]
 
 CPU seconds of this process beyond imports and compilation, the least of several rounds. Bounded: about a minute of an idle core. Beside it: ASTRA-sim's
 congestion-aware analytical backend took 24.4 CPU-s and 767 MiB for one ring all-reduce over 1,024 ranks, its congestion-unaware one 13.2 CPU-s for
@@ -11,12 +11,36 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
+from polypod.cost.deployment import Precision
+from polypod.cost.steptime import StepTime
+from polypod.plan.place import parse_fleet
+from polypod.plan.spec import Plan, Pool, Service
+from polypod.policy import PolicySettings, ServiceSettings
+from polypod.policy.events import ReplicaUp, Role
+from polypod.simulate import Arrival, Scenario
+from polypod.simulate.arriving import Listed
 from polypod.simulate.collectives import Collective, contention, play_collectives
-from polypod.simulate.fabric import Fabric, FabricPart, FabricTier, fabric
-from polypod.simulate.flows import Demand, Errors, Flows, errors
+from polypod.simulate.compiled import Session
+from polypod.simulate.fabric import (
+    Fabric,
+    FabricPart,
+    FabricTier,
+    Floats,
+    Network,
+    fabric,
+    fabric_of,
+)
+from polypod.simulate.flows import Demand, Errors, Flows, errors, play_flows
+from polypod.simulate.placed import Placed
+from polypod.simulate.transfers import Transfers
+from polypod.simulate.way_plan import ways_of
+from polypod.simulate.ways import EXACT_CACHES, Ways
+from polypod.workload.layout import Layout
 
 MIB = 2.0**20
 
@@ -165,10 +189,122 @@ def churned() -> Callable[[Fabric, Demand, str], float]:
     return rate
 
 
+NARROW = Network(leaf_cards=256, node_blocking_ratio=2.0, leaf_blocking_ratio=2.0)
+
+
+def apart(cards: int) -> Plan:
+    """Half the cards prefill, half decode, one to a replica."""
+    pools = tuple(
+        Pool(role=role, on="a", layout=Layout(tp=1), replicas=cards // 2, precision=Precision(weights="bf16", kv="bf16"), state="modelled", name=role)
+        for role in ("prefill", "decode")
+    )  # fmt: skip
+    return Plan(polypod=1, fleet=parse_fleet(f"nvidia-h200-sxm:{cards}"), services=(Service(model="qwen3-8b", pools=pools),))  # fmt: skip
+
+
+def transfers() -> None:
+    """Caches by the drivers' rule beside max-min on the fabric's own links, and how many the compiled driver plays in a CPU second."""
+    from polypod.simulate.fabric_kernels import CompiledFlows
+
+    plan = apart(1024)
+    where, placed = fabric_of(plan, NARROW)
+    found = ways_of(plan, where, placed)
+    assert found is not None
+    print("\ncaches of 1 to 1,024 MiB on 1,024 cards, nodes and leaves blocking 2:1: how long they take, over max-min")  # fmt: skip
+    random = np.random.default_rng(0)
+    for per_s in (1_500.0, 7_000.0, 15_000.0, 20_000.0):
+        count = 6_000
+        asked = caches(where, placed, random, count, per_s)
+        exact_s = play_flows(CompiledFlows(where), asked.demand) - asked.demand.at_s_F
+        for exact in (0, EXACT_CACHES):
+            near_s, most = played(replace(found.ways, exact_caches=exact), placed, asked)
+            ratio = (near_s - asked.demand.at_s_F) / exact_s
+            p10, median, p90 = np.quantile(ratio, (0.1, 0.5, 0.9))
+            rule = "equal shares" if exact == 0 else f"max-min up to {exact}"
+            print(f"  {per_s:>6,.0f} a second, up to {most:>4} at once, {rule}: mean {ratio.mean():.3f}, median {median:.3f}, 10 % under {p10:.3f}, 90 % under {p90:.3f}, from {ratio.min():.3f} to {ratio.max():.3f}")  # fmt: skip
+    print(f"\n{'requests with a cache each':>28}  {'own links alone':>16}  {'and shared ones':>16}   in a CPU second of the compiled driver, and how many caches go at once")  # fmt: skip
+    for replicas, per_s in ((16, 100.0), (512, 1_500.0), (512, 7_000.0), (512, 20_000.0)):
+        rates = [driver_rate(apart(2 * replicas), per_s, is_shared=is_shared) for is_shared in (False, True)]  # fmt: skip
+        print(f"{per_s:>8,.0f}/s, {2 * replicas:>5} replicas  {rates[0][0]:>16,.0f}  {rates[1][0]:>16,.0f}   {rates[0][1]:.0f} and {rates[1][1]:.0f}")  # fmt: skip
+
+
+class Caches(NamedTuple):
+    """Flows, and between which replicas they are."""
+
+    demand: Demand
+    pairs: list[tuple[int, int]]
+
+
+def caches(where: Fabric, placed: Placed, random: np.random.Generator, count: int, per_s: float) -> Caches:  # fmt: skip
+    half = len(placed.replicas) // 2
+    pairs = [(int(a), half + int(b)) for a, b in random.integers(0, half, (count, 2))]
+    a_F, b_F = (placed.first_rank_R[[pair[end] for pair in pairs]] for end in (0, 1))
+    path_FW, latency_s_F = where.paths(a_F, b_F)
+    at_s_F = np.cumsum(random.exponential(1 / per_s, count))
+    size_F = random.uniform(1, 1024, count) * MIB
+    return Caches(Demand(at_s_F=at_s_F, size_bytes_F=size_F, path_FW=path_FW, latency_s_F=0 * latency_s_F), pairs)  # fmt: skip
+
+
+def played(ways: Ways, placed: Placed, asked: Caches) -> tuple[Floats, int]:
+    """When each cache is there, and the most that went at once."""
+    ups = [up_of(name) for name in placed.replicas]
+    made = Transfers(ways, ups)
+    for up in ups:
+        made.link(up)
+    end_s, most, going = np.full(len(asked.pairs), np.inf), 0, 0
+    times = [*asked.demand.at_s_F.tolist(), np.inf]
+    for flow, at_s in enumerate(times):
+        while made.next_s <= at_s and made.next_s < np.inf:
+            now_s = made.next_s
+            for done in made.advance(now_s):
+                end_s[done], going = now_s, going - 1
+        if flow < len(asked.pairs):
+            source, target = (placed.replicas[one] for one in asked.pairs[flow])
+            made.start(at_s, request=flow, ends=(source, target), kv_bytes=float(asked.demand.size_bytes_F[flow]))  # fmt: skip
+            going += 1
+            most = max(most, going)
+    return end_s, most
+
+
+def up_of(name: str) -> ReplicaUp:
+    """A replica that computes in next to no time, with a cache of 32 MiB a token."""
+    step = StepTime(tokens=(1, 1000), seconds=(1e-5, 2e-5), kv_token_s=0.0, pair_s=0.0)
+    role: Role = "prefill" if name.startswith("prefill") else "decode"
+    return ReplicaUp(
+        at_s=0.0, replica=name, epoch=1, model="m", pool=role, role=role, step_time=step, context_tokens=64, kv_capacity_tokens=100_000,
+        max_sequences=64, max_step_tokens=1000, kv_token_bytes=32 * MIB, kv_link_bytes_per_s=50e9,
+    )  # fmt: skip
+
+
+def driver_rate(plan: Plan, per_s: float, *, is_shared: bool) -> tuple[float, float]:
+    """Requests a CPU second, and how many caches are on their way in the mean: 512 MiB each in the mean, by Little's law."""
+    where, placed = fabric_of(plan, NARROW)
+    found = ways_of(plan, where, placed)
+    assert found is not None
+    random = np.random.default_rng(1)
+    count = 50_000
+    at_s = np.cumsum(random.exponential(1 / per_s, count))
+    trace = tuple(
+        Arrival(at_s=at, model="m", input_tokens=int(tokens), output_tokens=2)
+        for at, tokens in zip(at_s.tolist(), random.integers(1, 32, count), strict=True)
+    )
+    settings = PolicySettings(services=(ServiceSettings(model="m", context_tokens=64),), queue_requests=10**6, queue_wait_s=1e9)  # fmt: skip
+    scenario = Scenario(replicas=tuple(up_of(name) for name in placed.replicas), settings=settings, trace=trace, ways=found.ways if is_shared else None)  # fmt: skip
+    session = Session(scenario, Listed(trace), share=0.0)
+    start = time.process_time()
+    outcomes = np.concatenate([turn.outcomes for turn in session.turns()])
+    spent_s = time.process_time() - start
+    on_way_s = outcomes["first_s"] - outcomes["prefilled_s"]
+    return count / spent_s, float(np.nansum(on_way_s) / at_s[-1])
+
+
 def main() -> None:
+    if "--transfers" in sys.argv:
+        transfers()
+        return
     collectives()
     if "--collectives" not in sys.argv:
         flows()
+        transfers()
 
 
 if __name__ == "__main__":

@@ -243,6 +243,60 @@ def test_ctrl_c_leaves_a_record_that_can_be_read(plan, tmp_path):
     assert len(read_outcomes(tmp_path / "run" / "record.jsonl")) > 0
 
 
+APART = """\
+polypod: 1
+fleet: {a: {accelerator: nvidia-h200-sxm, count: 64}}
+services:
+- model: qwen3-8b
+  traffic: {input: 1024, output: 64, rate: 40 /s}
+  pools:
+  - {name: pre, role: prefill, on: a, layout: {tp: 4}, replicas: 2, precision: {weights: bf16, kv: bf16}, state: modelled}
+  - {name: dec, role: decode, on: a, layout: {tp: 16}, replicas: 2, precision: {weights: bf16, kv: bf16}, state: modelled}
+"""
+
+
+def test_caches_share_the_network_and_neighbours_slow_steps(tmp_path, capsys):
+    path = tmp_path / "apart.yaml"
+    path.write_text(APART)
+    rows = "- {at: 1s, what: slow-link, where: link node a/0, factor: 50, repair: 1s}"
+    (tmp_path / "faults.yaml").write_text(rows)
+    network = ("--network", "node-blocking=4")
+    for name, words in (
+        ("compiled", network),
+        ("plain", (*network, "--driver", "plain")),
+        ("wide", ()),
+    ):
+        more = ("--faults", tmp_path / "faults.yaml", *words, "-o", tmp_path / name)
+        assert main(["simulate", *map(str, (path, "--requests", "200", *more))]) == 0
+        told = capsys.readouterr()
+        assert "\ntraffic   scale-out, 400 Gb/s per GPU " in told.out
+        slowed = "steps of 2 replicas take 1." in told.err
+        assert slowed == bool(words)
+    records = [(tmp_path / name / "record.jsonl").read_bytes() for name in ("compiled", "plain", "wide")]  # fmt: skip
+    assert records[0] == records[1] != records[2]
+    outcomes = read_outcomes(tmp_path / "wide" / "record.jsonl")
+    sent_bytes = sum(float(one.value.sum()) for one in outcomes.measured("bytes").values())
+    assert (
+        sent_bytes == 36 * 2 * 8 * 128 * 2 * outcomes.requests.input_tokens.sum()
+    )  # layers, keys and values, heads, dimension, bf16
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("leaf=12.5",), "--network leaf=12.5: give a number of cards, as leaf=256"),
+        (("leef=16",), "nothing is called 'leef' there; nearest: leaf"),
+        (("node-blocking=0.5",), "--network node-blocking=0.5: give a ratio of 1 or more"),
+        (("leaf-blocking=2",), "--network leaf-blocking is of leaf switches; say how many cards"),
+        (("leaf=4",), "a leaf of 4 cards is less than 'a' joins before its network"),
+    ],
+)  # fmt: skip
+def test_a_network_that_cannot_be_is_an_error(plan, capsys, words, problem):
+    flags = [word for one in words for word in ("--network", one)]
+    assert main(["simulate", str(plan), "--requests", "5", *flags]) == 2
+    assert problem in capsys.readouterr().err
+
+
 def test_a_run_tells_watts_joules_and_co2_and_they_follow_the_weather(plan, capsys):
     words = (plan, "--requests", "400", "--seed", "1", "--cooling", "economiser")
     year = answer(capsys, *words)["power"]

@@ -9,6 +9,7 @@ import pytest
 
 from polypod.cli.main import main
 from polypod.cli.validate import ROW_HEADER
+from polypod.cli.validate_played import PLAYED_HEADER
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "serving-rows.csv"
 
@@ -123,3 +124,30 @@ def test_a_full_disk_loses_no_rows_that_were_there(
     assert main(["validate", str(EXAMPLE), "--rows", str(path)]) == 2
     assert "rows.csv: cannot be written: No space left on device" in capsys.readouterr().err
     assert path.read_text(encoding="utf-8") == "before"
+
+
+def test_rows_are_played_beside_the_formula(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = tmp_path / "rows.csv"
+    assert main(["validate", str(EXAMPLE), "--simulate", "--worst", "0", "--rows", str(written)]) == 0  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("played request by request") for line in lines)
+
+    with written.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == (*ROW_HEADER, *PLAYED_HEADER)
+    played = [row for row in rows if row["played_ttft_ms"]]
+    assert played
+    for row in played:
+        assert 0 < float(row["played_ttft_p50_ms"]) <= float(row["played_ttft_p99_ms"])
+        assert 0.3 < float(row["played_tpot_ms"]) / float(row["predicted_tpot_ms"]) < 3
+
+
+def test_what_was_played_is_in_the_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(EXAMPLE), "--simulate", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["played"]
+    assert {one["metric"] for one in found["by_kind"]} == {"ttft", "tpot"}
+    assert all(one["formula"]["n"] == one["of_play"]["n"] for one in found["by_cell"])
+    assert found["not_played"] == []

@@ -516,6 +516,38 @@ class Oracle:
                 could = place.up.model == life.arrived.model and self._may_go(life, place)
                 hold(not could or place.limit_tokens < life.need_tokens, f"{life} waits beside {place}")  # fmt: skip
 
+        for life in waiting:
+            self._check_prompt(life, waiting)
+
+    def _check_prompt(self, life: Life, waiting: list[Life]) -> None:
+        """Nor does it wait beside a prefill replica that has a slot and room for its prompt, unless one before it waits for that room."""
+        is_plain = life.arrived.only_replica is None and not life.failures
+        if life.phase != "waiting" or not is_plain or not life.arrived.input_is_exact:
+            return
+        ahead = [one for one in waiting if one.phase == "waiting" and one.turn < life.turn and one.arrived.model == life.arrived.model]  # fmt: skip
+        for place in self.up.values():
+            if place.up.model != life.arrived.model or place.up.role != "prefill":
+                continue
+            is_claimed = any(one.arrived.input_tokens < place.limit_tokens for one in ahead)
+            could = not is_claimed and self._has_partner(life, place) and self._takes(life, place)
+            hold(not could, f"{life} waits beside {place}")
+
+    def _has_partner(self, life: Life, place: Place) -> bool:
+        pools = place.up.kv_pools
+        return any(
+            one.up.role == "decode" and one.up.model == place.up.model and one.limit_tokens >= life.need_tokens
+            and (not pools or one.up.pool in pools)
+            for one in self.up.values()
+        )  # fmt: skip
+
+    def _takes(self, life: Life, place: Place) -> bool:
+        """Whether a prefill replica has a slot and room for the prompt."""
+        start, slots = (place.up.replica, place.up.epoch), 1 if self._is_broken(place) else place.slots  # fmt: skip
+        there = [one.arrived.input_tokens for one in self.live.values() if start in one.places]
+        room = place.up.kv_capacity_tokens - sum(there) - life.arrived.input_tokens
+        is_let_in = place.blocked_until_s <= self.now_s and self._running(place) < slots
+        return is_let_in and self._may_fit(life, place) and (room >= 0 or not there)
+
     def _has_room(self, place: Place) -> bool:
         slots = 1 if self._is_broken(place) else place.slots
         return (

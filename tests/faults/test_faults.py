@@ -25,6 +25,7 @@ def test_every_law_holds_on_a_bad_day(first):
         570,  # one that gave up its wait for a prefill replica's cache left those behind it waiting
         646,
         1102,
+        252,  # a long answer waited for the prefill replica that a long prompt waited for
     ],
 )
 def test_what_once_failed_holds(seed):

@@ -476,3 +476,16 @@ def test_a_cache_that_waits_too_long_for_a_decode_replica_leaves_it_to_the_next_
 
     pairs.node.at = 10.0
     assert pairs.wake() == ["Cancel p", "Reject 503 queue_timeout", "TransferKv d"]
+
+
+def test_a_long_answer_does_not_wait_for_the_prefill_replica_that_a_long_prompt_waits_for(
+    node: Any,
+) -> None:
+    """Its prompt is short: it goes to the small one, which the long prompt cannot use."""
+    node.prefill("big", max_sequences=1)
+    node.prefill("small", max_sequences=1, context_tokens=500)
+    node.decode()
+    assert node.arrive(1, input_tokens=1000, max_output_tokens=10) == ["Prefill big"]
+    assert node.arrive(2, input_tokens=1000, max_output_tokens=10) == ["WakeAt"]
+
+    assert node.arrive(3, input_tokens=100, max_output_tokens=2000) == ["Prefill small"]

@@ -4,6 +4,7 @@ import io
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -260,7 +261,23 @@ def scenario(seed: int) -> Scenario:
         faults=(*faults(rng, replicas, float(at_s[-1])), *broken),
         ways=ways,
         slowdowns={"r0": 1.5} if rng.random() < 0.3 else {},
+        step_times={"r0": not_as_told(rng, replicas[0].step_time)} if seed % 3 == 0 else {},
         watch=watch(rng, replicas),
+    )
+
+
+def not_as_told(rng: np.random.Generator, told: StepTime) -> StepTime:
+    """Other knots, and each term off by a factor of its own."""
+    knots = (*told.tokens, 2 * told.tokens[-1])
+    factors = rng.uniform(0.5, 2.0, len(knots) + 2).tolist()
+    return msgspec.structs.replace(
+        told,
+        tokens=knots,
+        seconds=tuple(
+            factor * told.curve_s(knot) for factor, knot in zip(factors, knots, strict=False)
+        ),
+        kv_token_s=factors[-1] * told.kv_token_s,
+        pair_s=factors[-2] * told.pair_s,
     )
 
 

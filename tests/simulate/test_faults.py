@@ -195,7 +195,7 @@ def test_the_format_of_before_is_still_read(tmp_path):
         ("{at_s: 1, what: dwon, replica: p-1}", "Invalid enum value 'dwon'"),
         ("{at_s: -1, what: down, replica: p-1}", "'down' of 'p-1' is at -1 s"),
         ("{at_s: 1, what: speed, replica: p-1, factor: 0}", "has the factor 0"),
-        ("{at_s: 1, what: down, replica: p-1, factor: 2}", "only 'speed' and 'link' take one"),
+        ("{at_s: 1, what: down, replica: p-1, factor: 2}", "only 'speed', 'link' and 'way' take one"),
     ],
 )  # fmt: skip
 def test_a_row_that_cannot_be_says_where_and_what_can(tmp_path, row, problem):

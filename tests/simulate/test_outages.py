@@ -124,7 +124,7 @@ def test_compiled_as_plain(seed):
         first = int(random.integers(0, cards * 40 // size + 1)) * size
         rows.append({
             "at": at_s, "first": first, "end": first + size, "repair": random.exponential(8 * H),
-            "notice": random.choice([0.0, 600.0]), "part": random.integers(2), "link": random.integers(2),
+            "notice": random.choice([0.0, 600.0]), "part": random.integers(2), "link": random.integers(2), "shared": random.integers(2),
         })  # fmt: skip
     asked = breaks(seated, rows)
     help_ = Help(int(random.integers(0, 20)), int(random.integers(0, 3)), random.uniform(0, 600))
@@ -133,3 +133,14 @@ def test_compiled_as_plain(seed):
     assert len(plain.replica_N) > 100
     for left, right in zip(plain, fast, strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+def test_a_link_over_which_caches_wait_stops_only_who_exchanges_over_it():
+    """Replicas of 8 cards that hand caches on, nodes of 4: the dead link is of cards 4 to 7, then of all that one replica has."""
+    one = seats(8, 2, apart=True)
+    part, whole = {"first": 4, "end": 8, "link": 1}, {"at": 9 * H, "first": 8, "end": 16, "link": 1}
+    waits = walk(breaks(one, [part | {"shared": 1}, whole | {"shared": 1}]), one, Help(0, 0, 0.0))
+    stops = walk(breaks(one, [part, whole]), one, Help(0, 0, 0.0))
+
+    assert waits.replica_N.tolist() == [0]
+    assert stops.replica_N.tolist() == [0, 1]

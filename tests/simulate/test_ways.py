@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ import pytest
 
 from polypod.cost.deployment import Precision
 from polypod.cost.steptime import StepTime
-from polypod.errors import InputError
+from polypod.errors import FileError, InputError
 from polypod.plan.place import parse_fleet
 from polypod.plan.spec import Plan, Pool, Service
 from polypod.policy.events import ClientGone, KvArrived
@@ -21,9 +22,14 @@ from polypod.simulate import Fault, Scenario, play
 from polypod.simulate.arriving import Listed
 from polypod.simulate.compiled import Session, play_compiled
 from polypod.simulate.fabric import Network, fabric_of
+from polypod.simulate.fault_files import read_faults
+from polypod.simulate.faults import Resolved, resolve
 from polypod.simulate.flows import Demand, Flows, play_flows
 from polypod.simulate.native.layout import NOT_ENDED
+from polypod.simulate.placed import placement
+from polypod.simulate.seats import Recovery, seat
 from polypod.simulate.series import Watch
+from polypod.simulate.spots import Domains, read_spot
 from polypod.simulate.transfers import Transfers
 from polypod.simulate.way_plan import ways_of
 from polypod.simulate.ways import TOLERANCE_RATIO, Ways
@@ -82,6 +88,14 @@ def test_what_a_cache_cannot_use_goes_to_those_beside_it(make):
 
 def test_of_many_each_has_its_even_share_and_the_rest_is_left_to_nobody(make):
     assert started(transfers(make, named(SIX, [10.0, 4.0], exact_caches=2)), PAIRS) == [5.0, 2.0, 2.0]  # fmt: skip
+
+
+def test_a_busy_link_tells_of_a_new_share_once_it_has_moved_by_more_than_a_32nd(make):
+    """992 a second: 32 for each of 31; the 32nd makes it 31, one 32nd less, which nobody hears; with the 33rd all hear."""
+    ways = named([[0], [-1]], [992.0], port_bytes_per_s_R=np.full(2, 1e6), exact_caches=0)
+    assert started(transfers(make, ways), [(0, 1)] * 31) == [32.0] * 31
+    assert started(transfers(make, ways), [(0, 1)] * 32) == [32.0] * 32
+    assert started(transfers(make, ways), [(0, 1)] * 33) == [992 / 33] * 33
 
 
 def test_a_data_parallel_group_sends_by_its_own_ports(make):
@@ -330,6 +344,34 @@ def test_a_client_may_tire_of_waiting_for_a_link_that_never_comes_back(make, dri
     assert [one.at_s for one in gone] == [2.0]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_both_drivers_play_many_caches_at_once_to_the_byte(make, seed):
+    """Some hundred over few links, which break and come back: beyond exact rates, back to them, and shares told late."""
+    rng = np.random.default_rng(seed)
+    kinds = ["prefill"] * 6 + ["decode"] * 6
+    step = StepTime(tokens=(0, 1000), seconds=(0.001, 0.002), kv_token_s=0.0, pair_s=0.0)
+    fleet = [
+        make["replica"](str(n), role=role, pool=role, step_time=step, kv_token_bytes=1000.0, kv_link_bytes_per_s=1e6, max_sequences=100)
+        for n, role in enumerate(kinds)
+    ]  # fmt: skip
+    rows = np.arange(12) // 3
+    ways = named(
+        np.column_stack([rows, 4 + rows // 2]), rng.choice([1e6, 3e6, 9e6], 6), instance_RT=np.column_stack([rows, 0 * rows]),
+        port_bytes_per_s_R=np.full(12, 1e6), exact_caches=int(rng.choice([8, 32])),
+    )  # fmt: skip
+    faults = [
+        Fault(at_s=float(at_s), replica=f"way {rng.integers(6)}", what="way", factor=float(factor))
+        for at_s, factor in zip(rng.uniform(0, 4, 6), rng.choice([1, 4, math.inf], 6), strict=True)
+    ]
+    faults += [Fault(at_s=5.0, replica=f"way {n}", what="way") for n in range(6)]
+    trace = make["arrivals"]([(float(at_s), int(rng.integers(1, 200)), 3) for at_s in np.sort(rng.uniform(0, 3, 500))])  # fmt: skip
+    scenario = make["scenario"](fleet, trace, ways=ways, faults=tuple(faults), watch=Watch(interval_s=0.3), seed=seed)  # fmt: skip
+    files = [io.BytesIO(), io.BytesIO()]
+    play(scenario, files[0])
+    play_compiled(scenario, files[1])
+    assert files[0].getvalue().splitlines() == files[1].getvalue().splitlines()
+
+
 def test_what_waits_for_a_link_at_the_end_is_told_as_not_ended(make):
     dead = (Fault(at_s=0.05, replica="way 0", what="way", factor=math.inf),)
     scenario = played(make, ONE_WAY, [(0.0, 100, 3)], faults=dead)
@@ -360,3 +402,82 @@ def test_ways_that_cannot_be_are_refused(make):
         played(make, ONE_WAY, [], faults=(Fault(at_s=0.0, replica="way 9", what="way", factor=2.0),))  # fmt: skip
     with pytest.raises(InputError, match=r"has the factor inf; 2 is twice as long"):
         Fault(at_s=0.0, replica="0", what="link", factor=math.inf)
+
+
+# ---- what breaks
+
+
+def broken(plan: Plan, rows: str, tmp_path: Path, network: Network | None = None) -> Resolved:
+    found = ways_of(plan, *fabric_of(plan, network))
+    assert found is not None
+    seated = seat(plan, Recovery(restart_s=0, storage_bytes_per_s=1e30))
+    path = tmp_path / "faults.yaml"
+    path.write_text(rows)
+    listed, _ = read_faults(path, seated.placed, ways=found.ways.names)
+    return resolve(seated, listed, lambda part, pool, spot: 0.5, found)
+
+
+def test_a_dead_uplink_of_a_node_holds_up_its_caches_and_stops_no_replica_inside(tmp_path):
+    found = broken(apart(8, world=4), "- {at: 1s, what: crash, where: link node a/1, repair: 10s}", tmp_path)  # fmt: skip
+    name = "scale-out, 400 Gb/s per GPU a/1"
+    assert [(one.at_s, one.replica, one.what, one.factor) for one in found.faults] == [(1.0, name, "way", math.inf), (11.0, name, "way", 1.0)]  # fmt: skip
+    assert found.notes[0].replicas == ("prefill-2", "prefill-3")
+    assert found.notes[0].back_s == 11.0
+
+
+def test_a_dead_uplink_stops_replicas_that_exchange_over_it(tmp_path):
+    found = broken(apart(2, world=16), "- {at: 1s, what: crash, where: link node a/1, repair: 10s}", tmp_path)  # fmt: skip
+    assert [(one.at_s, one.replica, one.what) for one in found.faults] == [
+        (1.0, "prefill-0", "down"), (1.0, "scale-out, 400 Gb/s per GPU a/0-1", "way"),
+        (11.0, "prefill-0", "up"), (11.0, "scale-out, 400 Gb/s per GPU a/0-1", "way"),
+    ]  # fmt: skip
+
+
+def test_a_slow_uplink_is_slow_for_caches_alone_and_the_slowest_counts(tmp_path):
+    rows = """\
+- {at: 1s, what: slow-link, where: link node a/0, factor: 2, repair: 10s}
+- {at: 3s, what: flap, where: link node a/0, factor: 8, burst: 1s, every: 4s, repair: 6s}
+"""
+    found = broken(apart(8, world=4), rows, tmp_path)
+    assert {one.replica for one in found.faults} == {"scale-out, 400 Gb/s per GPU a/0"}
+    assert [(one.at_s, one.factor) for one in found.faults] == [(1.0, 2.0), (3.0, 8.0), (4.0, 2.0), (7.0, 8.0), (8.0, 2.0), (11.0, 1.0)]  # fmt: skip
+
+
+def test_a_slow_uplink_slows_the_steps_of_who_exchanges_over_it(tmp_path):
+    found = broken(apart(2, world=16), "- {at: 1s, what: slow-link, where: link node a/1, factor: 3, repair: 10s}", tmp_path)  # fmt: skip
+    assert [(one.what, one.factor) for one in found.faults if one.replica == "prefill-0"] == [("speed", 2.0), ("speed", 1.0)]  # fmt: skip
+    assert not any(one.what == "link" for one in found.faults)
+
+
+def test_a_leafs_uplink_is_found_by_its_cards(tmp_path):
+    leaves = Network(leaf_cards=32)  # as many as a rack is taken to have
+    row = "- {at: 1s, what: slow-link, where: link rack a/1, factor: 2}"
+    found = broken(apart(8, world=4), row, tmp_path, leaves)
+    assert [one.replica for one in found.faults] == ["scale-out, 400 Gb/s per GPU, spine a/1"]
+    assert {one.what for one in broken(apart(8, world=4), row, tmp_path).faults} == {"link"}
+
+
+def test_links_of_other_groups_than_the_fabrics_are_no_shared_ways(tmp_path):
+    plan = apart(8, world=4)
+    found = ways_of(plan, *fabric_of(plan))
+    assert found is not None
+    placed = placement(plan, node_cards=4)
+    assert found.at(read_spot("link node a/2", placed, Domains())) is None
+    assert found.at(read_spot("node a/2", placed, Domains())) is None
+    assert found.at(read_spot("link node a/1", placement(plan), Domains())) == 1
+
+
+def test_a_cards_own_port_is_no_shared_way(tmp_path):
+    found = broken(apart(8, world=4), "- {at: 1s, what: slow-link, where: link card a/9, factor: 2}", tmp_path)  # fmt: skip
+    assert {(one.replica, one.what) for one in found.faults} == {("prefill-2", "speed"), ("prefill-2", "link")}  # fmt: skip
+
+
+def test_a_way_may_be_broken_by_its_name(tmp_path):
+    path = tmp_path / "faults.yaml"
+    path.write_text('- {at_s: 1, replica: "way 1", what: way, factor: .inf}')
+    placed = placement(apart(2))
+    assert read_faults(path, placed, ways=("way 0", "way 1"))[1] == [Fault(at_s=1.0, replica="way 1", what="way", factor=math.inf)]  # fmt: skip
+    with pytest.raises(FileError, match=r"no way called 'way 1'; nearest: way 2, way 0"):
+        read_faults(path, placed, ways=("way 0", "way 2"))
+    with pytest.raises(FileError, match=r"nearest: none, as nothing hands caches on"):
+        read_faults(path, placed)

@@ -12,10 +12,8 @@ import msgspec
 import numpy as np
 
 from polypod.cli.asking import note
-from polypod.cli.fault_flags import add_fault_arguments
-from polypod.cli.power_flags import add_power_arguments
 from polypod.cli.run_folder import RunFolder
-from polypod.cli.simulate import play_run, scenario_for
+from polypod.cli.simulate import add_scenario, play_run, scenario_for
 from polypod.cli.simulated import MOST_ROWS
 from polypod.cli.traffic import tell_recorded
 from polypod.errors import InputError
@@ -46,8 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--interval", metavar="TIME", help="of the series over time, as 10s")
     again.add_argument("--driver", choices=("compiled", "plain"), help="as of polypod simulate")
     again.add_argument("-o", dest="folder", metavar="DIR", help="write the new run's record and summary here")  # fmt: skip
-    add_fault_arguments(parser)
-    add_power_arguments(parser)
+    add_scenario(parser)
     foretold = parser.add_argument_group("the simulator beside the run itself")
     foretold.add_argument("--calibrate", action="store_true", help="fit step times on the run's first half, play its requests again, and judge the second half's TTFT and TPOT")  # fmt: skip
     foretold.add_argument("--beside", metavar="RECORD", help="a second live run with the same arrivals: where it is further off than 15 %%, that is the band")  # fmt: skip
@@ -79,6 +76,7 @@ _ON_PLAN: Final = (
     "cooling",
     "power_cap",
     "prices",
+    "network",
 )
 
 

@@ -63,10 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", dest="folder", metavar="DIR", help="write the record and the summary here")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_traffic(parser)
+    add_scenario(parser)
+    add_job_arguments(parser)
+
+
+def add_scenario(parser: argparse.ArgumentParser) -> None:
+    """What `scenario_for` asks for beside the traffic, the seed and the interval."""
     add_fault_arguments(parser)
     add_power_arguments(parser)
     add_network(parser)
-    add_job_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

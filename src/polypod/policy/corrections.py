@@ -3,7 +3,7 @@
 import math
 from typing import Final
 
-from polypod.cost.steptime import causal_pairs
+from polypod.cost.steptime import StepTime, causal_pairs
 from polypod.policy.events import StepObserved
 from polypod.policy.kinds import Floats
 from polypod.policy.requests import Load
@@ -24,14 +24,7 @@ FIRST_REQUESTS: Final = 10
 
 def step_observed(table: ReplicaTable, row: int, event: StepObserved) -> None:
     """Correct the prompt factor by a step that computed prompts, the decode factor by one that did not."""
-    step = table.at(row).step_time
-    ranks = step.data_ranks
-    model_s = step.step_s(
-        tokens=(event.prompt_tokens + event.sequences) / ranks,
-        kv_tokens=event.kv_tokens / ranks,
-        pairs=causal_pairs(event.prompt_tokens / ranks),
-        sequences=event.sequences / ranks,
-    )
+    model_s = model_step_s(table.at(row).step_time, event)
     if model_s <= 0 or not 0 < event.step_s < math.inf:
         return
     is_prompt = event.prompt_tokens > 0
@@ -41,6 +34,17 @@ def step_observed(table: ReplicaTable, row: int, event: StepObserved) -> None:
     factor_R = table.prompt_factor_R if is_prompt else table.decode_factor_R
     _correct(factor_R, row, event.step_s / model_s, weight)
     table.refresh(row)
+
+
+def model_step_s(step: StepTime, event: StepObserved) -> float:
+    """What the cost model says of an observed step."""
+    ranks = step.data_ranks
+    return step.step_s(
+        tokens=(event.prompt_tokens + event.sequences) / ranks,
+        kv_tokens=event.kv_tokens / ranks,
+        pairs=causal_pairs(event.prompt_tokens / ranks),
+        sequences=event.sequences / ranks,
+    )
 
 
 def token_time_observed(table: ReplicaTable, load: Load, token_s: float) -> None:

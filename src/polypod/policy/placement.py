@@ -71,20 +71,20 @@ class Placement:
         closed_R = np.zeros_like(prefill.up_R)
         if not self._has_slot(service, closed_R, now_s):
             return starts
-        refused_tokens = math.inf  # there is no room for this much, wherever it may go
+        refused: Ask | None = None  # there is no room for it, wherever it may go
         for tracked in service.queue:
             is_plain = tracked.arrived.only_replica is None and not tracked.failures
-            need_tokens = self._ask(tracked).need_tokens
-            if need_tokens >= refused_tokens:
+            ask = self._ask(tracked)
+            if refused is not None and _asks_as_much(ask, refused, prefill):
                 continue
             start = self.place(tracked, now_s, closed_R)
             if start is not None:
                 service.queue.remove(tracked)
                 starts.append(start)
             else:
-                refused_tokens = need_tokens if is_plain else refused_tokens
+                refused = ask if is_plain else refused
                 if prefill.most_limit_tokens:
-                    closed_R |= self._prompt_rows(tracked, self._ask(tracked))
+                    closed_R |= self._prompt_rows(tracked, ask)
             if not service.queue or not self._has_slot(service, closed_R, now_s):
                 break
         return starts
@@ -343,3 +343,9 @@ class Placement:
         other: Role = "decode" if pinned.up.role == "prefill" else "prefill"
         is_apart = pinned.up.role != "both"
         return is_apart and self._health.tables[pinned.up.model, other] is table
+
+
+def _asks_as_much(ask: Ask, refused: Ask, prefill: ReplicaTable) -> bool:
+    """Whether a request has no room where the other one had none; prefill replicas hold the prompt alone."""
+    is_prompt_as_long = ask.input_tokens >= refused.input_tokens or not prefill.most_limit_tokens
+    return is_prompt_as_long and ask.need_tokens >= refused.need_tokens

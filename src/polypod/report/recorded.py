@@ -10,14 +10,20 @@ The hashes are of a prompt's full blocks. Blocks that an answer filled are in a 
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from polypod.errors import FileError, InputError, nearest_names
-from polypod.policy.events import ReplicaDown, ReplicaUp, RequestArrived, RequestFinished
+from polypod.policy.events import (
+    ReplicaDown,
+    ReplicaUp,
+    RequestArrived,
+    RequestFinished,
+    StepObserved,
+)
 from polypod.record import Header, Step
 from polypod.report.outcomes import Bools, Ints
 from polypod.report.reading import Reading, record_file
@@ -35,6 +41,7 @@ class Recorded:
     trace: Trace
     begin_s: float
     changes: tuple[ReplicaUp | ReplicaDown, ...]  # in the record's own time
+    warm_ups: tuple[StepObserved, ...]  # steps that were timed
     is_drawn: Bools  # n long: whose answer's length is drawn
     is_pinned: Bools  # n long: who asked for a replica by name
     is_streamed: Bools  # n long
@@ -59,37 +66,57 @@ def is_record(path: Path) -> bool:
 def read_recorded(path: Path, *, seed: int = 0) -> Recorded:
     """Read a record, whole or cut short. Raises `FileError` for one that is broken, holds no request, or none that finished."""
     file = record_file(path)
-    reading = Reading(file)
-    header: Header | None = None
-    arrived: dict[int, RequestArrived] = {}
-    finished: dict[int, RequestFinished] = {}
-    changes: list[ReplicaUp | ReplicaDown] = []
-    for line in itertools.chain.from_iterable(reading):
-        if isinstance(line, Header):
-            header = line
-        elif isinstance(line, Step):
-            match line.event:
-                case RequestArrived() as event:
-                    arrived[event.request] = event
-                case RequestFinished() as event:
-                    finished[event.request] = event
-                case ReplicaUp() | ReplicaDown() as event:
-                    changes.append(event)
-    assert header is not None, "a record begins with its header"
-    if not arrived:
+    lines = _read(file)
+    if not lines.arrived:
         raise FileError(file, "holds no request, so that there is nothing to play again")
-    came = list(arrived.values())
-    trace, is_drawn = _with_lengths(file, _arrivals(file, header, came), came, finished, seed)
+    came = list(lines.arrived.values())
+    trace = _arrivals(file, lines.header, came)
+    trace, is_drawn = _with_lengths(file, trace, came, lines.finished, seed)
     return Recorded(
-        header=header,
+        header=lines.header,
         trace=replace(trace, sha256=_sha256(file)),
         begin_s=came[0].at_s,
-        changes=tuple(changes),
+        changes=tuple(lines.changes),
+        warm_ups=tuple(lines.warm_ups),
         is_drawn=is_drawn,
         is_pinned=np.array([event.only_replica is not None for event in came]),
         is_streamed=np.array([event.is_streamed for event in came]),
-        note=reading.note,
+        note=lines.note,
     )
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Lines:
+    """What is wanted of a record; requests by number, in the order they came."""
+
+    header: Header
+    arrived: dict[int, RequestArrived] = field(default_factory=dict)
+    finished: dict[int, RequestFinished] = field(default_factory=dict)
+    changes: list[ReplicaUp | ReplicaDown] = field(default_factory=list)
+    warm_ups: list[StepObserved] = field(default_factory=list)
+    note: str | None = None
+
+
+def _read(file: Path) -> _Lines:
+    reading = Reading(file)
+    lines = itertools.chain.from_iterable(reading)
+    header = next(lines)
+    assert isinstance(header, Header), "a record begins with its header"
+    found = _Lines(header=header)
+    for line in lines:
+        if not isinstance(line, Step):
+            continue
+        match line.event:
+            case RequestArrived() as event:
+                found.arrived[event.request] = event
+            case RequestFinished() as event:
+                found.finished[event.request] = event
+            case ReplicaUp() | ReplicaDown() as event:
+                found.changes.append(event)
+            case StepObserved() as event:
+                found.warm_ups.append(event)
+    found.note = reading.note
+    return found
 
 
 def renamed(recorded: Recorded, models: Sequence[str], names: Mapping[str, str], way_out: str) -> Recorded:  # fmt: skip

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from polypod.cost.steptime import StepTime
 from polypod.engine import EngineLimits, Progress, ReplicaEmulation
 from polypod.engine.imbalance import Imbalance
 from polypod.engine.prefix import PrefixCache, RemoteStore
@@ -92,12 +93,14 @@ class Engines:
         *,
         seed: int = 0,
         block_tokens: Mapping[str, int] | None = None,
+        step_times: Mapping[str, StepTime] | None = None,
     ) -> None:
-        """`block_tokens` by model turns prefix caches on; draws of expert imbalance are of the seed and the replica's place among `replicas`."""
+        """`step_times` are of replicas whose steps are not as told; `block_tokens` by model turns prefix caches on; draws of expert imbalance are of the seed and the replica's place among `replicas`."""
         self._seed = seed
         self._numbers = {up.replica: number for number, up in enumerate(replicas)}
         self._caches = Caches(block_tokens or {})
         self._factors = dict(slowdowns)
+        self._step_times = step_times or {}
         self._caps: dict[str, float] = {}
         self._engines: dict[str, Engine] = {}
         self._tickets: dict[int, tuple[Engine, int]] = {}  # by request
@@ -119,7 +122,7 @@ class Engines:
                 behaviour=event.engine or PLAIN,
             )
             emulation = ReplicaEmulation(
-                event.step_time,
+                self._step_times.get(event.replica, event.step_time),
                 limits,
                 prefix=self._caches.start(event),
                 imbalance=Imbalance(

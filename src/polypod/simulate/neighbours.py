@@ -2,11 +2,11 @@
 
     steps take     1 + sum over patterns of x (f - 1) times as long
     x              transfer time of the pattern's exchanges that leave the tier before, over the step's, as the plan prices them (`exchange_share`)
-    f              max(1, together_s / alone_s / charged)
+    f              max(1, together_s / priced_s)
 
-`together_s` is how long the exchange takes while every other replica makes its own again and again (`collectives.contention`), `alone_s` the same alone where nothing
-blocks, and `charged` the blocking ratio that the plan's step times hold already (`plan.contention`). A plan that was charged for the ratio it
-is played with is slowed by nothing here. Reductions are hierarchical, or rings where a tier's instances have unequal numbers of them, all-to-all direct, as
+`together_s` is how long the exchange takes while every other replica makes its own again and again (`collectives.contention`), `priced_s` the same alone
+on links that block nobody and are as wide as the plan's step times have them: narrower already by the ratios it was charged for (`plan.contention`). A plan
+that was charged for what it is played with is slowed by nothing here. Reductions are hierarchical, or rings where a tier's instances have unequal numbers of them, all-to-all direct, as
 `cost.collective` prices them. All replicas exchange all the time here, which is as bad as it gets. Left out: sends between stages of a pipeline,
 and other patterns of the same and of other pools at the same moment.
 """
@@ -40,7 +40,6 @@ class _Exchange:
 
     pattern: Pattern
     share: float
-    charged: float
     groups: tuple[tuple[int, ...], ...]
 
 
@@ -60,51 +59,55 @@ def slowdowns(plan: Plan, made: Fabric, placed: Placed) -> dict[str, float]:
     ]  # fmt: skip
     if not any(exchanges):
         return found
-    open_ = fabric([replace(part, tiers=tuple(replace(tier, blocking_ratio=1.0) for tier in part.tiers)) for part in made.parts])  # fmt: skip
+    priced = fabric([_priced(part, of) for part, of in zip(placed.parts, made.parts, strict=True)])
     known: dict[tuple[object, ...], list[float]] = {}
     for rows in _clusters(placed, made, [bool(exchanges[pool]) for pool in pool_R.tolist()]):
         key = _key(placed, made, rows, pool_R[rows].tolist())
         if key not in known:
-            known[key] = _factors(made, open_, [(int(placed.first_rank_R[row]), exchanges[pool_R[row]]) for row in rows])  # fmt: skip
+            known[key] = _factors(made, priced, [(int(placed.first_rank_R[row]), exchanges[pool_R[row]]) for row in rows])  # fmt: skip
         found |= {placed.replicas[row]: factor for row, factor in zip(rows, known[key], strict=True) if factor > 1}  # fmt: skip
     return found
 
 
-def _inner_ranks(part: Part, of: FabricPart) -> list[tuple[int, float]]:
-    """Tiers that block more than was charged for: how many ranks one instance of the tier before joins, and what was charged."""
-    charged = _charged(part)
+def _inner_ranks(part: Part, of: FabricPart) -> list[int]:
+    """Of tiers that block more than was charged for, how many ranks one instance of the tier before joins."""
     found, inner = [], 1
-    for number, tier in enumerate(of.tiers):
-        was = charged[min(number, len(charged) - 1)]
-        if tier.blocking_ratio > was * (1 + 1e-9):
-            found.append((inner, was))
+    for tier, charged in zip(of.tiers, _charged(part, of), strict=True):
+        if tier.blocking_ratio > charged * (1 + 1e-9):
+            found.append(inner)
         inner = tier.ranks or part.cards * part.ranks_per_card
     return found
 
 
-def _charged(part: Part) -> list[float]:
+def _priced(part: Part, of: FabricPart) -> FabricPart:
+    """The links as the plan's step times have them."""
+    tiers = zip(of.tiers, _charged(part, of), strict=True)
+    return replace(of, tiers=tuple(replace(tier, bytes_per_s=tier.bytes_per_s / charged, blocking_ratio=1.0) for tier, charged in tiers))  # fmt: skip
+
+
+def _charged(part: Part, of: FabricPart) -> list[float]:
     """Blocking ratios in the widths that steps are priced at, by tier; leaves and a spine are priced as the one network."""
     tiers = () if part.place is None else part.place.rank.tiers
-    return [1.0 if tier.blocking_ratio is None else float(tier.blocking_ratio.value) for tier in tiers]  # fmt: skip
+    known = [1.0 if tier.blocking_ratio is None else float(tier.blocking_ratio.value) for tier in tiers]  # fmt: skip
+    return [known[min(number, len(known) - 1)] for number in range(len(of.tiers))]
 
 
 def _exchanges(
-    service: Service, pool: Pool, part: Part, blocked: Sequence[tuple[int, float]]
+    service: Service, pool: Pool, part: Part, blocked: Sequence[int]
 ) -> Iterator[_Exchange]:
     """What the pool exchanges over tiers that block."""
     world = pool.layout.world
-    if part.place is None or not any(inner < world for inner, _ in blocked):
+    if part.place is None or not any(inner < world for inner in blocked):
         return
     batch = batch_of(service, pool, _WAY_OUT)
     deployment = deployment_of(service, pool, part.place)
     for pattern in _FABRIC_PATTERNS:
         for (ranks, stride), share in _shares(deployment, pattern, batch).items():
-            crossed = [was for inner, was in blocked if (ranks - 1) * stride + 1 > inner or inner % (ranks * stride)]  # fmt: skip
-            if not crossed:
-                continue
             block = ranks * stride
+            if not any(block - stride + 1 > inner or inner % block for inner in blocked):
+                continue
             groups = tuple(tuple(range(base + first, base + block, stride)) for base in range(0, world, block) for first in range(stride))  # fmt: skip
-            yield _Exchange(pattern=pattern, share=share, charged=max(crossed), groups=groups)
+            yield _Exchange(pattern=pattern, share=share, groups=groups)
 
 
 def _shares(
@@ -171,7 +174,7 @@ def _key(
 
 
 def _factors(
-    made: Fabric, open_: Fabric, members: Sequence[tuple[int, Sequence[_Exchange]]]
+    made: Fabric, priced: Fabric, members: Sequence[tuple[int, Sequence[_Exchange]]]
 ) -> list[float]:
     """How many times as long the steps of each member take, while all exchange by one pattern after the other."""
     found = [1.0] * len(members)
@@ -185,9 +188,9 @@ def _factors(
                     collectives += [_collective(made, pattern, group) for group in groups]
                     whose += [(member, one)] * len(groups)
         worst: dict[tuple[int, int], tuple[float, _Exchange]] = {}
-        for (member, one), times in zip(whose, contention(made, collectives, alone_on=open_) if collectives else (), strict=True):  # fmt: skip
+        for (member, one), times in zip(whose, contention(made, collectives, alone_on=priced) if collectives else (), strict=True):  # fmt: skip
             before = worst.get((member, id(one)), (1.0, one))[0]
-            worst[member, id(one)] = (max(before, times / one.charged), one)
+            worst[member, id(one)] = (max(before, times), one)
         for (member, _), (factor, one) in worst.items():
             found[member] += one.share * (factor - 1)
     return found

@@ -96,6 +96,7 @@ class _Driver:
             scenario.slowdowns,
             seed=scenario.seed,
             block_tokens=self._block_tokens,
+            step_times=scenario.step_times,
         )
         self._transfers = Transfers(scenario.ways, scenario.replicas)
         names = () if scenario.ways is None else scenario.ways.names

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
+from polypod.cost.steptime import StepTime
 from polypod.errors import InputError, nearest_names
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings
@@ -54,7 +55,8 @@ class Fault:
 class Scenario:
     """All that a run depends on: the same scenario gives the same record, byte for byte.
 
-    `slowdowns` makes a replica slower, by this factor, than the step time the policy is told: a straggler.
+    `slowdowns` makes a replica slower, by this factor, than the step time the policy is told: a straggler. `step_times` are those that replicas have, where
+    the policy is told others: what a calibration was wrong about.
     `watch` asks for series over time, and holds replicas under caps of their power.
     `notes` say what broke and whom `faults` hit; they change nothing in the run, and are told in the record.
     """
@@ -66,6 +68,7 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
     notes: tuple[FaultNote, ...] = ()
     slowdowns: Mapping[str, float] = field(default_factory=dict)
+    step_times: Mapping[str, StepTime] = field(default_factory=dict)
     watch: Watch | None = None
     trace_sha256: str | None = (
         None  # of what the arrivals were made from, where they are not here; told in the record
@@ -90,6 +93,10 @@ class Scenario:
             one.model: one.block_tokens for one in self.settings.services if one.model in hashed
         }
 
+    def step_time_of(self, up: ReplicaUp) -> StepTime:
+        """What its steps take, whatever the policy is told."""
+        return self.step_times.get(up.replica, up.step_time)
+
     def __post_init__(self) -> None:
         names = [up.replica for up in self.replicas]
         if len(set(names)) < len(names):
@@ -98,6 +105,7 @@ class Scenario:
             raise InputError(msg)
         self._check_names(set(names))
         self._check_ways()
+        self._check_step_times()
         if self.watch is not None:
             check_caps(self.watch, {up.replica: up.pool for up in self.replicas})
 
@@ -113,9 +121,16 @@ class Scenario:
                 msg = f"no shared way of this scenario is called {fault.replica!r}; nearest: {near or 'it has none'}"
                 raise InputError(msg)
 
+    def _check_step_times(self) -> None:
+        for up in self.replicas:
+            told, its = up.step_time, self.step_time_of(up)
+            if (its.data_ranks, its.stages) != (told.data_ranks, told.stages):
+                msg = f"the steps of {up.replica!r} are of {its.data_ranks} ranks and {its.stages} stages, it has {told.data_ranks} and {told.stages}"
+                raise InputError(msg)
+
     def _check_names(self, known: set[str]) -> None:
         hit = (fault.replica for fault in self.faults if fault.what != "way")
-        for name in [*hit, *self.slowdowns]:
+        for name in [*hit, *self.slowdowns, *self.step_times]:
             if name not in known:
                 near = ", ".join(nearest_names(name, sorted(known)) or sorted(known)[:5])
                 msg = f"no replica of this scenario is called {name!r}; nearest: {near}"

@@ -1,6 +1,7 @@
 """How well the simulator foretells the second half of a run, when its step times are calibrated on the first.
 
-The record's requests are played on its own replicas, which go down and come back when they did. Each replica has two factors,
+The record's requests are played on its own replicas, which go down and come back when they did; the router is told the step times that it was told, as the
+warm-up corrected them, and corrects them on by what it sees. Each replica has two factors,
 
     step_s' = (decode, up to `slots` tokens; else prompt) * curve(tokens)
               + prompt * pair_s * pairs + decode * (kv_token_s * kv_tokens + sequence_s * sequences)
@@ -11,7 +12,8 @@ of arrival, is what is judged: nothing of it is in the fit but when and for what
 
 Judged are requests that finished in both, were streamed (another has no first token) and asked for no replica by name. A quantile *holds* where it is off by
 15 % of the measured one at most, or by no more than a second live run with the same arrivals is. The distance is Wasserstein's, the mean difference of
-the sorted times, as a part of the measured mean; it holds by the same rule.
+the sorted times, as a part of the measured mean; it holds by the same rule. Factors that are fitted on the second
+half are told beside: what changed from one to the other, and no simulation can know.
 """
 
 import math
@@ -27,6 +29,7 @@ from polypod import units
 from polypod.cost.steptime import StepTime
 from polypod.engine.native.build import compiler
 from polypod.errors import FileError, InputError
+from polypod.policy.corrections import model_step_s
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.policy.router import slots_of
 from polypod.report.fold import fold, read_outcomes
@@ -99,6 +102,7 @@ class Judged:
     first: int  # requests that the factors were fitted on
     second: int  # requests that were judged
     factors: dict[str, Factors]
+    later: dict[str, Factors]  # fitted on the second half: what changed in between
     rows: tuple[Row, ...]
 
 
@@ -107,11 +111,14 @@ def judge(path: Path, beside: Path | None = None) -> Judged:
     recorded, measured = _read(path)
     first, second = _halves(recorded, measured)
     other = None if beside is None else _beside(beside, recorded)
-    factors = fitted(recorded, measured, first)
-    simulated = played(recorded, factors)
-    rows = [row for metric in ("ttft", "tpot") for row in _rows(metric, measured, simulated, other, second)]  # fmt: skip
+    factors, later = (fitted(recorded, measured, half) for half in (first, second))
+    runs = [measured, played(recorded, factors), *([] if other is None else [other])]
     return Judged(
-        first=int(first.sum()), second=int(second.sum()), factors=factors, rows=tuple(rows)
+        first=int(first.sum()),
+        second=int(second.sum()),
+        factors=factors,
+        later=later,
+        rows=tuple(row for metric in ("ttft", "tpot") for row in _rows(metric, runs, second)),
     )
 
 
@@ -131,7 +138,8 @@ def played(recorded: Recorded, factors: Mapping[str, Factors]) -> Outcomes:
     """The record's requests on its own replicas, at these factors."""
     ups = _first_ups(recorded)
     scenario = Scenario(
-        replicas=tuple(_with_factors(up, factors.get(up.replica, Factors())) for up in ups),
+        replicas=tuple(_as_told(recorded, up) for up in ups),
+        step_times={up.replica: _step_time(up, factors.get(up.replica, Factors())) for up in ups},
         settings=recorded.header.policy,
         trace=arrivals(recorded.trace),
         seed=recorded.header.seed or 0,
@@ -185,10 +193,18 @@ def _first_ups(recorded: Recorded) -> list[ReplicaUp]:
     return list(ups.values())
 
 
-def _with_factors(up: ReplicaUp, factors: Factors) -> ReplicaUp:
-    ranks = up.step_time.data_ranks
-    step = factored(up.step_time, factors, max(slots_of(up) // ranks, 1))
-    return msgspec.structs.replace(up, at_s=0.0, epoch=1, step_time=step)
+def _step_time(up: ReplicaUp, factors: Factors) -> StepTime:
+    return factored(up.step_time, factors, max(slots_of(up) // up.step_time.data_ranks, 1))
+
+
+def _as_told(recorded: Recorded, up: ReplicaUp) -> ReplicaUp:
+    """From second 0 on, with what its warm-up measured in the place of what was predicted: so the live policy had corrected it."""
+    ratios = {"prompt_ratio": 1.0, "decode_ratio": 1.0}
+    for seen in recorded.warm_ups:
+        if (seen.replica, seen.epoch) == (up.replica, up.epoch):
+            ratios["prompt_ratio" if seen.prompt_tokens else "decode_ratio"] = seen.step_s / model_step_s(up.step_time, seen)  # fmt: skip
+    told = _step_time(up, Factors(**ratios))
+    return msgspec.structs.replace(up, at_s=0.0, epoch=1, step_time=told)
 
 
 def _faults(recorded: Recorded) -> list[Fault]:
@@ -255,7 +271,7 @@ def _alone(up: ReplicaUp, recorded: Recorded, measured: Outcomes, these: Bools) 
     asked = arrivals(recorded.trace)
     policy = msgspec.structs.replace(recorded.header.policy, queue_requests=len(measured), queue_wait_s=_NO_LIMIT_S)  # fmt: skip
     scenario = Scenario(
-        replicas=(up,),
+        replicas=(msgspec.structs.replace(up, at_s=0.0, epoch=1),),
         settings=policy,
         trace=tuple(
             replace(asked[n], at_s=float(requests.placed_s[n]) - recorded.begin_s)
@@ -305,7 +321,9 @@ class _Fit:
     def _try_out(self, factors: Factors) -> bool:
         """Play with these, and keep them where they come nearer: less in the mean of |log(measured / simulated)|, request by request."""
         alone = self._alone
-        scenario = replace(alone.scenario, replicas=(_with_factors(alone.up, factors),))
+        scenario = replace(
+            alone.scenario, step_times={alone.up.replica: _step_time(alone.up, factors)}
+        )
         simulated = fold(_play(scenario).lines)
         pairs = ((alone.ttft_s, simulated.ttft_s), (alone.tpot_s, simulated.tpot_s))
         offs = [np.log(measured / other) for measured, other in pairs]
@@ -323,32 +341,29 @@ def _values(metric: str, run: Outcomes) -> Floats:
 # ---- what is judged
 
 
-def _rows(metric: str, measured: Outcomes, simulated: Outcomes, beside: Outcomes | None, these: Bools) -> list[Row]:  # fmt: skip
-    runs = [measured, simulated, *([] if beside is None else [beside])]
+def _rows(metric: str, runs: Sequence[Outcomes], these: Bools) -> list[Row]:
+    """Of the measured run, the simulated one and, where it is there, the second live run."""
     known = these & np.all([np.isfinite(_values(metric, run)) for run in runs], axis=0)
     seen = [_values(metric, run)[known] for run in runs]
     rows = []
     for at in QUANTILES:
         values_s = [float(np.quantile(its, at)) for its in seen]
         offs = [value_s / values_s[0] - 1 for value_s in values_s]
-        rows.append(_row(metric, f"p{100 * at:g}", values_s, offs))
-    rows.append(_row(metric, "distance", [], [_wasserstein(seen[0], its) for its in seen]))
+        rows.append(_row(metric, f"p{100 * at:g}", offs, values_s))
+    rows.append(_row(metric, "distance", [_wasserstein(seen[0], its) for its in seen]))
     return rows
 
 
-def _row(metric: str, what: str, values_s: Sequence[float | None], offs: Sequence[float | None]) -> Row:  # fmt: skip
-    """Of the measured, the simulated and, where it is there, the second live run."""
-    measured_s, simulated_s, beside_s = (*values_s, None, None, None)[:3]
-    _, off, spread = (*offs, None)[:3]
-    assert off is not None, "there is a simulation"
+def _row(metric: str, what: str, offs: Sequence[float], values_s: Sequence[float] = ()) -> Row:
+    times_s: list[float | None] = [*values_s, *[None] * (3 - len(values_s))]
     return Row(
         metric=metric,
         what=what,
-        measured_s=measured_s,
-        simulated_s=simulated_s,
-        beside_s=beside_s,
-        off_fraction=off,
-        spread_fraction=spread,
+        measured_s=times_s[0],
+        simulated_s=times_s[1],
+        beside_s=times_s[2],
+        off_fraction=offs[1],
+        spread_fraction=offs[2] if len(offs) > 2 else None,
     )
 
 
@@ -367,8 +382,9 @@ def _wasserstein(one: Floats, other: Floats) -> float:
 def judged_text(found: Judged) -> str:
     """The factors, and the table of quantiles; at most 80 columns."""
     lines = [f"calibrated on {found.first} requests of the first half, judged on {found.second} of the second"]  # fmt: skip
+    lines += ["times as told of steps with a prompt / without; the same of the second half:"]  # fmt: skip
     for name, factors in found.factors.items():
-        lines.append(f"  {name}: prompts {factors.prompt_ratio:.3g} times as told, decode steps {factors.decode_ratio:.3g}")  # fmt: skip
+        lines.append(f"  {name}: {_factors(factors)}; {_factors(found.later[name])}")
     header = ["", "", "measured", "simulated", "beside", "off", "may be", ""]
     lines += ["", table(header, [_cells(row) for row in found.rows], right=(2, 3, 4, 5, 6))]
     held = sum(row.holds for row in found.rows)
@@ -382,6 +398,10 @@ def _cells(row: Row) -> list[str]:
         times[2] = f"{100 * row.spread_fraction:.0f} %"
     off, band = f"{100 * row.off_fraction:+.0f} %", f"{100 * row.band_fraction:.0f} %"
     return [row.metric.upper(), row.what, *times, off, band, "holds" if row.holds else "off"]
+
+
+def _factors(factors: Factors) -> str:
+    return f"{factors.prompt_ratio:.3g} / {factors.decode_ratio:.3g}"
 
 
 def _time(value_s: float | None) -> str:

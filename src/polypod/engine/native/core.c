@@ -80,7 +80,7 @@ static void make(Core *core, const ServiceSpec *services) {
     for (i64 r = 0; r < replicas; r++) {
         core->links[r].factor = 1.0;
         core->engine[r].spec = &core->replicas[r];
-        core->engine[r].kind = &core->kinds[core->replicas[r].kind];
+        core->engine[r].kind = &core->kinds[core->replicas[r].played_kind];
         core->engine[r].due_s = INFINITY;
         core->engine[r].slowdown = core->engine[r].factor = core->replicas[r].slowdown;
         core->engine[r].cap_slowdown = 1.0;

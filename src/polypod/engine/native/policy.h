@@ -271,15 +271,16 @@ static void serve(Core *core, Service *service) {
     if (service->queue.head == NONE) return;
     memset(prefill->closed, 0, (size_t)prefill->rows);
     if (!has_slot(service)) return;
-    i64 refused_tokens = INT64_MAX;
+    i64 refused_tokens = INT64_MAX, refused_prompt = prefill->most_limit_tokens ? INT64_MAX : 0; /* prefill replicas hold the prompt alone */
     for (i32 slot = service->queue.head; slot != NONE;) {
         i32 following = core->request[slot].queue_next;
         Ask ask = ask_of(service, &core->request[slot]);
-        if (ask.need_tokens < refused_tokens) {
+        if (ask.need_tokens < refused_tokens || ask.input_tokens < refused_prompt) {
             if (place(core, slot)) leave_queue(core, slot);
             else {
                 refused_tokens = ask.need_tokens;
                 if (prefill->most_limit_tokens) {
+                    refused_prompt = ask.input_tokens;
                     prompt_rows(core, service, &ask);
                     for (i64 row = 0; row < prefill->rows; row++) prefill->closed[row] |= prefill->able[row];
                 }

@@ -18,11 +18,11 @@ KIND: Final = struct(
     "first_knot knots kv_token_s pair_s sequence_s data_ranks stages budget",
 )
 REPLICA: Final = struct(
-    "model pool kind context_tokens kv_capacity_tokens max_sequences max_step_tokens exclusive_prefill schedules_ahead whole_prompts balance_steps has_power cap "
+    "model pool kind played_kind context_tokens kv_capacity_tokens max_sequences max_step_tokens exclusive_prefill schedules_ahead whole_prompts balance_steps has_power cap "
     "role pool_bit to_pools hbm_host_tokens host_blocks remote remote_blocks",
     "tokens_per_step drafts draft_share prefix_hits slowdown idle_w prompt_w decode_w kv_token_bytes kv_link_bytes_per_s kv_link_latency_s "
     "imbalance_cv block_bytes host_bytes_per_s remote_bytes_per_s remote_latency_s port_bytes_per_s",
-    "model pool kind context_tokens kv_capacity_tokens max_sequences max_step_tokens tokens_per_step drafts draft_share "
+    "model pool kind played_kind context_tokens kv_capacity_tokens max_sequences max_step_tokens tokens_per_step drafts draft_share "
     "prefix_hits exclusive_prefill schedules_ahead whole_prompts balance_steps slowdown has_power cap idle_w prompt_w decode_w "
     "role pool_bit to_pools kv_token_bytes kv_link_bytes_per_s kv_link_latency_s imbalance_cv "
     "hbm_host_tokens host_blocks remote remote_blocks block_bytes host_bytes_per_s remote_bytes_per_s remote_latency_s port_bytes_per_s",

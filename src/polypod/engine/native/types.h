@@ -22,7 +22,7 @@ typedef struct {
 } Kind;
 
 typedef struct {
-    i64 model, pool, kind;
+    i64 model, pool, kind, played_kind; /* the step time that the policy is told, and the one that the engine has */
     i64 context_tokens, kv_capacity_tokens, max_sequences, max_step_tokens;
     double tokens_per_step, drafts, draft_share, prefix_hits;
     i64 exclusive_prefill, schedules_ahead, whole_prompts, balance_steps;

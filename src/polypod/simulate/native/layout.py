@@ -108,7 +108,13 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
     settings, watch = scenario.settings, scenario.watch or Watch(interval_s=sys.float_info.max)
     models = tuple(service.model for service in settings.services)
     pools = tuple(dict.fromkeys(up.pool for up in scenario.replicas))
-    kinds = list(dict.fromkeys((up.step_time, up.max_step_tokens) for up in scenario.replicas))
+    kinds = list(
+        dict.fromkeys(
+            (step, up.max_step_tokens)
+            for up in scenario.replicas
+            for step in (up.step_time, scenario.step_time_of(up))
+        )
+    )
     names = tuple(up.replica for up in scenario.replicas)
     caps, capped = _caps(scenario, watch, names)
     ways = scenario.ways
@@ -133,7 +139,8 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
     block_tokens = {one.model: one.block_tokens for one in settings.services}
     replicas = [
         (
-            model_at[up.model], pool_at[up.pool], kind_at[up.step_time, up.max_step_tokens], *_limits(up),
+            model_at[up.model], pool_at[up.pool], kind_at[up.step_time, up.max_step_tokens],
+            kind_at[scenario.step_time_of(up), up.max_step_tokens], *_limits(up),
             scenario.slowdowns.get(up.replica, 1.0), up.pool in watch.draws, cap_of.get(up.replica, NONE),
             *_draws(watch.draws.get(up.pool)), *_hand_over(up, bits),
             up.expert_imbalance_cv, *_tiers(up, block_tokens[up.model], stores[up.model, up.pool]), port,
