@@ -253,10 +253,10 @@ def test_work_moves_to_the_survivor_and_back(replica, scenario):
 
 def test_a_replica_that_dies_twice_in_one_moment_is_dead_once(replica, arrivals, scenario):
     faults = tuple(Fault(at_s=1.0, replica="a", what="down") for _ in range(2))
-    run = play(scenario([replica()], arrivals([(0.5, 100, 500)]), faults=faults))
+    run = play(scenario([replica()], arrivals([(0.5, 100, 500), (2.0, 100, 1)]), faults=faults))
 
     assert sum(isinstance(s.event, ReplicaDown) for s in steps(run)) == 2
-    assert len(rejects(run)) == 1
+    assert [one.code for one in rejects(run)] == ["replica_lost", "no_replica"]
 
 
 def test_the_client_cuts_the_answer_and_so_does_the_context(replica, arrivals, scenario):
@@ -420,3 +420,10 @@ def test_a_replica_that_hangs_answers_nothing_until_it_is_taken_down(replica, ar
         6.0 + 0.020
     )  # nobody knew before, and then it went to the next start
     assert [one.code for one in rejects(run)] == ["replica_lost"]
+
+
+def test_a_run_ends_with_its_last_request_whatever_is_repaired_later(replica, arrivals, scenario):
+    faults = (Fault(at_s=0.1, replica="b", what="down"), Fault(at_s=900.0, replica="b", what="up"))
+    run = play(scenario([replica(), replica("b")], arrivals([(1.0, 100, 11)]), faults=faults))
+
+    assert run.end_s == times(run, RequestFinished)[1] < 2

@@ -144,7 +144,8 @@ class _Driver:
             return self._transfers_due_s != at_s
         if isinstance(item, ClientGone):
             return item.request not in self._asked
-        return kind == _Kind.TIMER and not self._asked  # nobody waits, and nobody will come
+        is_empty = bool(self._sent) and not self._asked  # nobody waits, and nobody will come
+        return is_empty and kind in (_Kind.TIMER, _Kind.EVENT)  # so nobody hears of a repair
 
     def _play(self, kind: _Kind, item: _Item) -> None:
         if isinstance(item, Engine):

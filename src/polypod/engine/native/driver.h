@@ -285,8 +285,8 @@ static int is_over(const Core *core, const Agendum *item) {
     case W_TRANSFERS: return core->transfers_due_s != item->at_s;
     case W_ENGINE: return core->engine[item->a].serial != item->b || core->engine[item->a].due_s != item->at_s;
     case W_GONE: return core->request[item->a].id != item->b;
-    case W_WOKE: return !core->asked;
-    default: return 0;
+    case W_ARRIVED: return 0;
+    default: return core->requests_planned && !core->asked; /* nobody waits, and nobody will come: nobody hears of a repair */
     }
 }
 
