@@ -26,6 +26,7 @@ from polypod.policy import PolicySettings, ServiceSettings
 from polypod.policy.events import ReplicaUp
 from polypod.record import Measure
 from polypod.simulate import Arrival, Scenario
+from polypod.simulate.arriving import Block
 from polypod.simulate.compiled import Session, play_compiled
 from polypod.simulate.native.layout import ARRIVAL, NONE
 from polypod.simulate.series import Watch
@@ -69,7 +70,7 @@ class Given:
         self._rows["input_tokens"] = 1
 
     def block(self, models: Any) -> Any:
-        return self._rows, True
+        return Block(rows=self._rows, hashes=np.zeros(0, dtype=np.int64), is_last=True)
 
     def asked(self, request: int) -> Arrival:
         msg = f"no line is written of request {request}"
