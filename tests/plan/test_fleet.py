@@ -161,8 +161,28 @@ def test_what_is_left_of_any_pool_after_its_worst_loss_meets_the_demand() -> Non
         total = sum(one.replicas * one.shape.rate_per_s for one in found.used)
         for one in found.used:
             lost = min(one.replicas, math.ceil(domain_ranks(one.shape.island, spare) / one.shape.ranks))  # type: ignore[arg-type]  # fmt: skip
-            assert total - lost * one.shape.rate_per_s >= 30.0 - 1e-6
-        assert total - 30.0 < 0.5 * total
+            left_per_s = total - lost * one.shape.rate_per_s
+            assert 30.0 - 1e-6 <= left_per_s < 30.0 + one.shape.rate_per_s, "no more, no fewer"
+
+
+@pytest.mark.parametrize(("cards", "rate_per_s"), [(8, 5.0), (16, 5.0), (24, 9.0)])
+def test_a_node_takes_replicas_of_several_shapes_with_it(cards: int, rate_per_s: float) -> None:
+    """Every choice of replicas that fit on one node of 8 is tried out."""
+    aim = Aim(objective="cards", spare="node", apart=False)
+    found = chosen(f"nvidia-h100-sxm:{cards}", (("qwen3-32b", rate_per_s),), aim)
+    if cards == 8:
+        assert isinstance(found, Short)
+        return
+    assert isinstance(found, Chosen)
+    used = [(one.replicas, one.shape.ranks, one.shape.rate_per_s) for one in found.used]
+    total = sum(count * rate for count, _, rate in used)
+    gone = (
+        sum(n * rate for n, (_, _, rate) in zip(lost, used, strict=True))
+        for lost in itertools.product(*(range(count + 1) for count, _, _ in used))
+        if sum(n * ranks for n, (_, ranks, _) in zip(lost, used, strict=True)) <= 8
+    )
+
+    assert total - max(gone) >= rate_per_s - 1e-6
 
 
 def test_a_vendors_share_is_kept() -> None:

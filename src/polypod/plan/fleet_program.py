@@ -113,13 +113,16 @@ def _demand_rows(program: Program) -> None:
 
 
 def _served_rows(program: Program, m: int, less: Mapping[int, float], floor: float) -> None:
-    """What is served of a model, and what `less` takes of it, is no less than `floor`; also when what may fail of any one shape does: with it go its replicas."""
+    """What is served of a model, and what `less` takes of it, is no less than `floor`; also when what may fail does: with it go its replicas, of one shape or several."""
     terms = program.served(m) | dict(less)
     program.milp.row(terms, low=floor)
     spare = program.aim.spare
-    for s, shape in enumerate(program.offers.shapes[m]):
-        if shape.role == "both" and spare is not None:
-            _lost_rows(program, terms, floor, (program.counts[m, s], shape), spare)
+    if spare is None:
+        return
+    whole = [(program.counts[m, s], shape) for s, shape in enumerate(program.offers.shapes[m]) if shape.role == "both"]  # fmt: skip
+    for of in whole:
+        _lost_rows(program, terms, floor, of, spare)
+    _mixed_rows(program, terms, floor, whole, spare)
 
 
 def _lost_rows(program: Program, terms: Mapping[int, float], floor: float, of: tuple[int, Shape], spare: Spare) -> None:  # fmt: skip
@@ -132,6 +135,31 @@ def _lost_rows(program: Program, terms: Mapping[int, float], floor: float, of: t
     fewer = dict(terms)
     fewer[count] = fewer.get(count, 0.0) - rate
     program.milp.row(fewer | {all_of_them: -most * rate}, low=floor - most * rate)
+
+
+def _mixed_rows(program: Program, terms: Mapping[int, float], floor: float, numbered: Sequence[tuple[int, Shape]], spare: Spare) -> None:  # fmt: skip
+    """`terms` are still at least `floor` without the replicas of several shapes that share what fails.
+
+    Of D ranks that fail together, a replicas of each shape, n of it there, with so many ranks and such a rate, lose at most
+    max sum(a * rate) over sum(a * ranks) <= D and a <= n, which is the least over w of D * w + sum(n * max(rate - w * ranks, 0)): a continuous knapsack, whose w is 0
+    or a rate over its ranks. One of these bounds is enough.
+    """
+    for island in {id(one): one for _, shape in numbered for one in shape.islands}.values():
+        failing = domain_ranks(island, spare)
+        small = [(count, shape.ranks_on(island), shape) for count, shape in numbered if 0 < shape.ranks_on(island) < failing]  # fmt: skip
+        if len(small) < 2:
+            continue
+        chosen = {}
+        for worth in sorted({0.0} | {shape.rate_per_s / ranks for _, ranks, shape in small}):
+            over = {count: max(shape.rate_per_s - worth * ranks, 0.0) for count, ranks, shape in small}  # fmt: skip
+            most = failing * worth + sum(over[count] * shape.most_replicas for count, _, shape in small)  # fmt: skip
+            row = dict(terms)
+            for count, lost in over.items():
+                row[count] = row.get(count, 0.0) - lost
+            holds = program.milp.variable(high=1.0, whole=True)
+            chosen[holds] = 1.0
+            program.milp.row(row | {holds: -most}, low=floor + failing * worth - most)
+        program.milp.row(chosen, low=1.0)
 
 
 def lost_at_once(shape: Shape, spare: Spare) -> int:
@@ -197,9 +225,11 @@ def _able_row(program: Program, where: tuple[int, str, int, str]) -> None:
         able = {program.counts[m, s]: -one.rate_per_s for s, one in mine}
         program.milp.row(through | able, high=0.0)
         left = {number: -value for number, value in (through | able).items()}
-        for s, one in mine:
-            if spare is not None:
-                _lost_rows(program, left, 0.0, (program.counts[m, s], one), spare)
+        if spare is not None:
+            counted = [(program.counts[m, s], one) for s, one in mine]
+            for of in counted:
+                _lost_rows(program, left, 0.0, of, spare)
+            _mixed_rows(program, left, 0.0, counted, spare)
 
 
 def _card_rows(program: Program, islands: Sequence[Island]) -> None:

@@ -199,7 +199,7 @@ def short_text(short: Short, questions: tuple[Question, ...]) -> str:
     )
     idle = "".join(f"; island {name} serves nothing: {why}" for name, why in short.idle.items())
     against = "".join(f"; the demand and {rule} contradict each other here: without it the demand is met" for rule in short.against)  # fmt: skip
-    return f"this fleet serves {short.fraction:.1%} of every demand at once at most ({found}): lower the rates, relax the limits, or add cards{against}{idle}"  # fmt: skip
+    return f"this fleet serves {max(short.fraction, 0.0):.1%} of every demand at once at most ({found}): lower the rates, relax the limits, or add cards{against}{idle}"  # fmt: skip
 
 
 def fleet_json(answer: FleetAnswer) -> dict[str, Any]:
