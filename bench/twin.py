@@ -17,6 +17,7 @@ peak. Rows a, b and e take about 20 s of an idle core, d with the pods above two
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -222,31 +223,41 @@ def row_e(folder: Path) -> None:
 
 
 def svg(points: list[tuple[int, float, float]], minutes: int) -> str:
-    """CPU seconds against batch changes, both axes from 0, with the line through 0 that fits best."""
-    width, height, left, bottom = 640, 400, 70, 60
-    most_x, most_y = max(x for _, x, _ in points) * 1.08, max(y for *_, y in points) * 1.15
-    slope = sum(x * y for _, x, y in points) / sum(x * x for _, x, _ in points)
+    """CPU seconds against batch changes, both in powers of ten, beside a fixed start and one price a change: those of the first and last points."""
+    width, height, left, right, top, bottom = 640, 400, 70, 40, 50, 60
+    (_, few, least_s), (_, many, most_s) = points[0], points[-1]
+    price_s = (most_s - least_s) / (many - few)
+    start_s = least_s - price_s * few
+    low = math.floor(math.log10(min(x for _, x, _ in points)))
+    high = math.ceil(math.log10(max(x for _, x, _ in points)))
+    low_s, high_s = math.floor(math.log10(least_s)), math.ceil(math.log10(most_s))
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return left + x / most_x * (width - left - 20), height - bottom - y / most_y * (height - bottom - 50)  # fmt: skip
+        over, up = ((math.log10(x) - low) / (high - low), (math.log10(y) - low_s) / (high_s - low_s))  # fmt: skip
+        return left + over * (width - left - right), height - bottom - up * (height - bottom - top)
 
-    (x0, y0), (x1, y1) = at(0, 0), at(most_x, min(slope * most_x, most_y))
+    (x0, y0), (x1, y1) = at(10**low, 10**low_s), at(10**high, 10**high_s)
+    grid = [few * (many / few) ** (part / 40) for part in range(41)]
+    curve = " ".join("{:.1f},{:.1f}".format(*at(x, start_s + price_s * x)) for x in grid)
     marks = [
         f'<text x="{left}" y="22" font-size="14">CPU of one simulation, {minutes} min of a scaled real trace, {CARDS:,} cards a gateway</text>',
-        f'<line x1="{x0}" y1="{y0}" x2="{width - 20}" y2="{y0}" stroke="#444"/>',
-        f'<line x1="{x0}" y1="{y0}" x2="{x0}" y2="44" stroke="#444"/>',
-        f'<line x1="{x0}" y1="{y0}" x2="{x1:.1f}" y2="{y1:.1f}" stroke="#888" stroke-dasharray="5 4"/>',
-        f'<text x="{(left + width) / 2}" y="{height - 14}" font-size="12" text-anchor="middle">batch changes, millions (line: {1e6 * slope:.2f} us each)</text>',
+        f'<polyline points="{x0:.1f},{y1:.1f} {x0:.1f},{y0:.1f} {x1:.1f},{y0:.1f}" fill="none" stroke="#444"/>',
+        f'<polyline points="{curve}" fill="none" stroke="#888" stroke-dasharray="5 4"/>',
+        f'<text x="{(left + width) / 2}" y="{height - 14}" font-size="12" text-anchor="middle">batch changes (dashed: {start_s:.1f} s and {1e6 * price_s:.2f} us each)</text>',
         f'<text x="18" y="{height / 2}" font-size="12" text-anchor="middle" transform="rotate(-90 18 {height / 2})">CPU seconds of one core</text>',
+    ]
+    marks += [
+        f'<text x="{at(10**power, 10**low_s)[0]:.1f}" y="{y0 + 18:.1f}" font-size="11" text-anchor="middle">{10**power:,}</text>'
+        for power in range(low, high + 1)
+    ]
+    marks += [
+        f'<text x="{left - 8}" y="{at(10**low, 10**power)[1] + 4:.1f}" font-size="11" text-anchor="end">{10**power:,g}</text>'
+        for power in range(low_s, high_s + 1)
     ]
     for cards, x, y in points:
         cx, cy = at(x, y)
         marks.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" fill="#0a62a8"/>')
-        marks.append(f'<text x="{cx - 8:.1f}" y="{cy - 8:.1f}" font-size="12" text-anchor="end">{cards:,} cards, {y:,.0f} s</text>' if cx > width / 3 else f'<text x="{cx + 8:.1f}" y="{cy - 8:.1f}" font-size="12">{cards:,}, {y:,.0f} s</text>')  # fmt: skip
-    for part in range(1, 5):
-        x, y = most_x * part / 5, most_y * part / 5
-        marks.append(f'<text x="{at(x, 0)[0]:.1f}" y="{y0 + 18}" font-size="11" text-anchor="middle">{x / 1e6:.3g}</text>')  # fmt: skip
-        marks.append(f'<text x="{left - 8}" y="{at(0, y)[1] + 4:.1f}" font-size="11" text-anchor="end">{y:.3g}</text>')  # fmt: skip
+        marks.append(f'<text x="{cx + 10:.1f}" y="{cy + 14:.1f}" font-size="12">{cards:,} cards, {y:,.0f} s</text>')  # fmt: skip
     body = "\n".join(marks)
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" fill="#222">\n<rect width="{width}" height="{height}" fill="white"/>\n{body}\n</svg>\n'
 
