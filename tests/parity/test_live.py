@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polypod.cli.main import main
-from polypod.policy.events import ClientGone, ReplicaDown
+from polypod.policy.events import ClientGone, ReplicaDown, ReplicaUp
 from polypod.policy.lifecycle import Validator
 from polypod.record import Step, read
 from polypod.report.fold import read_outcomes
@@ -88,10 +88,27 @@ def test_its_arrivals_on_its_own_replicas_take_about_as_long_as_they_did(path):
     both = may & simulated.finished
 
     assert both.sum() >= 20
-    assert simulated.retries > 0  # the engine is down when it was
+    assert measured.retries > 0
+    for one, begin_s in ((measured, recorded.begin_s), (simulated, 0.0)):
+        assert _placed_while_down(recorded, one, begin_s) == 0, "the engine is down when it was"
     for one, other in ((measured.ttft_s, simulated.ttft_s), (measured.tpot_s, simulated.tpot_s)):
         ratio = float(np.nanmedian(other[both]) / np.nanmedian(one[both]))
         assert abs(math.log(ratio)) < math.log(3)
+
+
+def _placed_while_down(recorded, outcomes, begin_s):
+    """Requests that were last handed to the engine that was killed before it was up again; some were before and since."""
+    down = next(one for one in recorded.changes if isinstance(one, ReplicaDown))
+    up_s = next(
+        one.at_s
+        for one in recorded.changes
+        if isinstance(one, ReplicaUp) and one.replica == down.replica and one.at_s > down.at_s
+    )
+    number = [one.name for one in outcomes.replicas].index(down.replica)
+    placed_s = outcomes.requests.placed_s[outcomes.requests.decode_replica == number] - begin_s
+    down_s, up_s = down.at_s - recorded.begin_s, up_s - recorded.begin_s
+    assert (placed_s < down_s).any()
+    return int(((placed_s > down_s + 1e-6) & (placed_s < up_s - 1e-6)).sum())
 
 
 def test_a_live_run_is_played_on_another_plan_beside_itself(path, tmp_path, capsys):
