@@ -81,7 +81,7 @@ def test_a_live_record_keeps_the_lifecycle(path):
 
 
 def test_its_arrivals_on_its_own_replicas_take_about_as_long_as_they_did(path):
-    """Within three times: tests share their machine, and two live runs on it are half or twice as fast. `make live-parity` judges."""
+    """Within five times: tests share their machine, and two live runs on it are half or twice as fast. `make live-parity` judges."""
     recorded, measured = read_recorded(path), read_outcomes(path)
     may = measured.finished & recorded.is_streamed & ~recorded.is_pinned & ~recorded.is_drawn
     simulated = played(recorded, fitted(recorded, measured, may))
@@ -93,7 +93,7 @@ def test_its_arrivals_on_its_own_replicas_take_about_as_long_as_they_did(path):
         assert _placed_while_down(recorded, one, begin_s) == 0, "the engine is down when it was"
     for one, other in ((measured.ttft_s, simulated.ttft_s), (measured.tpot_s, simulated.tpot_s)):
         ratio = float(np.nanmedian(other[both]) / np.nanmedian(one[both]))
-        assert abs(math.log(ratio)) < math.log(3)
+        assert abs(math.log(ratio)) < math.log(5)
 
 
 def _placed_while_down(recorded, outcomes, begin_s):
