@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster of this machine, beside the same sweep on local processes: equal rows although a worker and a node are killed.
+"""Sweeps of plans and of simulations on a Ray cluster of this machine, beside the same on local processes: equal rows although a worker and a node are killed.
 
 Run by `make sweep-ray`, which has Ray and pyarrow. Starts a head without cores and two nodes of one core each, kills with SIGKILL one process that
 is at a point, then one whole node, and adds another; every process it kills it has started itself.
@@ -29,19 +29,34 @@ tpot: [20 ms, 30 ms]
 also: [{model: no-such-model, on: nvidia-h100-sxm:2, input: 1000, output: 128, ttft: null, tpot: null}]
 """
 
+RUNS = f"""\
+kind: simulate
+plan: {ROOT / "examples" / "one-pool.yaml"}
+requests: 2000
+rate: [40 /s, 80 /s]
+replicas: [2, 3]
+seed: 0..3
+"""
+
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "sweep.yaml").write_text(SWEEP, encoding="utf-8")
+        (Path(folder) / "runs.yaml").write_text(RUNS, encoding="utf-8")
         started_s = time.monotonic()
         assert _sweep(folder, "local.parquet").wait() == 0, "the local sweep failed"
         print(f"on local processes: {time.monotonic() - started_s:.1f} s")
         _on_ray(folder)
         local, remote = (_rows(Path(folder) / f"{name}.parquet") for name in ("local", "ray"))
-        leftover = sorted(path.name for path in Path(folder).iterdir())
+        assert _sweep(folder, "local-runs.parquet", of="runs.yaml").wait() == 0, "the local runs failed"  # fmt: skip
+        mine, theirs = (_rows(Path(folder) / f"{name}-runs.parquet") for name in ("local", "ray"))
+        leftover = sorted(path.name for path in Path(folder).iterdir() if path.suffix != ".csv")
     assert local == remote, "the two tables differ"
-    assert leftover == ["local.parquet", "ray.parquet", "sweep.yaml"], leftover
-    print(f"{len(local)} rows are equal, in the same order, whoever worked them off")
+    assert mine == theirs, "the two tables of simulations differ"
+    assert not [name for name in leftover if name.endswith(".parts")], leftover
+    print(
+        f"{len(local)} plans and {len(mine)} simulations are equal, in the same order, whoever worked them off"
+    )
     return 0
 
 
@@ -62,13 +77,15 @@ def _on_ray(folder: str) -> None:
         cluster.remove_node(nodes[0], allow_graceful=False)
         cluster.add_node(num_cpus=1)
         assert sweep.wait(timeout=300) == 0, "the sweep failed"
+        runs = _sweep(folder, "ray-runs.parquet", "--ray", cluster.address, of="runs.yaml")
+        assert runs.wait(timeout=300) == 0, "the simulations failed"
     finally:
         cluster.shutdown()
     print(f"on the cluster, with both killed: {time.monotonic() - started_s:.1f} s")
 
 
-def _sweep(folder: str, out: str, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "polypod", "sweep", "sweep.yaml", "-o", out, *more]
+def _sweep(folder: str, out: str, *more: str, of: str = "sweep.yaml") -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "polypod", "sweep", of, "-o", out, *more]
     return subprocess.Popen(command, cwd=folder)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from polypod.cli.main import main
-from polypod.cli.sweep_runs import RUNS, read_runs
+from polypod.cli.sweep_runs import _FLAGS, RUNS, read_runs
 from polypod.plan.spec import read_yaml
+from polypod.sweep.run_rows import FIGURES
 
 PLAN = """\
 polypod: 1
@@ -67,7 +68,8 @@ def test_each_row_is_the_run_that_simulate_plays_alone(folder, capsys):
     assert [(row["rate"], row["seed"]) for row in rows] == [(rate, seed) for rate in ("40 /s", "100 /s") for seed in range(3)]  # fmt: skip
     for row in (rows[1], rows[5]):
         alone = played(capsys, "--requests", "300", "--rate", row["rate"], "--seed", str(row["seed"]))  # fmt: skip
-        for key in ("requests", "finished", "retries", "duration_s", "output_tokens_per_s"):
+        assert row["arrived"] == alone["requests"]
+        for key in ("finished", "retries", "duration_s", "output_tokens_per_s"):
             assert row[key] == alone[key], key
         for what in ("ttft", "tpot", "e2e"):
             assert [row[f"{what}_{p}_s"] for p in ("mean", "p50", "p90", "p99")] == list(alone[what].values())  # fmt: skip
@@ -78,6 +80,11 @@ def test_each_row_is_the_run_that_simulate_plays_alone(folder, capsys):
         (pool,) = alone["pools"]
         assert row["busy_fraction"] == pytest.approx(pool["busy_fraction"])
         assert row["slots_fraction"] == pytest.approx(pool["slots_fraction"])
+
+
+def test_no_figure_has_the_name_of_a_flag():
+    """One column cannot be both."""
+    assert not set(FIGURES) & {"plan", *_FLAGS}
 
 
 def test_means_over_seeds_stand_beside_the_rows(folder, capsys):
@@ -100,12 +107,13 @@ def test_replicas_faults_and_gateways_are_axes(folder, capsys):
     rows = swept(capsys)["rows"]
 
     assert [row["status"] for row in rows] == ["ok"] * 8
-    assert [row["faults"] for row in rows] == [0, 0, 1, 1] * 2
+    assert [row["faults_begun"] for row in rows] == [0, 0, 1, 1] * 2
+    assert [row["faults"] for row in rows] == [None, None, "faults.yaml", "faults.yaml"] * 2
     whole, broken = rows[0], rows[2]
     assert whole["up_fraction"] == 1.0
     assert broken["up_fraction"] == pytest.approx((1 + 1.0 / broken["duration_s"]) / 2, rel=0.02)
     assert rows[4]["slots_fraction"] < whole["slots_fraction"]
-    assert rows[3]["requests"] == 200
+    assert rows[3]["arrived"] == 200
 
 
 def test_a_point_that_cannot_be_played_is_an_error_and_stops_no_other(folder, capsys):

@@ -11,13 +11,13 @@ from polypod.report.outcomes import Outcomes, Series
 from polypod.report.summary import RunSummary, power_of
 
 FIGURES: Final[dict[str, type]] = {
-    "requests": int, "finished": int, "rejected": int, "gone": int, "retries": int, "duration_s": float,
+    "arrived": int, "finished": int, "rejected": int, "gone": int, "retries": int, "duration_s": float,
     "goodput_per_s": float, "goodput_fraction": float, "requests_per_s": float, "output_tokens_per_s": float,
     **{f"{what}_{which}_s": float for what in ("ttft", "tpot", "e2e") for which in ("mean", "p50", "p90", "p99")},
-    "busy_fraction": float, "slots_fraction": float, "up_fraction": float, "faults": int,
+    "busy_fraction": float, "slots_fraction": float, "up_fraction": float, "faults_begun": int,
     "mean_w": float, "most_w": float, "joules_per_token": float, "site_mean_w": float, "pue_ratio": float, "co2_kg": float,
 }  # fmt: skip
-"""Of every run, named as `polypod simulate --json` does, except for how full and how long up the replicas were: that is from the start to the last end of a
+"""Of every run, named as `polypod simulate --json` does, except for `requests` and `faults`, which are flags, and for how full and how long up the replicas were: that is from the start to the last end of a
 request here, since a run goes on until what broke is repaired. So are watts, and what follows from them."""
 
 OF_MODEL: Final = ("goodput_fraction", "ttft_inside_fraction", "tpot_inside_fraction")
@@ -33,7 +33,7 @@ def figures(outcomes: Outcomes, summary: RunSummary) -> Row:
     """What came of one run; what is not known, as watts or an SLO that the plan does not name, is not there."""
     goodput = summary.goodput
     row: Row = {
-        "requests": summary.requests,
+        "arrived": summary.requests,
         "finished": summary.finished,
         "rejected": sum(summary.rejected.values()),
         "gone": summary.gone,
@@ -43,7 +43,7 @@ def figures(outcomes: Outcomes, summary: RunSummary) -> Row:
         "goodput_fraction": None if goodput is None else goodput.fraction,
         "requests_per_s": summary.requests_per_s,
         "output_tokens_per_s": summary.output_tokens_per_s,
-        "faults": len(outcomes.faults),
+        "faults_begun": len(outcomes.faults),
     }
     until_s = max(_last_end_s(outcomes), summary.duration_s)
     row |= _full(outcomes, summary, until_s) | _power(outcomes, summary, until_s)
