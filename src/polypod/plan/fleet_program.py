@@ -116,13 +116,18 @@ def _served_rows(program: Program, m: int, less: Mapping[int, float], floor: flo
     """What is served of a model, and what `less` takes of it, is no less than `floor`; also when what may fail does: with it go its replicas, of one shape or several."""
     terms = program.served(m) | dict(less)
     program.milp.row(terms, low=floor)
+    whole = [(program.counts[m, s], shape) for s, shape in enumerate(program.offers.shapes[m]) if shape.role == "both"]  # fmt: skip
+    _spare_rows(program, terms, floor, whole)
+
+
+def _spare_rows(program: Program, terms: Mapping[int, float], floor: float, numbered: Sequence[tuple[int, Shape]]) -> None:  # fmt: skip
+    """`terms` are still at least `floor` when what may fail does, whichever of these shapes, each with its count, go with it."""
     spare = program.aim.spare
     if spare is None:
         return
-    whole = [(program.counts[m, s], shape) for s, shape in enumerate(program.offers.shapes[m]) if shape.role == "both"]  # fmt: skip
-    for of in whole:
+    for of in numbered:
         _lost_rows(program, terms, floor, of, spare)
-    _mixed_rows(program, terms, floor, whole, spare)
+    _mixed_rows(program, terms, floor, numbered, spare)
 
 
 def _lost_rows(program: Program, terms: Mapping[int, float], floor: float, of: tuple[int, Shape], spare: Spare) -> None:  # fmt: skip
@@ -216,7 +221,7 @@ def _able_row(program: Program, where: tuple[int, str, int, str]) -> None:
     What leaves by a narrow way comes from workers that leave time for it.
     """
     m, role, end, island = where
-    offers, spare = program.offers, program.aim.spare
+    offers = program.offers
     widths = {(pair.prefill, pair.decode): pair.bytes_per_s for pair in offers.pairs}
     flows = {number: widths[key[1:]] for key, number in program.flows.items() if key[0] == m and key[end] == island}  # fmt: skip
     for width in sorted(set(flows.values())) if role == "prefill" else [INFINITY]:
@@ -225,11 +230,7 @@ def _able_row(program: Program, where: tuple[int, str, int, str]) -> None:
         able = {program.counts[m, s]: -one.rate_per_s for s, one in mine}
         program.milp.row(through | able, high=0.0)
         left = {number: -value for number, value in (through | able).items()}
-        if spare is not None:
-            counted = [(program.counts[m, s], one) for s, one in mine]
-            for of in counted:
-                _lost_rows(program, left, 0.0, of, spare)
-            _mixed_rows(program, left, 0.0, counted, spare)
+        _spare_rows(program, left, 0.0, [(program.counts[m, s], one) for s, one in mine])
 
 
 def _card_rows(program: Program, islands: Sequence[Island]) -> None:
