@@ -53,14 +53,19 @@ class Asker:
     """A client of one chat endpoint, over TCP or a unix socket."""
 
     def __init__(
-        self, base_url: str, *, socket: Path | None = None, headers: dict[str, str] | None = None
+        self,
+        origin: str,
+        *,
+        socket: Path | None = None,
+        headers: dict[str, str] | None = None,
+        path_prefix: str = "/v1",
     ) -> None:
         connector = (  # llama.cpp closes a connection after a stream, whatever its headers say
             aiohttp.UnixConnector(path=str(socket), force_close=True)
             if socket
             else aiohttp.TCPConnector(force_close=True)
         )
-        self._url = f"{base_url}/v1/chat/completions"
+        self._url = f"{origin}{path_prefix}/chat/completions"
         self._session = aiohttp.ClientSession(connector=connector, headers=headers)
 
     async def __aenter__(self) -> Self:

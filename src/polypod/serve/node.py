@@ -189,7 +189,12 @@ async def _warm_up(
 ) -> tuple[StepObserved, StepObserved]:
     """Ask once to load, then three times to measure; a prompt's step and a decode step as they took, in the median."""
     endpoint = news.endpoint
-    async with Asker("http://engine", socket=endpoint.socket, headers=endpoint.headers) as asker:
+    async with Asker(
+        endpoint.origin,
+        socket=endpoint.socket,
+        headers=endpoint.headers,
+        path_prefix=endpoint.path_prefix,
+    ) as asker:
         await asker.ask(predicted.model, f"{secrets.token_hex(4)} Hello!", max_tokens=4)
         several = [
             await asker.ask(

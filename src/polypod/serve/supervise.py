@@ -286,7 +286,7 @@ class _Keeper:
 
     async def _answers(self, client: aiohttp.ClientSession) -> bool:
         try:
-            async with client.get(f"http://engine{self._engine.health_path}") as response:
+            async with client.get(self._endpoint.origin + self._engine.health_path) as response:
                 return response.status == 200
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False

@@ -6,7 +6,7 @@ meets a connection being closed looks like a replica that broke.
 
 import asyncio
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from yarl import URL
@@ -15,7 +15,6 @@ from polypod.policy.events import FailureKind
 from polypod.serve.engines.spec import Endpoint
 
 IDLE_S: Final = 4.0
-_CHAT: Final = URL("http://engine/v1/chat/completions")
 _READ_BUFFER_BYTES: Final = 1 << 18
 _UNASKED_HEADERS: Final = ("Accept", "Accept-Encoding", "User-Agent")
 
@@ -39,6 +38,7 @@ class Upstream:
 
     def __init__(self, endpoint: Endpoint, patience: Patience) -> None:
         self.patience = patience
+        self._chat = URL(endpoint.chat_url)
         self._headers = {"content-type": "application/json", **endpoint.headers}
         self._streaming = _timeout(patience.connect_s, patience.first_byte_s)
         self._complete = _timeout(patience.connect_s, patience.whole_answer_s)
@@ -55,7 +55,7 @@ class Upstream:
     ) -> aiohttp.ClientResponse:
         """Send a chat request; return when the engine's status and headers are here."""
         return await self._session.post(
-            _CHAT,
+            self._chat,
             data=body,
             headers={**self._headers, "x-request-id": request_id},
             timeout=self._streaming if is_stream else self._complete,
@@ -145,11 +145,13 @@ def retry_after_s(value: str | None) -> float | None:
     return float(value) if value.isascii() and value.isdigit() else None
 
 
-def _connector(endpoint: Endpoint) -> aiohttp.UnixConnector:
-    path = str(endpoint.socket)
-    if endpoint.keeps_connections:
-        return aiohttp.UnixConnector(path=path, limit=0, keepalive_timeout=IDLE_S)
-    return aiohttp.UnixConnector(path=path, limit=0, force_close=True)
+def _connector(endpoint: Endpoint) -> aiohttp.BaseConnector:
+    kept: dict[str, Any] = (
+        {"keepalive_timeout": IDLE_S} if endpoint.keeps_connections else {"force_close": True}
+    )
+    if endpoint.socket is None:
+        return aiohttp.TCPConnector(limit=0, **kept)
+    return aiohttp.UnixConnector(path=str(endpoint.socket), limit=0, **kept)
 
 
 def _timeout(connect_s: float, silence_s: float) -> aiohttp.ClientTimeout:

@@ -1,7 +1,8 @@
 """The seam between Polypod and an inference engine: what a process is told, and what an adapter must say.
 
 An engine runs as a child process that is reachable only through a unix socket in a directory of mode 0700, with a secret
-on top where the engine can check one. The secret travels in the environment, never on a command line.
+on top where the engine can check one. One that knows only TCP listens on a loopback port, and then the secret is all that
+keeps others out. The secret travels in the environment, never on a command line.
 """
 
 import sys
@@ -45,11 +46,35 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where a running engine is reached."""
+    """Where a running engine is reached: a unix socket, or a host and a port."""
 
-    socket: Path
+    socket: Path | None = None
+    host: str | None = None  # a name or an address, where there is no socket
+    port: int | None = None
+    tls: bool = False  # with the certificate checked against `host`
+    path_prefix: str = "/v1"  # what stands before "/chat/completions"
     secret: str | None = None
     keeps_connections: bool = True  # False: a connection may serve one request only
+
+    def __post_init__(self) -> None:
+        assert (self.socket is None) == (self.host is not None and self.port is not None)
+
+    @property
+    def origin(self) -> str:
+        """What stands before a path in a URL; the host means nothing where there is a socket.
+
+        >>> Endpoint(socket=Path("/run/a.sock")).origin, Endpoint(host="::1", port=8000).origin
+        ('http://engine', 'http://[::1]:8000')
+        """
+        if self.host is None:
+            return "http://engine"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+    @property
+    def chat_url(self) -> str:
+        """Where chat requests are posted."""
+        return f"{self.origin}{self.path_prefix}/chat/completions"
 
     @property
     def headers(self) -> dict[str, str]:
