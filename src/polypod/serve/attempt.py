@@ -8,7 +8,6 @@ alone, in the same moment as the first text. An answer in one piece has no such 
 from dataclasses import dataclass
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 
 from polypod.policy.actions import Dispatch
@@ -23,14 +22,7 @@ from polypod.serve.loop import Driver
 from polypod.serve.metrics import Metrics
 from polypod.serve.reply import Answer, Headers, Reply
 from polypod.serve.sse import EventStream, first_error
-from polypod.serve.upstream import (
-    Upstream,
-    Upstreams,
-    described,
-    failure_kind,
-    hurry,
-    retry_after_s,
-)
+from polypod.serve.upstream import Response, Upstream, UpstreamError, Upstreams, retry_after_s
 from polypod.serve.wire import ChatRequest, Usage, read_usage
 
 Ending = RequestFinished | RequestFailed | ReplicaBusy
@@ -83,8 +75,8 @@ class Attempt:
         upstream = self._desk.upstreams.of(dispatch.replica, dispatch.epoch, endpoint)
         try:
             return await self._ask(upstream, reply)
-        except aiohttp.ClientError as error:
-            return self._failed(failure_kind(error), described(error))
+        except UpstreamError as error:
+            return self._failed(error.kind, error.detail)
 
     async def _ask(self, upstream: Upstream, reply: Reply) -> Ending:
         call, is_stream = self._call, bool(self._call.chat.stream)
@@ -96,19 +88,20 @@ class Attempt:
                 return await self._stream(response, reply, upstream.patience.between_s)
             return await self._whole(response)
         finally:
+            reply.throttle(None)
             response.release()  # back to the pool if it was read to its end, closed if not
 
-    async def _not_answered(self, response: aiohttp.ClientResponse) -> Ending:
+    async def _not_answered(self, response: Response) -> Ending:
         status, body = response.status, await response.read()
         if status in _BUSY:
-            pause_s = retry_after_s(response.headers.get("retry-after"))
+            pause_s = retry_after_s(response.headers.get(b"retry-after"))
             return ReplicaBusy(**self._now(), retry_after_s=pause_s)
         if not 400 <= status < 500 or status in _OURS:
             return self._failed("engine", f"HTTP {status}", status)
         self.held = Answer(status=status, headers=_content_headers(response), body=body)
         return self._failed("client", f"HTTP {status}", status)
 
-    async def _whole(self, response: aiohttp.ClientResponse) -> Ending:
+    async def _whole(self, response: Response) -> Ending:
         body = await response.read()
         try:
             usage = read_usage(body) or Usage()
@@ -117,49 +110,50 @@ class Attempt:
         self.held = Answer(status=200, headers=_content_headers(response), body=body)
         return self._finished(usage)
 
-    async def _stream(
-        self, response: aiohttp.ClientResponse, reply: Reply, silence_s: float
-    ) -> Ending:
+    async def _stream(self, response: Response, reply: Reply, silence_s: float) -> Ending:
         events = EventStream()
         opening = await _opening(response, events)
         failure = self._not_a_stream(response, opening)
         if failure is not None:
             return failure
-        hurry(response, silence_s)
+        response.hurry(silence_s)
         at = self._now()
         first_s = at["at_s"]
         self._desk.metrics.first_token(
             self._model, self._dispatch.replica, first_s - self._arrived_s
         )
         self._desk.driver.tell(FirstToken(**at))
-        await reply.begin(200, STREAM_HEADERS)
-        await reply.part(opening)
+        reply.begin(200, STREAM_HEADERS)
+        reply.part(opening)
         last_s = await self._pass_on(response, events, reply)
         if not events.is_done:
             return self._failed("lost", "the stream ended without [DONE]")
         if rest := events.rest():
-            await reply.part(rest)
+            reply.part(rest)
         usage = events.usage()
         self._time_tokens((last_s or first_s) - first_s, usage)
         return self._finished(usage)
 
-    async def _pass_on(
-        self, response: aiohttp.ClientResponse, events: EventStream, reply: Reply
-    ) -> float:
+    async def _pass_on(self, response: Response, events: EventStream, reply: Reply) -> float:
         """Copy the stream to its end, whatever that is; return when its last part came, 0 if none did."""
-        readany, now_s, last_s = response.content.readany, self._desk.driver.now_s, 0.0
+        now_s, last_s = self._desk.driver.now_s, 0.0
+
+        def part(data: bytes) -> None:
+            nonlocal last_s
+            if whole := events.feed(data):
+                last_s = now_s()
+                reply.part(whole)
+
+        reply.throttle(response.throttle)
         try:
-            while chunk := await readany():
-                if whole := events.feed(chunk):
-                    last_s = now_s()
-                    await reply.part(whole)
-        except aiohttp.ClientError:
+            await response.pass_to(part)
+        except UpstreamError:
             if not events.is_done:  # all was said: how the connection ends does not matter
                 raise
         return last_s
 
     def _not_a_stream(
-        self, response: aiohttp.ClientResponse, opening: bytes
+        self, response: Response, opening: bytes
     ) -> RequestFailed | ReplicaBusy | None:
         if response.content_type != "text/event-stream":
             return self._failed("engine", f"a stream as {response.content_type}", 200)
@@ -208,18 +202,14 @@ class Attempt:
         }
 
 
-async def _opening(response: aiohttp.ClientResponse, events: EventStream) -> bytes:
+async def _opening(response: Response, events: EventStream) -> bytes:
     """The first whole events; empty where the stream ends before one."""
-    while chunk := await response.content.readany():
+    while chunk := await response.readany():
         if whole := events.feed(chunk):
             return whole
     return b""
 
 
-def _content_headers(response: aiohttp.ClientResponse) -> Headers:
-    kept = ("content-type", "content-encoding")
-    return [
-        (name.encode(), response.headers[name].encode("latin-1"))
-        for name in kept
-        if name in response.headers
-    ]
+def _content_headers(response: Response) -> Headers:
+    kept = (b"content-type", b"content-encoding")
+    return [(name, response.headers[name]) for name in kept if name in response.headers]

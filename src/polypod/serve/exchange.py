@@ -5,7 +5,8 @@ or a `Reject` abandons it. An answer that has begun and cannot be finished ends 
 """
 
 import asyncio
-from typing import assert_never
+import logging
+from typing import Final, assert_never
 
 from polypod.policy.actions import Cancel, Dispatch, Reject, Retry
 from polypod.policy.events import ClientGone, RequestArrived, RequestFinished
@@ -14,15 +15,20 @@ from polypod.serve.loop import ForRequest
 from polypod.serve.reply import Answer, Reply, refusal
 from polypod.serve.wire import Problem
 
+_LOG: Final = logging.getLogger("polypod.serve")
+_BUG: Final = Problem(
+    status=500, code="internal_error", message="the node failed at this request; its log says how"
+)
+
 
 class Exchange:
-    """Starts with `start`, takes the policy's actions, and must be left with `leave`."""
+    """Starts with `start`, takes the policy's actions, and is left with `leave`. While it is open, it is one of `among`."""
 
-    def __init__(self, call: Call, desk: Desk, reply: Reply, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, call: Call, desk: Desk, reply: Reply, among: "set[Exchange]") -> None:
         self._call = call
         self._desk = desk
         self._reply = reply
-        self._tasks = tasks
+        self._among = among
         self._model = desk.metrics.label(call.chat.model)
         self._request = 0
         self._arrived_s = 0.0
@@ -35,6 +41,7 @@ class Exchange:
         """Tell the policy of the request."""
         chat, driver = self._call.chat, self._desk.driver
         self._request = driver.open(self.take)
+        self._among.add(self)
         self._arrived_s = driver.now_s()
         self._desk.metrics.request_began(self._model)
         driver.tell(
@@ -58,7 +65,8 @@ class Exchange:
                 self._number = action.attempt
                 self._reply.route(action.replica, action.attempt)
                 attempt = Attempt(action, self._call, self._desk, arrived_s=self._arrived_s)
-                self._attempt = self._tasks.create_task(self._run(attempt))
+                self._attempt = asyncio.get_running_loop().create_task(self._run(attempt))
+                self._attempt.add_done_callback(self._ran)
             case Retry():
                 self._desk.metrics.retried(action.reason)
                 self._abandon(action.attempt)
@@ -89,16 +97,23 @@ class Exchange:
         self._desk.driver.tell(ending)
         if isinstance(ending, RequestFinished):
             self._decide("200")
-            await (self._reply.answer(attempt.held) if attempt.held else self._reply.end())
+            self._reply.answer(attempt.held) if attempt.held else self._reply.end()
+
+    def _ran(self, attempt: asyncio.Task[None]) -> None:
+        """An attempt that ends by an exception is our own fault; its client and the policy are told like any others."""
+        error = None if attempt.cancelled() else attempt.exception()
+        if error is not None:
+            _LOG.error("an attempt failed", exc_info=error)
+            self.stop(_BUG)
 
     def _refuse(self, problem: Problem, held: Answer | None = None) -> None:
         answer = held or refusal(problem)
         if self._reply.has_begun:
             self._decide("broken_stream")
-            self._tasks.create_task(self._reply.end(problem.event))
+            self._reply.end(problem.event)
         else:
             self._decide(str(answer.status))
-            self._tasks.create_task(self._reply.answer(answer))
+            self._reply.answer(answer)
 
     def _give_up(self) -> None:
         driver = self._desk.driver
@@ -113,6 +128,7 @@ class Exchange:
 
     def _decide(self, status: str) -> None:
         self._is_over = True
+        self._among.discard(self)
         self._desk.driver.close(self._request)
         self._desk.metrics.request_ended(self._model, status)
 

@@ -1,4 +1,4 @@
-"""The OpenAI endpoint of a node: a raw ASGI application.
+"""The OpenAI endpoint of a node: what is answered at which path. `serve.http` carries it, `serve.listen` opens the door.
 
     GET  /v1/models, /v1/models/{id}     the services of the node, whether or not a replica is up
     POST /v1/chat/completions            streamed or not; the header `x-polypod-replica: NAME` pins a replica
@@ -10,14 +10,13 @@ that rebinds its own name cannot have that), and so must Origin where there is o
 type of a request is not looked at, so that `curl -d` works; the body is JSON or it is refused.
 """
 
-import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,12 +24,10 @@ import msgspec
 from polypod.serve import wire
 from polypod.serve.attempt import Call, Desk
 from polypod.serve.exchange import Exchange
+from polypod.serve.http.request import Request, Sizes, too_large
 from polypod.serve.metrics import CONTENT_TYPE
-from polypod.serve.reply import JSON, Answer, Reply, Send, refusal
+from polypod.serve.reply import JSON, Answer, Reply, refusal
 from polypod.serve.wire import Problem, ProblemError
-
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
 LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _STOPPING: Final = Problem(
@@ -72,37 +69,53 @@ class Gateway:
             "/metrics": self._metrics,
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request."""
-        headers = dict(scope["headers"])
-        reply = Reply(send, self._request_id(headers.get(b"x-request-id", b"")))
+    @property
+    def sizes(self) -> Sizes:
+        """The most a request may have."""
+        return Sizes(body_bytes=self._door.largest_body_bytes)
+
+    def request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """The client's own name for its request, or one that we make."""
+        given = headers.get(b"x-request-id", b"")
+        if 0 < len(given) <= 128 and given.isascii() and given.decode().isprintable():
+            return given
+        return f"{self._run}-{next(self._ids)}".encode()
+
+    def admit(self, request: Request) -> Problem | None:
+        """Look at the headers, before the body is sent."""
+        host = b"//" + request.headers.get(b"host", b"")
+        for name, url in (("Host", host), ("Origin", request.headers.get(b"origin", host))):
+            if _hostname(url) not in self._door.hosts:
+                return _forbidden(name, url)
+        if int(request.headers.get(b"content-length", b"0")) > self._door.largest_body_bytes:
+            return too_large(self._door.largest_body_bytes)
+        return None
+
+    def take(self, request: Request, reply: Reply) -> Exchange | None:
+        """Answer one request: a page at once, a chat by an exchange."""
         try:
-            self._admit(headers)
-            if scope["path"] == "/v1/chat/completions":
-                _allow(scope["method"], "POST")
-                await self._chat(headers, receive, reply)
-            else:
-                await reply.answer(self._page(scope["path"], scope["method"]))
+            if request.path == "/v1/chat/completions":
+                _allow(request.method, "POST")
+                return self._chat(request, reply)
+            reply.answer(self._page(request.path, request.method))
         except ProblemError as error:
-            self._desk.metrics.request_refused(error.problem.status)
-            await reply.answer(refusal(error.problem))
+            self.refuse(error.problem, reply)
+        return None
+
+    def refuse(self, problem: Problem, reply: Reply) -> None:
+        """Answer with the problem, and count it."""
+        self._desk.metrics.request_refused(problem.status)
+        reply.answer(refusal(problem))
+
+    def client_cut(self) -> None:
+        """A client was too slow in taking its answer."""
+        self._desk.metrics.client_cut()
 
     def stop(self) -> None:
         """End what is in flight, with an error its client can read, and let nothing new begin."""
         self._is_stopping = True
         for exchange in tuple(self._exchanges):
             exchange.stop(_STOPPING)
-
-    def _request_id(self, given: bytes) -> bytes:
-        if 0 < len(given) <= 128 and given.isascii() and given.decode().isprintable():
-            return given
-        return f"{self._run}-{next(self._ids)}".encode()
-
-    def _admit(self, headers: Mapping[bytes, bytes]) -> None:
-        host = b"//" + headers.get(b"host", b"")
-        for name, url in (("Host", host), ("Origin", headers.get(b"origin", host))):
-            if _hostname(url) not in self._door.hosts:
-                raise _forbidden(name, url)
 
     def _page(self, path: str, method: str) -> Answer:
         page = self._pages.get(path)
@@ -141,47 +154,20 @@ class Gateway:
         body = self._desk.metrics.text(self._desk.driver.replicas(), self._corrections())
         return Answer(status=200, headers=[(b"content-type", CONTENT_TYPE)], body=body)
 
-    async def _chat(self, headers: Mapping[bytes, bytes], receive: Receive, reply: Reply) -> None:
-        body = await self._body(headers, receive)
-        if body is None:
-            return
+    def _chat(self, request: Request, reply: Reply) -> Exchange:
         if self._is_stopping:
             raise ProblemError(_STOPPING)
-        pin = headers.get(b"x-polypod-replica")
+        body = bytes(request.body)
+        pin = request.headers.get(b"x-polypod-replica")
         call = Call(
             body=body,
             chat=wire.read_chat(body),
             request_id=reply.request_id.decode(),
             only_replica=None if pin is None else pin.decode("latin-1")[: wire.LONGEST_NAME],
         )
-        async with asyncio.TaskGroup() as tasks:
-            exchange = Exchange(call, self._desk, reply, tasks)
-            self._exchanges.add(exchange)
-            try:
-                exchange.start()
-                while (await receive())["type"] != "http.disconnect":
-                    pass  # also comes when the answer is complete
-            finally:
-                self._exchanges.discard(exchange)
-                exchange.leave()
-
-    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
-        """All of the request's body; None when the client goes away before it is here."""
-        limit = self._door.largest_body_bytes
-        if int(headers.get(b"content-length", b"0")) > limit:
-            raise _too_large(limit)
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            part: bytes = message.get("body", b"")
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            if not message.get("more_body", False):
-                return b"".join(parts) if len(parts) > 1 else part
+        exchange = Exchange(call, self._desk, reply, self._exchanges)
+        exchange.start()
+        return exchange
 
 
 @lru_cache(maxsize=64)
@@ -203,15 +189,10 @@ def _allow(method: str, *allowed: str) -> None:
         )
 
 
-def _forbidden(header: str, url: bytes) -> ProblemError:
+def _forbidden(header: str, url: bytes) -> Problem:
     value = url.decode("latin-1").removeprefix("//")
     message = (
         f"the {header} header is {value!r}, and this node answers loopback names only "
         "(127.0.0.1, localhost, [::1]); call it by one of those"
     )
-    return ProblemError(Problem(status=403, code="forbidden_host", message=message))
-
-
-def _too_large(limit: int) -> ProblemError:
-    message = f"the request body is larger than {limit} bytes, the limit of this node"
-    return ProblemError(Problem(status=413, code="request_too_large", message=message))
+    return Problem(status=403, code="forbidden_host", message=message)

@@ -6,19 +6,15 @@
 import asyncio
 import errno
 import ipaddress
-import math
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
-
-import uvicorn
 
 from polypod.errors import InputError, PortInUseError, RunError
 from polypod.serve.gateway import Gateway
+from polypod.serve.http.front import Front, Waits
 
 GRACE_S: Final = 5.0
-_KEEP_ALIVE_S: Final = 75  # longer than clients keep idle connections, so that they close first
+_LAST_WORDS_S: Final = 2.0  # for clients to read how it ended
 _BACKLOG: Final = 2048
 
 
@@ -52,40 +48,41 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def serve(
-    gateway: Gateway, listener: socket.socket, stop: asyncio.Event, *, grace_s: float = GRACE_S
+    gateway: Gateway,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    *,
+    grace_s: float = GRACE_S,
+    waits: Waits | None = None,
 ) -> None:
-    """Answer until `stop` is set; then accept nothing new, wait for what is in flight, and end the rest in words."""
-    config = uvicorn.Config(
-        gateway,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(grace_s) + 2,
-        backlog=_BACKLOG,
-    )
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    server.should_exit = True
-    done, _ = await asyncio.wait({serving}, timeout=grace_s)
-    if not done:
+    """Answer until `stop` is set; then accept nothing new, wait for what is in flight, and end the rest in words.
+
+    Cancelled, it ends everything at once, and raises as a cancelled coroutine does.
+    """
+    front = Front(gateway, waits)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(front.connect, sock=listener, backlog=_BACKLOG)
+    try:
+        await stop.wait()
+        server.close()
+        front.retire()
+        if not await _emptied(front, grace_s):
+            gateway.stop()
+            await _emptied(front, _LAST_WORDS_S)
+    finally:
+        server.close()
         gateway.stop()
-    await serving
+        front.abort()
 
 
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals belong to whoever started us: there are engines to stop as well."""
-        yield
+async def _emptied(front: Front, within_s: float) -> bool:
+    """Whether the last connection ended in that time."""
+    try:
+        async with asyncio.timeout(within_s):
+            await front.emptied()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _is_loopback(address: str) -> bool:

@@ -59,6 +59,11 @@ class Metrics:
         self._each = cache(each.labels)
         self._tokens = cache(tokens.labels)
         self._retries = cache(retries.labels)
+        self._cut = Counter(
+            "polypod_clients_cut",
+            "Clients cut off because they did not take their answer",
+            registry=registry,
+        )
         self._up = Gauge(
             "polypod_replica_up", "1 while routed to", ["replica", "model"], registry=registry
         )
@@ -101,6 +106,9 @@ class Metrics:
 
     def retried(self, reason: str) -> None:
         self._retries(reason).inc()
+
+    def client_cut(self) -> None:
+        self._cut.inc()
 
     def record_failed(self) -> None:
         self._record_failures.inc()

@@ -1,14 +1,14 @@
 """The client's side of one exchange: what has been sent to it, and what may still be."""
 
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import lru_cache
+from typing import Final, Protocol
 
 from polypod.serve.wire import Problem
 
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
+Throttle = Callable[..., None]  # called with `is_full`
 
 JSON: Final[Headers] = ((b"content-type", b"application/json"),)
 
@@ -27,47 +27,68 @@ def refusal(problem: Problem) -> Answer:
     return Answer(status=problem.status, headers=[*JSON, *problem.headers], body=problem.body)
 
 
-class Reply:
-    """Sends either one `Answer`, or a beginning, parts and an end."""
+class Outlet(Protocol):
+    """Where a reply goes: a connection that knows how to frame it."""
 
-    def __init__(self, send: Send, request_id: bytes) -> None:
-        self._send = send
+    def begin(self, status: int, headers: Headers, length: int | None) -> None:
+        """Status and headers; `length` is that of the body, None where it is not known yet."""
+
+    def part(self, data: bytes) -> None:
+        """Some of a body of unknown length."""
+
+    def end(self, data: bytes) -> None:
+        """The rest of the body, which may be all of it."""
+
+    def throttle(self, tell: Throttle | None) -> None:
+        """Tell this one, now and whenever it changes, whether the client takes what is sent to it."""
+
+
+class Reply:
+    """Sends either one `Answer`, or a beginning, parts and an end.
+
+    Nothing here waits: what the client does not take is kept, and `throttle` says when that is enough. A client that has
+    gone takes everything and reads nothing.
+    """
+
+    __slots__ = ("_outlet", "_route", "has_begun", "request_id")
+
+    def __init__(self, outlet: Outlet, request_id: bytes) -> None:
+        self._outlet = outlet
         self.request_id = request_id
         self._route: Headers = ()
         self.has_begun = False  # the client has a status and headers: the answer can only be ended
 
     def route(self, replica: str, attempt: int) -> None:
         """Whose answer it will be."""
-        self._route = (
-            (b"x-polypod-replica", replica.encode()),
-            (b"x-polypod-attempts", b"%d" % attempt),
-        )
+        self._route = _route(replica, attempt)
 
-    async def begin(self, status: int, headers: Headers) -> None:
-        """Send status and headers. A client that is slow with an earlier answer may make this wait, and be cancelled."""
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [
-                    *headers,
-                    (b"x-request-id", self.request_id),
-                    *self._route,
-                ],
-            }
-        )
+    def begin(self, status: int, headers: Headers, *, length: int | None = None) -> None:
+        """Send status and headers."""
         self.has_begun = True
+        all_headers = [*headers, (b"x-request-id", self.request_id), *self._route]
+        self._outlet.begin(status, all_headers, length)
 
-    async def part(self, data: bytes) -> None:
+    def part(self, data: bytes) -> None:
         """Send some of the body, as fast as the client takes it."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._outlet.part(data)
 
-    async def end(self, data: bytes = b"") -> None:
+    def end(self, data: bytes = b"") -> None:
         """Send the rest of the body."""
-        await self._send({"type": "http.response.body", "body": data})
+        self._outlet.end(data)
 
-    async def answer(self, answer: Answer) -> None:
+    def answer(self, answer: Answer) -> None:
         """Send all of an answer."""
-        length = (b"content-length", b"%d" % len(answer.body))
-        await self.begin(answer.status, [*answer.headers, length])
-        await self.end(answer.body)
+        self.begin(answer.status, answer.headers, length=len(answer.body))
+        self._outlet.end(answer.body)
+
+    def throttle(self, tell: Throttle | None) -> None:
+        """Tell this one whether the client takes what is sent, now and at each change; None tells nobody any more."""
+        self._outlet.throttle(tell)
+
+
+@lru_cache(maxsize=4096)
+def _route(replica: str, attempt: int) -> Headers:
+    return (
+        (b"x-polypod-replica", replica.encode()),
+        (b"x-polypod-attempts", b"%d" % attempt),
+    )

@@ -1,22 +1,24 @@
-"""The gateway's side of its connections to engines: one small pool per replica, and the name of every way to fail.
+"""The gateway's side of its connections to engines: one small pool per replica, over a unix socket, TCP or TLS.
 
 Idle connections are dropped after `IDLE_S`, before engines drop them (5 s in uvicorn and in llama.cpp): a request that
 meets a connection being closed looks like a replica that broke.
 """
 
 import asyncio
+import ssl
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import cache
+from typing import Final
 
-import aiohttp
-from yarl import URL
-
-from polypod.policy.events import FailureKind
 from polypod.serve.engines.spec import Endpoint
+from polypod.serve.http.back import EngineConnection, Response, UpstreamError
+from polypod.serve.http.sweep import Sweeper
+
+__all__ = ["IDLE_S", "Patience", "Response", "Upstream", "UpstreamError", "Upstreams", "retry_after_s"]  # fmt: skip
 
 IDLE_S: Final = 4.0
-_READ_BUFFER_BYTES: Final = 1 << 18
-_UNASKED_HEADERS: Final = ("Accept", "Accept-Encoding", "User-Agent")
+_SWEEPS: Final = 8  # in the shortest patience
+_SWEEP_S: Final = (0.02, 0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,35 +38,90 @@ class Patience:
 class Upstream:
     """The connections to one start of one replica."""
 
-    def __init__(self, endpoint: Endpoint, patience: Patience) -> None:
+    def __init__(
+        self, endpoint: Endpoint, patience: Patience, sweeper: Sweeper | None = None
+    ) -> None:
         self.patience = patience
-        self._chat = URL(endpoint.chat_url)
-        self._headers = {"content-type": "application/json", **endpoint.headers}
-        self._streaming = _timeout(patience.connect_s, patience.first_byte_s)
-        self._complete = _timeout(patience.connect_s, patience.whole_answer_s)
-        self._session = aiohttp.ClientSession(
-            connector=_connector(endpoint),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=_UNASKED_HEADERS,
-            read_bufsize=_READ_BUFFER_BYTES,
-        )
+        self._endpoint = endpoint
+        self._sweeper = sweeper or sweeper_for(patience)
+        self._head = _head(endpoint)
+        self._idle: list[EngineConnection] = []
+        self._all: set[EngineConnection] = set()
 
-    async def post(
-        self, body: bytes, *, request_id: str, is_stream: bool
-    ) -> aiohttp.ClientResponse:
-        """Send a chat request; return when the engine's status and headers are here."""
-        return await self._session.post(
-            self._chat,
-            data=body,
-            headers={**self._headers, "x-request-id": request_id},
-            timeout=self._streaming if is_stream else self._complete,
-            allow_redirects=False,
-        )
+    async def post(self, body: bytes, *, request_id: str, is_stream: bool) -> Response:
+        """Send a chat request; return when the engine's status and headers are here. Raises `UpstreamError`."""
+        connection = self._pop() or await self._connect()
+        silence_s = self.patience.first_byte_s if is_stream else self.patience.whole_answer_s
+        head = self._head % (request_id.encode(), len(body))
+        response = connection.send(head, body, silence_s)
+        try:
+            await response.begun()
+        except BaseException:  # cancelled, too
+            response.release()
+            raise
+        return response
+
+    def abort(self) -> None:
+        """Close the idle connections, and break those in use."""
+        for connection in tuple(self._all):
+            connection.abort()
 
     async def close(self) -> None:
-        """Close the idle connections, and break those in use."""
-        await self._session.close()
+        """The same, and wait until the loop has let go of them."""
+        self.abort()
+        while self._all:
+            await asyncio.sleep(0)
+
+    def _pop(self) -> EngineConnection | None:
+        now_s = asyncio.get_running_loop().time()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open and connection.deadline_s > now_s:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self) -> EngineConnection:
+        try:
+            async with asyncio.timeout(self.patience.connect_s):
+                connection = await self._open()
+        except TimeoutError as error:
+            detail = f"no connection within {self.patience.connect_s:g} s"
+            raise UpstreamError(kind="refused", detail=detail) from error
+        except OSError as error:
+            raise UpstreamError(
+                kind="refused", detail=error.strerror or type(error).__name__
+            ) from error
+        self._all.add(connection)
+        return connection
+
+    async def _open(self) -> EngineConnection:
+        loop, endpoint = asyncio.get_running_loop(), self._endpoint
+        if endpoint.socket is not None:
+            path = str(endpoint.socket)
+            _, connection = await loop.create_unix_connection(self._new, path)
+            return connection
+        assert endpoint.host is not None, "an endpoint has a socket or a host"
+        context = _tls() if endpoint.tls else None
+        _, connection = await loop.create_connection(
+            self._new, endpoint.host, endpoint.port or 0, ssl=context
+        )
+        return connection
+
+    def _new(self) -> EngineConnection:
+        return EngineConnection(self._sweeper, self._rest, self._lost)
+
+    def _rest(self, connection: EngineConnection) -> None:
+        if not self._endpoint.keeps_connections:
+            connection.abort()
+            return
+        connection.deadline_s = asyncio.get_running_loop().time() + IDLE_S
+        self._idle.append(connection)
+
+    def _lost(self, connection: EngineConnection) -> None:
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
 
 
 class Upstreams:
@@ -72,19 +129,17 @@ class Upstreams:
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
+        self._sweeper = sweeper_for(patience)
         self._by_replica: dict[str, tuple[int, Upstream]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
 
     def of(self, replica: str, epoch: int, endpoint: Endpoint) -> Upstream:
-        """Must be called inside the running loop."""
+        """The connections to this start of a replica; those to an earlier one are closed."""
         known = self._by_replica.get(replica)
         if known is not None:
             if known[0] == epoch:
                 return known[1]
-            closing = asyncio.get_running_loop().create_task(known[1].close())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-        upstream = Upstream(endpoint, self._patience)
+            known[1].abort()
+        upstream = Upstream(endpoint, self._patience, self._sweeper)
         self._by_replica[replica] = (epoch, upstream)
         return upstream
 
@@ -92,67 +147,41 @@ class Upstreams:
         """Close them all."""
         upstreams = [upstream for _, upstream in self._by_replica.values()]
         self._by_replica.clear()
-        await asyncio.gather(*self._closing, *(upstream.close() for upstream in upstreams))
+        for upstream in upstreams:
+            await upstream.close()
+        self._sweeper.stop()
 
 
-# The first that fits names the failure; whatever else a client library raises is a lost connection.
-_KINDS: Final[tuple[tuple[type[Exception], FailureKind], ...]] = (
-    (aiohttp.ClientConnectorError, "refused"),
-    (aiohttp.ConnectionTimeoutError, "refused"),
-    (aiohttp.ServerTimeoutError, "timeout"),
-    (aiohttp.ClientResponseError, "engine"),  # not HTTP
-    (aiohttp.ClientError, "lost"),
-)
+def sweeper_for(patience: Patience) -> Sweeper:
+    """One that sees a silence soon after it has become too long."""
+    shortest_s = min(patience.first_byte_s, patience.between_s, patience.whole_answer_s)
+    least_s, most_s = _SWEEP_S
+    return Sweeper(min(max(shortest_s / _SWEEPS, least_s), most_s))
 
 
-def failure_kind(error: aiohttp.ClientError) -> FailureKind:
-    """Name a failure in the policy's words.
-
-    >>> failure_kind(aiohttp.ServerDisconnectedError()), failure_kind(aiohttp.SocketTimeoutError())
-    ('lost', 'timeout')
-    >>> failure_kind(aiohttp.ConnectionTimeoutError())
-    'refused'
-    """
-    return next(kind for raised, kind in _KINDS if isinstance(error, raised))
-
-
-def described(error: aiohttp.ClientError) -> str:
-    """What went wrong, without a word the engine sent: that may be text of an answer, and is recorded.
-
-    >>> described(aiohttp.ClientOSError(104, "Connection reset by peer")), described(aiohttp.ClientPayloadError("x"))
-    ('Connection reset by peer', 'ClientPayloadError')
-    """
-    said = error.strerror if isinstance(error, OSError) else None
-    return said or type(error).__name__
-
-
-def hurry(response: aiohttp.ClientResponse, silence_s: float) -> None:
-    """From now on, the engine may be silent only this long."""
-    connection = response.connection
-    if connection is not None and connection.protocol is not None:  # there is more to come
-        connection.protocol.read_timeout = silence_s
-        connection.protocol.start_timeout()
-
-
-def retry_after_s(value: str | None) -> float | None:
+def retry_after_s(value: bytes | None) -> float | None:
     """Read a Retry-After header; the form with a date is rare among engines and not read.
 
-    >>> retry_after_s("2"), retry_after_s("Fri, 31 Dec 2027 23:59:59 GMT"), retry_after_s(None)
+    >>> retry_after_s(b"2"), retry_after_s(b"Fri, 31 Dec 2027 23:59:59 GMT"), retry_after_s(None)
     (2.0, None, None)
     """
-    if value is None:
-        return None
-    return float(value) if value.isascii() and value.isdigit() else None
+    return float(value) if value is not None and value.isdigit() else None
 
 
-def _connector(endpoint: Endpoint) -> aiohttp.BaseConnector:
-    kept: dict[str, Any] = (
-        {"keepalive_timeout": IDLE_S} if endpoint.keeps_connections else {"force_close": True}
-    )
-    if endpoint.socket is None:
-        return aiohttp.TCPConnector(limit=0, **kept)
-    return aiohttp.UnixConnector(path=str(endpoint.socket), limit=0, **kept)
+def _head(endpoint: Endpoint) -> bytes:
+    """The head of every request, with room for its id and its length."""
+    headers = {
+        "host": endpoint.origin.partition("://")[2],
+        "content-type": "application/json",
+        **endpoint.headers,
+    }
+    if not endpoint.keeps_connections:
+        headers["connection"] = "close"
+    fixed = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"POST {endpoint.path_prefix}/chat/completions HTTP/1.1\r\n{fixed}"
+    return head.encode().replace(b"%", b"%%") + b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n"
 
 
-def _timeout(connect_s: float, silence_s: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s)
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()

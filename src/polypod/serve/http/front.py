@@ -1,0 +1,335 @@
+"""The clients' side of the gateway: one object per connection, driven by what the loop says, without a task of its own.
+
+A connection reads one request after the other and answers them in order. What the client does not take is kept in the transport up to its high-water
+mark; then the one who sends is throttled (`Reply.throttle`), and a client that does not empty it in time is cut, so that it cannot hold a
+replica. A client that closes its side while it waits for an answer is taken as gone. Every state has a deadline.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from polypod.serve.http.heads import CONTINUE, LAST_CHUNK, chunk, head
+from polypod.serve.http.request import Request, RequestReader, Sizes
+from polypod.serve.http.sweep import Sweeper
+from polypod.serve.reply import Headers, Reply, Throttle
+from polypod.serve.wire import Problem
+
+HIGH_WATER_BYTES: Final = 64 << 10
+MOST_PIPELINED: Final = 64
+MOST_DISCARDED_BYTES: Final = (
+    64 << 10
+)  # of the body of a request that is refused, for the sake of the connection
+_SWEEP_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waits:
+    """How long a client may take."""
+
+    idle_s: float = 75.0  # longer than clients keep idle connections, so that they close first
+    head_s: float = 10.0  # from a request's first byte to the end of its headers
+    body_s: float = 120.0  # from there to its end
+    taking_s: float = 30.0  # to empty a full buffer
+    leaving_s: float = 2.0  # to read the last answer, and go
+
+
+class Exchanging(Protocol):
+    """An answer that is on its way."""
+
+    def leave(self) -> None:
+        """Nobody waits for it any more: it is complete, or the client has gone."""
+
+
+class App(Protocol):
+    """What answers."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """The most a request may have."""
+
+    def request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """What to call a request."""
+
+    def admit(self, request: Request) -> Problem | None:
+        """Look at a request whose headers are here; a problem refuses it."""
+
+    def take(self, request: Request, reply: Reply) -> Exchanging | None:
+        """Answer a request: now, or by an exchange."""
+
+    def refuse(self, problem: Problem, reply: Reply) -> None:
+        """Answer what cannot be taken."""
+
+    def client_cut(self) -> None:
+        """A client was too slow in taking its answer."""
+
+
+class Front:
+    """All connections of one listener."""
+
+    def __init__(self, app: App, waits: Waits | None = None) -> None:
+        self.app = app
+        self.waits = waits or Waits()
+        self.is_retiring = False  # connections end with the answer under way
+        self.connections: set[ClientConnection] = set()
+        waits_s = (self.waits.head_s, self.waits.taking_s, self.waits.leaving_s)
+        self.sweeper = Sweeper(min(_SWEEP_S, min(waits_s) / 4))
+        self._is_empty = asyncio.Event()
+
+    def connect(self) -> "ClientConnection":
+        """The protocol of a new connection."""
+        return ClientConnection(self)
+
+    def retire(self) -> None:
+        """Close idle connections, and the others after the answer under way."""
+        self.is_retiring = True
+        for connection in tuple(self.connections):
+            connection.retire()
+
+    async def emptied(self) -> None:
+        """Wait until no connection is left."""
+        while self.connections:
+            self._is_empty.clear()
+            await self._is_empty.wait()
+
+    def abort(self) -> None:
+        """Break what is left."""
+        for connection in tuple(self.connections):
+            connection.cut()
+        self.sweeper.stop()
+
+    def lost(self, connection: "ClientConnection") -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._is_empty.set()
+
+
+class ClientConnection(asyncio.Protocol):
+    """One connection of a client."""
+
+    def __init__(self, front: Front) -> None:
+        self.deadline_s = math.inf
+        self._front = front
+        self._app = front.app
+        self._waits = front.waits
+        self._loop = asyncio.get_running_loop()
+        self._transport: Any = None
+        self._reader = RequestReader(self, front.app.sizes)
+        self._waiting: deque[Request] = deque()  # read, and not yet answered
+        self._answered: Request | None = None  # being answered
+        self._exchange: Exchanging | None = None
+        self._keeps = False  # the connection, after the answer under way
+        self._is_chunked = False  # the answer under way
+        self._is_bodiless = False
+        self._is_full = False  # the client does not take what is sent
+        self._is_deaf = False  # what comes is not read any more
+        self._is_leaving = False  # the last answer is sent
+        self._tell: Throttle | None = None
+
+    # ---- the loop's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
+        self._front.connections.add(self)
+        self._front.sweeper.watch(self)
+        self._wait(self._waits.idle_s)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        was_idle = self._is_idle
+        problem = self._reader.feed(data)
+        if problem is not None:
+            self._refuse_for_good(problem)
+        elif was_idle and self._reader.is_reading_head:
+            self._wait(self._waits.head_s)
+
+    def eof_received(self) -> None:
+        """The client closes its side, and with it the connection."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._front.sweeper.forget(self)
+        self._transport = None
+        self._reader.close()
+        self._waiting.clear()
+        self._tell = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.leave()
+        self._front.lost(self)
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+        self._wait(self._waits.taking_s)
+        if self._tell is not None:
+            self._tell(is_full=True)
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._wait_for_what_is_next()
+        if self._tell is not None:
+            self._tell(is_full=False)
+
+    # ---- deadlines
+
+    def overdue(self) -> None:
+        """Too slow: in asking, which is said if somebody was; or in taking."""
+        if self._is_full and not self._is_leaving:
+            self._app.client_cut()
+            self.cut()
+        elif self._answered is None and not self._is_leaving and self._is_reading:
+            wait_s = self._waits.head_s if self._reader.is_reading_head else self._waits.body_s
+            message = f"the request was not complete within {wait_s:g} s"
+            self._refuse_for_good(Problem(status=408, code="request_timeout", message=message))
+        elif self._is_leaving:
+            self.cut()
+        else:
+            self._close()
+
+    def cut(self) -> None:
+        """Break the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def retire(self) -> None:
+        """Close if idle; else after the answer under way, or that to the request that is coming in."""
+        if self._is_idle:
+            self._close()
+
+    @property
+    def _is_reading(self) -> bool:
+        return self._reader.is_reading_head or self._reader.is_reading_body
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._answered is None and not self._is_reading
+
+    def _wait(self, wait_s: float) -> None:
+        self.deadline_s = self._loop.time() + wait_s
+
+    def _wait_for_what_is_next(self) -> None:
+        if self._is_leaving:
+            self._wait(self._waits.leaving_s)
+        elif self._answered is not None:
+            self.deadline_s = math.inf  # others wait for their engines, and look to that
+        elif self._reader.is_reading_body:
+            self._wait(self._waits.body_s)
+        else:
+            self._wait(self._waits.head_s if self._reader.is_reading_head else self._waits.idle_s)
+
+    # ---- the reader's side
+
+    def head_read(self, request: Request) -> Problem | None:
+        """Refuse at once what would be refused anyway, before its body is sent; a small body is let in, to keep the connection."""
+        problem = self._app.admit(request)
+        if problem is not None:
+            length = int(request.headers.get(b"content-length", b"0"))
+            if request.is_chunked or length > MOST_DISCARDED_BYTES or request.expects_continue:
+                return problem
+            request.refused = problem
+        if self._answered is None:
+            self._wait(self._waits.body_s)
+        if request.expects_continue and request.has_body and self._answered is None:
+            self._transport.write(CONTINUE)
+        return None
+
+    def request_read(self, request: Request) -> None:
+        """Answer it, or after those before it."""
+        if self._answered is not None or self._waiting:
+            self._waiting.append(request)
+            if len(self._waiting) >= MOST_PIPELINED:
+                self._transport.pause_reading()
+            return
+        self._answer(request)
+
+    def _answer(self, request: Request) -> None:
+        self._answered = request
+        self.deadline_s = math.inf
+        reply = Reply(self, self._app.request_id(request.headers))
+        if request.refused is not None:
+            self._app.refuse(request.refused, reply)
+            return
+        exchange = self._app.take(request, reply)
+        if self._answered is request:
+            self._exchange = exchange
+        elif exchange is not None:
+            exchange.leave()
+
+    def _refuse_for_good(self, problem: Problem) -> None:
+        """Say what is wrong and read no more. Answers that are still owed go out, and then there is nothing to say."""
+        self._is_deaf = True
+        if self._answered is not None or self._waiting or self._transport is None:
+            return
+        self._answered = Request()
+        self._app.refuse(problem, Reply(self, self._app.request_id({})))
+
+    # ---- the reply's side
+
+    def begin(self, status: int, headers: Headers, length: int | None) -> None:
+        request = self._answered
+        if request is None or self._transport is None:
+            return
+        self._is_bodiless = request.method == "HEAD"
+        self._is_chunked = length is None and request.version == "1.1"
+        is_last = self._front.is_retiring or (self._is_deaf and not self._waiting)
+        self._keeps = request.keeps and not is_last and (length is not None or self._is_chunked)
+        if self._is_chunked:
+            headers = [*headers, (b"transfer-encoding", b"chunked")]
+        elif self._keeps and request.version == "1.0":
+            headers = [*headers, (b"connection", b"keep-alive")]
+        self._transport.write(head(status, headers, length=length, keeps=self._keeps))
+
+    def part(self, data: bytes) -> None:
+        if self._transport is not None and data and not self._is_bodiless:
+            self._transport.write(chunk(data) if self._is_chunked else data)
+
+    def end(self, data: bytes) -> None:
+        if self._transport is None or self._answered is None:
+            return
+        self.part(data)
+        if self._is_chunked and not self._is_bodiless:
+            self._transport.write(LAST_CHUNK)
+        self._ended()
+
+    def throttle(self, tell: Throttle | None) -> None:
+        self._tell = tell
+        if tell is not None and self._is_full:
+            tell(is_full=True)
+
+    def _ended(self) -> None:
+        """The answer is sent, as far as we are concerned."""
+        self._exchange = self._answered = self._tell = None
+        if not self._keeps:
+            self._leave()
+            return
+        if not self._is_full:
+            self._wait_for_what_is_next()
+        if self._waiting:
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        """Answer the request that came next, while the one before was answered."""
+        if self._answered is None and self._waiting and self._transport is not None:
+            if len(self._waiting) == MOST_PIPELINED:
+                self._transport.resume_reading()
+            self._answer(self._waiting.popleft())
+
+    def _leave(self) -> None:
+        """Send what is left, and close. A client that still sends would lose the answer if we closed first: it may do so for a while."""
+        if not self._is_deaf or self._transport.is_closing():
+            self._close()
+            return
+        self._is_leaving = True
+        self._wait(self._waits.leaving_s)
+        self._transport.write_eof()
+
+    def _close(self) -> None:
+        self._is_leaving = self._is_deaf = True
+        self._waiting.clear()
+        self._wait(self._waits.taking_s if self._is_full else self._waits.leaving_s)
+        self._transport.close()
