@@ -133,6 +133,11 @@ class _Segment:
             steps += 1
         return min(steps, self.steps)
 
+    def steps_ended(self, at_s: float) -> int:
+        """Steps whose end is not after `at_s`."""
+        steps = self.steps_until(at_s)
+        return steps if self.after_s(steps) <= at_s else steps - 1
+
 
 class ReplicaEmulation:
     """One replica on a virtual clock. Times given to it must not go back.
@@ -202,6 +207,37 @@ class ReplicaEmulation:
         if self._told:
             return self._told[0].at_s
         return math.inf if self._segment is None else self._segment.end_s
+
+    def next_step_s(self, at_s: float) -> float:
+        """When the first step ends that has not by `at_s`, which is what a stream of tokens waits for; infinite when idle."""
+        segment = self._segment
+        if self._told or segment is None:
+            return self.next_s
+        return segment.after_s(min(segment.steps_ended(at_s) + 1, segment.steps))
+
+    def tokens_left(self, request: int, at_s: float) -> int:
+        """Tokens that a request has still to give, of one played until `at_s`; 0 where it is unknown or finished.
+
+        >>> step = StepTime(tokens=(1, 101), seconds=(0.01, 0.02), kv_token_s=0.0, pair_s=0.0)
+        >>> limits = EngineLimits(max_sequences=8, max_step_tokens=512, kv_capacity_tokens=10_000)
+        >>> replica = ReplicaEmulation(step, limits)
+        >>> replica.submit(0.0, request=1, prompt_tokens=101, output_tokens=11)
+        >>> replica.advance(0.055)[0].kind, replica.tokens_left(1, 0.055)  # one after 20 ms, then one each 10 ms
+        ('first', 7)
+        >>> round(replica.next_step_s(0.055), 3)
+        0.06
+        """
+        sequence = self._by_request.get(request)
+        if sequence is None:
+            return 0
+        if sequence.finish_step < 0:
+            return sequence.output_tokens
+        segment, step = self._segment, self._step
+        if segment is not None and segment.decodes:
+            step += segment.steps_ended(at_s)
+        ahead = sequence.finish_step - step
+        steps = math.ceil(sequence.output_tokens / self._given) - ahead
+        return sequence.output_tokens - min(round(steps * self._given), sequence.output_tokens)
 
     @property
     def running(self) -> int:

@@ -129,6 +129,11 @@ def read_request(body: bytes) -> ChatRequest:
     except (msgspec.DecodeError, RecursionError) as error:
         msg = f"the request body is not a JSON object: {error}"
         raise refused(msg, code="invalid_json") from error
+    return checked(given)
+
+
+def checked(given: dict[str, Any]) -> ChatRequest:
+    """The request in a JSON object, which is used up. Raises `ProblemError` (400) that names the parameter at fault."""
     for name, harmless in _REFUSED.items():
         value = given.pop(name, None)
         if value is not None and value not in harmless:
