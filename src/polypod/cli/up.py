@@ -14,6 +14,14 @@ import uvloop
 
 from polypod.cli.asking import note, tokens
 from polypod.cli.host import measured_host
+from polypod.cli.up_ghosts import (
+    add_ghosts,
+    ask_ghosts,
+    ghosts_text,
+    prepared_ghosts,
+    ready,
+    wants_ghosts,
+)
 from polypod.cli.up_text import (
     Answered,
     answers_text,
@@ -76,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure this machine again, even if a measurement is kept",
     )
+    add_ghosts(parser)
     parser.add_argument("--once", action="store_true", help="answer one question, stop, and exit")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object when the node is ready"
@@ -88,6 +97,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(msg)
     listener = bind("127.0.0.1", args.port)
     try:
+        if wants_ghosts(args):
+            prepared = prepared_ghosts(args, state_directory())
+            if not args.json:
+                print(ghosts_text(prepared, args.ghost_speed), flush=True)
+            return uvloop.run(_up(args, prepared, listener))
         cpu = find_cpu()
         measured = measured_host(cpu, fresh=args.measure)
         wishes = Wishes(
@@ -135,8 +149,11 @@ async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket) ->
         gc.collect()
         gc.freeze()  # what is here now stays; the collector need not look at it with every request
         serving = asyncio.create_task(node.serve(stop))
-        answers = await _ask_all(node, prepared, warm_ups)
-        _ready(args, node, prepared, warm_ups, answers)
+        if prepared.ghosts is not None:
+            ready(args, node, prepared, await ask_ghosts(node, prepared))
+        else:
+            answers = await _ask_all(node, prepared, warm_ups)
+            _ready(args, node, prepared, warm_ups, answers)
         if args.once:
             stop.set()
         await serving

@@ -15,6 +15,7 @@ from polypod.serve.devices.cpu import HostCpu
 from polypod.serve.devices.measure import HostMeasurement
 from polypod.serve.engines import ENGINES
 from polypod.serve.engines.embedded import MODEL_NAME, embedded_weights
+from polypod.serve.ghosts import ghost_plan
 from polypod.serve.node import Prepared
 from polypod.workload.config import read_model
 from polypod.workload.gguf import read_header
@@ -154,6 +155,21 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
                     calibrations[up.replica] = calibration
     return Prepared(
         plan=plan, settings=policy_settings(plan), ups=ups, calibrations=calibrations, folder=folder
+    )
+
+
+def prepare_ghosts(
+    plan: Plan, folder: Path, *, speed_ratio: float = 1.0, processes: int = 1
+) -> Prepared:
+    """A plan for any fleet, to be served by ghosts. Raises `InputError` as `ghost_plan` does."""
+    ghosts = ghost_plan(plan, speed_ratio=speed_ratio, processes=processes)
+    return Prepared(
+        plan=plan,
+        settings=policy_settings(plan),
+        ups=ghosts.ups,
+        calibrations={},
+        folder=folder,
+        ghosts=ghosts,
     )
 
 

@@ -34,6 +34,7 @@ from polypod.serve.ask import Asked, Asker
 from polypod.serve.attempt import Desk
 from polypod.serve.engines import ENGINES, Engine, EngineSpec
 from polypod.serve.gateway import Gateway
+from polypod.serve.ghosts import GhostPlan, Ghosts
 from polypod.serve.listen import serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.metrics import Metrics
@@ -55,6 +56,7 @@ class Prepared:
     ups: tuple[ReplicaUp, ...]
     calibrations: dict[str, CpuCalibration]  # by replica
     folder: Path
+    ghosts: GhostPlan | None = None  # in place of engines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +96,14 @@ class LiveNode:
         self._upstreams = Upstreams(Patience())
         desk = Desk(driver=self._driver, upstreams=self._upstreams, metrics=self._metrics)
         self._gateway = Gateway(self._models, desk, corrections=self.policy.corrections)
+        self._ghosts = Ghosts(prepared.ghosts, self._driver, on_change)
         self._ups = {up.replica: up for up in prepared.ups}
         self._loading = set(self._ups)
         self._loaded = asyncio.Event()
         self._sockets = make_socket_directory()
-        self._supervisor = Supervisor(_replicas(prepared, self._sockets, engines), self._hear)
+        replicas = _replicas(prepared, self._sockets, engines)
+        replicas += self._ghosts.replicas(self._sockets, prepared.folder)
+        self._supervisor = Supervisor(replicas, self._hear)
 
     @property
     def url(self) -> str:
@@ -129,14 +134,22 @@ class LiveNode:
         """Answer until `stop` is set and what was in flight has ended."""
         await serve(self._gateway, self._listener, stop)
 
-    async def ask(self, question: str, *, max_tokens: int, replica: str | None = None) -> Asked:
-        """Ask the node's own endpoint, as a client would."""
+    async def ask(
+        self,
+        question: str,
+        *,
+        max_tokens: int,
+        replica: str | None = None,
+        model: str | None = None,
+    ) -> Asked:
+        """Ask the node's own endpoint, as a client would; its first model where none is named."""
         async with Asker(self.url) as asker:
             return await asker.ask(
-                self._models[0], question, max_tokens=max_tokens, replica=replica
+                model or self._models[0], question, max_tokens=max_tokens, replica=replica
             )
 
     async def _close(self) -> None:
+        await self._ghosts.close()
         self._driver.stop()
         await self._upstreams.close()
         await self._recorder.close()
@@ -152,6 +165,9 @@ class LiveNode:
         await self._loaded.wait()
 
     async def _hear(self, news: Up | Down) -> None:
+        if news.replica in self._ghosts:
+            await self._ghosts.hear(news)
+            return
         if isinstance(news, Down):
             now_s = self._driver.now_s()
             self._driver.tell(
@@ -239,6 +255,8 @@ def _ratio(step: StepObserved, predicted: ReplicaUp) -> float:
 
 
 def _replicas(prepared: Prepared, sockets: Path, engines: Mapping[str, Engine]) -> list[Replica]:
+    if prepared.ghosts is not None:
+        return []
     return [
         Replica(
             engine=engines[str(pool.engine)], spec=_spec(prepared, service, pool, name, sockets)

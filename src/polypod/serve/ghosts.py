@@ -1,0 +1,164 @@
+"""The ghosts of a node: which processes they live in, and what the policy hears of their starts and deaths.
+
+A plan for accelerators that are not here is served by ghosts (`engines.ghost`), each timed by its plan's step time. They share a few processes, which
+are supervised as engines are; one that dies alone, of a fault, is told by its process over `/news`. Nothing is warmed up: a ghost takes as long
+as predicted by construction, and what an HTTP request and a timer add is there to be measured.
+"""
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from polypod.errors import InputError
+from polypod.plan.predict import policy_settings, pool_replicas
+from polypod.plan.spec import Plan
+from polypod.policy.events import ReplicaDown, ReplicaUp
+from polypod.serve.engines.ghost import GHOST, GhostFile, ghost_endpoint, write_ghosts
+from polypod.serve.engines.ghost_server import News
+from polypod.serve.engines.spec import Endpoint, EngineSpec
+from polypod.serve.loop import Driver
+from polypod.serve.supervise import Down, Replica, Up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GhostPlan:
+    """What a node needs of its ghosts: who they are, in which process each lives, how long their models answer."""
+
+    ups: tuple[ReplicaUp, ...]
+    mean_output_tokens: dict[str, float]
+    processes: int = 1
+
+    def houses(self) -> dict[str, tuple[ReplicaUp, ...]]:
+        """The ghosts of each process, dealt out in turn."""
+        count = max(min(self.processes, len(self.ups)), 1)
+        return {f"ghosts-{n}": self.ups[n::count] for n in range(count)}
+
+
+def ghost_plan(plan: Plan, *, speed_ratio: float = 1.0, processes: int = 1) -> GhostPlan:
+    """Every replica of a plan as a ghost, `speed_ratio` times as fast as planned.
+
+    Raises `InputError` for a pool of one phase, and whatever `pool_replicas` raises.
+    """
+    for s, service in enumerate(plan.services):
+        for p, pool in enumerate(service.pools):
+            if pool.role != "both":
+                msg = (
+                    f"pool {pool.name or p} is for {pool.role}, and ghosts take whole requests; plan it with prefill and "
+                    f"decode together, or play it with `polypod simulate` - at `$.services[{s}].pools[{p}].role`"
+                )
+                raise InputError(msg)
+    ups = pool_replicas(plan, linked=False)
+    if speed_ratio != 1.0:
+        ups = [
+            msgspec.structs.replace(up, step_time=up.step_time.scaled(1 / speed_ratio))
+            for up in ups
+        ]
+    means = {one.model: one.mean_output_tokens for one in policy_settings(plan).services}
+    return GhostPlan(ups=tuple(ups), mean_output_tokens=means, processes=processes)
+
+
+class Ghosts:
+    """Tells a driver of its ghosts. `hear` takes the supervisor's words about their processes."""
+
+    def __init__(
+        self,
+        plan: GhostPlan | None,
+        driver: Driver,
+        on_down: Callable[[Down], None] = lambda _: None,
+    ) -> None:
+        self._means = plan.mean_output_tokens if plan is not None else {}
+        self._houses: Mapping[str, Sequence[ReplicaUp]] = plan.houses() if plan is not None else {}
+        self._driver = driver
+        self._on_down = on_down
+        self._ups = {up.replica: up for ups in self._houses.values() for up in ups}
+        self._epochs = dict.fromkeys(self._ups, 0)
+        self._living: set[str] = set()
+        self._readers: dict[str, asyncio.Task[None]] = {}
+
+    def __contains__(self, process: str) -> bool:
+        return process in self._houses
+
+    def replicas(self, sockets: Path, folder: Path) -> list[Replica]:
+        """The processes, for a supervisor; what their ghosts are is written into `folder`."""
+        found = []
+        for name, ups in self._houses.items():
+            path = folder / f"{name}.json"
+            write_ghosts(path, GhostFile(ghosts=tuple(ups), mean_output_tokens=self._means))
+            spec = EngineSpec(
+                replica=name,
+                model=", ".join(dict.fromkeys(up.model for up in ups)),
+                weights=path,
+                cores=tuple(sorted(os.sched_getaffinity(0))),
+                context_tokens=0,
+                max_sequences=0,
+                socket=sockets / f"{name}.sock",
+                secret=secrets.token_urlsafe(24),
+                log=folder / f"{name}.log",
+            )
+            found.append(Replica(engine=GHOST, spec=spec))
+        return found
+
+    async def hear(self, news: Up | Down) -> None:
+        """A process of ghosts is up, and so are they; or it is down."""
+        names = [up.replica for up in self._houses[news.replica]]
+        reader = self._readers.pop(news.replica, None)
+        if reader is not None:
+            reader.cancel()
+        if isinstance(news, Down):
+            for name in names:
+                self._down(name, news.reason)
+            self._on_down(news)
+            return
+        for name in names:
+            self._up(name, news.endpoint)
+        reading = self._read(news.endpoint)
+        self._readers[news.replica] = asyncio.create_task(reading)
+
+    async def close(self) -> None:
+        """Listen to nobody any more."""
+        readers = list(self._readers.values())
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+    def _up(self, name: str, process: Endpoint) -> None:
+        self._epochs[name] += 1
+        self._living.add(name)
+        at_s, epoch = self._driver.now_s(), self._epochs[name]
+        up = msgspec.structs.replace(self._ups[name], at_s=at_s, epoch=epoch)
+        self._driver.attach(up, ghost_endpoint(process, name))
+
+    def _down(self, name: str, reason: str) -> None:
+        if name in self._living:
+            self._living.discard(name)
+            at_s, epoch = self._driver.now_s(), self._epochs[name]
+            down = ReplicaDown(at_s=at_s, replica=name, epoch=epoch, reason=reason)
+            self._driver.tell(down)
+
+    async def _read(self, process: Endpoint) -> None:
+        """Hear of single ghosts; that the process ends is the supervisor's news."""
+        connector = aiohttp.UnixConnector(path=str(process.socket))
+        timeout = aiohttp.ClientTimeout(total=None)
+        with suppress(aiohttp.ClientError, OSError):
+            async with (
+                aiohttp.ClientSession(
+                    connector=connector, headers=process.headers, timeout=timeout
+                ) as session,
+                session.get(f"{process.origin}/news") as response,
+            ):
+                async for line in response.content:
+                    if line.strip():
+                        self._take(msgspec.json.decode(line, type=News), process)
+
+    def _take(self, news: News, process: Endpoint) -> None:
+        if news.state == "down":
+            self._down(news.replica, news.reason)
+        elif news.replica not in self._living:
+            self._up(news.replica, process)

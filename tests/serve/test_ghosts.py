@@ -1,0 +1,100 @@
+"""Plans for cards that are not here, served by ghosts behind the real node."""
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import aiohttp
+import pytest
+import uvloop
+
+from polypod.errors import InputError
+from polypod.plan.spec import read_plan
+from polypod.policy.lifecycle import Validator
+from polypod.record import Step, read
+from polypod.serve.engines.ghost_text import natural_tokens, prompt_hash, words
+from polypod.serve.ghosts import ghost_plan
+from polypod.serve.listen import bind
+from polypod.serve.local import prepare_ghosts
+from polypod.serve.node import LiveNode
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PLAN = EXAMPLES / "one-pool.yaml"
+
+
+def test_ghosts_are_as_fast_as_planned_or_so_many_times_as_fast():
+    plan = read_plan(PLAN)
+    (planned, *_), (fast, *_) = ghost_plan(plan).ups, ghost_plan(plan, speed_ratio=10.0).ups
+
+    assert fast.step_time.prompt_s(1000) == pytest.approx(planned.step_time.prompt_s(1000) / 10)
+
+
+def test_ghosts_are_dealt_out_to_processes_and_none_is_left_over():
+    houses = ghost_plan(read_plan(PLAN), processes=3).houses()
+
+    assert sorted(len(ups) for ups in houses.values()) == [1, 1, 2]
+    assert len({up.replica for ups in houses.values() for up in ups}) == 4
+    assert len(ghost_plan(read_plan(PLAN), processes=99).houses()) == 4
+
+
+def test_a_pool_of_one_phase_is_refused_with_its_place():
+    with pytest.raises(InputError, match=r"is for prefill.*polypod simulate.*pools\[0\]\.role"):
+        ghost_plan(read_plan(EXAMPLES / "apart.yaml"))
+
+
+async def ask(client: aiohttp.ClientSession, model: str, text: str) -> tuple[str, str]:
+    asked = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 12}
+    async with client.post("/v1/chat/completions", json=asked) as response:
+        answer = await response.json()
+        assert response.status == 200, answer
+        return answer["choices"][0]["message"]["content"], response.headers["x-polypod-replica"]
+
+
+def expected(text: str) -> str:
+    prompt = prompt_hash([("user", text)])
+    return words(prompt, 0, min(12, natural_tokens(prompt, 256.0)))
+
+
+def test_a_killed_process_comes_back_with_its_ghosts_and_the_others_serve_meanwhile(tmp_path):
+    plan = read_plan(PLAN)
+    model = plan.services[0].model
+    prepared = prepare_ghosts(plan, tmp_path, speed_ratio=20.0, processes=2)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        async with LiveNode(prepared, bind("127.0.0.1", 0)) as node:
+            serving = asyncio.create_task(node.serve(stop))
+            async with aiohttp.ClientSession(node.url) as client:
+                texts = [f"question {n}" for n in range(12)]
+                answers = await asyncio.gather(*(ask(client, model, text) for text in texts))
+                assert [said for said, _ in answers] == [expected(text) for text in texts]
+                assert len({replica for _, replica in answers}) == 4
+
+                children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+                doomed = next(int(pid) for pid in children if b"ghosts-0.json" in Path(f"/proc/{pid}/cmdline").read_bytes())  # fmt: skip
+                asking = [asyncio.create_task(ask(client, model, text)) for text in texts]
+                await asyncio.sleep(0.01)
+                os.kill(doomed, signal.SIGKILL)
+                assert [said for said, _ in await asyncio.gather(*asking)] == [expected(text) for text in texts]  # fmt: skip
+                while not await all_up(client):
+                    await asyncio.sleep(0.05)
+            stop.set()
+            await serving
+
+    uvloop.run(main())
+    lines = [line for line in read(tmp_path / "record.jsonl") if isinstance(line, Step)]
+    validator = Validator()
+    epochs: dict[str, int] = {}
+    for line in lines:
+        validator.feed(line.event, line.actions)
+        if type(line.event).__name__ == "ReplicaUp":
+            epochs[line.event.replica] = line.event.epoch
+    assert sorted(epochs.values()) == [1, 1, 2, 2]
+
+
+async def all_up(client: aiohttp.ClientSession) -> bool:
+    async with client.get("/healthz") as response:
+        shown = json.loads(await response.text())["replicas"]
+    return len(shown) == 4 and all(one["state"] == "up" for one in shown)
