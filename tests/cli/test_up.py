@@ -255,7 +255,25 @@ def test_the_live_record_replays_and_keeps_the_lifecycle(node: Node) -> None:
         if isinstance(line, Step):
             validator.feed(line.event, line.actions)
     assert MODEL in node.record.read_text()
-    assert "Tell me about" not in node.record.read_text()
+
+
+def test_no_file_of_a_run_holds_a_word_of_a_prompt_or_an_answer(
+    node: Node, client: openai.OpenAI
+) -> None:
+    odd = "xylophonistic quandary"
+    answer = chat(client, f"Repeat after me: {odd}", most=24).parse().choices[0].message.content
+    with pytest.raises(openai.BadRequestError):
+        chat(client, f"{odd} " * 3000)  # longer than the context: engines explain such things
+    with pytest.raises(openai.BadRequestError):
+        chat(client, odd, most=100_000)
+    time.sleep(1.5)  # the record is written twice a second
+    files = [path for path in node.state.rglob("*") if path.is_file()]
+    assert node.record in files
+    for path in files:
+        text = path.read_bytes().decode(errors="replace")
+        assert odd not in text, path
+        assert "Tell me about" not in text, path
+        assert answer is None or len(answer) < 20 or answer not in text, path
 
 
 def test_the_plan_that_was_served_can_be_simulated(node: Node, tmp_path: Path) -> None:
@@ -286,7 +304,8 @@ def test_a_taken_port_is_said_before_any_engine_starts(state: Path, tmp_path: Pa
     assert process.stdout is not None
     process.stdout.close()
     error = (tmp_path / "stderr").read_text()
-    assert f"another process listens on 127.0.0.1:{port}" in error
+    assert f"process {os.getpid()} (" in error
+    assert f") listens on 127.0.0.1:{port}; stop it, or choose a free port with --port" in error
     assert "Traceback" not in error
 
 

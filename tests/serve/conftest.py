@@ -19,8 +19,9 @@ from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.policy.lifecycle import Validator
 from polypod.record import Line, Step
 from polypod.serve.attempt import Desk
+from polypod.serve.door import Door
 from polypod.serve.engines.spec import Endpoint
-from polypod.serve.gateway import Door, Gateway
+from polypod.serve.gateway import Gateway
 from polypod.serve.listen import bind, serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.metrics import Metrics

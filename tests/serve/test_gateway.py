@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from polypod.policy.events import RequestArrived
+from polypod.serve.door import Rules
 
 CHAT = "/v1/chat/completions"
 
@@ -237,7 +238,7 @@ def test_a_web_page_from_elsewhere_may_not_post(lab, tmp_path):
 
 
 def test_an_allowed_host_may_come_in(lab, tmp_path):
-    door = lab.Door(hosts=frozenset({"pod.lan"}))
+    door = lab.Door(Rules(hosts=frozenset({"pod.lan"})))
 
     async def test(node, client):
         assert (await client.get("/v1/models", headers={"host": "pod.lan:8000"})).status == 200
@@ -289,7 +290,7 @@ def test_a_body_above_the_limit_is_a_413_and_one_at_the_limit_passes(lab, tmp_pa
         assert await sent(client, limit + 1) == 413
         assert await sent(client, limit) == 200
 
-    lab.run(tmp_path, test, door=lab.Door(largest_body_bytes=limit))
+    lab.run(tmp_path, test, door=lab.Door(Rules(largest_body_bytes=limit)))
 
 
 def test_a_body_announced_too_large_is_refused_before_it_is_sent(lab, tmp_path):

@@ -1,19 +1,23 @@
 """A live node around tiny engines: real processes that answer chat requests, or stop doing so."""
 
 import asyncio
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from polypod.cost.cpu import HostRates
 from polypod.errors import EngineError
 from polypod.plan.host import CoreGroup, LocalEngine, plan_host
+from polypod.serve.door import Keyring, Rules
 from polypod.serve.engines.spec import EngineSpec, child_command, child_environment
+from polypod.serve.keys import Grant, KeyStore
 from polypod.serve.listen import bind
 from polypod.serve.local import local_model, prepare
-from polypod.serve.node import LiveNode, Prepared, WarmUp, run_folder
+from polypod.serve.node import Entry, LiveNode, Prepared, WarmUp, run_folder
 from polypod.serve.supervise import Down
 
 SCRIPT = r"""
@@ -86,10 +90,14 @@ def prepared(tmp_path: Path) -> Prepared:
     return prepare(plan, run_folder(tmp_path))
 
 
-def node(tmp_path: Path, news: list[WarmUp | Down]) -> LiveNode:
+def node(tmp_path: Path, news: list[WarmUp | Down], *, entry: Entry | None = None) -> LiveNode:
     tiny = TinyEngine(broken=tmp_path / "broken")
     return LiveNode(
-        prepared(tmp_path), bind("127.0.0.1", 0), news.append, engines={"llama.cpp": tiny}
+        prepared(tmp_path),
+        bind("127.0.0.1", 0),
+        news.append,
+        engines={"llama.cpp": tiny},
+        entry=entry,
     )
 
 
@@ -112,6 +120,67 @@ def test_a_replica_is_warmed_up_before_it_answers(tmp_path: Path) -> None:
             await serving
 
     asyncio.run(run())
+
+
+def test_a_running_node_sees_keys_come_and_go_within_a_second(tmp_path: Path) -> None:
+    admin = KeyStore(tmp_path / "keys")
+    _, first = admin.create(Grant())
+    entry = Entry(rules=Rules(needs_key=True), keys=Keyring(KeyStore(tmp_path / "keys")))
+    statuses: list[int] = []
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        async with node(tmp_path, [], entry=entry) as live, aiohttp.ClientSession() as client:
+            serving = asyncio.create_task(live.serve(stop))
+
+            async def status(token: str) -> int:
+                headers = {"authorization": f"Bearer {token}"}
+                return (await client.get(f"{live.url}/v1/models", headers=headers)).status
+
+            async def until(token: str, wanted: int) -> None:
+                for _ in range(40):  # two seconds, on a machine that is busy
+                    statuses.append(await status(token))
+                    if statuses[-1] == wanted:
+                        return
+                    await asyncio.sleep(0.05)
+                pytest.fail(f"still {statuses[-1]}")
+
+            assert await status(first) == 200
+            key, second = admin.create(Grant())
+            await until(second, 200)
+            admin.revoke(key.id)
+            await until(second, 401)
+            assert await status(first) == 200
+            assert (await live.ask("count", max_tokens=3)).text == "onetwothree"
+            stop.set()
+            await serving
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("logs_prompts", [False, True])
+def test_prompts_are_written_only_where_it_was_asked_for(
+    tmp_path: Path, logs_prompts: bool
+) -> None:
+    async def run() -> None:
+        stop = asyncio.Event()
+        async with node(tmp_path, [], entry=Entry(logs_prompts=logs_prompts)) as live:
+            serving = asyncio.create_task(live.serve(stop))
+            await live.ask("a most peculiar\nquestion", max_tokens=3)
+            stop.set()
+            await serving
+
+    asyncio.run(run())
+    holding = [
+        path
+        for path in (tmp_path / "runs").rglob("*")
+        if path.is_file() and b"most peculiar" in path.read_bytes()
+    ]
+    assert [path.name for path in holding] == (["prompts.jsonl"] if logs_prompts else [])
+    for path in holding:
+        (line,) = map(json.loads, path.read_text().splitlines())
+        assert line["body"]["messages"][0]["content"] == "a most peculiar\nquestion"
+        assert path.stat().st_mode & 0o077 == 0
 
 
 def test_an_engine_that_is_well_and_does_not_answer_fails_the_start(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import uvloop
 
 from polypod.cli.asking import note, tokens
 from polypod.cli.host import measured_host
+from polypod.cli.up_entry import add_entry, entry
 from polypod.cli.up_ghosts import (
     add_ghosts,
     ask_ghosts,
@@ -41,7 +42,7 @@ from polypod.policy.events import ReplicaUp
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.listen import bind
 from polypod.serve.local import Wishes, plan_local, prepare
-from polypod.serve.node import LiveNode, Prepared, WarmUp, run_folder
+from polypod.serve.node import Entry, LiveNode, Prepared, WarmUp, run_folder
 from polypod.serve.store import state_directory
 from polypod.serve.supervise import Down
 from polypod.workload.precision import element_bytes
@@ -64,8 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DEFAULT_PORT,
         metavar="N",
-        help=f"listen here on loopback; 0 takes any (default: {DEFAULT_PORT})",
+        help=f"listen here; 0 takes any (default: {DEFAULT_PORT})",
     )
+    add_entry(parser)
     parser.add_argument(
         "--engine",
         action="append",
@@ -95,13 +97,15 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port <= 65535:
         msg = f"--port {args.port} is no port; give 0 to 65535"
         raise InputError(msg)
-    listener = bind("127.0.0.1", args.port)
+    state = state_directory()
+    who = entry(args, state)
+    listener = bind(args.host, args.port, has_keys=who.rules.needs_key)
     try:
         if wants_ghosts(args):
-            prepared = prepared_ghosts(args, state_directory())
+            prepared = prepared_ghosts(args, state)
             if not args.json:
                 print(ghosts_text(prepared, args.ghost_speed), flush=True)
-            return uvloop.run(_up(args, prepared, listener))
+            return uvloop.run(_up(args, prepared, listener, who))
         cpu = find_cpu()
         measured = measured_host(cpu, fresh=args.measure)
         wishes = Wishes(
@@ -110,17 +114,17 @@ def run(args: argparse.Namespace) -> int:
             context_tokens=tokens("--context", args.context),
         )
         plan = read_plan(Path(args.plan)) if args.plan else plan_local(cpu, measured, wishes)
-        prepared = prepare(plan, run_folder(state_directory()))
+        prepared = prepare(plan, run_folder(state))
         if not args.json:
             print(machine_text(cpu, measured))
             print(model_text(plan, service_model(plan.services[0])))
             print(plan_text(plan), flush=True)
-        return uvloop.run(_up(args, prepared, listener))
+        return uvloop.run(_up(args, prepared, listener, who))
     finally:
         listener.close()
 
 
-async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket) -> int:
+async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket, who: Entry) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
@@ -134,7 +138,12 @@ async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket) ->
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
     warm_ups: dict[str, WarmUp] = {}
-    node = LiveNode(prepared, listener, lambda news: _changed(news, warm_ups, quiet=args.json))
+    node = LiveNode(
+        prepared,
+        listener,
+        lambda news: _changed(news, warm_ups, quiet=args.json),
+        entry=who,
+    )
     note("starting engines ...")
     starting = asyncio.create_task(node.__aenter__())
     stopping = asyncio.create_task(stop.wait())

@@ -18,6 +18,7 @@ from polypod.policy.events import (
     RequestFailed,
     RequestFinished,
 )
+from polypod.serve.door import Lease
 from polypod.serve.loop import Driver
 from polypod.serve.metrics import Metrics
 from polypod.serve.reply import Answer, Headers, Reply
@@ -43,6 +44,7 @@ class Call:
     body: bytes
     chat: ChatRequest
     request_id: str
+    lease: Lease
     only_replica: str | None = None
 
 

@@ -53,6 +53,8 @@ class Exchange:
                 input_is_exact=False,
                 is_streamed=bool(chat.stream),
                 max_output_tokens=chat.max_output_tokens,
+                tenant=self._call.lease.principal.tenant,
+                priority=self._call.lease.principal.grant.priority,
                 only_replica=self._call.only_replica,
             )
         )
@@ -96,6 +98,7 @@ class Exchange:
         self._held = attempt.held
         self._desk.driver.tell(ending)
         if isinstance(ending, RequestFinished):
+            self._call.lease.used(ending.input_tokens, ending.output_tokens)
             self._decide("200")
             self._reply.answer(attempt.held) if attempt.held else self._reply.end()
 
@@ -112,6 +115,7 @@ class Exchange:
             self._decide("broken_stream")
             self._reply.end(problem.event)
         else:
+            self._call.lease.refused()
             self._decide(str(answer.status))
             self._reply.answer(answer)
 
@@ -129,6 +133,7 @@ class Exchange:
     def _decide(self, status: str) -> None:
         self._is_over = True
         self._among.discard(self)
+        self._call.lease.end()
         self._desk.driver.close(self._request)
         self._desk.metrics.request_ended(self._model, status)
 

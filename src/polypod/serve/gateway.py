@@ -5,42 +5,32 @@
     GET  /healthz                        200 when every service has a replica up, else 503; the replicas either way
     GET  /metrics                        Prometheus text
 
-It listens on loopback and has no keys, so it guards against web pages: the Host header must be a loopback name (a page
-that rebinds its own name cannot have that), and so must Origin where there is one. No CORS header is ever sent. The content
-type of a request is not looked at, so that `curl -d` works; the body is JSON or it is refused.
+Who may come in, and with what, is decided by `door`. The content type of a request is not looked at, so that `curl -d` works; the
+body is JSON or it is refused.
 """
 
 import itertools
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Final
-from urllib.parse import urlsplit
+from functools import partial
+from typing import Final, TypeVar
 
 import msgspec
 
 from polypod.serve import wire
 from polypod.serve.attempt import Call, Desk
+from polypod.serve.door import Door, Principal
 from polypod.serve.exchange import Exchange
 from polypod.serve.http.request import Request, Sizes, too_large
 from polypod.serve.metrics import CONTENT_TYPE
 from polypod.serve.reply import JSON, Answer, Reply, refusal
 from polypod.serve.wire import Problem, ProblemError
 
-LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+Allowed = TypeVar("Allowed")
 _STOPPING: Final = Problem(
     status=503, code="node_stopping", message="the node is stopping", retry_after_s=5.0
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
-    """What may come in."""
-
-    largest_body_bytes: int = 8 << 20
-    hosts: frozenset[str] = LOOPBACK_HOSTS  # lower case, without port or brackets
 
 
 class Gateway:
@@ -63,7 +53,7 @@ class Gateway:
         self._is_stopping = False
         self._run = secrets.token_hex(4)
         self._ids = itertools.count(1)
-        self._pages: dict[str, Callable[[], Answer]] = {
+        self._pages: dict[str, Callable[[Principal], Answer]] = {
             "/v1/models": self._list_models,
             "/healthz": self._health,
             "/metrics": self._metrics,
@@ -72,7 +62,7 @@ class Gateway:
     @property
     def sizes(self) -> Sizes:
         """The most a request may have."""
-        return Sizes(body_bytes=self._door.largest_body_bytes)
+        return Sizes(body_bytes=self._door.rules.largest_body_bytes)
 
     def request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
         """The client's own name for its request, or one that we make."""
@@ -83,12 +73,13 @@ class Gateway:
 
     def admit(self, request: Request) -> Problem | None:
         """Look at the headers, before the body is sent."""
-        host = b"//" + request.headers.get(b"host", b"")
-        for name, url in (("Host", host), ("Origin", request.headers.get(b"origin", host))):
-            if _hostname(url) not in self._door.hosts:
-                return _forbidden(name, url)
-        if int(request.headers.get(b"content-length", b"0")) > self._door.largest_body_bytes:
-            return too_large(self._door.largest_body_bytes)
+        found = self._door.admit(request.headers, request.peer, request.path)
+        if isinstance(found, Problem):
+            return found
+        request.sender = found
+        limit_bytes = self._door.rules.largest_body_bytes
+        if int(request.headers.get(b"content-length", b"0")) > limit_bytes:
+            return too_large(limit_bytes)
         return None
 
     def take(self, request: Request, reply: Reply) -> Exchange | None:
@@ -97,7 +88,7 @@ class Gateway:
             if request.path == "/v1/chat/completions":
                 _allow(request.method, "POST")
                 return self._chat(request, reply)
-            reply.answer(self._page(request.path, request.method))
+            reply.answer(self._page(_sender(request), request.path, request.method))
         except ProblemError as error:
             self.refuse(error.problem, reply)
         return None
@@ -117,7 +108,7 @@ class Gateway:
         for exchange in tuple(self._exchanges):
             exchange.stop(_STOPPING)
 
-    def _page(self, path: str, method: str) -> Answer:
+    def _page(self, principal: Principal, path: str, method: str) -> Answer:
         page = self._pages.get(path)
         if page is None and path.startswith("/v1/models/"):
             page = partial(self._one_model, path.removeprefix("/v1/models/"))
@@ -125,20 +116,21 @@ class Gateway:
             message = f"there is nothing at {path}; chat completions are at /v1/chat/completions"
             raise ProblemError(Problem(status=404, code="unknown_url", message=message))
         _allow(method, "GET", "HEAD")
-        return page()
+        return page(principal)
 
-    def _list_models(self) -> Answer:
-        body = wire.models_body(self._models, self._created_unix_s)
+    def _list_models(self, principal: Principal) -> Answer:
+        body = wire.models_body(filter(principal.may_use, self._models), self._created_unix_s)
         return Answer(status=200, headers=JSON, body=body)
 
-    def _one_model(self, model: str) -> Answer:
-        if model not in self._models:
-            message = f"no model is called {model!r} here; there is {', '.join(self._models)}"
+    def _one_model(self, model: str, principal: Principal) -> Answer:
+        models = list(filter(principal.may_use, self._models))
+        if model not in models:
+            message = f"no model is called {model!r} here; there is {', '.join(models)}"
             raise ProblemError(Problem(status=404, code="model_not_found", message=message))
         body = wire.model_body(model, self._created_unix_s)
         return Answer(status=200, headers=JSON, body=body)
 
-    def _health(self) -> Answer:
+    def _health(self, principal: Principal) -> Answer:
         replicas = list(self._desk.driver.replicas())
         served = {known.model for known in replicas if known.state == "up"}
         missing = [model for model in self._models if model not in served]
@@ -147,10 +139,11 @@ class Gateway:
             for known in replicas
         ]  # fmt: skip
         status = "stopping" if self._is_stopping else "unserved" if missing else "ok"
-        body = msgspec.json.encode({"status": status, "unserved": missing, "replicas": shown})
+        details = {"unserved": missing, "replicas": shown} if principal.is_known else {}
+        body = msgspec.json.encode({"status": status, **details})
         return Answer(status=200 if status == "ok" else 503, headers=JSON, body=body)
 
-    def _metrics(self) -> Answer:
+    def _metrics(self, _: Principal) -> Answer:
         body = self._desk.metrics.text(self._desk.driver.replicas(), self._corrections())
         return Answer(status=200, headers=[(b"content-type", CONTENT_TYPE)], body=body)
 
@@ -159,24 +152,32 @@ class Gateway:
             raise ProblemError(_STOPPING)
         body = bytes(request.body)
         pin = request.headers.get(b"x-polypod-replica")
+        chat = wire.read_chat(body)
+        lease = _checked(self._door.begin(_sender(request), chat))
         call = Call(
             body=body,
-            chat=wire.read_chat(body),
+            chat=chat,
             request_id=reply.request_id.decode(),
+            lease=lease,
             only_replica=None if pin is None else pin.decode("latin-1")[: wire.LONGEST_NAME],
         )
+        if self._door.log_prompt is not None:
+            self._door.log_prompt(lease.principal, call.request_id, body)
         exchange = Exchange(call, self._desk, reply, self._exchanges)
+        lease.stop = exchange.stop
         exchange.start()
         return exchange
 
 
-@lru_cache(maxsize=64)
-def _hostname(url: bytes) -> str | None:
-    """The lower-case name in a URL, without port or brackets; None where there is none."""
-    try:
-        return urlsplit(url.decode("latin-1")).hostname
-    except ValueError:
-        return None
+def _sender(request: Request) -> Principal:
+    assert isinstance(request.sender, Principal)  # admit came before
+    return request.sender
+
+
+def _checked(given: Allowed | Problem) -> Allowed:
+    if isinstance(given, Problem):
+        raise ProblemError(given)
+    return given
 
 
 def _allow(method: str, *allowed: str) -> None:
@@ -187,12 +188,3 @@ def _allow(method: str, *allowed: str) -> None:
                 status=405, code="method_not_allowed", message=message, allow=", ".join(allowed)
             )
         )
-
-
-def _forbidden(header: str, url: bytes) -> Problem:
-    value = url.decode("latin-1").removeprefix("//")
-    message = (
-        f"the {header} header is {value!r}, and this node answers loopback names only "
-        "(127.0.0.1, localhost, [::1]); call it by one of those"
-    )
-    return Problem(status=403, code="forbidden_host", message=message)

@@ -11,6 +11,7 @@ from typing import Final
 
 from polypod.errors import InputError, PortInUseError, RunError
 from polypod.serve.gateway import Gateway
+from polypod.serve.holder import holder
 from polypod.serve.http.front import Front, Waits
 
 GRACE_S: Final = 5.0
@@ -18,16 +19,16 @@ _LAST_WORDS_S: Final = 2.0  # for clients to read how it ended
 _BACKLOG: Final = 2048
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, has_keys: bool = False) -> socket.socket:
     """Take the port; connections wait in it until `serve`. Port 0 takes any free one.
 
-    Raises `InputError` for a host that is not loopback, and `PortInUseError`.
+    Raises `InputError` for a host that is no address, or not loopback where there are no keys, and `PortInUseError`.
     """
     address = "127.0.0.1" if host == "localhost" else host
-    if not _is_loopback(address):
+    if not has_keys and not is_loopback(address):
         msg = (
-            f"cannot listen on {host!r}: this node has no API keys yet, so it listens on loopback only (127.0.0.1, ::1, "
-            "localhost); to reach it from elsewhere, put a reverse proxy with authentication in front, or an ssh tunnel"
+            f"cannot listen on {host!r} without an API key: whoever reaches this machine could use it; make one with "
+            "`polypod keys create`, or leave --host out to listen on loopback only (127.0.0.1)"
         )
         raise InputError(msg)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -39,7 +40,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            msg = f"another process listens on {host}:{port}; stop it, or choose a free port with --port"
+            who = holder(port) or "another process"
+            msg = f"{who} listens on {host}:{port}; stop it, or choose a free port with --port"
             raise PortInUseError(msg) from error
         msg = f"cannot listen on {host}:{port}: {error.strerror}"
         raise RunError(msg) from error
@@ -85,7 +87,8 @@ async def _emptied(front: Front, within_s: float) -> bool:
     return True
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches it. A name other than localhost is no address, and is not looked up."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:

@@ -13,7 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -32,18 +32,22 @@ from polypod.policy.settings import PolicySettings
 from polypod.record import Header
 from polypod.serve.ask import Asked, Asker
 from polypod.serve.attempt import Desk
+from polypod.serve.door import Door, Keyring, Rules
 from polypod.serve.engines import ENGINES, Engine, EngineSpec
 from polypod.serve.gateway import Gateway
 from polypod.serve.ghosts import GhostPlan, Ghosts
 from polypod.serve.listen import serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.metrics import Metrics
+from polypod.serve.prompts import PromptLog
 from polypod.serve.recorder import Recorder
 from polypod.serve.supervise import Down, Replica, Supervisor, Up, make_socket_directory
 from polypod.serve.upstream import Patience, Upstreams
 
 WARM_UP_TOKENS: Final = 12
 WARM_UPS: Final = 3
+SWEEP_S: Final = 0.5  # a revoked key opens nothing after this long at most
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where it listens, and one way to reach it
 _FILLER: Final = "The warm-up measures how fast this replica computes a prompt and how fast it answers, before anybody waits for it. "
 
 
@@ -57,6 +61,15 @@ class Prepared:
     calibrations: dict[str, CpuCalibration]  # by replica
     folder: Path
     ghosts: GhostPlan | None = None  # in place of engines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Who may use the node."""
+
+    rules: Rules = field(default_factory=Rules)
+    keys: Keyring | None = None
+    logs_prompts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +93,17 @@ class LiveNode:
         on_change: Callable[[WarmUp | Down], None] = lambda _: None,
         *,
         engines: Mapping[str, Engine] = ENGINES,
+        entry: Entry | None = None,
     ) -> None:
+        entry = entry or Entry()
+        self._own_token = secrets.token_urlsafe(32)
+        self._prompts = PromptLog(prepared.folder / "prompts.jsonl") if entry.logs_prompts else None
+        self._door = Door(
+            entry.rules,
+            entry.keys,
+            own_token=self._own_token,
+            log_prompt=None if self._prompts is None else self._prompts.write,
+        )
         self._prepared = prepared
         self._listener = listener
         self._on_change = on_change
@@ -95,7 +118,7 @@ class LiveNode:
         self._driver = Driver(self.policy, Outlets(write=self._recorder.write))
         self._upstreams = Upstreams(Patience())
         desk = Desk(driver=self._driver, upstreams=self._upstreams, metrics=self._metrics)
-        self._gateway = Gateway(self._models, desk, corrections=self.policy.corrections)
+        self._gateway = Gateway(self._models, desk, self._door, corrections=self.policy.corrections)
         self._ghosts = Ghosts(prepared.ghosts, self._driver, on_change)
         self._ups = {up.replica: up for up in prepared.ups}
         self._loading = set(self._ups)
@@ -107,8 +130,9 @@ class LiveNode:
 
     @property
     def url(self) -> str:
-        """Where clients reach the node."""
+        """Where clients on this machine reach the node."""
         host, port = self._listener.getsockname()[:2]
+        host = _ANYWHERE.get(host, host)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def __aenter__(self) -> Self:
@@ -132,7 +156,11 @@ class LiveNode:
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Answer until `stop` is set and what was in flight has ended."""
-        await serve(self._gateway, self._listener, stop)
+        sweeping = asyncio.create_task(self._sweep())
+        try:
+            await serve(self._gateway, self._listener, stop)
+        finally:
+            sweeping.cancel()
 
     async def ask(
         self,
@@ -143,13 +171,21 @@ class LiveNode:
         model: str | None = None,
     ) -> Asked:
         """Ask the node's own endpoint, as a client would; its first model where none is named."""
-        async with Asker(self.url) as asker:
+        headers = {"Authorization": f"Bearer {self._own_token}"}
+        async with Asker(self.url, headers=headers) as asker:
             return await asker.ask(
                 model or self._models[0], question, max_tokens=max_tokens, replica=replica
             )
 
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self._door.sweep()
+
     async def _close(self) -> None:
         await self._ghosts.close()
+        if self._prompts is not None:
+            self._prompts.close()
         self._driver.stop()
         await self._upstreams.close()
         await self._recorder.close()
@@ -302,7 +338,7 @@ def run_folder(state: Path) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     folder = state / "runs" / f"{stamp}-{secrets.token_hex(2)}"
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, mode=0o700)  # what engines log is nobody else's to read
     except OSError as error:
         problem = (
             f"cannot be made ({error.strerror}), and a run keeps its plan, its logs and its record there; "

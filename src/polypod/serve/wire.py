@@ -82,6 +82,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Only what the problem itself asks for."""
         headers = []
+        if self.status == 401:
+            headers.append((b"www-authenticate", b'Bearer realm="polypod"'))
         if self.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(0, math.ceil(self.retry_after_s))))
         if self.allow is not None:

@@ -118,6 +118,7 @@ class ClientConnection(asyncio.Protocol):
         self._waits = front.waits
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
+        self._peer = "?"
         self._reader = RequestReader(self, front.app.sizes)
         self._waiting: deque[Request] = deque()  # read, and not yet answered
         self._answered: Request | None = None  # being answered
@@ -135,6 +136,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
+        self._peer = (transport.get_extra_info("peername") or ("?",))[0]
         self._front.connections.add(self)
         self._front.sweeper.watch(self)
         self._wait(self._waits.idle_s)
@@ -226,6 +228,7 @@ class ClientConnection(asyncio.Protocol):
 
     def head_read(self, request: Request) -> Problem | None:
         """Refuse at once what would be refused anyway, before its body is sent; a small body is let in, to keep the connection."""
+        request.peer = self._peer
         problem = self._app.admit(request)
         if problem is not None:
             length = int(request.headers.get(b"content-length", b"0"))

@@ -29,11 +29,12 @@ class Sizes:
 class Request:
     """One request; its body is whole when it is handed on."""
 
-    __slots__ = ("body", "expects_continue", "headers", "keeps", "method", "path", "refused", "sender", "version")  # fmt: skip
+    __slots__ = ("body", "expects_continue", "headers", "keeps", "method", "path", "peer", "refused", "sender", "version")  # fmt: skip
 
     def __init__(self) -> None:
         self.method = ""
         self.path = ""  # decoded, without the query
+        self.peer = "?"  # the address it came from
         self.version = "1.1"
         self.headers: dict[bytes, bytes] = {}  # names in lower case
         self.body: bytes | bytearray = b""
