@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check test-fast soak live-parity format docs architectures sanitize sweep-ray download-size bench clean
+.PHONY: help setup up test check test-fast soak kills soak-live live-parity format docs architectures sanitize sweep-ray download-size bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,12 @@ live-parity: $(VENV)/.setup ## two live runs of this machine's node under the sa
 
 soak: $(VENV)/.setup-dev ## bad days by the thousand, on all cores (ARGS="--seeds 0:100000"); a failing one is printed as the line that plays it again
 	$(BIN)/python -m tests.faults.run $(ARGS)
+
+kills: $(VENV)/.setup-dev ## 10,000 streams over 8 ghosts, one killed every 5 s (two minutes; ARGS="--real --seconds 300 --every 30" for the engines of this machine)
+	$(BIN)/python -m tests.faults.kills $(ARGS)
+
+soak-live: $(VENV)/.setup-dev ## a node under steady traffic and faults for an hour: does anything grow, is anything left behind (ARGS="--minutes 5")
+	$(BIN)/python -m tests.faults.soak_live $(ARGS)
 
 check: $(VENV)/.setup-dev ## formatting, lints, types, import contracts
 	$(BIN)/ruff format --check
