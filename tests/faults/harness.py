@@ -109,6 +109,7 @@ class World:
         self._ups = {up.replica: up for up in story.ups}  # the latest start of each, told or not
         self._going: dict[int, AnyAction] = {}  # what the driver waits for
         self._places: dict[int, list[tuple[str, int]]] = {}  # where it sent something of a request
+        self._sent_tokens: dict[int, int] = {}  # that clients have from attempts that broke off
         self._counts = {"in prefill": 0, "in transfer": 0, "after first": 0}
         self._words = 0
         self._bound_s = 0.0
@@ -205,6 +206,7 @@ class World:
             at_s=self.clock_s(), request=asked.number, model=asked.model, input_tokens=asked.input_tokens,
             input_is_exact=asked.input_is_exact, max_output_tokens=asked.max_output_tokens, is_streamed=asked.is_streamed,
             tenant=asked.tenant, priority=asked.priority, prefix_hashes=asked.prefix_hashes, only_replica=asked.only_replica,
+            continuation=asked.continuation, session=asked.session,
         )  # fmt: skip
         self.tell(event)
         if asked.number in self.oracle.live and self._happens(0.1, 7, asked.number):
@@ -222,6 +224,8 @@ class World:
         match action:
             case Dispatch() | Prefill() | Decode() | TransferKv():
                 self._going[action.request] = action
+                if isinstance(action, Dispatch):
+                    self._sent_tokens[action.request] = action.continues_after_tokens
                 self._places.setdefault(action.request, []).append((action.replica, action.epoch))
                 self._send(action)
                 self._watch(action)
@@ -260,7 +264,16 @@ class World:
         if isinstance(action, TransferKv):
             self.tell(KvLost(**self._of(action)))
         else:
-            self.tell(RequestFailed(**self._of(action), kind="timeout", detail="silence"))
+            sent = self._sent_now(action.request, action.attempt)
+            self.tell(RequestFailed(**self._of(action), kind="timeout", detail="silence", sent_tokens=sent))  # fmt: skip
+
+    def _sent_now(self, request: int, attempt: int) -> int:
+        """Tokens of the answer that the client has, as the driver counts them."""
+        before, life = self._sent_tokens.get(request, 0), self.oracle.live.get(request)
+        if life is None or not life.streams or life.attempt != attempt:
+            return before
+        most = self._asked[request].output_tokens - before
+        return before + int(max(most, 1) * self._roll(32, request, attempt))
 
     def _drop(self, request: int, *, hangs_up: bool = True) -> None:
         """Stop all there is of a request's attempt."""
@@ -312,7 +325,8 @@ class World:
         weather, about = self.story.weather, (action.request, action.attempt, _code(action))
         if self._happens(weather.busy, 20, *about):
             after_s = (None, 0.0, 0.7)[int(3 * self._roll(21, *about))]
-            self._say(ReplicaBusy(**self._of(action), retry_after_s=after_s))
+            sent = self._sent_now(action.request, action.attempt)
+            self._say(ReplicaBusy(**self._of(action), retry_after_s=after_s, sent_tokens=sent))
         elif self._happens(weather.client, 22, *about):
             self._fail(action, "client", 400)
         elif self._happens(weather.engine, 23, *about):
@@ -322,15 +336,17 @@ class World:
         return True
 
     def _fail(self, action: Any, kind: FailureKind, status: int | None = None) -> None:
-        self._say(RequestFailed(**self._of(action), kind=kind, status=status))
+        sent = self._sent_now(action.request, action.attempt)
+        self._say(RequestFailed(**self._of(action), kind=kind, status=status, sent_tokens=sent))
 
     def _submit(self, site: Site, action: Start) -> None:
         asked, emulation = self._asked[action.request], site.emulation
         self._advance(site)
         site.last_ticket += 1
         ticket = site.last_ticket
-        prompt: dict[str, Any] = {"request": ticket, "prompt_tokens": asked.input_tokens}
-        answer = _answer_tokens(asked, site.up)
+        sent = action.continues_after_tokens if isinstance(action, Dispatch) else 0
+        prompt: dict[str, Any] = {"request": ticket, "prompt_tokens": asked.input_tokens + sent}
+        answer = max(_answer_tokens(asked, site.up) - sent, 1)
         try:
             if isinstance(action, Prefill):
                 emulation.prefill(self.now_s, **prompt, hashes=asked.prefix_hashes)
@@ -398,7 +414,8 @@ class World:
         else:
             del site.tickets[progress.request]
             site.of_request.pop((action.request, action.attempt), None)
-            answer = _answer_tokens(asked, site.up)
+            sent = action.continues_after_tokens if isinstance(action, Dispatch) else 0
+            answer = max(_answer_tokens(asked, site.up), sent + 1)
             self._say(RequestFinished(**of, input_tokens=asked.input_tokens, output_tokens=answer))
         self._gossip(site, action)
 
@@ -460,9 +477,17 @@ class World:
 
     def _notice(self, site: Site, reason: str) -> None:
         up = site.up
-        self._say(ReplicaDown(at_s=self.clock_s(), replica=up.replica, epoch=up.epoch, reason=reason))  # fmt: skip
+        self._say(ReplicaDown(at_s=self.clock_s(), replica=up.replica, epoch=up.epoch, reason=reason, sent_tokens=self._sent_there(up)))  # fmt: skip
         after_s = RESTART_S * (0.1 + self._roll(42, self._entries))
         self._at(self.now_s + after_s, self._restart, up.replica, up.epoch + 1)
+
+    def _sent_there(self, up: ReplicaUp) -> tuple[tuple[int, int], ...]:
+        start = (up.replica, up.epoch)
+        return tuple(
+            (request, self._sent_now(request, life.attempt))
+            for request, life in self.oracle.live.items()
+            if start in life.places and life.streams
+        )
 
     def _restart(self, name: str, epoch: int) -> None:
         if self._ups[name].epoch >= epoch:
@@ -563,7 +588,12 @@ class World:
         attempt_s = 2 * settings.queue_wait_s + 2 * patience.answer_s + patience.cache_s
         behind_s = max(self.oracle.now_s - self.clock_s(), 0.0)
         late_s = self.story.weather.late_s + DETECT_S + RESTART_S + BEAT_S
-        self._bound_s = CALM_S + behind_s + late_s + settings.max_attempts * attempt_s
+        self._bound_s = (
+            CALM_S
+            + behind_s
+            + late_s
+            + (settings.max_attempts + settings.max_continuations) * attempt_s
+        )
 
     # ---- what must be so
 

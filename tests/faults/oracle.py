@@ -6,6 +6,7 @@ open until when, who is charged for a retry, and which deaths a request was in. 
     every answer is one of those that the books allow, with the right reason; a request ends once, and nothing is said of it after
     nobody is sent to a replica that is down, blocked, full, or on trial with somebody else
     a request is in `quarantine_deaths` deaths of replicas at most, and fails `max_attempts` times at most
+    a stream that broke off goes on only where its request allows it, at most so often, on replicas that can, after as many tokens as were said
     retries that are charged stay within the budget of the moment they are granted in
     nobody waits beside a replica that would take it, nor past its deadline, and an alarm is set for what time alone changes
     in turn: while one waits, none of a later turn that asks as much or more is placed where the one could have gone
@@ -63,6 +64,7 @@ AT_THE_DOOR = (
     "replica_not_found",
     "no_replica",
     "queue_full",
+    "too_late",
 )
 
 
@@ -85,7 +87,10 @@ class Life:
     phase: str = "waiting"
     attempt: int = 0
     places: list[Start] = field(default_factory=list)
-    streams: bool = False
+    streams: bool = False  # the attempt that runs does
+    continued: int = 0
+    sent_tokens: int = 0
+    build: str = ""
     failed: int = 0
     deaths: int = 0
     let_down: set[Start] = field(default_factory=set)
@@ -98,7 +103,13 @@ class Life:
     @property
     def need_tokens(self) -> int:
         most = self.arrived.max_output_tokens
-        return self.arrived.input_tokens + (1 if most is None else most)
+        return self.arrived.input_tokens + (self.sent_tokens + 1 if most is None else most)
+
+    def goes_on_at(self, up: ReplicaUp) -> bool:
+        """Whether the replica may have it, as far as it is an answer that goes on."""
+        if not self.continued:
+            return True
+        return up.role == "both" and could_go_on(self, up)
 
 
 @dataclass(slots=True, eq=False)
@@ -120,6 +131,12 @@ class Place:
         return min(self.up.context_tokens, self.up.kv_capacity_tokens // ranks)
 
 
+def could_go_on(life: Life, up: ReplicaUp) -> bool:
+    if life.arrived.continuation == "exact":
+        return (up.continues, up.build) == ("exact", life.build)
+    return up.continues in ("text", "exact")
+
+
 class Oracle:
     """Feed it every event with its answer; it raises `Broken` at the first law that does not hold."""
 
@@ -128,6 +145,7 @@ class Oracle:
         self.live: dict[int, Life] = {}
         self.outcomes: dict[int, str] = {}
         self.up: dict[str, Place] = {}
+        self.known: dict[str, ReplicaUp] = {}  # up or down
         self.epochs: dict[str, int] = {}
         self.now_s = -math.inf
         self.alarms: list[float] = []  # asked for, and not rung
@@ -189,22 +207,27 @@ class Oracle:
         known, place = self.epochs.get(event.replica, 0), self.up.get(event.replica)
         if isinstance(event, ReplicaUp):
             if event.epoch > known:
-                self._died(place)
+                self._died(place, {})
+                self.known[event.replica] = event
                 self.epochs[event.replica] = event.epoch
                 self.up[event.replica] = Place(event)
         elif place is not None and event.epoch == place.up.epoch:
-            self._died(place)
+            self._died(place, dict(event.sent_tokens))
 
-    def _died(self, place: Place | None) -> None:
+    def _died(self, place: Place | None, sent_tokens: dict[int, int]) -> None:
         if place is None:
             return
         start = (place.up.replica, place.up.epoch)
         del self.up[place.up.replica]
         for request, life in self.live.items():
             if start in life.places:
-                life.deaths += 1
                 life.places.clear()
-                self._moved_on(request, life)
+                if life.streams:
+                    sent = sent_tokens.get(request, 0)
+                    self._broke_off(life, place.up, sent, "replica_down", is_free=True)
+                else:
+                    life.deaths += 1
+                    self._moved_on(request, life)
             elif start in life.let_down:
                 life.deaths += 1
                 if not life.streams and life.deaths >= self.settings.quarantine_deaths:
@@ -212,19 +235,37 @@ class Oracle:
                     self._due[request] = {"quarantined"}
 
     def _moved_on(self, request: int, life: Life) -> None:
-        if life.streams:
-            self._due[request] = {"replica_lost"}
-        elif life.deaths >= self.settings.quarantine_deaths:
+        if life.deaths >= self.settings.quarantine_deaths:
             self._due[request] = {"quarantined"}
         else:
             self._failed_once(request, life, "replica_down", is_free=True)
 
+    def _broke_off(self, life: Life, up: ReplicaUp, sent_tokens: int, reason: str, *, is_free: bool) -> None:  # fmt: skip
+        """A stream ends where it broke off, or goes on elsewhere."""
+        request, pin = life.arrived.request, life.arrived.only_replica
+        life.build = life.build or up.build
+        able = [
+            one for name, one in self.known.items()
+            if one.model == life.arrived.model and one.role == "both" and pin in (None, name) and could_go_on(life, one)
+        ]  # fmt: skip
+        is_allowed = life.arrived.continuation != "off"
+        if not is_allowed or life.continued >= self.settings.max_continuations or not able:
+            self._due[request] = {"replica_lost"}
+            return
+        life.continued += 1
+        life.sent_tokens = max(life.sent_tokens, sent_tokens)
+        life.streams = False
+        self._paid_for(request, life, reason, is_free=is_free)
+
     def _failed_once(self, request: int, life: Life, reason: str, *, is_free: bool) -> None:
         life.failed += 1
-        life.since_s = self.now_s
         if life.failed >= self.settings.max_attempts:
             self._due[request] = {"attempts_exhausted"}
             return
+        self._paid_for(request, life, reason, is_free=is_free)
+
+    def _paid_for(self, request: int, life: Life, reason: str, *, is_free: bool) -> None:
+        life.since_s = self.now_s
         settings = self.settings
         budget = max(
             settings.retry_budget_floor, int(settings.retry_budget_fraction * len(self.live))
@@ -250,10 +291,12 @@ class Oracle:
         life.places.clear()
         if event.kind != "client":
             self._ill(place)
-        if life.streams:
-            self._due[event.request] = {"replica_lost"}
-        elif event.kind == "client":
-            self._due[event.request] = {"engine_refused"}
+        if event.kind == "client":
+            self._due[event.request] = {"replica_lost" if life.streams else "engine_refused"}
+        elif life.streams:
+            life.failures.add((event.replica, event.epoch))
+            is_free = self._is_broken(place)
+            self._broke_off(life, place.up, event.sent_tokens, event.kind, is_free=is_free)
         else:
             start = (event.replica, event.epoch)
             life.failures.add(start)
@@ -266,7 +309,7 @@ class Oracle:
         place.blocked_until_s = max(place.blocked_until_s, self.now_s + pause_s)
         life.places.clear()
         if life.streams:
-            self._due[event.request] = {"replica_lost"}
+            self._broke_off(life, place.up, event.sent_tokens, "busy", is_free=True)
         elif life.since_s + self.settings.queue_wait_s <= self.now_s:
             self._due[event.request] = {"queue_timeout", "no_replica"}
         else:
@@ -344,10 +387,13 @@ class Oracle:
         hold(life.phase == "waiting", f"{action}, and it is {life.phase}")
         hold(not life.streams, f"{action}, and its answer has begun")
         hold(life.deaths < self.settings.quarantine_deaths, f"{action} after {life.deaths} deaths")
+        after_tokens = getattr(action, "continues_after_tokens", 0)
+        hold(after_tokens == life.sent_tokens, f"{action} after {life.sent_tokens} tokens")
         hold(life.failed < self.settings.max_attempts, f"{action} after {life.failed} failures")
         life.attempt += 1
         hold(action.attempt == life.attempt, f"{action} should be attempt {life.attempt}")
         place = self._open(action)
+        hold(life.goes_on_at(place.up), f"{action} to one that cannot go on with {life}")
         is_whole = isinstance(action, Dispatch)
         hold(place.up.role == ("both" if is_whole else "prefill"), f"{action} to {place.up.role}")
         if isinstance(action, Dispatch):
@@ -449,6 +495,8 @@ class Oracle:
             self._check_length(asked)
         elif how == "model_not_found":
             hold(asked.model not in models, f"{asked} is turned away: {how}")
+        elif how == "too_late":
+            hold(self.settings.admission == "slo", f"{asked} is turned away: {how}")
         elif how == "queue_full":
             hold(waiting >= self.settings.queue_requests, f"{how}, and {waiting} wait")
         elif how == "no_replica" and asked.only_replica is None:
@@ -465,12 +513,17 @@ class Oracle:
         for later, place, action in self._started:
             phase = "held" if isinstance(action, TransferKv) else "waiting"
             model = later.arrived.model
-            ahead = [life for life in self.live.values() if life.phase == phase and life.turn < later.turn and life.arrived.model == model]  # fmt: skip
+            ahead = [life for life in self.live.values() if life.phase == phase and self._is_before(life, later) and life.arrived.model == model]  # fmt: skip
             for life in ahead:
                 overtaken = self._asks_no_more(life, later) and self._could_use(life, place)
                 hold(not overtaken, f"{life} waits, and {action} is placed")
             if ahead and place.up.role != "both":
                 self._check_head(min(ahead, key=lambda life: life.turn), place, action)
+
+    def _is_before(self, one: Life, other: Life) -> bool:
+        """Whether it is surely its turn before the other's; between tenants with fair turns, nobody here knows."""
+        is_told = self.settings.turns == "arrival" or one.arrived.tenant == other.arrived.tenant
+        return one.turn < other.turn and (is_told or one.arrived.priority > other.arrived.priority)
 
     def _check_head(self, head: Life, place: Place, action: Any) -> None:
         """A replica for one phase without room for the first in turn is given to nobody behind it, however little that asks."""
@@ -490,16 +543,18 @@ class Oracle:
             return False
         if (a.max_output_tokens is None) != (b.max_output_tokens is None):
             return False
-        return a.input_tokens <= b.input_tokens and (a.max_output_tokens or 0) <= (b.max_output_tokens or 0)  # fmt: skip
+        return a.input_tokens + one.sent_tokens <= b.input_tokens + other.sent_tokens and (a.max_output_tokens or 0) <= (b.max_output_tokens or 0)  # fmt: skip
 
     def _could_use(self, life: Life, place: Place) -> bool:
         """Whether nothing but its turn could keep the request from there."""
         if place.up.role != "both":
-            is_plain = life.arrived.only_replica is None and not life.failures
+            is_plain = life.arrived.only_replica is None and not life.failures and not life.continued  # fmt: skip
             return is_plain and (place.up.role == "prefill" or self._hands_to(life, place))
         return self._may_go(life, place)
 
     def _may_go(self, life: Life, place: Place) -> bool:
+        if not life.goes_on_at(place.up):
+            return False
         if life.arrived.only_replica is not None:
             return life.arrived.only_replica == place.up.replica
         return (place.up.replica, place.up.epoch) not in life.failures
@@ -521,10 +576,10 @@ class Oracle:
 
     def _check_prompt(self, life: Life, waiting: list[Life]) -> None:
         """Nor does it wait beside a prefill replica that has a slot and room for its prompt, unless one before it waits for that room."""
-        is_plain = life.arrived.only_replica is None and not life.failures
+        is_plain = life.arrived.only_replica is None and not life.failures and not life.continued
         if life.phase != "waiting" or not is_plain or not life.arrived.input_is_exact:
             return
-        ahead = [one for one in waiting if one.phase == "waiting" and one.turn < life.turn and one.arrived.model == life.arrived.model]  # fmt: skip
+        ahead = [one for one in waiting if one.phase == "waiting" and not self._is_before(life, one) and one is not life and one.arrived.model == life.arrived.model]  # fmt: skip
         for place in self.up.values():
             if place.up.model != life.arrived.model or place.up.role != "prefill":
                 continue

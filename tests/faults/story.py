@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour
 from polypod.policy import PolicySettings, ServiceSettings
-from polypod.policy.events import ReplicaUp, Role
+from polypod.policy.events import Continuation, ReplicaUp, Role
 
 STEP = StepTime(tokens=(1, 1000), seconds=(0.005, 0.065), kv_token_s=1e-7, pair_s=1e-9)
 BLOCK_TOKENS = 64
+LATER = 10**6
 CALM_S = 15.0
 """From then on nothing breaks, no word is lost, and the clock goes evenly."""
 
@@ -47,6 +49,8 @@ class Asked:
     patience_s: float | None
     only_replica: str | None
     prefix_hashes: tuple[int, ...]
+    continuation: Continuation = "off"
+    session: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +122,15 @@ def draw(seed: int) -> Story:
     span_s = float(rng.choice([0.5, 4.0, 12.0]))
     requests = tuple(_asked(rng, n, span_s, models, ups, has_prefixes) for n in range(count))
     requests = tuple(_on_an_edge(np.random.default_rng([seed, one.number]), one) for one in requests)  # fmt: skip
+    later = np.random.default_rng(
+        [seed, LATER]
+    )  # what was added later changes nothing of what was before
+    requests = tuple(_that_goes_on(later, one) for one in requests)
+    ups = tuple(_that_goes_on_with(later, one) for one in ups)
     whats = rng.choice(TROUBLES, size=int(rng.integers(1, 6)), replace=False)
     troubles = tuple(_trouble(rng, n, whats) for n in range(int(rng.integers(0, 9))))
     return Story(
-        seed=seed, settings=_settings(rng, models), ups=ups, requests=requests, troubles=troubles,
+        seed=seed, settings=_with_turns(later, _settings(rng, models)), ups=ups, requests=requests, troubles=troubles,
         weather=_weather(rng), has_prefixes=has_prefixes,
         patience=Patience(answer_s=float(rng.choice([4.0, 20.0])), cache_s=float(rng.choice([1.0, 5.0]))),
     )  # fmt: skip
@@ -217,6 +226,36 @@ def _on_an_edge(rng: np.random.Generator, asked: Asked) -> Asked:
         return replace(asked, input_tokens=800, max_output_tokens=None, only_replica=None)
     most = max(edge - asked.input_tokens, 1)
     return replace(asked, max_output_tokens=most, only_replica=None)
+
+
+def _that_goes_on(rng: np.random.Generator, asked: Asked) -> Asked:
+    """Some streams may go on elsewhere, and some are of one conversation."""
+    continuation: Continuation = rng.choice(["off", "text", "text", "exact"])  # type: ignore[assignment]
+    return replace(
+        asked,
+        continuation=str(continuation) if asked.is_streamed else "off",  # type: ignore[arg-type]
+        session=int(rng.integers(0, 4)) if rng.random() < 0.3 else None,
+    )
+
+
+def _that_goes_on_with(rng: np.random.Generator, up: ReplicaUp) -> ReplicaUp:
+    known: dict[str, Any] = {name: getattr(up, name) for name in up.__struct_fields__}
+    how = {"continues": str(rng.choice(["off", "text", "exact", "exact"])), "build": str(rng.choice(["e1", "e2"]))}  # fmt: skip
+    return ReplicaUp(**(known | how))
+
+
+def _with_turns(rng: np.random.Generator, settings: PolicySettings) -> PolicySettings:
+    return msgspec.structs.replace(
+        settings,
+        max_continuations=int(rng.integers(0, 4)),
+        turns=str(rng.choice(["arrival", "arrival", "tenants"])),
+        tenant_weights={"a": 2.0},
+        admission=str(rng.choice(["queue", "queue", "slo"])),
+        services=tuple(
+            msgspec.structs.replace(one, first_token_limit_s=0.5 if rng.random() < 0.5 else None)
+            for one in settings.services
+        ),
+    )
 
 
 def _trouble(rng: np.random.Generator, number: int, whats: Any) -> Trouble:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from polypod.policy.actions import Dispatch
 from polypod.policy.node import Policy
 from tests.faults.harness import play, replays
 from tests.faults.oracle import Broken
@@ -41,16 +42,19 @@ def test_a_seed_is_one_story():
 
 def test_the_days_are_bad_and_of_all_kinds():
     """Every way to end, and every word that the policy can say or hear, is in the batch."""
-    ends, words = set(), set()
+    ends, words, gone_on = set(), set(), 0
     for seed in range(80):
         played = play(draw(seed))
+        after = {word.request for _, actions in played.log for word in actions if isinstance(word, Dispatch) and word.continues_after_tokens}  # fmt: skip
+        gone_on += sum(played.outcomes[request] == "finished" for request in after)
         ends |= set(played.outcomes.values())
         words |= {type(word).__name__ for event, actions in played.log for word in (event, *actions)}  # fmt: skip
 
     assert ends >= {
         "finished", "gone", "queue_full", "queue_timeout", "no_replica", "attempts_exhausted", "replica_lost", "quarantined",
-        "retry_budget", "engine_refused", "model_not_found", "replica_not_found",
+        "retry_budget", "engine_refused", "model_not_found", "replica_not_found", "too_late",
     }  # fmt: skip
+    assert gone_on > 8  # streams that broke off, and came to their end elsewhere
     assert words >= {
         "Dispatch", "Prefill", "TransferKv", "Decode", "Retry", "Reject", "Cancel", "WakeAt", "KvLost", "KvArrived", "ReplicaBusy",
         "PrefillFinished", "RequestFailed", "ReplicaDown", "ReplicaUp", "ClientGone", "StepObserved", "LoadReported", "Woke",

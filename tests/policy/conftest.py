@@ -35,8 +35,14 @@ class Node:
     def __init__(self, *, seed: int = 0, models: tuple[str, ...] = ("m",), **limits: Any) -> None:
         context = limits.pop("context_tokens", 4096)
         mean = limits.pop("mean_output_tokens", 100.0)
+        limit_s = limits.pop("first_token_limit_s", None)
         services = tuple(
-            ServiceSettings(model=model, context_tokens=context, mean_output_tokens=mean)
+            ServiceSettings(
+                model=model,
+                context_tokens=context,
+                mean_output_tokens=mean,
+                first_token_limit_s=limit_s,
+            )
             for model in models
         )
         self.policy = Policy(PolicySettings(services=services, **limits), seed=seed)

@@ -278,3 +278,61 @@ def _ranks(data_ranks):
     return StepTime(
         tokens=(0, 1000), seconds=(0.01, 0.11), kv_token_s=0.0, pair_s=0.0, data_ranks=data_ranks
     )
+
+
+# ---- turned away before a wait for nothing
+
+
+def slow_node(new_node, **limits):
+    """One place; the one request that has run kept it for 20 s."""
+    node = new_node(admission="slo", queue_wait_s=50.0, **limits)
+    node.up("a", max_sequences=1)
+    node.arrive(1)
+    node.at = 20.0
+    node.finish(1)
+    node.arrive(2)
+    return node
+
+
+def test_one_that_would_wait_past_its_deadline_is_turned_away_at_once(new_node):
+    node = slow_node(new_node)
+
+    assert "Reject" not in " ".join(node.arrive(3) + node.arrive(4))
+    assert node.arrive(5) == ["Reject 429 too_late"]
+    assert node.last[0].retry_after_s == pytest.approx(10.0)  # 3 times 20 s, and 50 s may pass
+    assert "expected in 60.0 s, and may take 50 s; ask again in 10 s" in node.last[0].message
+
+
+def test_it_may_come_if_its_turn_is_earlier(new_node):
+    node = slow_node(new_node)
+    node.arrive(3)
+    node.arrive(4)
+
+    assert node.arrive(5, priority=1) == []
+
+
+def test_nothing_is_turned_away_while_no_stay_is_known(new_node):
+    node = new_node(admission="slo")
+    node.up("a", max_sequences=1)
+
+    assert "Reject" not in " ".join(
+        word for request in range(1, 40) for word in node.arrive(request)
+    )
+
+
+def test_a_first_token_past_what_the_model_promises_is_turned_away_too(new_node):
+    """A prompt of 1000 tokens takes 110 ms; three are ahead."""
+    node = new_node(admission="slo", first_token_limit_s=0.4)
+    node.up("a")
+    for request in (1, 2, 3):
+        assert node.arrive(request, input_tokens=1000) == ["Dispatch a"]
+
+    assert node.arrive(4, input_tokens=1000) == ["Reject 429 too_late"]
+    assert node.arrive(5, input_tokens=10) == ["Dispatch a"]
+
+
+def test_without_the_rule_it_waits(new_node):
+    node = new_node(first_token_limit_s=0.1)
+    node.up("a")
+
+    assert node.arrive(1, input_tokens=3000) == ["Dispatch a"]

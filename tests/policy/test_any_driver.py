@@ -107,6 +107,9 @@ class Driver:
                 is_streamed=n % 2 == 0,
                 priority=n % 3 - 1,
                 only_replica=(*REPLICAS, "z")[n % 5] if size % 5 == 0 else None,
+                continuation=("off", "text", "exact")[size % 3],
+                session=n % 4 if size % 2 else None,
+                tenant="ab"[size % 2],
             )
         )
 
@@ -133,11 +136,12 @@ class Driver:
 
     def fail(self, n: int, size: int) -> None:
         if about := self._attempt(n, size):
-            self.tell(RequestFailed(**about, kind=KINDS[size % 5]))
+            self.tell(RequestFailed(**about, kind=KINDS[size % 5], sent_tokens=size % 60))
 
     def busy(self, n: int, size: int) -> None:
         if about := self._attempt(n, size):
-            self.tell(ReplicaBusy(**about, retry_after_s=(None, 0.0, 2.5)[size % 3]))
+            pause_s = (None, 0.0, 2.5)[size % 3]
+            self.tell(ReplicaBusy(**about, retry_after_s=pause_s, sent_tokens=size % 60))
 
     def moved(self, n: int, size: int) -> None:
         if about := self._attempt(n, size):
@@ -171,13 +175,19 @@ class Driver:
                 kv_link_bytes_per_s=(0.0, 1e6)[size % 2],
                 kv_link_latency_s=1e-3,
                 kv_pools=("p",) if size % 3 == 0 else (),
+                continues=("off", "text", "exact", "exact")[size % 4],
+                build="xy"[n % 2],
             )
         )
 
     def down(self, n: int, size: int) -> None:
         name = REPLICAS[n % 4]
         epoch = self.epochs.get(name, 0) - (size % 7 == 0)
-        self.tell(ReplicaDown(at_s=self.at, replica=name, epoch=epoch, reason="x"))
+        there = [one.request for one in self.running.values() if one.replica == name]
+        sent = tuple((request, size % 60) for request in there)
+        self.tell(
+            ReplicaDown(at_s=self.at, replica=name, epoch=epoch, reason="x", sent_tokens=sent)
+        )
 
     def again(self, n: int, size: int) -> None:
         """Say something a second time; a request number is never used twice."""
@@ -251,7 +261,12 @@ def deeds(*weighted: str) -> Any:
 
 ANY_SETTINGS = st.builds(
     PolicySettings,
-    services=st.just(tuple(ServiceSettings(model=m, context_tokens=1000) for m in ("m", "n"))),
+    services=st.just(
+        tuple(
+            ServiceSettings(model=m, context_tokens=1000, first_token_limit_s=limit_s)
+            for m, limit_s in (("m", None), ("n", 0.3))
+        )
+    ),
     queue_requests=st.integers(0, 5),
     queue_wait_s=st.sampled_from((0.5, 10.0)),
     max_attempts=st.integers(1, 4),
@@ -261,6 +276,9 @@ ANY_SETTINGS = st.builds(
     breaker_failures=st.integers(1, 3),
     breaker_open_s=st.sampled_from((0.5, 5.0)),
     busy_pause_s=st.sampled_from((0.0, 1.0)),
+    max_continuations=st.integers(0, 3),
+    turns=st.sampled_from(("arrival", "tenants")),
+    admission=st.sampled_from(("queue", "slo")),
 )
 
 

@@ -32,7 +32,7 @@ from polypod.report.runs import run_json, run_text
 from polypod.report.summary import summary_of
 from polypod.report.tables import entry
 from polypod.simulate.arriving import Blocks, Looped
-from polypod.simulate.compiled import Session
+from polypod.simulate.compiled import Session, only_plain
 from polypod.simulate.fleet import beside, scenario_of
 from polypod.simulate.gateways import split
 from polypod.simulate.run import header, play
@@ -233,6 +233,10 @@ def play_run(
             note(
                 "no C compiler is here, so the plain driver plays, some hundred times slower; install cc"
             )
+        return _play_plain(scenario, traffic, record)
+    reason = only_plain(scenario)
+    if reason is not None and args.driver is None:
+        note(f"{reason}: the plain driver plays, some hundred times slower")
         return _play_plain(scenario, traffic, record)
     if not is_built():
         note("the simulator's core is compiled, once on this machine; it takes some seconds")

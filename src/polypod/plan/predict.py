@@ -38,11 +38,15 @@ def policy_settings(plan: Plan) -> PolicySettings:
                 model=service.model,
                 context_tokens=_context(service, service_model(service)),
                 mean_output_tokens=float(service.traffic.output) if service.traffic else 256.0,
+                first_token_limit_s=service.slo.ttft_s if service.slo else None,
             )
             for service in plan.services
         ),
         queue_requests=spec.queue_requests,
         max_attempts=spec.max_attempts,
+        turns=spec.turns,
+        tenant_weights=spec.tenant_weights,
+        admission=spec.admission,
     )
 
 

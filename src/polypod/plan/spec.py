@@ -178,9 +178,14 @@ class PolicySpec(Strict, frozen=True, kw_only=True):
     """The router's rules."""
 
     router: Literal["predicted-finish"] = "predicted-finish"
-    admission: Literal["queue"] = "queue"
+    admission: Literal["queue", "slo"] = "queue"  # slo: who would come too late is turned away
     queue_requests: Count = 1024
     max_attempts: Count = 3
+    turns: Literal["arrival", "tenants"] = "arrival"  # within a priority
+    tenant_weights: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = msgspec.field(
+        default_factory=dict
+    )  # 1 where not said
+    continuation: Literal["off", "text", "exact"] = "off"  # of streams that do not say
 
 
 class Predicted(Strict, frozen=True, kw_only=True, omit_defaults=True):

@@ -22,11 +22,13 @@ class Dispatch(_OfAttempt, frozen=True, kw_only=True):
     """Send the whole request to this replica.
 
     `predicted_first_token_s` is how long the router expects to wait for the first token from now on,
-    `predicted_token_s` how long for each one after it.
+    `predicted_token_s` how long for each one after it. Where `continues_after_tokens` is more than 0, the client has that much of the
+    answer, and the replica is asked for the rest.
     """
 
     predicted_first_token_s: float
     predicted_token_s: float
+    continues_after_tokens: int = 0
 
 
 class Prefill(_OfAttempt, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """Who may come in, and who waits: context limits, and one queue per model.
 
-The queue is first come first served within a priority. A retry keeps its turn. Nobody waits past a deadline.
+The queue is first come first served within a priority, or fair between tenants (`fairness`). A retry keeps its turn. Nobody waits past a deadline, and
+with `admission: slo` nobody begins a wait that is expected to last past it.
 """
 
 import heapq
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from polypod.policy.events import RequestArrived
+from polypod.policy.fairness import Shares, cost_tokens
 from polypod.policy.requests import Ask, Tracked
 from polypod.policy.settings import ServiceSettings
 
@@ -22,7 +24,7 @@ GAP_WEIGHT: Final = 0.1
 
 MIN_RETRY_AFTER_S: Final = 1.0
 
-Turn = tuple[int, int]
+Turn = tuple[int, float, int]
 
 
 class Queue:
@@ -54,6 +56,10 @@ class Queue:
         del self._waiting[tracked.turn]
         del self._turns[bisect_left(self._turns, tracked.turn)]
 
+    def ahead_of(self, tracked: Tracked) -> int:
+        """How many have their turn before one that waits."""
+        return bisect_left(self._turns, tracked.turn)
+
     def pop_expired(self, now_s: float) -> list[Tracked]:
         """Take out those whose deadline has come."""
         expired = []
@@ -81,21 +87,26 @@ class Service:
     settings: ServiceSettings
     queue: Queue = field(default_factory=Queue)
     held: Queue = field(default_factory=Queue)  # whose caches wait for a decode replica
+    shares: Shares | None = None  # None: tenants are not told apart
     mean_output_tokens: float = 0.0
+    mean_stay_s: float | None = None  # from its place to its end
     finish_gap_s: float | None = None
     last_finish_s: float | None = None
 
     def __post_init__(self) -> None:
         self.mean_output_tokens = self.settings.mean_output_tokens
 
-    def ask(self, arrived: RequestArrived, most_tokens: int) -> Ask:
-        """What the request needs. A guessed prompt length never asks for more than `most_tokens`, all that any replica holds."""
+    def ask(self, arrived: RequestArrived, most_tokens: int, sent_tokens: int = 0) -> Ask:
+        """What the request needs. A guessed prompt length never asks for more than `most_tokens`, all that any replica holds.
+
+        What its client has of the answer is computed again as a part of the prompt.
+        """
         most = arrived.max_output_tokens
-        need = arrived.input_tokens + (1 if most is None else most)
+        need = arrived.input_tokens + (sent_tokens + 1 if most is None else most)
         expected = self.mean_output_tokens if most is None else min(most, self.mean_output_tokens)
         return Ask(
-            input_tokens=arrived.input_tokens,
-            output_tokens=max(expected, 1.0),
+            input_tokens=arrived.input_tokens + sent_tokens,
+            output_tokens=max(expected - sent_tokens, 1.0),
             need_tokens=need if arrived.input_is_exact else min(need, most_tokens),
             is_streamed=arrived.is_streamed,
             prefix_hashes=arrived.prefix_hashes,
@@ -107,6 +118,26 @@ class Service:
         most = arrived.max_output_tokens
         return prompt + (1 if most is None else most) <= self.settings.context_tokens
 
+    # ---- fair turns
+
+    def charge(self, tracked: Tracked) -> None:
+        """Give a newcomer its turn among tenants."""
+        if self.shares is not None:
+            ask = self.ask(tracked.arrived, tracked.arrived.input_tokens)
+            tracked.cost_tokens = cost_tokens(ask.input_tokens, ask.output_tokens)
+            tracked.start_tokens = self.shares.charge(tracked.arrived.tenant, tracked.cost_tokens)
+
+    def placed(self, tracked: Tracked) -> None:
+        if self.shares is not None:
+            self.shares.placed(tracked.start_tokens)
+
+    def settle(self, tracked: Tracked, used_tokens: float) -> None:
+        """Its tenant pays what it has used, more or less than it was charged for."""
+        if self.shares is not None:
+            self.shares.correct(tracked.arrived.tenant, used_tokens - tracked.cost_tokens)
+
+    # ---- how long it will take
+
     def finished(self, output_tokens: int, now_s: float) -> None:
         """Learn the length of answers and the rate at which they end."""
         self.mean_output_tokens += OUTPUT_WEIGHT * (output_tokens - self.mean_output_tokens)
@@ -115,6 +146,15 @@ class Service:
             known_s = gap_s if self.finish_gap_s is None else self.finish_gap_s
             self.finish_gap_s = known_s + GAP_WEIGHT * (gap_s - known_s)
         self.last_finish_s = now_s
+
+    def stayed(self, stay_s: float) -> None:
+        """Learn how long a request keeps its place."""
+        known_s = stay_s if self.mean_stay_s is None else self.mean_stay_s
+        self.mean_stay_s = known_s + OUTPUT_WEIGHT * (stay_s - known_s)
+
+    def wait_s(self, tracked: Tracked, running: int) -> float:
+        """How long one that waits will wait while so many run, places becoming free evenly; 0 while nothing is known of stays."""
+        return (self.queue.ahead_of(tracked) + 1) * (self.mean_stay_s or 0.0) / max(running, 1)
 
     def drain_s(self, longest_s: float) -> float:
         """How long those who wait will take to leave the queue, at the rate of late; never past `longest_s`."""

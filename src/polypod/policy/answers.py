@@ -4,15 +4,17 @@
 404  model_not_found          this node does not serve the model
 404  replica_not_found        no replica of that name has been up here
 429  queue_full               as many wait already as may
+429  too_late                 it would wait longer than it may
 4xx  engine_refused           the engine's own answer, handed on
 500  quarantined              replicas died with this request
-502  replica_lost             the answer broke off after its first byte
+502  replica_lost             the answer broke off after its first byte, and may not or cannot go on elsewhere
 502  attempts_exhausted       it failed as often as it may
 503  no_replica               none is up
 503  queue_timeout            some are up; none had room in time
 503  retry_budget             too many requests are on a retry
 """
 
+import math
 from collections.abc import Iterable
 
 from polypod.policy.actions import Reject
@@ -83,6 +85,19 @@ def queue_full(arrived: RequestArrived, waiting: int, retry_after_s: float) -> R
         status=429,
         code="queue_full",
         message=f"{waiting} requests for {arrived.model!r} wait already, as many as may",
+        retry_after_s=retry_after_s,
+    )
+
+
+def too_late(arrived: RequestArrived, expected_s: float, limit_s: float, retry_after_s: float) -> Reject:  # fmt: skip
+    return Reject(
+        request=arrived.request,
+        status=429,
+        code="too_late",
+        message=(
+            f"the first token of {arrived.model!r} is expected in {expected_s:.1f} s, and may take {limit_s:g} s; "
+            f"ask again in {math.ceil(retry_after_s)} s"
+        ),
         retry_after_s=retry_after_s,
     )
 

@@ -15,6 +15,11 @@ from polypod.engine.imbalance import MOST_CV
 from polypod.engine.prefix import TierSettings
 
 Role = Literal["prefill", "decode", "both"]
+Continuation = Literal[
+    "off",  # a stream that breaks off ends with an error
+    "text",  # it goes on elsewhere from the text that was sent
+    "exact",  # it goes on elsewhere from the very tokens that were sent
+]
 FailureKind = Literal[
     "refused",  # no connection: nothing was sent
     "lost",  # the connection broke
@@ -35,6 +40,7 @@ class RequestArrived(Event, frozen=True, kw_only=True):
 
     Where `input_tokens` was guessed from the text, `input_is_exact` is false, and the prompt is never refused for its length:
     the engine counts it. Where `is_streamed` is false, the answer comes in one piece and no `FirstToken` is told.
+    `continuation` is what may be done for its stream once it has begun; `session` a number that one conversation's requests share.
     """
 
     request: int
@@ -47,6 +53,8 @@ class RequestArrived(Event, frozen=True, kw_only=True):
     priority: int = 0
     prefix_hashes: tuple[int, ...] = ()
     only_replica: str | None = None  # asked for by name, for a test or a comparison
+    continuation: Continuation = "off"
+    session: int | None = None
 
 
 class _OfAttempt(Event, frozen=True, kw_only=True):
@@ -71,22 +79,26 @@ class KvLost(_OfAttempt, frozen=True, kw_only=True):
 
 
 class FirstToken(_OfAttempt, frozen=True, kw_only=True):
-    """The first byte of the answer left for the client. From here a retry would repeat what was sent."""
+    """The first byte of this attempt's answer left for the client. From here a retry would repeat what was sent; only a continuation may follow."""
 
 
 class RequestFinished(_OfAttempt, frozen=True, kw_only=True):
-    """The answer is complete."""
+    """The answer is complete. `output_tokens` is all of it, whoever computed it."""
 
     input_tokens: int | None = None  # as the engine counted, where it says
     output_tokens: int
 
 
 class RequestFailed(_OfAttempt, frozen=True, kw_only=True):
-    """This attempt failed. `status` is the engine's HTTP status where there was one."""
+    """This attempt failed. `status` is the engine's HTTP status where there was one.
+
+    `sent_tokens` are those of the answer that the client has, from all attempts together.
+    """
 
     kind: FailureKind
     status: int | None = None
     detail: str = ""
+    sent_tokens: int = 0
 
 
 class ClientGone(Event, frozen=True, kw_only=True):
@@ -120,18 +132,26 @@ class ReplicaUp(_OfReplica, frozen=True, kw_only=True):
     kv_link_bytes_per_s: float = 0.0  # that caches come and go by, over all ranks; 0: in no time
     kv_link_latency_s: float = 0.0
     kv_pools: tuple[str, ...] = ()  # whose decode replicas it hands caches to; (): to all
+    continues: Continuation = "off"  # how it goes on with an answer that another replica began
+    build: str = ""  # its engine, version and weights: an exact continuation stays within one
+    caches_prefixes: bool = True  # of prompts it has computed
 
 
 class ReplicaDown(_OfReplica, frozen=True, kw_only=True):
-    """A replica stopped answering: its process ended, or it hangs."""
+    """A replica stopped answering: its process ended, or it hangs.
+
+    `sent_tokens` says, by request, how much of the answers that were under way there their clients have.
+    """
 
     reason: str
+    sent_tokens: tuple[tuple[int, int], ...] = ()
 
 
 class ReplicaBusy(_OfAttempt, frozen=True, kw_only=True):
     """The engine answered 429 or 503: it is full, not broken."""
 
     retry_after_s: float | None = None
+    sent_tokens: int = 0  # as of `RequestFailed`
 
 
 class StepObserved(_OfReplica, frozen=True, kw_only=True):

@@ -34,6 +34,9 @@ def _check_request(request: int, tracked: Tracked, health: Health, placement: Pl
     assert (tracked.source is None) == (tracked.phase != "transfer"), f"{tracked}: two places"
     assert not tracked.is_streaming or tracked.phase in ("whole", "decode"), f"{tracked} streams"
     assert not (waits and tracked.is_streaming), f"{tracked} waits after its first token"
+    continues = tracked.arrived.continuation != "off"
+    assert continues or not tracked.continued, f"{tracked} goes on, and may not"
+    assert tracked.continued or not tracked.sent_tokens, f"{tracked}: whose tokens"
     for place in tracked.places:
         replica = health.current(place.replica, place.epoch)
         assert replica is not None, f"{tracked} runs on a replica that is not up"

@@ -63,7 +63,7 @@ TABLE: Final[dict[tuple[State, str], State]] = {
     ("running", "ReplicaDown"): "failed",
     ("running", "ClientGone"): "abandoned",
     ("running", "Cancel"): "cancelled",  # quarantined: replicas died with it
-    # from the first byte on there is no second try
+    # from the first byte on there is no second try, but another replica may go on
     ("streaming", "FirstToken"): "streaming",  # said twice
     ("streaming", "RequestFinished"): "ended",
     ("streaming", "RequestFailed"): "broken",
@@ -98,6 +98,7 @@ TABLE: Final[dict[tuple[State, str], State]] = {
     # what must be answered at once
     ("failed", "Retry"): "waiting",
     ("failed", "Reject"): "ended",
+    ("broken", "Retry"): "waiting",  # only of a request that allows to be continued
     ("broken", "Reject"): "ended",
     ("abandoned", "Cancel"): "ended",
     ("cancelled", "Reject"): "ended",
@@ -134,6 +135,8 @@ class LifecycleError(AssertionError):
 class _Life:
     state: State = "new"
     attempt: int = 0
+    may_continue: bool = False
+    has_broken: bool = False  # its stream did
     at: tuple[
         tuple[str, int], ...
     ] = ()  # replicas and epochs it depends on; the last is where it runs
@@ -169,7 +172,8 @@ class Validator:
         match event:
             case RequestArrived():
                 if event.request not in self._lives:
-                    self._lives[event.request] = _Life()
+                    may_continue = event.continuation != "off"
+                    self._lives[event.request] = _Life(may_continue=may_continue)
                     self._step(event.request, event)
             case ClientGone():
                 if event.request in self._lives:
@@ -218,6 +222,7 @@ class Validator:
                 self._cancel(action)
             case Retry():
                 self._same_attempt(action)
+                self._check_retry(action)
                 self._step(action.request, action)
             case Reject():
                 self._step(action.request, action)
@@ -234,9 +239,22 @@ class Validator:
         if action.attempt != life.attempt + is_new:
             msg = f"{action} should be attempt {life.attempt + is_new}"
             raise LifecycleError(msg)
+        if isinstance(action, Dispatch) and action.continues_after_tokens and not life.has_broken:
+            msg = f"{action} continues an answer that has not broken off"
+            raise LifecycleError(msg)
         life.attempt = action.attempt
         life.at = (*life.at, start) if isinstance(action, TransferKv) else (start,)
         self._step(action.request, action)
+
+    def _check_retry(self, action: Retry) -> None:
+        """A stream that broke off is only gone on with where the request allows it."""
+        life = self._lives.get(action.request)
+        if life is None or life.state != "broken":
+            return
+        if not life.may_continue:
+            msg = f"{action} goes on with a stream whose request does not allow it"
+            raise LifecycleError(msg)
+        life.has_broken = True
 
     def _same_attempt(self, action: Retry | Cancel) -> None:
         life = self._lives.get(action.request, _Life())

@@ -2,16 +2,19 @@
 
 A request waits, runs on one replica, streams, and ends once. `lifecycle.py` lists the legal sequences. A word about an older
 attempt, an older start of a replica, or a request that has ended is stale, and changes nothing.
+
+A stream that breaks off goes on elsewhere where its request allows it: it waits again, in its old turn, and the next attempt is told how many tokens its
+client has. Replicas that cannot go on with an answer are left out; of the others the best is chosen as for any request.
 """
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from polypod.policy import answers, corrections
 from polypod.policy.actions import AnyAction, Cancel, Reject, Retry, RetryReason, WakeAt
-from polypod.policy.admission import Service
+from polypod.policy.admission import MIN_RETRY_AFTER_S, Service
 from polypod.policy.events import (
     AnyEvent,
     ClientGone,
@@ -29,6 +32,8 @@ from polypod.policy.events import (
     StepObserved,
     Woke,
 )
+from polypod.policy.fairness import cost_tokens
+from polypod.policy.forecasts import Forecast, Forecasts
 from polypod.policy.health import Health, Replica
 from polypod.policy.invariants import check_policy
 from polypod.policy.placement import Placement
@@ -57,6 +62,7 @@ class Policy:
         self._settings = settings
         self._health = Health(settings)
         self._placement = Placement(settings, self._health, seed)
+        self._forecasts = Forecasts()
         self._live: dict[int, Tracked] = {}
         self._arrivals = 0
         self._wakes_s: list[float] = []  # a heap: asked for, and not yet come
@@ -85,6 +91,11 @@ class Policy:
                 factors[name, "decode"] = float(table.decode_factor_R[replica.row])
         return factors
 
+    def forecasts(self) -> dict[str, Forecast]:
+        """By replica that is up: what was predicted of its requests of late, and what came."""
+        up = {name for name, replica in self._health.replicas.items() if replica.is_up}
+        return {name: one for name, one in self._forecasts.items() if name in up}
+
     def queues(self) -> dict[str, int]:
         """By model: requests that wait here for a replica."""
         return {model: len(one.queue) for model, one in self._placement.services.items()}
@@ -105,13 +116,35 @@ class Policy:
         self._arrivals += 1
         tracked = Tracked(arrived=event, order=self._arrivals, deadline_s=self._deadline_s())
         self._live[event.request] = tracked
+        service = self._placement.services[event.model]
+        promised_s = service.settings.first_token_limit_s or math.inf
+        if self._is_shed(tracked, self._placement.first_token_s, promised_s):
+            return
+        service.charge(tracked)
         self._placement.wait(tracked)
         self._serve_queues()
-        service = self._placement.services[event.model]
         others = len(service.queue) - 1
         if others >= self._settings.queue_requests and self._placement.withdraw(tracked):
             retry_after_s = service.drain_s(self._settings.queue_wait_s)
             self._end(tracked, answers.queue_full(event, others, retry_after_s))
+        elif tracked in service.queue:
+            limit_s = min(self._settings.queue_wait_s, promised_s)
+            self._is_shed(tracked, self._placement.wait_s, limit_s)
+
+    def _is_shed(
+        self, tracked: Tracked, expected: Callable[[Tracked, float], float], limit_s: float
+    ) -> bool:
+        """Turn a newcomer away that is expected to come past its limit, in place of letting it wait for nothing."""
+        if self._settings.admission != "slo" or limit_s == math.inf:
+            return False
+        expected_s = expected(tracked, self._now_s)
+        if expected_s <= limit_s:
+            return False
+        self._placement.withdraw(tracked)
+        retry_after_s = max(expected_s - limit_s, MIN_RETRY_AFTER_S)
+        late = answers.too_late(tracked.arrived, expected_s, limit_s, retry_after_s)
+        self._end(tracked, late)
+        return True
 
     def _refusal(self, event: RequestArrived) -> Reject | None:
         """The answer to a request that may not even wait, or None."""
@@ -141,18 +174,29 @@ class Policy:
             self._begin_answer(tracked)
         assert tracked.place is not None
         assert tracked.first_token_s is not None
-        if event.output_tokens > 1:
-            token_s = (self._now_s - tracked.first_token_s) / (event.output_tokens - 1)
+        own_tokens = event.output_tokens - tracked.sent_tokens  # of this attempt
+        if own_tokens > 1:
+            token_s = (self._now_s - tracked.first_token_s) / (own_tokens - 1)
             table = self._health.table_of(self._health.replicas[tracked.place.replica])
             corrections.token_time_observed(table, tracked.place.load, token_s)
+        self._forecasts.finished(tracked, own_tokens, self._now_s)
         self._health.succeeded(self._placement.leave(tracked, self._now_s))
-        self._placement.services[tracked.model].finished(event.output_tokens, self._now_s)
+        self._learn(tracked, event)
         self._end(tracked)
+
+    def _learn(self, tracked: Tracked, event: RequestFinished) -> None:
+        service = self._placement.services[tracked.model]
+        asked = tracked.arrived.input_tokens
+        input_tokens = asked if event.input_tokens is None else event.input_tokens
+        service.settle(tracked, cost_tokens(input_tokens, event.output_tokens))
+        service.finished(event.output_tokens, self._now_s)
+        service.stayed(self._now_s - tracked.placed_s)
 
     def _begin_answer(self, tracked: Tracked) -> None:
         """The replica answers: it is well, and the prompt is done."""
         assert tracked.place is not None
         tracked.first_token_s = self._now_s
+        self._forecasts.begun(tracked, self._now_s)
         replica = self._health.replicas[tracked.place.replica]
         self._health.table_of(replica).prompt_done(tracked.place.load, self._now_s)
         self._health.succeeded(replica)
@@ -163,16 +207,21 @@ class Policy:
             return
         replica = self._placement.leave(tracked, self._now_s)
         what = f"{event.kind} at {event.replica}{': ' if event.detail else ''}{event.detail}"
-        if event.kind != "client":
-            self._health.failed(replica, self._now_s)
+        if event.kind == "client":
+            if tracked.is_streaming:
+                self._end(tracked, answers.replica_lost(event.request, what))
+            else:
+                self._end(tracked, answers.engine_refused(event.request, event.status, what))
+            return
+        self._health.failed(replica, self._now_s)
+        was_sent = event.kind != "refused"
+        tracked.failures += (
+            Failure(event.replica, event.epoch, was_sent, had_answered=tracked.is_streaming),
+        )
+        is_free = self._health.is_broken(replica)
         if tracked.is_streaming:
-            self._end(tracked, answers.replica_lost(event.request, what))
-        elif event.kind == "client":
-            self._end(tracked, answers.engine_refused(event.request, event.status, what))
+            self._continue(tracked, replica, event.sent_tokens, what, event.kind, is_free=is_free)
         else:
-            was_sent = event.kind != "refused"
-            tracked.failures += (Failure(event.replica, event.epoch, was_sent),)
-            is_free = self._health.is_broken(replica)
             self._retry(tracked, event.kind, what, is_free=is_free)
 
     def _busy(self, event: ReplicaBusy) -> None:
@@ -182,7 +231,8 @@ class Policy:
         replica = self._placement.leave(tracked, self._now_s)
         self._health.busy(replica, self._now_s, event.retry_after_s)
         if tracked.is_streaming:
-            self._end(tracked, answers.replica_lost(event.request, f"{event.replica} is busy"))
+            what = f"{event.replica} is busy"
+            self._continue(tracked, replica, event.sent_tokens, what, "busy", is_free=True)
         elif tracked.deadline_s <= self._now_s:
             self._end_late(tracked)
         else:
@@ -231,15 +281,15 @@ class Policy:
             return
         before = self._health.replicas.get(event.replica)
         if before is not None and before.is_up:
-            self._died(before)
+            self._died(before, {})
         self._health.add(event)
 
     def _down(self, event: ReplicaDown) -> None:
         replica = self._health.current(event.replica, event.epoch)
         if replica is not None:
-            self._died(replica)
+            self._died(replica, dict(event.sent_tokens))
 
-    def _died(self, replica: Replica) -> None:
+    def _died(self, replica: Replica, sent_tokens: Mapping[int, int]) -> None:
         """Move on those that were aboard, and mark those that it had just let down: both may be the cause."""
         aboard = list(replica.requests.values())
         let_down = [
@@ -251,17 +301,46 @@ class Policy:
         for tracked in aboard:
             self._placement.leave(tracked, self._now_s)
         self._health.remove(replica)
+        what = f"{replica.name} went down"
         for tracked in aboard:
-            tracked.deaths += 1
             if tracked.is_streaming:
-                what = f"{replica.name} went down"
-                self._end(tracked, answers.replica_lost(tracked.request, what))
-            elif not self._quarantine(tracked):
-                self._retry(tracked, "replica_down", f"{replica.name} went down", is_free=True)
+                sent = sent_tokens.get(tracked.request, 0)
+                self._continue(tracked, replica, sent, what, "replica_down", is_free=True)
+                continue
+            tracked.deaths += 1
+            if not self._quarantine(tracked):
+                self._retry(tracked, "replica_down", what, is_free=True)
         for tracked in let_down:
             tracked.deaths += 1
             if not tracked.is_streaming:
                 self._quarantine(tracked)
+
+    def _continue(
+        self, tracked: Tracked, replica: Replica, sent_tokens: int, what: str, reason: RetryReason, *, is_free: bool
+    ) -> None:  # fmt: skip
+        """Its stream broke off at this replica, which it has left: let it go on elsewhere, or end it in words."""
+        tracked.build = tracked.build or replica.up.build
+        why_not = self._why_not_continued(tracked)
+        if why_not is not None:
+            self._end(tracked, answers.replica_lost(tracked.request, what + why_not))
+            return
+        tracked.continued += 1
+        tracked.sent_tokens = max(sent_tokens, tracked.sent_tokens)
+        tracked.first_token_s = None
+        if is_free or self._health.charge_retry(tracked.request, len(self._live)):
+            tracked.deadline_s = self._deadline_s()
+            self._requeue(tracked, reason)
+        else:
+            self._end_over_budget(tracked, what)
+
+    def _why_not_continued(self, tracked: Tracked) -> str | None:
+        if tracked.arrived.continuation == "off":
+            return ""
+        if tracked.continued >= self._settings.max_continuations:
+            return f"; it went on elsewhere {tracked.continued} times, as often as may"
+        if not self._placement.could_continue(tracked):
+            return f"; no replica can go on with it ({tracked.arrived.continuation})"
+        return None
 
     def _quarantine(self, tracked: Tracked) -> bool:
         if tracked.deaths < self._settings.quarantine_deaths:
@@ -306,8 +385,11 @@ class Policy:
         elif is_free or self._health.charge_retry(tracked.request, len(self._live)):
             self._requeue(tracked, reason)
         else:
-            retry_after_s = self._settings.breaker_open_s
-            self._end(tracked, answers.retry_budget(tracked.request, what, retry_after_s))
+            self._end_over_budget(tracked, what)
+
+    def _end_over_budget(self, tracked: Tracked, what: str) -> None:
+        retry_after_s = self._settings.breaker_open_s
+        self._end(tracked, answers.retry_budget(tracked.request, what, retry_after_s))
 
     def _requeue(self, tracked: Tracked, reason: RetryReason) -> None:
         self._actions.append(Retry(request=tracked.request, attempt=tracked.attempt, reason=reason))
@@ -334,6 +416,8 @@ class Policy:
         if answer is not None:
             self._actions.append(answer)
         self._health.forget(tracked.request)
+        if not tracked.attempt:  # it never ran: its tenant gets back what it was charged
+            self._placement.services[tracked.model].settle(tracked, 0.0)
         del self._live[tracked.request]
 
     def _deadline_s(self) -> float:

@@ -12,10 +12,12 @@ from polypod.policy import pairing
 from polypod.policy.actions import Decode, Dispatch, Prefill, TransferKv
 from polypod.policy.admission import Service
 from polypod.policy.events import ReplicaUp, Role
+from polypod.policy.fairness import Shares
 from polypod.policy.health import ROLES, Health, Replica
 from polypod.policy.pairing import Rows
 from polypod.policy.requests import Ask, Load, Place, Tracked
 from polypod.policy.router import Choice, ReplicaTable
+from polypod.policy.sessions import Sessions
 from polypod.policy.settings import PolicySettings
 
 MASK: Final = 2**64 - 1
@@ -39,7 +41,15 @@ class Placement:
     def __init__(self, settings: PolicySettings, health: Health, seed: int) -> None:
         self._seed = seed
         self._health = health
-        self.services = {service.model: Service(service) for service in settings.services}
+        self.services = {
+            service.model: Service(
+                service,
+                shares=Shares(settings.tenant_weights) if settings.turns == "tenants" else None,
+            )
+            for service in settings.services
+        }
+        self._sessions = Sessions(most=settings.session_entries)
+        self._stay_fraction = settings.session_stay_fraction
         self._of = {
             model: {role: health.tables[model, role] for role in ROLES} for model in self.services
         }
@@ -73,13 +83,18 @@ class Placement:
             return starts
         refused: Ask | None = None  # there is no room for it, wherever it may go
         for tracked in service.queue:
-            is_plain = tracked.arrived.only_replica is None and not tracked.failures
+            is_plain = (
+                tracked.arrived.only_replica is None
+                and not tracked.failures
+                and not tracked.continued
+            )
             ask = self._ask(tracked)
             if refused is not None and _asks_as_much(ask, refused, prefill):
                 continue
             start = self.place(tracked, now_s, closed_R)
             if start is not None:
                 service.queue.remove(tracked)
+                service.placed(tracked)
                 starts.append(start)
             else:
                 refused = ask if is_plain else refused
@@ -102,12 +117,28 @@ class Placement:
             return self._start_prompt(tracked, ask, pair, now_s)
         return self._start_whole(tracked, ask, whole, now_s) if len(whole.rows) else None
 
+    def first_token_s(self, tracked: Tracked, now_s: float) -> float:
+        """When the first token of a newcomer is expected, where it would go now; 0 where there is no room, or it goes to a pair."""
+        ask, table = self._ask(tracked), self._of[tracked.model]["both"]
+        choice = table.best(ask, self._allowed(tracked, ask, table), now_s)
+        return float(choice.first_s_R[choice.rows[0]]) if len(choice.rows) else 0.0
+
+    def wait_s(self, tracked: Tracked, _: float) -> float:
+        """How long one that waits is expected to wait."""
+        tables = self._of[tracked.model]
+        running = sum(int((table.in_flight_R * table.up_R).sum()) for table in tables.values())
+        return self.services[tracked.model].wait_s(tracked, running)
+
     def _start_whole(self, tracked: Tracked, ask: Ask, choice: Choice, now_s: float) -> Dispatch:
         table = self._of[tracked.model]["both"]
-        row = self._pick(tracked, choice)
+        row = self._stay(tracked, ask, choice, now_s)
+        row = self._pick(tracked, choice) if row is None else row
         load = table.dispatched(row, ask, choice, now_s)
         tracked.attempt += 1
+        tracked.placed_s = now_s
         tracked.place = self._take(tracked, table.at(row), load)
+        if tracked.arrived.session is not None:
+            self._sessions.went(tracked.arrived.session, tracked.place.replica)
         return Dispatch(
             request=tracked.request,
             attempt=tracked.attempt,
@@ -115,7 +146,25 @@ class Placement:
             epoch=tracked.place.epoch,
             predicted_first_token_s=load.first_token_s,
             predicted_token_s=load.token_s,
+            continues_after_tokens=tracked.sent_tokens,
         )
+
+    def _stay(self, tracked: Tracked, ask: Ask, choice: Choice, now_s: float) -> int | None:
+        """The row of the replica that had the session before, while it is hardly worse than the best; else None."""
+        session = tracked.arrived.session
+        name = None if session is None else self._sessions.last(session)
+        there = None if name is None else self._health.replicas.get(name)
+        table = self._of[tracked.model]["both"]
+        if there is None or not there.is_up or self._health.table_of(there) is not table:
+            return None
+        row = there.row
+        if not (self._allowed(tracked, ask, table)[row] and table.open(now_s)[row]):
+            return None
+        best_s, there_s = (
+            float(choice.first_s_R[at] + ask.output_tokens * choice.token_s_R[at])
+            for at in (choice.rows[0], row)
+        )
+        return row if there_s <= (1 + self._stay_fraction) * best_s else None
 
     def _start_prompt(self, tracked: Tracked, ask: Ask, choice: Choice, now_s: float) -> Prefill:
         table = self._of[tracked.model]["prefill"]
@@ -123,6 +172,7 @@ class Placement:
         load = table.dispatched(row, pairing.prompt_of(ask), choice, now_s)
         tracked.attempt += 1
         tracked.phase = "prefill"
+        tracked.placed_s = now_s
         tracked.place = self._take(tracked, table.at(row), load)
         return Prefill(
             request=tracked.request,
@@ -314,11 +364,11 @@ class Placement:
         tables = self._of[tracked.model]
         apart = min(tables["prefill"].most_limit_tokens, tables["decode"].most_limit_tokens)
         most_tokens = max(tables["both"].most_limit_tokens, apart)
-        return self.services[tracked.model].ask(tracked.arrived, most_tokens)
+        return self.services[tracked.model].ask(tracked.arrived, most_tokens, tracked.sent_tokens)
 
     def _allowed(self, tracked: Tracked, ask: Ask, table: ReplicaTable) -> Rows:
         """Rows that may take the request: its pin if it has one; else not where it failed, if there is any other."""
-        fits_R = table.fits(ask)
+        fits_R = self._fitting(tracked, ask, table)
         pin = tracked.arrived.only_replica
         pinned = None if pin is None else self._health.replicas[pin]
         if pinned is not None and not self._is_beside(pinned, table):
@@ -338,11 +388,38 @@ class Placement:
                 return others_R
         return fits_R
 
+    def could_continue(self, tracked: Tracked) -> bool:
+        """Whether any replica that has been up, the lost one's next start included, can go on with the request's answer."""
+        pin = tracked.arrived.only_replica
+        return any(
+            replica.up.model == tracked.model
+            and replica.up.role == "both"
+            and pin in (None, replica.name)
+            and _continues(replica.up, tracked)
+            for replica in self._health.replicas.values()
+        )
+
+    def _fitting(self, tracked: Tracked, ask: Ask, table: ReplicaTable) -> Rows:
+        """Rows whose context takes it; of an answer that goes on, whole replicas that can go on with it."""
+        fits_R = table.fits(ask)
+        if tracked.continued:
+            is_whole = table is self._of[tracked.model]["both"]
+            for row, up in enumerate(table.up):
+                fits_R[row] &= is_whole and up is not None and _continues(up, tracked)
+        return fits_R
+
     def _is_beside(self, pinned: Replica, table: ReplicaTable) -> bool:
         """Whether the table is of those that serve the other phase of what the pinned replica serves."""
         other: Role = "decode" if pinned.up.role == "prefill" else "prefill"
         is_apart = pinned.up.role != "both"
         return is_apart and self._health.tables[pinned.up.model, other] is table
+
+
+def _continues(up: ReplicaUp, tracked: Tracked) -> bool:
+    """Whether the replica goes on as the request wants it; exactly only within one build."""
+    if tracked.arrived.continuation == "exact":
+        return up.continues == "exact" and up.build == tracked.build
+    return up.continues != "off"
 
 
 def _asks_as_much(ask: Ask, refused: Ask, prefill: ReplicaTable) -> bool:

@@ -49,6 +49,7 @@ class Failure(NamedTuple):
     replica: str
     epoch: int
     was_sent: bool  # the replica had the request, and may have died of it
+    had_answered: bool = False  # it computed the prompt and more, so that it hardly died of that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +70,19 @@ class Tracked:
 
     arrived: RequestArrived
     order: int  # of arrival; a retry keeps it, and with it its turn
+    start_tokens: float = 0.0  # of its tenant's turn among tenants: `fairness`
+    cost_tokens: float = 0.0  # that its tenant is charged for it
     deadline_s: float  # for waiting
     attempt: int = 0
     place: Place | None = None
     phase: Phase = "whole"
     source: Place | None = None  # where its cache comes from, while it is on the way to its place
     kv_tokens: int = 0  # of that cache
-    first_token_s: float | None = None
+    placed_s: float = 0.0
+    first_token_s: float | None = None  # of the attempt that runs
+    continued: int = 0  # times that its stream went on, or waits to go on, elsewhere
+    sent_tokens: int = 0  # that its client had by then
+    build: str = ""  # of the replica that began its answer, once it has broken off there
     attempts_failed: int = 0
     deaths: int = 0  # of replicas, while it was there
     failures: tuple[Failure, ...] = ()
@@ -94,10 +101,16 @@ class Tracked:
         return tuple(place for place in (self.source, self.place) if place is not None)
 
     @property
-    def turn(self) -> tuple[int, int]:
-        """Higher priority first, then first come first served."""
-        return (-self.arrived.priority, self.order)
+    def turn(self) -> tuple[int, float, int]:
+        """Higher priority first, then the tenant's turn, then first come first served."""
+        return (-self.arrived.priority, self.start_tokens, self.order)
 
     @property
     def is_streaming(self) -> bool:
+        """Whether the attempt that runs has answered."""
         return self.first_token_s is not None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the client has a part of its answer, from whichever attempt."""
+        return self.is_streaming or self.continued > 0

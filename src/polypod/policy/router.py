@@ -258,7 +258,8 @@ class ReplicaTable:
             self.prompts_R[row] += 1
         self.in_flight_R[row] += 1
         self.kv_tokens_R[row] += load.kv_tokens
-        self.affinity.sent(row, ask.prefix_hashes)
+        if self.at(row).caches_prefixes:
+            self.affinity.sent(row, ask.prefix_hashes)
         self.refresh(row)
         return load
 

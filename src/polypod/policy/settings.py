@@ -1,6 +1,6 @@
 """What the policy is told once: the models it may serve and its limits. Part of every record's header."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     block_tokens: Annotated[int, msgspec.Meta(ge=1)] = (
         512  # of the prompt, that each of a request's prefix hashes stands for
     )
+    first_token_limit_s: Annotated[float, msgspec.Meta(gt=0)] | None = None  # promised
 
 
 class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,6 +29,13 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `breaker_failures` in a row take a replica out of routing for `breaker_open_s`; then one request at a time tries it, until
     one succeeds. `busy_pause_s` is how long a replica that says it is full, and not for how long, is left alone.
     `prefix_blocks`, of each model, are remembered by where they were sent last; 0 lets the router take no notice of prefixes.
+    `max_continuations`: so often a stream goes on elsewhere after it broke off; one that kills its replicas in the middle of its answer kills so many
+    and one more. Such a death says nothing against the prompt, and does not count for `quarantine_deaths`.
+    `turns`: within a priority, first come first served, or tenants in proportion to `tenant_weights` (1 where not said), by tokens.
+    `admission`: whoever finds no room waits (`queue`); or is turned away at once where the wait is expected to last past `queue_wait_s`, or the first
+    token to come past the model's `first_token_limit_s` (`slo`).
+    `session_entries` sessions are remembered by where they went last. The next request goes there too while it is expected to end at most
+    `session_stay_fraction` later than at the best place.
     """
 
     services: tuple[ServiceSettings, ...]
@@ -41,3 +49,9 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     breaker_open_s: float = 5.0
     busy_pause_s: float = 1.0
     prefix_blocks: Annotated[int, msgspec.Meta(ge=0)] = 131_072
+    max_continuations: Annotated[int, msgspec.Meta(ge=0)] = 3
+    turns: Literal["arrival", "tenants"] = "arrival"
+    tenant_weights: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {}
+    admission: Literal["queue", "slo"] = "queue"
+    session_entries: Annotated[int, msgspec.Meta(ge=0)] = 65_536
+    session_stay_fraction: Annotated[float, msgspec.Meta(ge=0)] = 0.5

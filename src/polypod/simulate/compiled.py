@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from polypod.engine.native.build import library
-from polypod.errors import RunError
+from polypod.errors import InputError, RunError
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.record import Line, Measure, Writer, ended
 from polypod.simulate.arriving import Arriving, Block, Listed, Looped
@@ -161,6 +161,10 @@ class Session:
     """
 
     def __init__(self, scenario: Scenario, arriving: Arriving, *, share: float = 1.0) -> None:
+        reason = only_plain(scenario)
+        if reason is not None:
+            msg = f"{reason}, which the compiled driver does not play; play it with the plain one (--driver plain)"
+            raise InputError(msg)
         self.encoded = encode(scenario, share=share)
         self.changes, rows = _changes(scenario, self.encoded.names)
         self.progress = Progress(now_s=0.0, events=0, live=0)
@@ -222,6 +226,19 @@ class Session:
         if self._asked:
             for request in outcomes["request"].tolist():
                 self._asked.pop(request, None)
+
+
+def only_plain(scenario: Scenario) -> str | None:
+    """What of the scenario only the plain driver plays, in words; None where both do."""
+    settings = scenario.settings
+    if settings.turns != "arrival":
+        return f"turns are by {settings.turns}"
+    if settings.admission != "queue":
+        return f"admission is {settings.admission}"
+    uncached = [up.replica for up in scenario.replicas if not up.caches_prefixes]
+    if uncached and scenario.block_tokens:
+        return f"replica {uncached[0]!r} caches no prefixes"
+    return None
 
 
 def play_compiled(scenario: Scenario, file: BinaryIO | None = None) -> Run:
