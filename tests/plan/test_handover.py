@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from polypod.cost.cpu import HostRates, handover_rates
 from polypod.errors import InputError
 from polypod.plan.place import island, way_between_bytes_per_s, way_out_bytes_per_s
 from polypod.plan.predict import PREEMPTED_STEP_TOKENS, pool_replicas
@@ -101,3 +102,53 @@ def test_a_chip_without_a_network_on_record_needs_its_link_said() -> None:
     made = Plan(polypod=1, fleet=fleet, services=(Service(model=MODEL, pools=pools),))
     with pytest.raises(InputError, match="no link for caches between nvidia-l4 on 'a' and nvidia-h100-sxm on 'b' is on record; say one rank's as kv_link"):  # fmt: skip
         pool_replicas(made)
+
+
+RATES = HostRates(cpu_class="x86-amx", cpu="c", cores=1, gemm_flops_per_s=1e11, read_bytes_per_s=1e10, measured_utc="2026-01-01")  # fmt: skip
+HOSTS = {
+    "a": Source(host="c", cores=(0,), measured=RATES),
+    "b": Source(host="c", cores=(1,), measured=RATES),
+}
+
+
+def on_cores(*engines: str, fleet: dict[str, Source] | None = None) -> Plan:
+    said = Precision(weights="q4_1", kv="fp16")
+    pools = (
+        pool("p", "prefill", "a", engine=engines[0], replicas=1, precision=said),
+        pool("d", "decode", "b", engine=engines[1], replicas=1, precision=said),
+    )
+    service = Service(model=MODEL, context=2048, pools=pools)
+    return Plan(polypod=1, fleet=fleet or HOSTS, services=(service,))
+
+
+def test_processes_of_one_host_hand_caches_on_by_a_file_as_fast_as_was_measured() -> None:
+    measured = handover_rates("llama.cpp")
+    assert measured is not None
+
+    prefill, decode = pool_replicas(on_cores("llama.cpp", "llama.cpp"))
+
+    for up in (prefill, decode):
+        assert up.kv_token_bytes == KV_BYTES
+        assert up.kv_link_bytes_per_s == measured.restore_bytes_per_s[1]
+        assert up.kv_link_latency_s == measured.restore_latency_s[1]
+    assert (prefill.role, decode.role) == ("prefill", "decode")
+
+
+@pytest.mark.parametrize(
+    ("engines", "says"),
+    [
+        (("llama.cpp", "openvino"), "the engines are llama.cpp and openvino; make role both"),
+        (("openvino", "openvino"), "the engines are openvino; make role both"),
+    ],
+)
+def test_engines_that_hand_nothing_on_are_refused_for_one_phase(
+    engines: tuple[str, str], says: str
+) -> None:
+    with pytest.raises(InputError, match=f"between llama.cpp processes of one host alone, and {says}"):  # fmt: skip
+        pool_replicas(on_cores(*engines))
+
+
+def test_a_host_and_an_island_hand_each_other_nothing() -> None:
+    fleet = {"a": HOSTS["a"], "b": FLEET["b"]}
+    with pytest.raises(InputError, match="'b' is no host; make role both"):
+        pool_replicas(on_cores("llama.cpp", "llama.cpp", fleet=fleet))

@@ -77,6 +77,19 @@ class CpuCalibration(Strict, frozen=True, kw_only=True):
     load_s: float
 
 
+class HandoverRates(Strict, frozen=True, kw_only=True):
+    """How fast an engine writes a cache to a file in memory, and reads one: latency_s + bytes / bytes_per_s."""
+
+    engine: str
+    engine_version: str
+    measured_utc: str
+    source: str
+    save_latency_s: Triple
+    save_bytes_per_s: Triple
+    restore_latency_s: Triple
+    restore_bytes_per_s: Triple
+
+
 class EngineModel(Strict, frozen=True, kw_only=True):
     """What an engine's step time depends on, of a model."""
 
@@ -115,6 +128,11 @@ def calibration_for(engine: str, wanted: CpuClass) -> tuple[CpuCalibration, bool
         if one.cpu_class == wanted:
             return one, True
     return own[0], False
+
+
+def handover_rates(engine: str) -> HandoverRates | None:
+    """What was measured of the engine's hand-over between processes of one host; None where it has none."""
+    return next((one for one in shipped("handover-", HandoverRates) if one.engine == engine), None)
 
 
 def cpu_step_time(

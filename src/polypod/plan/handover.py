@@ -1,13 +1,15 @@
 """What a plan's prefill and decode pools need for caches to go between them: how many bytes, how wide a link, to which pools.
 
 One rank's link is what the plan says, else the narrowest way on record between the pool's island and those it hands caches to or has
-them from. A replica sends by all its ranks.
+them from. A replica sends by all its ranks. On a host both ends are processes of one engine, a cache goes by a file in memory, and what is
+counted as its way is the reading of it; it was written before its prefill replica said that it was done.
 """
 
 from dataclasses import dataclass
 
 from polypod import units
 from polypod.cost.calibration import of
+from polypod.cost.cpu import HandoverRates, handover_rates
 from polypod.errors import InputError
 from polypod.plan.place import Island, island, way_between_bytes_per_s
 from polypod.plan.spec import Plan, Pool, Service
@@ -42,10 +44,18 @@ def handover(plan: Plan, service: Service, model: Model, pool: Pool) -> Handover
     if unlike:
         msg = f"caches are {pool.precision.kv} here and {', '.join(unlike)} where they come from or go to; keep them in one format"
         raise InputError(msg)
+    token_bytes = float(kv_bytes_per_token_per_rank(model, Layout(tp=1), pool.precision))
+    if any(plan.fleet[one.on].host is not None for one in (pool, *others)):
+        rates = _host_rates(plan, pool, others)
+        return Handover(
+            token_bytes=token_bytes,
+            link_bytes_per_s=of(rates.restore_bytes_per_s, "likely"),
+            latency_s=of(rates.restore_latency_s, "likely"),
+            pools=pool.hands_to,
+        )
     mine = _place(plan, pool)
-    token_bytes = kv_bytes_per_token_per_rank(model, Layout(tp=1), pool.precision)
     return Handover(
-        token_bytes=float(token_bytes),
+        token_bytes=token_bytes,
         link_bytes_per_s=_rank_bytes_per_s(plan, pool, mine, others) * pool.layout.world,
         latency_s=_latency_s(mine),
         pools=pool.hands_to,
@@ -59,12 +69,21 @@ def _others(service: Service, pool: Pool) -> list[Pool]:
     return [one for one in service.pools if one.role == "prefill" and (not one.hands_to or pool.name in one.hands_to)]  # fmt: skip
 
 
-def _place(plan: Plan, pool: Pool) -> Island:
-    source = plan.fleet[pool.on]
-    if source.host is not None:
-        msg = f"a pool for {pool.role!r} on the host {source.host!r}: no engine of a host hands caches on; make role both"
+def _host_rates(plan: Plan, pool: Pool, others: list[Pool]) -> HandoverRates:
+    """Of the one engine that is at both ends, on cores of hosts."""
+    pools = (pool, *others)
+    afar = [one.on for one in pools if plan.fleet[one.on].host is None]
+    engines = sorted({str(one.engine) for one in pools})
+    rates = handover_rates(engines[0])
+    if afar or len(engines) > 1 or rates is None:
+        what = f"{afar[0]!r} is no host" if afar else f"the engines are {' and '.join(engines)}"
+        msg = f"a pool for {pool.role!r} on a host: caches go between llama.cpp processes of one host alone, and {what}; make role both"
         raise InputError(msg)
-    return island(pool.on, source)
+    return rates
+
+
+def _place(plan: Plan, pool: Pool) -> Island:
+    return island(pool.on, plan.fleet[pool.on])
 
 
 def _rank_bytes_per_s(plan: Plan, pool: Pool, mine: Island, others: list[Pool]) -> float:

@@ -33,6 +33,7 @@ class ChildOptions:
     max_sequences: int
     socket: Path
     secret: str | None
+    handover: Path | None = None
 
 
 def settle(argv: Sequence[str] | None = None) -> ChildOptions:
@@ -97,6 +98,7 @@ def _parse(argv: Sequence[str] | None) -> ChildOptions:
     parser.add_argument("--context-tokens", required=True, type=int)
     parser.add_argument("--max-sequences", required=True, type=int)
     parser.add_argument("--socket", required=True, type=Path)
+    parser.add_argument("--handover", type=Path)
     secret = os.environ.pop(SECRET_VARIABLE, None)
     return ChildOptions(**vars(parser.parse_args(argv)), secret=secret)
 

@@ -42,6 +42,11 @@ def _start(options: ChildOptions) -> object:
     params.cache_prompt = False
     params.cache_idle_slots = True
     params.cache_ram_mib = 1
+    if options.handover is not None:  # the driver says which slot holds what, and empties it
+        params.slot_save_path = f"{options.handover}/"
+        params.endpoint_slots = True
+        params.cache_idle_slots = False
+        params.cache_ram_mib = 0
     params.ctx_shift = False
     params.fit_params = False
     params.ui = False

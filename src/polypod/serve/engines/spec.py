@@ -42,6 +42,9 @@ class EngineSpec:
     socket: Path
     secret: str | None = None
     log: Path
+    handover: Path | None = (
+        None  # where caches are left for another replica, and found; None: it serves whole requests
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +144,7 @@ def child_command(module: str, spec: EngineSpec) -> list[str]:
         *("--context-tokens", str(spec.context_tokens)),
         *("--max-sequences", str(spec.max_sequences)),
         *("--socket", str(spec.socket)),
+        *(() if spec.handover is None else ("--handover", str(spec.handover))),
     ]
 
 
