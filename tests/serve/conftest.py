@@ -22,6 +22,7 @@ from polypod.serve.attempt import Desk
 from polypod.serve.door import Door
 from polypod.serve.engines.spec import Endpoint
 from polypod.serve.gateway import Gateway
+from polypod.serve.handover import Caches, make_handover_directory
 from polypod.serve.listen import bind, serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.metrics import Metrics
@@ -230,9 +231,15 @@ class Node:
         self.driver = Driver(self.policy, Outlets(write=self.lines.append))
         self.metrics = Metrics([MODEL])
         self.upstreams = Upstreams(patience or Patience())
+        self.caches = Caches(make_handover_directory())
         self.gateway = Gateway(
             [MODEL],
-            Desk(driver=self.driver, upstreams=self.upstreams, metrics=self.metrics),
+            Desk(
+                driver=self.driver,
+                upstreams=self.upstreams,
+                metrics=self.metrics,
+                caches=self.caches,
+            ),
             door,
             corrections=self.policy.corrections,
         )
@@ -259,6 +266,8 @@ class Node:
         secret: str | None = None,
         step_s: float = 0.01,
         keeps_connections: bool = True,
+        role: str = "both",
+        slots: int = 256,
     ) -> None:
         self._epochs[engine.name] = self._epochs.get(engine.name, 0) + 1
         step = StepTime(tokens=(1, 100), seconds=(step_s, 2 * step_s), kv_token_s=0.0, pair_s=0.0)
@@ -268,13 +277,17 @@ class Node:
             epoch=self._epochs[engine.name],
             model=MODEL,
             pool="main",
-            role="both",
+            role=role,
             step_time=step,
             context_tokens=4096,
             kv_capacity_tokens=10**6,
-            max_sequences=256,
+            max_sequences=slots,
             max_step_tokens=512,
+            kv_token_bytes=4.0,
+            kv_link_bytes_per_s=1e9,
         )
+        if role != "both":
+            self.caches.slots.attach(up.replica, up.epoch, slots)
         endpoint = Endpoint(
             socket=engine.socket, secret=secret, keeps_connections=keeps_connections
         )
@@ -287,6 +300,7 @@ class Node:
     async def close(self) -> None:
         for engine in self._engines:
             await engine.die()
+        self.caches.close()
 
     @property
     def steps(self) -> list[Step]:

@@ -97,14 +97,15 @@ def test_a_slot_is_nobody_elses_until_it_is_empty_again(tmp_path: Path) -> None:
     async def play() -> None:
         slots = Slots()
         slots.attach("a", 1, 2)
-        assert [await slots.take("a", 1), await slots.take("a", 1)] == [0, 1]
+        taken = [await slots.take("a", 1), await slots.take("a", 1)]
+        assert [slot.number for slot in taken] == [0, 1]
         third = asyncio.create_task(slots.take("a", 1))
         await asyncio.sleep(0)
         assert not third.done()
-        slots.give("a", 1, 1, engine.post)
-        assert await third == 1
+        slots.give(taken[1], engine.post)
+        assert await third == taken[1]
         assert engine.asked == ["/slots/1?action=erase"]
-        await slots.close()
+        slots.close()
 
     asyncio.run(play())
 
@@ -116,13 +117,13 @@ def test_a_slot_of_an_engine_that_does_not_empty_it_stays_taken(tmp_path: Path) 
     async def play() -> None:
         slots = Slots()
         slots.attach("a", 1, 1)
-        slots.give("a", 1, await slots.take("a", 1), engine.post)
+        slots.give(await slots.take("a", 1), engine.post)
         again = asyncio.create_task(slots.take("a", 1))
         for _ in range(5):
             await asyncio.sleep(0)
         assert not again.done()
         again.cancel()
-        await slots.close()
+        slots.close()
 
     asyncio.run(play())
 
@@ -133,8 +134,8 @@ def test_slots_of_a_start_that_is_over_are_gone(tmp_path: Path) -> None:
         slots.attach("a", 1, 1)
         slots.attach("a", 2, 1)
         slots.attach("b", 1, 1)
-        assert await slots.take("a", 2) == 0
-        assert await slots.take("b", 1) == 0
+        assert (await slots.take("a", 2)).number == 0
+        assert (await slots.take("b", 1)).number == 0
         with pytest.raises(HandoverError, match="replica a is not up any more"):
             await slots.take("a", 1)
 

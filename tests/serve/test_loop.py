@@ -4,12 +4,10 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 import uvloop
 
 from polypod.cost.steptime import StepTime
-from polypod.errors import InputError, RunError
 from polypod.policy.actions import (
     AnyAction,
     Cancel,
@@ -154,11 +152,15 @@ def test_a_policy_that_raises_leaves_the_driver_usable() -> None:
         TransferKv(request=1, source="b", source_epoch=1, **PLACE),
     ],
 )
-def test_prefill_apart_from_decode_is_refused_with_the_way_out(action: AnyAction) -> None:
-    driver = Driver(ByRote([action]))
+def test_every_step_of_a_request_over_two_replicas_reaches_whoever_carries_it_out(
+    action: AnyAction,
+) -> None:
+    driver, taken = Driver(ByRote([action])), list[AnyAction]()
+    assert driver.open(taken.append) == action.request
 
-    with pytest.raises(RunError, match=rf"{type(action).__name__} on 'a'.*the role 'both'"):
-        driver.tell(gone())
+    driver.tell(gone())
+
+    assert taken == [action]
 
 
 def test_drain_and_scale_go_to_whoever_runs_the_engines() -> None:
@@ -251,14 +253,3 @@ def test_a_stopped_driver_sets_no_alarm_off() -> None:
         return policy.heard
 
     assert asyncio.run(main()) == [gone()]
-
-
-@pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_a_replica_of_one_phase_is_refused_and_not_told(role):
-    policy = ByRote()
-    driver = Driver(policy)
-    with pytest.raises(InputError, match=f"'a' has the role '{role}', and serving drives prefill"):
-        driver.attach(msgspec.structs.replace(up(), role=role), ENDPOINT)
-
-    assert policy.heard == []
-    assert driver.endpoint("a", 1) is None

@@ -5,12 +5,12 @@ attempt can fail unseen. `FirstToken` is told when a stream's first event is her
 alone, in the same moment as the first text. An answer in one piece has no such moment, and only its end is told.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 
-from polypod.policy.actions import Dispatch
+from polypod.policy.actions import Decode, Dispatch, Prefill, TransferKv
 from polypod.policy.events import (
     FailureKind,
     FirstToken,
@@ -19,6 +19,7 @@ from polypod.policy.events import (
     RequestFinished,
 )
 from polypod.serve.door import Lease
+from polypod.serve.handover import Caches
 from polypod.serve.loop import Driver
 from polypod.serve.metrics import Metrics
 from polypod.serve.reply import Answer, Headers, Reply
@@ -26,6 +27,7 @@ from polypod.serve.sse import EventStream, first_error
 from polypod.serve.upstream import Response, Upstream, UpstreamError, Upstreams, retry_after_s
 from polypod.serve.wire import ChatRequest, Usage, read_usage
 
+Starts = Dispatch | Prefill | Decode
 Ending = RequestFinished | RequestFailed | ReplicaBusy
 
 STREAM_HEADERS: Final[Headers] = (
@@ -46,6 +48,7 @@ class Call:
     request_id: str
     lease: Lease
     only_replica: str | None = None
+    is_counted: bool = True  # its tokens are of an answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +58,15 @@ class Desk:
     driver: Driver
     upstreams: Upstreams
     metrics: Metrics
+    caches: Caches = field(default_factory=Caches)
 
 
 class Attempt:
     """Run once with `run`. `held` is then the engine's answer in one piece, good or 4xx, where there is one."""
 
-    def __init__(self, dispatch: Dispatch, call: Call, desk: Desk, *, arrived_s: float) -> None:
+    def __init__(self, action: Starts, call: Call, desk: Desk, *, arrived_s: float) -> None:
         self.held: Answer | None = None
-        self._dispatch = dispatch
+        self._dispatch = action
         self._call = call
         self._desk = desk
         self._arrived_s = arrived_s
@@ -182,9 +186,10 @@ class Attempt:
 
     def _finished(self, usage: Usage) -> RequestFinished:
         output_tokens = usage.completion_tokens or 0
-        self._desk.metrics.tokens(
-            self._model, input_tokens=usage.prompt_tokens, output_tokens=output_tokens
-        )
+        if self._call.is_counted:
+            self._desk.metrics.tokens(
+                self._model, input_tokens=usage.prompt_tokens, output_tokens=output_tokens
+            )
         return RequestFinished(
             **self._now(), input_tokens=usage.prompt_tokens, output_tokens=output_tokens
         )
@@ -193,15 +198,18 @@ class Attempt:
         return RequestFailed(**self._now(), kind=kind, status=status, detail=detail)
 
     def _now(self) -> dict[str, Any]:
-        """The fields that every event about an attempt has."""
-        dispatch = self._dispatch
-        return {
-            "at_s": self._desk.driver.now_s(),
-            "request": dispatch.request,
-            "attempt": dispatch.attempt,
-            "replica": dispatch.replica,
-            "epoch": dispatch.epoch,
-        }
+        return of_attempt(self._dispatch, self._desk.driver.now_s())
+
+
+def of_attempt(action: Starts | TransferKv, now_s: float) -> dict[str, Any]:
+    """The fields that every event about an attempt has."""
+    return {
+        "at_s": now_s,
+        "request": action.request,
+        "attempt": action.attempt,
+        "replica": action.replica,
+        "epoch": action.epoch,
+    }
 
 
 async def _opening(response: Response, events: EventStream) -> bytes:

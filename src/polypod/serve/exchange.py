@@ -6,11 +6,21 @@ or a `Reject` abandons it. An answer that has begun and cannot be finished ends 
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import Final, assert_never
 
-from polypod.policy.actions import Cancel, Dispatch, Reject, Retry
+from polypod.policy.actions import (
+    Cancel,
+    Decode,
+    Dispatch,
+    Prefill,
+    Reject,
+    Retry,
+    TransferKv,
+)
 from polypod.policy.events import ClientGone, RequestArrived, RequestFinished
-from polypod.serve.attempt import Attempt, Call, Desk
+from polypod.serve.apart import Apart
+from polypod.serve.attempt import Attempt, Call, Desk, Starts
 from polypod.serve.loop import ForRequest
 from polypod.serve.reply import Answer, Reply, refusal
 from polypod.serve.wire import Problem
@@ -34,6 +44,7 @@ class Exchange:
         self._arrived_s = 0.0
         self._number = 0  # of the latest attempt
         self._attempt: asyncio.Task[None] | None = None  # while it can be abandoned
+        self._apart: Apart | None = None  # once prefill and decode are on replicas of their own
         self._held: Answer | None = None  # what the latest engine answered in one piece
         self._is_over = False  # decided; at most the last bytes are still on their way
 
@@ -63,12 +74,16 @@ class Exchange:
         """Carry out one action of the policy."""
         match action:
             case Dispatch():
-                assert self._attempt is None, f"{action} while another attempt is running"
-                self._number = action.attempt
-                self._reply.route(action.replica, action.attempt)
-                attempt = Attempt(action, self._call, self._desk, arrived_s=self._arrived_s)
-                self._attempt = asyncio.get_running_loop().create_task(self._run(attempt))
-                self._attempt.add_done_callback(self._ran)
+                self._begin(action, self._run(action, self._call))
+            case Prefill():
+                self._apart = self._apart or Apart(call=self._call, desk=self._desk)
+                self._begin(action, self._prefill(action, self._apart))
+            case TransferKv():
+                assert self._apart is not None, f"{action} without a prefill"
+                self._begin(action, self._transfer(action, self._apart))
+            case Decode():
+                assert self._apart is not None, f"{action} without a prefill"
+                self._begin(action, self._run(action, self._apart.answer()))
             case Retry():
                 self._desk.metrics.retried(action.reason)
                 self._abandon(action.attempt)
@@ -92,7 +107,25 @@ class Exchange:
             self._give_up()
             self._decide("client_gone")
 
-    async def _run(self, attempt: Attempt) -> None:
+    def _begin(self, action: Starts | TransferKv, work: Coroutine[None, None, None]) -> None:
+        assert self._attempt is None, f"{action} while another attempt is running"
+        self._number = action.attempt
+        self._reply.route(action.replica, action.attempt)
+        self._attempt = asyncio.get_running_loop().create_task(work)
+        self._attempt.add_done_callback(self._ran)
+
+    async def _prefill(self, action: Prefill, apart: Apart) -> None:
+        ending = await apart.prefill(action, self._reply)
+        self._attempt, self._held = None, apart.held
+        self._desk.driver.tell(ending)
+
+    async def _transfer(self, action: TransferKv, apart: Apart) -> None:
+        ending = await apart.transfer(action)
+        self._attempt = None
+        self._desk.driver.tell(ending)
+
+    async def _run(self, action: Starts, call: Call) -> None:
+        attempt = Attempt(action, call, self._desk, arrived_s=self._arrived_s)
         ending = await attempt.run(self._reply)
         self._attempt = None  # it has ended by itself; what the policy answers must not cancel it
         self._held = attempt.held
@@ -129,9 +162,15 @@ class Exchange:
         if self._attempt is not None and attempt in (None, self._number):
             self._attempt.cancel()
             self._attempt = None
+            self._leave_apart()
+
+    def _leave_apart(self) -> None:
+        if self._apart is not None:
+            self._apart.leave()
 
     def _decide(self, status: str) -> None:
         self._is_over = True
+        self._leave_apart()
         self._among.discard(self)
         self._call.lease.end()
         self._desk.driver.close(self._request)

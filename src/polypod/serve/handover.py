@@ -20,6 +20,8 @@ from typing import Final
 import msgspec
 
 from polypod.errors import RunError
+from polypod.policy.events import ReplicaUp
+from polypod.serve.upstream import Upstream, UpstreamError
 
 Post = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]
 """Sends one body to a path of an engine; returned are the status and the whole answer. Raises `RunError` where none comes."""
@@ -61,6 +63,18 @@ def make_handover_directory() -> Path:
     """A new folder for caches that only this user can enter, in memory where that is possible."""
     in_memory = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK | os.X_OK)
     return Path(tempfile.mkdtemp(prefix="polypod-kv-", dir=_MEMORY if in_memory else None))
+
+
+def poster(upstream: Upstream) -> Post:
+    """Ask over these connections."""
+
+    async def post(path: str, body: bytes) -> tuple[int, bytes]:
+        try:
+            return await upstream.ask(path, body)
+        except UpstreamError as error:
+            raise HandoverError(str(error)) from error
+
+    return post
 
 
 def with_slot(body: bytes, slot: int, **more: bool | int) -> bytes:
@@ -144,6 +158,15 @@ async def _slot(post: Post, slot: int, action: str, filename: str) -> _Told:
         raise HandoverError(msg) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One of an engine's places for a sequence."""
+
+    replica: str
+    epoch: int
+    number: int
+
+
 class Slots:
     """The slots of the engines that hand caches on, by start of a replica."""
 
@@ -159,29 +182,55 @@ class Slots:
         for slot in range(slots):
             free.put_nowait(slot)
 
-    async def take(self, replica: str, epoch: int) -> int:
+    async def take(self, replica: str, epoch: int) -> Slot:
         """A free slot, as soon as there is one. Raises `HandoverError` for a start that is over."""
         free = self._free.get((replica, epoch))
         if free is None:
             msg = f"replica {replica} is not up any more"
             raise HandoverError(msg)
-        return await free.get()
+        return Slot(replica=replica, epoch=epoch, number=await free.get())
 
-    def give(self, replica: str, epoch: int, slot: int, post: Post) -> None:
-        """Empty the slot after what runs in it, and let others have it. Of an engine that does not answer it stays taken."""
-        task = asyncio.get_running_loop().create_task(self._empty(replica, epoch, slot, post))
+    def give(self, at: Slot, post: Post, stray: Path | None = None) -> None:
+        """Empty the slot after what runs in it, and let others have it. Of an engine that does not answer it stays taken.
+
+        What that may write meanwhile to the `stray` file, nobody waits for.
+        """
+        task = asyncio.get_running_loop().create_task(self._empty(at, post, stray))
         self._emptying.add(task)
         task.add_done_callback(self._emptying.discard)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Wait for nothing more."""
         for task in self._emptying:
             task.cancel()
-        await asyncio.gather(*self._emptying, return_exceptions=True)
 
-    async def _empty(self, replica: str, epoch: int, slot: int, post: Post) -> None:
+    async def _empty(self, at: Slot, post: Post, stray: Path | None) -> None:
         with suppress(RunError):
-            await erase(post, slot)
-            free = self._free.get((replica, epoch))
+            await erase(post, at.number)
+            free = self._free.get((at.replica, at.epoch))
             if free is not None:
-                free.put_nowait(slot)
+                free.put_nowait(at.number)
+        if stray is not None:
+            stray.unlink(missing_ok=True)
+
+
+class Caches:
+    """Where the caches of a node's requests are: files in a folder, and slots of its engines."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.slots = Slots()
+
+    async def attach(self, up: ReplicaUp, post: Post) -> None:
+        """Take the slots of a replica that is ready, all emptied. Raises `HandoverError` where it does not empty them."""
+        for slot in range(up.max_sequences):
+            await erase(post, slot)
+        self.slots.attach(up.replica, up.epoch, up.max_sequences)
+
+    def close(self) -> None:
+        """Remove the folder with what is in it."""
+        self.slots.close()
+        if self.folder is not None:
+            for path in self.folder.iterdir():
+                path.unlink(missing_ok=True)
+            self.folder.rmdir()

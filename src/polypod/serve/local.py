@@ -115,6 +115,7 @@ class Wishes:
     weights: Path | None = None
     engines: tuple[str, ...] = ()
     context_tokens: int = 4096
+    is_apart: bool = False  # prompts on one half of the cores, answers on the other
 
 
 def plan_local(cpu: HostCpu, measured: HostMeasurement, wishes: Wishes) -> Plan:

@@ -1,7 +1,7 @@
 """The wall-clock driver: tells the policy what happened, and carries out what it answers.
 
 Its twin, `simulate.run`, does the same on a virtual clock. Everything here runs in one event loop, without awaiting: an
-event is decided, recorded and routed before the next one is looked at. Prefill apart from decode is not driven yet.
+event is decided, recorded and routed before the next one is looked at.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from polypod.errors import InputError, RunError
 from polypod.policy.actions import (
     AnyAction,
     Cancel,
@@ -29,7 +28,7 @@ from polypod.policy.events import AnyEvent, ReplicaDown, ReplicaUp, Woke
 from polypod.record import Line, Step
 from polypod.serve.engines.spec import Endpoint
 
-ForRequest = Dispatch | Retry | Reject | Cancel
+ForRequest = Dispatch | Prefill | TransferKv | Decode | Retry | Reject | Cancel
 
 
 class Decides(Protocol):
@@ -91,13 +90,7 @@ class Driver:
         self._takers.pop(request, None)
 
     def attach(self, up: ReplicaUp, endpoint: Endpoint) -> None:
-        """A replica is ready, and here it listens. Raises `InputError` for one of a single phase."""
-        if up.role != "both":
-            msg = (
-                f"replica {up.replica!r} has the role {up.role!r}, and serving drives prefill and decode only "
-                "together; give its pool the role 'both' in the plan"
-            )
-            raise InputError(msg)
+        """A replica is ready, and here it listens."""
         self._replicas[up.replica] = ReplicaState(
             replica=up.replica,
             epoch=up.epoch,
@@ -148,7 +141,7 @@ class Driver:
 
     def _carry_out(self, action: AnyAction) -> None:
         match action:
-            case Dispatch() | Retry() | Reject() | Cancel():
+            case Dispatch() | Prefill() | TransferKv() | Decode() | Retry() | Reject() | Cancel():
                 take = self._takers.get(action.request)
                 if take is not None:
                     take(action)
@@ -159,12 +152,6 @@ class Driver:
                 self._outlets.drain(action)
             case Scale():
                 self._outlets.scale(action)
-            case Prefill() | TransferKv() | Decode():
-                msg = (
-                    f"the policy asks for {type(action).__name__} on {action.replica!r}, and serving drives prefill "
-                    "and decode only together; give the pool the role 'both' in the plan"
-                )
-                raise RunError(msg)
 
     def _mark(
         self, replica: str, epoch: int, state: Literal["draining", "down"], reason: str = ""

@@ -59,6 +59,23 @@ class Metrics:
         self._each = cache(each.labels)
         self._tokens = cache(tokens.labels)
         self._retries = cache(retries.labels)
+        handovers = Counter(
+            "polypod_cache_handovers",
+            "Caches that went from one replica to another, or were lost on the way",
+            ["result"],
+            registry=registry,
+        )
+        handover_s = Counter(
+            "polypod_cache_handover_seconds",
+            "Time spent on them, by the engines' own clocks",
+            ["step"],
+            registry=registry,
+        )
+        self._handovers = cache(handovers.labels)
+        self._handover_s = cache(handover_s.labels)
+        self._handover_bytes = Counter(
+            "polypod_cache_handover_bytes", "Bytes that arrived", registry=registry
+        )
         self._cut = Counter(
             "polypod_clients_cut",
             "Clients cut off because they did not take their answer",
@@ -106,6 +123,18 @@ class Metrics:
 
     def retried(self, reason: str) -> None:
         self._retries(reason).inc()
+
+    def cache_saved(self, save_s: float) -> None:
+        self._handover_s("save").inc(save_s)
+
+    def cache_restored(self, restore_s: float, size_bytes: int) -> None:
+        self._handovers("restored").inc()
+        self._handover_s("restore").inc(restore_s)
+        self._handover_bytes.inc(size_bytes)
+
+    def cache_lost(self, result: str) -> None:
+        """`result` says what becomes of the request."""
+        self._handovers(result).inc()
 
     def client_cut(self) -> None:
         self._cut.inc()

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
@@ -36,6 +36,7 @@ from polypod.serve.door import Door, Keyring, Rules
 from polypod.serve.engines import ENGINES, Engine, EngineSpec
 from polypod.serve.gateway import Gateway
 from polypod.serve.ghosts import GhostPlan, Ghosts
+from polypod.serve.handover import Caches, make_handover_directory, poster
 from polypod.serve.listen import serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.metrics import Metrics
@@ -117,14 +118,21 @@ class LiveNode:
         self.policy = Policy(prepared.settings)
         self._driver = Driver(self.policy, Outlets(write=self._recorder.write))
         self._upstreams = Upstreams(Patience())
-        desk = Desk(driver=self._driver, upstreams=self._upstreams, metrics=self._metrics)
+        is_apart = any(up.role != "both" for up in prepared.ups)
+        self._caches = Caches(make_handover_directory() if is_apart else None)
+        desk = Desk(
+            driver=self._driver,
+            upstreams=self._upstreams,
+            metrics=self._metrics,
+            caches=self._caches,
+        )
         self._gateway = Gateway(self._models, desk, self._door, corrections=self.policy.corrections)
         self._ghosts = Ghosts(prepared.ghosts, self._driver, on_change)
         self._ups = {up.replica: up for up in prepared.ups}
         self._loading = set(self._ups)
         self._loaded = asyncio.Event()
         self._sockets = make_socket_directory()
-        replicas = _replicas(prepared, self._sockets, engines)
+        replicas = _replicas(prepared, Places(self._sockets, self._caches.folder), engines)
         replicas += self._ghosts.replicas(self._sockets, prepared.folder)
         self._supervisor = Supervisor(replicas, self._hear)
 
@@ -191,6 +199,7 @@ class LiveNode:
         await self._recorder.close()
         self._listener.close()
         self._sockets.rmdir()
+        self._caches.close()
 
     async def _all_loaded(self, news: Up) -> None:
         """Measure nobody while another one still loads for the first time: it would look slower than it is."""
@@ -221,6 +230,9 @@ class LiveNode:
             raise EngineError(msg) from error
         now_s = self._driver.now_s()
         up = msgspec.structs.replace(predicted, at_s=now_s, epoch=news.epoch)
+        if up.role != "both":
+            upstream = self._upstreams.of(up.replica, up.epoch, news.endpoint)
+            await self._caches.attach(up, poster(upstream))
         self._driver.attach(up, news.endpoint)
         for step in observed:
             self._driver.tell(msgspec.structs.replace(step, at_s=now_s))
@@ -290,13 +302,18 @@ def _ratio(step: StepObserved, predicted: ReplicaUp) -> float:
     return step.step_s / expected
 
 
-def _replicas(prepared: Prepared, sockets: Path, engines: Mapping[str, Engine]) -> list[Replica]:
+class Places(NamedTuple):
+    """Where a node's engines leave what others come for."""
+
+    sockets: Path
+    caches: Path | None
+
+
+def _replicas(prepared: Prepared, places: Places, engines: Mapping[str, Engine]) -> list[Replica]:
     if prepared.ghosts is not None:
         return []
     return [
-        Replica(
-            engine=engines[str(pool.engine)], spec=_spec(prepared, service, pool, name, sockets)
-        )
+        Replica(engine=engines[str(pool.engine)], spec=_spec(prepared, service, pool, name, places))
         for service in prepared.plan.services
         for pool in service.pools
         for name in [f"{pool.name}-{index}" for index in range(pool.replicas)]
@@ -304,7 +321,7 @@ def _replicas(prepared: Prepared, sockets: Path, engines: Mapping[str, Engine]) 
 
 
 def _spec(
-    prepared: Prepared, service: Service, pool: Pool, replica: str, sockets: Path
+    prepared: Prepared, service: Service, pool: Pool, replica: str, places: Places
 ) -> EngineSpec:
     up = next(up for up in prepared.ups if up.replica == replica)
     return EngineSpec(
@@ -314,9 +331,10 @@ def _spec(
         cores=prepared.plan.fleet[pool.on].cores or (),
         context_tokens=up.context_tokens,
         max_sequences=pool.max_sequences,
-        socket=sockets / f"{replica}.sock",
+        socket=places.sockets / f"{replica}.sock",
         secret=secrets.token_urlsafe(24),
         log=prepared.folder / f"{replica}.log",
+        handover=None if pool.role == "both" else places.caches,
     )
 
 

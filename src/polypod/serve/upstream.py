@@ -44,15 +44,26 @@ class Upstream:
         self.patience = patience
         self._endpoint = endpoint
         self._sweeper = sweeper or sweeper_for(patience)
-        self._head = _head(endpoint)
+        self._head = _head(endpoint, f"{endpoint.path_prefix}/chat/completions")
         self._idle: list[EngineConnection] = []
         self._all: set[EngineConnection] = set()
 
     async def post(self, body: bytes, *, request_id: str, is_stream: bool) -> Response:
         """Send a chat request; return when the engine's status and headers are here. Raises `UpstreamError`."""
-        connection = self._pop() or await self._connect()
         silence_s = self.patience.first_byte_s if is_stream else self.patience.whole_answer_s
-        head = self._head % (request_id.encode(), len(body))
+        return await self._send(self._head % (request_id.encode(), len(body)), body, silence_s)
+
+    async def ask(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Post something else to the engine; return the status and all of its answer. Raises `UpstreamError`."""
+        head = _head(self._endpoint, path) % (b"polypod", len(body))
+        response = await self._send(head, body, self.patience.between_s)
+        try:
+            return response.status, await response.read()
+        finally:
+            response.release()
+
+    async def _send(self, head: bytes, body: bytes, silence_s: float) -> Response:
+        connection = self._pop() or await self._connect()
         response = connection.send(head, body, silence_s)
         try:
             await response.begun()
@@ -168,7 +179,7 @@ def retry_after_s(value: bytes | None) -> float | None:
     return float(value) if value is not None and value.isdigit() else None
 
 
-def _head(endpoint: Endpoint) -> bytes:
+def _head(endpoint: Endpoint, path: str) -> bytes:
     """The head of every request, with room for its id and its length."""
     headers = {
         "host": endpoint.origin.partition("://")[2],
@@ -178,7 +189,7 @@ def _head(endpoint: Endpoint) -> bytes:
     if not endpoint.keeps_connections:
         headers["connection"] = "close"
     fixed = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    head = f"POST {endpoint.path_prefix}/chat/completions HTTP/1.1\r\n{fixed}"
+    head = f"POST {path} HTTP/1.1\r\n{fixed}"
     return head.encode().replace(b"%", b"%%") + b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n"
 
 
