@@ -35,8 +35,8 @@ def test_the_first_half_of_the_cores_computes_prompts_and_the_second_answers() -
     made = host_apart(planned(2))
     check(made)
     prefill, decode = pool_replicas(made)
-    assert (prefill.replica, prefill.role) == ("llama.cpp-prefill-0", "prefill")
-    assert (decode.replica, decode.role) == ("llama.cpp-decode-0", "decode")
+    assert (prefill.replica, prefill.role) == ("prefill-0", "prefill")
+    assert (decode.replica, decode.role) == ("decode-0", "decode")
     assert [made.fleet[pool.on].cores for pool in made.services[0].pools] == [(0,), (1,)]
     assert prefill.kv_token_bytes == decode.kv_token_bytes == 23040
     assert prefill.kv_link_bytes_per_s > 0

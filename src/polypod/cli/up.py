@@ -14,6 +14,7 @@ import uvloop
 
 from polypod.cli.asking import note, tokens
 from polypod.cli.host import measured_host
+from polypod.cli.up_asked import QUESTION, ask_all
 from polypod.cli.up_entry import add_entry, entry
 from polypod.cli.up_ghosts import (
     add_ghosts,
@@ -32,24 +33,17 @@ from polypod.cli.up_text import (
     up_object,
     warm_up_text,
 )
-from polypod.cost.calibration import Case
-from polypod.cost.steptime import StepTime
-from polypod.errors import InputError, RunError
-from polypod.plan.host import engine_model, request_time, step_times
+from polypod.errors import InputError
 from polypod.plan.predict import service_model
 from polypod.plan.spec import read_plan
-from polypod.policy.events import ReplicaUp
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.listen import bind
 from polypod.serve.local import Wishes, plan_local, prepare
 from polypod.serve.node import Entry, LiveNode, Prepared, WarmUp, run_folder
 from polypod.serve.store import state_directory
 from polypod.serve.supervise import Down
-from polypod.workload.precision import element_bytes
 
 DEFAULT_PORT: Final = 8321
-QUESTION: Final = "What is the capital of France? Answer in one sentence."
-ANSWER_TOKENS: Final = 48
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure this machine again, even if a measurement is kept",
     )
+    parser.add_argument(
+        "--apart",
+        action="store_true",
+        help="compute prompts on one half of the cores and answers on the other; llama.cpp hands the caches over",
+    )
     add_ghosts(parser)
     parser.add_argument("--once", action="store_true", help="answer one question, stop, and exit")
     parser.add_argument(
@@ -112,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
             weights=Path(args.model) if args.model else None,
             engines=tuple(args.engine),
             context_tokens=tokens("--context", args.context),
+            is_apart=args.apart,
         )
         plan = read_plan(Path(args.plan)) if args.plan else plan_local(cpu, measured, wishes)
         prepared = prepare(plan, run_folder(state))
@@ -161,7 +161,7 @@ async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket, wh
         if prepared.ghosts is not None:
             ready(args, node, prepared, await ask_ghosts(node, prepared))
         else:
-            answers = await _ask_all(node, prepared, warm_ups)
+            answers = await ask_all(node, prepared, warm_ups)
             _ready(args, node, prepared, warm_ups, answers)
         if args.once:
             stop.set()
@@ -182,39 +182,6 @@ def _changed(news: WarmUp | Down, warm_ups: dict[str, WarmUp], *, quiet: bool) -
     warm_ups[news.replica] = news
     text = warm_up_text(news)
     note(text) if quiet else print(text, flush=True)
-
-
-async def _ask_all(
-    node: LiveNode, prepared: Prepared, warm_ups: dict[str, WarmUp]
-) -> list[Answered]:
-    """Put the same question to every replica through the endpoint."""
-    answers = []
-    for up in prepared.ups:
-        asked = await node.ask(QUESTION, max_tokens=ANSWER_TOKENS, replica=up.replica)
-        if asked.replica != up.replica:
-            msg = f"{up.replica} was asked and {asked.replica} answered"
-            raise RunError(msg)
-        predicted = request_time(
-            prepared.calibrations[up.replica],
-            _step_times(prepared, up),
-            input_tokens=asked.input_tokens,
-            output_tokens=asked.output_tokens,
-            max_step_tokens=up.max_step_tokens,
-        )
-        answers.append(Answered(asked=asked, predicted=predicted, warm_up=warm_ups[up.replica]))
-    return answers
-
-
-def _step_times(prepared: Prepared, up: ReplicaUp) -> dict[Case, StepTime]:
-    service = next(one for one in prepared.plan.services if one.model == up.model)
-    pool = next(one for one in service.pools if one.name == up.pool)
-    rates = prepared.plan.fleet[pool.on].measured
-    assert rates is not None, "prepare let only hosts pass"
-    per_element = element_bytes(pool.precision.kv, "kv")
-    _, times = step_times(
-        str(pool.engine), rates, engine_model(service_model(service), per_element)
-    )
-    return times
 
 
 def _ready(

@@ -1,7 +1,7 @@
 """What `up` and `devices` say, in 80 columns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
@@ -19,12 +19,23 @@ from polypod.workload.model import Model, parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOver:
+    """The cache of a prompt on its way between two replicas, by the engines' own clocks."""
+
+    size_bytes: int
+    save_s: float
+    restore_s: float
+    predicted_restore_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
     """One replica's answer to the question, with what was predicted for a request of that very length."""
 
     asked: Asked
     predicted: RequestTime
     warm_up: WarmUp
+    handover: "HandedOver | None" = None
 
     @property
     def corrected_ttft_s(self) -> float:
@@ -143,7 +154,20 @@ def answers_text(question: str, answers: Sequence[Answered]) -> str:
         "",
         table(["", "", "predicted [band]", "corrected", "measured"], rows, right=[2, 3, 4]),
     ]
+    lines += ["", *map(_handover_text, handed)] if (handed := _handed(answers)) else []
     return "\n".join(lines)
+
+
+def _handed(answers: Sequence[Answered]) -> list[HandedOver]:
+    return [one.handover for one in answers if one.handover is not None]
+
+
+def _handover_text(one: HandedOver) -> str:
+    save, restore, predicted = (
+        units.show(seconds, "s") for seconds in (one.save_s, one.restore_s, one.predicted_restore_s)
+    )
+    size = units.show(one.size_bytes, "bytes")
+    return entry("cache", f"{size}, saved in {save}, restored in {restore}; {predicted} predicted")
 
 
 def up_object(
@@ -164,6 +188,7 @@ def up_object(
                 **msgspec.to_builtins(one.asked),
                 "predicted": {"ttft_s": one.predicted.ttft_s, "tpot_s": one.predicted.tpot_s},
                 "corrected": {"ttft_s": one.corrected_ttft_s, "tpot_s": one.corrected_tpot_s},
+                "handover": None if one.handover is None else asdict(one.handover),
             }
             for one in answers
         ],

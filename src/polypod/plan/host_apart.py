@@ -39,4 +39,4 @@ def host_apart(plan: Plan) -> Plan:
 def _phase(pool: Pool, number: int) -> Pool:
     role = "decode" if number else "prefill"
     name = f"{role}-{pool.on}" if number > 1 else role
-    return msgspec.structs.replace(pool, role=role, name=f"{pool.engine}-{name}")
+    return msgspec.structs.replace(pool, role=role, name=name)

@@ -89,6 +89,7 @@ class Apart:
             self.desk.metrics.cache_lost("computed where it was to go")
         else:
             self.desk.metrics.cache_restored(restore_s, saved.size_bytes)
+            self.desk.caches.latest = saved, restore_s
         finally:
             saved.forget()
         return KvArrived(**self._at(action))

@@ -220,6 +220,9 @@ class Caches:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.slots = Slots()
+        self.latest: tuple[Saved, float] | None = (
+            None  # that arrived, and the seconds to restore it
+        )
 
     async def attach(self, up: ReplicaUp, post: Post) -> None:
         """Take the slots of a replica that is ready, all emptied. Raises `HandoverError` where it does not empty them."""

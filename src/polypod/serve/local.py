@@ -9,6 +9,7 @@ from typing import Final
 from polypod.cost.cpu import CpuCalibration, HostRates, calibration_for, cpu_class
 from polypod.errors import FileError, InputError, UnknownNameError
 from polypod.plan.host import CoreGroup, LocalEngine, LocalModel, plan_host
+from polypod.plan.host_apart import host_apart, that_hand_over
 from polypod.plan.predict import policy_settings, pool_replicas
 from polypod.plan.spec import Plan
 from polypod.serve.devices.cpu import HostCpu
@@ -119,14 +120,16 @@ class Wishes:
 
 
 def plan_local(cpu: HostCpu, measured: HostMeasurement, wishes: Wishes) -> Plan:
-    """Plan one replica per half of the cores, on the engines that are installed."""
-    return plan_host(
+    """Plan one replica per half of the cores, on the engines that are installed; apart, on one that hands caches on."""
+    engines = local_engines(wishes.engines)
+    plan = plan_host(
         local_model(wishes.weights),
         core_groups(cpu, measured),
-        local_engines(wishes.engines),
+        that_hand_over(engines) if wishes.is_apart else engines,
         free_memory_bytes=float(cpu.usable_memory_bytes),
         context_tokens=wishes.context_tokens,
     )
+    return host_apart(plan) if wishes.is_apart else plan
 
 
 def prepare(plan: Plan, folder: Path) -> Prepared:

@@ -36,7 +36,7 @@ from polypod.serve.door import Door, Keyring, Rules
 from polypod.serve.engines import ENGINES, Engine, EngineSpec
 from polypod.serve.gateway import Gateway
 from polypod.serve.ghosts import GhostPlan, Ghosts
-from polypod.serve.handover import Caches, make_handover_directory, poster
+from polypod.serve.handover import Caches, Saved, make_handover_directory, poster
 from polypod.serve.listen import serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.metrics import Metrics
@@ -135,6 +135,11 @@ class LiveNode:
         replicas = _replicas(prepared, Places(self._sockets, self._caches.folder), engines)
         replicas += self._ghosts.replicas(self._sockets, prepared.folder)
         self._supervisor = Supervisor(replicas, self._hear)
+
+    @property
+    def latest_handover(self) -> tuple[Saved, float] | None:
+        """The last cache that went from one replica to another, and the seconds to restore it."""
+        return self._caches.latest
 
     @property
     def url(self) -> str:
