@@ -1,0 +1,1 @@
+"""One file an interface: how a vendor's library is asked through ctypes. They run in a child process only (`devices.library`)."""

@@ -1,0 +1,1 @@
+"""One file a vendor: how its tool is asked, and how its answers are read."""
