@@ -1,42 +1,106 @@
-"""polypod devices: what is on this machine, how it was found, how fast it measured."""
+"""polypod devices: what is on this machine, how it was found, what can use it, how fast the cores measured."""
 
 import argparse
 import json
+import sys
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from polypod.cli.asking import note
+from polypod.cli.devices_for import print_for
+from polypod.cli.devices_text import accelerators_text, conformance_text, fleet_text
 from polypod.cli.host import measured_host
 from polypod.cli.up_text import machine_text
 from polypod.report.tables import entry
+from polypod.serve.devices.conformance import read_counts
 from polypod.serve.devices.cpu import find_cpu
+from polypod.serve.devices.find import find_devices
+from polypod.serve.devices.fleet import fleet_yaml, found_fleet
+from polypod.serve.devices.found import Inventory
+from polypod.serve.devices.vendor import shipped_vendors
 from polypod.serve.engines import ENGINES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--measure", action="store_true", help="measure again, even if a measurement is kept"
-    )
+    parser.add_argument("--measure", action="store_true", help="measure the cores again, even if a measurement is kept")  # fmt: skip
+    parser.add_argument("--accelerators", action="store_true", help="accelerators only; nothing is measured")  # fmt: skip
+    parser.add_argument("--fleet", action="store_true", help="what was found as a fleet file, for `polypod plan --on`")  # fmt: skip
+    parser.add_argument("-o", dest="file", metavar="FILE", help="write the fleet file here")
+    parser.add_argument("--for", dest="plan", metavar="PLAN", help="what of a plan's fleet is not on this machine, and the nearest plan for what is")  # fmt: skip
+    parser.add_argument("--conformance", action="store_true", help="which vendors' outputs the probes were tried on, and where those are from")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    cpu = find_cpu()
-    measured = measured_host(cpu, fresh=args.measure)
-    engines = {name: engine.version() for name, engine in ENGINES.items()}
+    if args.conformance:
+        return _conformance(as_json=args.json)
+    inventory = find_devices()
+    if args.plan:
+        return print_for(args.plan, inventory, as_json=args.json)
+    if args.fleet or args.file:
+        return _fleet(inventory, args.file)
     if args.json:
-        found = {
-            "cpu": msgspec.to_builtins(cpu),
-            "found_in": ["/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system", "cgroup"],
-            "measured": msgspec.to_builtins(measured),
-            "engines": engines,
-        }
-        print(json.dumps(found, indent=2))
+        print(json.dumps(_object(args, inventory), indent=2))
         return 0
-    print(machine_text(cpu, measured))
-    print(entry("found in", "/proc/cpuinfo, /proc/meminfo, /sys/devices/system, cgroup limits"))
-    for name, engine in ENGINES.items():
-        version = engines[name]
-        state = version or f"not installed (pip install {engine.distribution})"
-        print(entry("engine", f"{name} {state}"))
-    print(entry("accelerators", "not looked for yet: only CPUs are found by this version"))
+    if not args.accelerators:
+        print(_cpu_text(fresh=args.measure))
+    print(accelerators_text(inventory, shipped_vendors()))
+    if inventory.devices:
+        print(f"\n{fleet_text(found_fleet(inventory))}")
     return 0
+
+
+def _conformance(*, as_json: bool) -> int:
+    counts = read_counts()
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(counts), indent=2))
+    else:
+        print(conformance_text(counts, shipped_vendors()))
+    return 0
+
+
+def _fleet(inventory: Inventory, file: str | None) -> int:
+    fleet = found_fleet(inventory)
+    text = fleet_yaml(fleet)
+    if not fleet.sources:
+        for reason, names in fleet.left_out.items():
+            note(f"left out: {', '.join(names)}: {reason}")
+        print("polypod: no device here that a plan can be made for", file=sys.stderr)
+        return 1
+    if file is None:
+        print(text, end="")
+    else:
+        Path(file).write_text(text)
+    return 0
+
+
+def _cpu_text(*, fresh: bool) -> str:
+    if not Path("/proc/cpuinfo").exists():
+        return entry("machine", f"its cores are not read on {sys.platform}: there is no /proc/cpuinfo")  # fmt: skip
+    cpu = find_cpu()
+    lines = [machine_text(cpu, measured_host(cpu, fresh=fresh))]
+    lines.append(entry("found in", "/proc/cpuinfo, /proc/meminfo, /sys/devices/system, cgroup limits"))  # fmt: skip
+    for name, engine in ENGINES.items():
+        state = engine.version() or f"not installed (pip install {engine.distribution})"
+        lines.append(entry("engine", f"{name} {state}"))
+    return "\n".join(lines)
+
+
+def _object(args: argparse.Namespace, inventory: Inventory) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "accelerators": msgspec.to_builtins(inventory.devices),
+        "vendors": msgspec.to_builtins(inventory.reports),
+        "fleet": msgspec.to_builtins(found_fleet(inventory).sources),
+    }
+    if args.accelerators or not Path("/proc/cpuinfo").exists():
+        return found
+    cpu = find_cpu()
+    return {
+        "cpu": msgspec.to_builtins(cpu),
+        "found_in": ["/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system", "cgroup"],
+        "measured": msgspec.to_builtins(measured_host(cpu, fresh=args.measure)),
+        "engines": {name: engine.version() for name, engine in ENGINES.items()},
+        **found,
+    }

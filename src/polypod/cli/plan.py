@@ -16,6 +16,7 @@ from polypod.cli.asking import (
     tokens,
 )
 from polypod.cli.emit import add_writing, write_answer
+from polypod.cli.found_fleet import fleet_named
 from polypod.cli.plan_fleet import (
     add_fleet,
     is_fleet,
@@ -28,7 +29,6 @@ from polypod.engine.settings import read_plan_args
 from polypod.errors import InputError
 from polypod.plan.compose import plan_model
 from polypod.plan.flags import TARGETS
-from polypod.plan.fleet_file import fleet_of
 from polypod.plan.search import Question
 from polypod.plan.spec import Slo
 from polypod.report.plans import plan_json, plan_text
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on",
         required=True,
         metavar="FLEET",
-        help="a pod, chip:count terms joined by +, or a fleet file (.yaml)",
+        help="a pod, chip:count terms joined by +, a fleet file (.yaml), or found: what is on this machine",
     )
     add_limits(parser)
     add_lengths(parser)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         msg = "--force, --overwrite and --node-ranks are of launch files; say --emit ENGINE too"
         raise InputError(msg)
     percentile(args.percentile)
-    whole = fleet_of(args.on)
+    whole = fleet_named(args.on)
     fleet = of_accelerators(whole.sources)
     if args.stages:
         return run_stages(args, whole)

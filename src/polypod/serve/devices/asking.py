@@ -66,6 +66,7 @@ class Ask:
     tool: str  # as it is run: a name or a path
     run: Run
     tried: list[str] = field(default_factory=list)
+    answered: list[str] = field(default_factory=list)  # those of them that were answered
 
     def __call__(self, *arguments: str) -> str:
         """What the tool prints. Raises `UnansweredError` where it is no answer."""
@@ -81,6 +82,7 @@ class Ask:
         if answer.exit_code != 0:
             problem = f"{self.tried[-1]} ended with code {answer.exit_code}: {first_line(answer)}"
             raise UnknownOptionError(problem)
+        self.answered.append(self.tried[-1])
         return answer.stdout
 
     def read(self, parse: Parser, *arguments: str) -> Reading:
@@ -89,6 +91,7 @@ class Ask:
         try:
             return read_text(parse, text, self.tried[-1])
         except UnansweredError as error:
+            self.answered.pop()
             raise self._failure_in(Answer(stdout=text)) or error from error
 
     def _failure_in(self, answer: Answer) -> UnansweredError | None:

@@ -150,7 +150,7 @@ def _from_tools(
     for tool in machine.tools(vendor.cli):
         ask = Ask(vendor=vendor, tool=tool, run=machine.run, tried=tried)
         try:
-            return probe.from_cli(ask), tried[-1]
+            return probe.from_cli(ask), ask.answered[0]
         except UnansweredError as failed:
             error = failed
             if failed.status != "tool_missing":
@@ -215,7 +215,7 @@ def _why_silent(told: _Told) -> str:
         return told.error.problem
     if told.reading.odd is not None:
         return f"{told.with_} broke off before it"
-    return f"on the bus, but {told.with_} does not list it: it is another container's, or its driver does not run on it"
+    return "on the bus and not listed: it is another container's, or its driver does not run on it"
 
 
 def _bare(told: _Told) -> _Told:
@@ -250,6 +250,7 @@ def _device(
         found_with=told.with_,
         catalog_id=match.id,
         catalog_note=match.note,
+        devices_per_entry=match.devices_per_entry,
         engines=engines_of(vendor, match.id, finders.installed),
         visible=visible_as(vendor.visible, card),
         nodes=_nodes(vendor, card),
@@ -287,7 +288,7 @@ def _status(told: _Told, silent: int) -> tuple[Status, str | None]:
     if told.reading.odd is not None:
         return "partial", f"{told.with_} broke off at {told.reading.odd.strip()[:80]!r}"
     if silent and told.reading.cards:
-        return "partial", f"{silent} of the bus are not listed by {told.with_}"
+        return "partial", f"{silent} on the bus that {told.with_} does not list"
     if not told.reading.cards:
         return "no_devices", f"{told.with_} lists no device"
     return "ok", None

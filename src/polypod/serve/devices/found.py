@@ -64,7 +64,8 @@ class EngineUse(msgspec.Struct, frozen=True, kw_only=True):
 
     engine: str
     state: str
-    missing: tuple[str, ...] = ()
+    has_adapter: bool  # whether Polypod can start it
+    missing: tuple[str, ...] = ()  # packages that are not installed, and what is not known
 
 
 class Visible(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +94,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     found_with: str  # the exact command, the library's file, or the folder of the bus
     catalog_id: str | None
     catalog_note: str
+    devices_per_entry: int  # 2 where a catalog entry is a package of two such devices
     engines: tuple[EngineUse, ...]
     visible: Visible
     nodes: tuple[str, ...]

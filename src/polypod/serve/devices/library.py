@@ -1,12 +1,8 @@
 """Asking a vendor's library, in a child process: one that hangs or crashes takes the child with it and nothing else.
 
-    python -m polypod.serve.devices.library nvml libnvidia-ml.so.1
-
-prints a reading as JSON, or why there is none. A library that the loader does not find is not an error; it is not there.
+The child is `libraries/__main__.py`. A library that the loader does not find is not an error; it is not there.
 """
 
-import ctypes
-import importlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,11 +14,7 @@ from polypod.serve.devices.asking import TIMEOUT_S, Answer, Run, UnansweredError
 from polypod.serve.devices.found import Reading
 from polypod.serve.devices.vendor import Vendor
 
-MODULE: Final = "polypod.serve.devices.library"
-
-
-class LibraryError(Exception):
-    """A call of the library that failed: its name, its code, and the library's own words where it has any."""
+MODULE: Final = "polypod.serve.devices.libraries"
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,31 +57,3 @@ def _crash(vendor: Vendor, answer: Answer, library: str) -> UnansweredError:
         way_out = "the library does not fit the driver; install both from one release"
         return UnansweredError(problem, way_out=way_out)
     return UnansweredError(f"{library}: {first_line(answer)}")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The child: load the first file that can be loaded, read it, print."""
-    interface, *candidates = arguments
-    told = _told(interface, candidates)
-    print(msgspec.json.encode(told).decode())  # noqa: T201 - the answer to the parent
-    return 0
-
-
-def _told(interface: str, candidates: Sequence[str]) -> Told:
-    for name in candidates:
-        try:
-            library = ctypes.CDLL(name)
-        except OSError:
-            continue
-        reader = importlib.import_module(f"polypod.serve.devices.libraries.{interface}")
-        try:
-            return Told(loaded=name, reading=reader.read(library))
-        except LibraryError as error:
-            return Told(loaded=name, failed=str(error))
-        except AttributeError as error:  # a symbol that this version does not have
-            return Told(loaded=name, failed=str(error))
-    return Told()
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

@@ -24,6 +24,7 @@ class Match:
 
     id: str | None
     note: str
+    devices_per_entry: int = 1
 
 
 def catalog_match(vendor: Vendor, card: Card, name: str | None, device_id: str | None) -> Match:
@@ -33,16 +34,26 @@ def catalog_match(vendor: Vendor, card: Card, name: str | None, device_id: str |
     if entry is None:
         return Match(id=None, note=f"no catalog entry is known for a device {called}; {ADD}")
     by = f"a device {called}"
-    return Match(id=entry.id, note=f"{by}; {entry.note}" if entry.note else by)
+    note = f"{by}; {entry.note}" if entry.note else by
+    return Match(id=entry.id, note=note, devices_per_entry=entry.devices_per_entry)
 
 
 def engines_of(vendor: Vendor, chip: str | None, is_installed: Installed) -> tuple[EngineUse, ...]:
-    """Engines that run on the chip by what is on record, best first, and what each lacks here."""
-    if chip is None:
-        return ()
+    """Engines that run on the chip by what is on record, best first, and what each lacks here.
+
+    Of a chip that nothing is on record of, the engines that the vendor's data name, state unknown.
+    """
+    known = _on_record(chip) if chip is not None else ()
+    listed = known or tuple((one.engine, "unknown") for one in vendor.packages)
+    adapters = {name.casefold() for name in ENGINES}
     return tuple(
-        EngineUse(engine=name, state=state, missing=_missing(vendor, name, is_installed))
-        for name, state in _on_record(chip)
+        EngineUse(
+            engine=name,
+            state=state,
+            has_adapter=name.casefold().split()[0] in adapters,
+            missing=_missing(vendor, name, is_installed),
+        )
+        for name, state in listed
     )
 
 
@@ -54,13 +65,9 @@ def _on_record(chip: str) -> tuple[tuple[str, str], ...]:
 
 def _missing(vendor: Vendor, engine: str, is_installed: Installed) -> tuple[str, ...]:
     needs = {one.engine.casefold(): one.distributions for one in vendor.packages}
-    lacking = []
-    if engine.casefold() not in {name.casefold() for name in ENGINES}:
-        lacking.append(f"Polypod has no adapter that starts {engine}")
     if engine.casefold() not in needs:
-        return (*lacking, "what it needs is not on record")
-    absent = [name for name in needs[engine.casefold()] if not is_installed(name)]
-    return (*lacking, *(f"{name} is not installed" for name in absent))
+        return (f"packages for {vendor.name} that are not on record",)
+    return tuple(name for name in needs[engine.casefold()] if not is_installed(name))
 
 
 @cache
@@ -77,6 +84,10 @@ def visible_as(shown: Shown, card: Card) -> Visible:
     """The environment in which an engine sees this device and no other."""
     if shown.variable is None:
         return Visible(reason=shown.note or "the vendor has no such variable on record")
+    if card.slices and shown.value == "uuid or index":
+        named = next((part.uuid for part in card.slices if part.uuid), "UUID")
+        reason = f"divided into {len(card.slices)}; show one slice, as {shown.variable}={named}"
+        return Visible(reason=reason)
     value = _value(shown, card)
     if value is None:
         return Visible(reason=f"{shown.variable} counts in what this device did not tell")
@@ -86,6 +97,6 @@ def visible_as(shown: Shown, card: Card) -> Visible:
 def _value(shown: Shown, card: Card) -> str | None:
     if shown.value == "cores":
         return ",".join(map(str, card.cores)) or None
-    if shown.value == "uuid or index" and card.uuid and not card.slices:
+    if shown.value == "uuid or index" and card.uuid:
         return card.uuid
     return None if card.index is None else str(card.index)

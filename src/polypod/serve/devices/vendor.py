@@ -108,6 +108,7 @@ class Entry(_Strict, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()  # PCI device ids
     memory_gib: tuple[float, float] | None = None
+    devices_per_entry: int = 1  # 2 where the entry is a package of two such devices
     note: str | None = None  # said with the match: what it leaves open
 
 

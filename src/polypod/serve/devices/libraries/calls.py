@@ -4,7 +4,9 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from polypod.serve.devices.library import LibraryError
+
+class LibraryError(Exception):
+    """A call that failed: its name, its code, and the library's own words where it has any."""
 
 
 class Calls:

@@ -6,8 +6,7 @@ Iluvatar's ixml has the same names, T-Head's hgml the same functions under a pre
 import ctypes
 
 from polypod.serve.devices.found import Card, Reading, Slice
-from polypod.serve.devices.libraries.calls import Calls
-from polypod.serve.devices.library import LibraryError
+from polypod.serve.devices.libraries.calls import Calls, LibraryError
 
 _TEXT_BYTES = 96
 _NOT_SUPPORTED = 3

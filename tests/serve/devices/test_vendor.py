@@ -1,0 +1,88 @@
+"""The data files of vendors: whole, sourced, and true to the catalog and to the code."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from polypod.catalog.load import load_accelerator
+from polypod.errors import FileError
+from polypod.serve.devices.probe import probe_of
+from polypod.serve.devices.vendor import DATA, Vendor, load_vendor, shipped_vendors
+
+each = pytest.mark.parametrize("vendor", shipped_vendors(), ids=lambda one: one.vendor)
+
+
+@each
+def test_a_vendor_has_its_own_file_and_probe(vendor: Vendor) -> None:
+    assert (DATA / f"{vendor.vendor}.toml").is_file()
+    assert probe_of(vendor.vendor) is not None
+
+
+@each
+def test_every_catalog_entry_that_a_name_leads_to_exists(vendor: Vendor) -> None:
+    for entry in vendor.catalog:
+        assert load_accelerator(entry.id).id == entry.id
+        assert entry.names or entry.devices
+        assert all(name == name.casefold() for name in entry.names)
+
+
+@each
+def test_a_library_that_is_read_is_verified_and_has_a_reader(vendor: Vendor) -> None:
+    """One whose interface could not be checked is named at most, and never loaded."""
+    if vendor.library.interface is None:
+        assert vendor.library.note or not vendor.library.names
+    else:
+        assert vendor.library.verified
+        assert find_spec(f"polypod.serve.devices.libraries.{vendor.library.interface}") is not None
+        assert hasattr(import_module(f"polypod.serve.devices.libraries.{vendor.library.interface}"), "read")  # fmt: skip
+
+
+@each
+def test_every_table_says_where_it_is_from(vendor: Vendor) -> None:
+    for part in (vendor.pci, vendor.library, vendor.cli, vendor.visible, vendor.nodes):
+        assert part.source.strip()
+
+
+@each
+def test_a_vendor_can_be_noticed_and_asked(vendor: Vendor) -> None:
+    """By the bus, by a node or by the platform; and the kernel's files are the only way of some."""
+    assert vendor.pci.vendor_id or vendor.nodes.trace or vendor.platform
+    assert vendor.failures or not vendor.cli.tools
+
+
+def test_orders_and_names_are_not_given_twice() -> None:
+    orders = [vendor.order for vendor in shipped_vendors()]
+    assert sorted(set(orders)) == orders
+
+
+def test_an_unknown_key_of_a_data_file_is_an_error_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "acme.toml"
+    text = (DATA / "nvidia.toml").read_text(encoding="utf-8")
+    path.write_text(text.replace('stack = "CUDA"', 'stack = "CUDA"\nstacks = 2'))
+
+    with pytest.raises(FileError, match=r"acme\.toml.*stacks"):
+        load_vendor(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_gib", "entry"),
+    [
+        ("NVIDIA H200", 140.4, "nvidia-h200-sxm"),
+        ("NVIDIA  h200", 140.4, "nvidia-h200-sxm"),  # spaces and case do not matter
+        ("NVIDIA H100 80GB HBM3", 79.6, "nvidia-h100-sxm"),
+        ("NVIDIA H100 PCIe", 79.6, None),
+        ("NVIDIA H20", 95.6, "nvidia-h20"),
+        ("NVIDIA H20-3e", 140.7, None),
+        ("NVIDIA GeForce RTX 4090", 24.0, None),
+        (None, None, None),
+    ],
+)
+def test_a_catalog_entry_is_found_by_name_and_memory(
+    name: str | None, memory_gib: float | None, entry: str | None
+) -> None:
+    nvidia = next(one for one in shipped_vendors() if one.vendor == "nvidia")
+    memory = None if memory_gib is None else int(memory_gib * 2**30)
+    found = nvidia.entry_of(name, None, memory)
+    assert (found.id if found else None) == entry
