@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.conformance import kit
 
 from polypod.cli import devices, found_fleet
 from polypod.cli.main import main
 from polypod.serve.devices.conformance import counts_toml, read_counts
 from polypod.serve.devices.found import Inventory
 from polypod.serve.devices.vendor import shipped_vendors
+from tests.conformance import kit
 
 
 def replayed(case: str, folder: Path) -> Inventory:
@@ -141,5 +141,3 @@ def test_the_conformance_table_counts_every_vendor(capsys) -> None:
     assert main(["devices", "--conformance", "--json"]) == 0
     as_json = json.loads(capsys.readouterr().out)["vendors"]
     assert as_json.keys() - {"mixed"} == {vendor.vendor for vendor in shipped_vendors()}
-
-
