@@ -24,6 +24,7 @@ import uvloop
 from polypod.cost.steptime import StepTime
 from polypod.policy import Policy, PolicySettings, ServiceSettings
 from polypod.policy.actions import AnyAction
+from polypod.policy.compiled import functions
 from polypod.policy.events import AnyEvent, ReplicaUp
 from polypod.serve.attempt import Desk
 from polypod.serve.engines.spec import Endpoint
@@ -159,7 +160,7 @@ def run_gateway(path: str, core: int, ready: Connection) -> None:
     async def main() -> None:
         lines = []
         settings = PolicySettings(services=(ServiceSettings(model=MODEL, context_tokens=4096),))
-        policy = Timed(Policy(settings))
+        policy = Timed(Policy(settings, compiled=functions()))
         driver = Driver(policy, Outlets(write=lines.append))
         upstreams, metrics = Upstreams(Patience()), Metrics([MODEL])
         gateway = Gateway([MODEL], Desk(driver=driver, upstreams=upstreams, metrics=metrics))

@@ -15,6 +15,7 @@ import uvloop
 
 from polypod.cost.steptime import StepTime
 from polypod.policy import Policy, PolicySettings, ServiceSettings
+from polypod.policy.compiled import functions
 from polypod.policy.events import ReplicaDown, ReplicaUp
 from polypod.policy.lifecycle import Validator
 from polypod.record import Line, Step
@@ -227,7 +228,7 @@ class Node:
             services=(ServiceSettings(model=MODEL, context_tokens=4096),), **limits
         )
         self.lines: list[Line] = []
-        self.policy = Policy(self.settings, seed=0)
+        self.policy = Policy(self.settings, seed=0, compiled=functions())
         self.driver = Driver(self.policy, Outlets(write=self.lines.append))
         self.metrics = Metrics([MODEL])
         self.upstreams = Upstreams(patience or Patience())

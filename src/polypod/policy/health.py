@@ -9,6 +9,7 @@ from typing import Final
 
 from polypod.errors import InputError
 from polypod.policy.affinity import Affinity
+from polypod.policy.compiled import Functions
 from polypod.policy.events import ReplicaUp, Role
 from polypod.policy.requests import Tracked
 from polypod.policy.router import ReplicaTable, slots_of
@@ -38,7 +39,7 @@ class Replica:
 class Health:
     """The replicas, by name, and what their failures lead to."""
 
-    def __init__(self, settings: PolicySettings) -> None:
+    def __init__(self, settings: PolicySettings, compiled: Functions | None = None) -> None:
         self._settings = settings
         self._charged: set[int] = set()  # live requests whose retry the budget pays
         self.replicas: dict[str, Replica] = {}
@@ -46,7 +47,8 @@ class Health:
         self._pools: dict[str, int] = {}  # bits of those with replicas for one phase
         self.tables: dict[tuple[str, Role], ReplicaTable] = {
             (service.model, role): ReplicaTable(
-                Affinity(block_tokens=service.block_tokens, most_blocks=settings.prefix_blocks)
+                Affinity(block_tokens=service.block_tokens, most_blocks=settings.prefix_blocks),
+                compiled=compiled,
             )
             for service in settings.services
             for role in ROLES
@@ -98,7 +100,7 @@ class Health:
 
     def any_up(self, model: str, pin: str | None = None) -> bool:
         """Whether the model can be served from prompt to end; with a pin, by this replica or with it as one of a pair."""
-        up = {role: bool(self.tables[model, role].up_R.any()) for role in ROLES}
+        up = {role: self.tables[model, role].num_up > 0 for role in ROLES}
         if pin is None:
             return up["both"] or (up["prefill"] and up["decode"])
         replica = self.replicas[pin]

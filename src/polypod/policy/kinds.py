@@ -43,6 +43,7 @@ class Kinds:
 
     def __init__(self) -> None:
         self._kinds: list[Kind] = []
+        self.version = 0  # of which numbers are in use, and for what
 
     def __getitem__(self, number: int) -> Kind:
         return self._kinds[number]
@@ -59,11 +60,13 @@ class Kinds:
             elif kind.step_time == up.step_time and kind.budget == up.max_step_tokens:
                 kind.replicas += 1
                 return number
+        self.version += 1
         self._kinds[unused : unused + 1] = [Kind(up.step_time, up.max_step_tokens, replicas=1)]
         return unused
 
     def release(self, number: int) -> None:
         self._kinds[number].replicas -= 1
+        self.version += not self._kinds[number].replicas
 
     def prompts(self, tokens: int) -> tuple[Floats, Floats]:
         """Seconds and steps of a prompt, for every kind."""

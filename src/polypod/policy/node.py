@@ -15,6 +15,7 @@ from typing import Any, Final
 from polypod.policy import answers, corrections
 from polypod.policy.actions import AnyAction, Cancel, Reject, Retry, RetryReason, WakeAt
 from polypod.policy.admission import MIN_RETRY_AFTER_S, Service
+from polypod.policy.compiled import Functions
 from polypod.policy.events import (
     AnyEvent,
     ClientGone,
@@ -56,11 +57,13 @@ PHASES: Final[tuple[Phase, ...]] = ("whole", "prefill", "held", "transfer", "dec
 
 
 class Policy:
-    """Decides for one node. The same settings, seed and events give the same actions."""
+    """Decides for one node. The same settings, seed and events give the same actions, with `compiled` functions sooner."""
 
-    def __init__(self, settings: PolicySettings, seed: int = 0) -> None:
+    def __init__(
+        self, settings: PolicySettings, seed: int = 0, compiled: Functions | None = None
+    ) -> None:
         self._settings = settings
-        self._health = Health(settings)
+        self._health = Health(settings, compiled)
         self._placement = Placement(settings, self._health, seed)
         self._forecasts = Forecasts()
         self._live: dict[int, Tracked] = {}

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polypod.policy.affinity import Affinity
+from polypod.policy.compiled import CompiledRows, Functions
 from polypod.policy.events import LoadReported, ReplicaUp
 from polypod.policy.kinds import Floats, Kinds
 from polypod.policy.requests import Ask, Load
@@ -45,7 +46,10 @@ MOST_PROMPT_SHARE: Final = 0.9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """The rows where a request would finish first (none without room, several on a tie), and the forecast of all."""
+    """The rows where a request would finish first (none without room, several on a tie), and the forecast of all that have room.
+
+    It holds until the table chooses again: the compiled twin writes into the same arrays.
+    """
 
     rows: npt.NDArray[np.intp]
     first_s_R: Floats
@@ -67,9 +71,15 @@ _NOWHERE: Final = Choice(np.empty(0, dtype=np.intp), np.empty(0), np.empty(0), {
 
 
 class ReplicaTable:
-    """The replicas of one model that are up. A row is a replica's for as long as it is."""
+    """The replicas of one model that are up. A row is a replica's for as long as it is.
 
-    def __init__(self, affinity: Affinity | None = None, rows: int = 4) -> None:
+    With `compiled` functions the same is done in C; what follows is the definition.
+    """
+
+    def __init__(
+        self, affinity: Affinity | None = None, rows: int = 4, compiled: Functions | None = None
+    ) -> None:
+        self._core = None if compiled is None else CompiledRows(compiled)
         self.affinity = Affinity(most_blocks=0) if affinity is None else affinity
         self.up_R = np.zeros(rows, dtype=bool)
         self.in_flight_R = np.zeros(rows, dtype=np.int64)
@@ -94,6 +104,8 @@ class ReplicaTable:
         self.others_running_R = np.zeros(rows, dtype=np.int64)
         self.others_prompt_s_R = np.zeros(rows)
         self.kind_R = np.zeros(rows, dtype=np.intp)
+        # tokens that a decode step gives a sequence, and that it computes for it; 0 where prompts are all there is
+        self.given_R, self.checked_R, self.decoding_R = np.ones(rows), np.ones(rows), np.ones(rows)
         # of replicas for one phase: `policy.pairing`
         self.held_R = np.zeros(
             rows, dtype=np.int64
@@ -105,6 +117,7 @@ class ReplicaTable:
         self.pool_bit_R = np.zeros(rows, dtype=np.int64)
         self.to_pools_R = np.zeros(rows, dtype=np.int64)  # bits of those it hands to; 0: to all
         self.up: list[ReplicaUp | None] = [None] * rows
+        self.num_up = 0
         self.most_limit_tokens = 0  # over the replicas that are up
         self._held_tokens = 0  # by all that are up
         self._kinds = Kinds()
@@ -127,15 +140,19 @@ class ReplicaTable:
         self._occupy(row, up)
         self.kv_capacity_R[row] = up.kv_capacity_tokens
         self.data_ranks_R[row] = ranks
+        self.given_R[row], self.checked_R[row] = _step_of(up)
+        self.decoding_R[row] = up.role != "prefill"
         self.kv_link_bytes_per_s_R[row] = up.kv_link_bytes_per_s or math.inf
         self.kv_link_latency_s_R[row] = up.kv_link_latency_s
         self.prompt_factor_R[row] = self.decode_factor_R[row] = 1.0
         self.kind_R[row] = self._kinds.take(up)
+        self._bind()
         self.refresh(row)
         return row
 
     def remove(self, row: int) -> None:
         self._kinds.release(int(self.kind_R[row]))
+        self._bind()
         self._occupy(row, None)
         self._blocked.discard(row)
         self._others.pop(row, None)
@@ -146,6 +163,7 @@ class ReplicaTable:
         for known, sign in ((self.up[row], -1), (up, 1)):
             self._held_tokens += 0 if known is None else sign * held_tokens(known)
         self.affinity.replicas_hold(self._held_tokens)
+        self.num_up += (up is not None) - (self.up[row] is not None)
         self.up[row] = up
         self.up_R[row] = up is not None
         self.most_limit_tokens = int((self.limit_tokens_R * self.up_R).max())
@@ -163,14 +181,21 @@ class ReplicaTable:
 
     def has_room(self, now_s: float) -> bool:
         """Whether any replica can take a request now."""
+        if self._core is not None:
+            return self._core.have_room(now_s)
         return bool(self.open(now_s).any())
 
-    def best(self, ask: Ask, among_R: npt.NDArray[np.bool_], now_s: float) -> Choice:
-        """Where the request would finish first, among these rows that have room."""
-        open_R = among_R & self.open(now_s)
-        if not open_R.any():
+    def best(self, ask: Ask, among_R: npt.NDArray[np.bool_] | None, now_s: float) -> Choice:
+        """Where the request would finish first, among these rows that have room; among all that it fits where none are said."""
+        if not self.num_up:
             return _NOWHERE
         cached = self._cached_tokens(ask)
+        if self._core is not None:
+            rows = self._core.best(ask, among_R, now_s, self._kept(now_s), cached)
+            return Choice(rows, self._core.first_s_R, self._core.token_s_R, cached)
+        open_R = self.open(now_s) & (self.fits(ask) if among_R is None else among_R)
+        if not open_R.any():
+            return _NOWHERE
         first_s_R, token_s_R = self._forecast(ask, cached, now_s)
         finish_s_R = np.where(open_R, first_s_R + ask.output_tokens * token_s_R, np.inf)
         rows = np.flatnonzero(finish_s_R == finish_s_R.min())
@@ -213,7 +238,11 @@ class ReplicaTable:
 
     def _prompt_share(self, now_s: float) -> Floats:
         """Share of the time that prompts took of late; it fades while none is sent."""
-        return self.prompt_share_R * math.exp((self.share_base_s - now_s) / PROMPT_MEMORY_S)
+        return self.prompt_share_R * self._kept(now_s)
+
+    def _kept(self, now_s: float) -> float:
+        """What is still remembered of the shares as they are noted."""
+        return math.exp((self.share_base_s - now_s) / PROMPT_MEMORY_S)
 
     def backlog_s(self, now_s: float) -> Floats:
         ahead_s_R = self.prompts_end_s_R - now_s
@@ -231,47 +260,59 @@ class ReplicaTable:
 
     def dispatched(self, row: int, ask: Ask, choice: Choice, now_s: float) -> Load:
         """Add the request to the row; returns what it added and what is expected of it."""
+        if now_s - self.share_base_s > REBASE_S:
+            self.prompt_share_R *= self._kept(now_s)
+            self.share_base_s = now_s
         cached = choice.cached_tokens.get(row, 0)
-        alone_s, _ = self._kinds[int(self.kind_R[row])].prompt(ask.input_tokens, cached)
-        ranks = self.at(row).step_time.data_ranks
-        token_s = float(choice.token_s_R[row])
-        load = Load(
+        grown = math.exp((now_s - self.share_base_s) / PROMPT_MEMORY_S)
+        if self._core is not None:
+            prompt_s, first_s, token_s, model_token_s = self._core.dispatched(row, ask, cached, now_s, grown)  # fmt: skip
+        else:
+            alone_s, _ = self._kinds[int(self.kind_R[row])].prompt(ask.input_tokens, cached)
+            prompt_s = (
+                alone_s * float(self.prompt_factor_R[row]) / self.at(row).step_time.data_ranks
+            )
+            first_s, token_s = float(choice.first_s_R[row]), float(choice.token_s_R[row])
+            model_token_s = token_s / float(self.decode_factor_R[row])
+            self._add(row, ask, prompt_s, now_s, grown)
+        if self.at(row).caches_prefixes:
+            self.affinity.sent(row, ask.prefix_hashes)
+        return Load(
             row=row,
             is_streamed=ask.is_streamed,
-            prompt_s=alone_s * float(self.prompt_factor_R[row]) / ranks,
+            prompt_s=prompt_s,
             kv_tokens=ask.mean_kv_tokens,
-            first_token_s=float(choice.first_s_R[row]),
+            first_token_s=first_s,
             token_s=token_s,
-            model_token_s=token_s / float(self.decode_factor_R[row]),
+            model_token_s=model_token_s,
         )
-        if now_s - self.share_base_s > REBASE_S:
-            self.prompt_share_R *= math.exp((self.share_base_s - now_s) / PROMPT_MEMORY_S)
-            self.share_base_s = now_s
-        grown = math.exp((now_s - self.share_base_s) / PROMPT_MEMORY_S)
-        self.prompt_share_R[row] += grown * load.prompt_s / PROMPT_MEMORY_S
+
+    def _add(self, row: int, ask: Ask, prompt_s: float, now_s: float, grown: float) -> None:
+        self.prompt_share_R[row] += grown * prompt_s / PROMPT_MEMORY_S
         late_s = now_s - float(self.prompts_end_s_R[row])
         if late_s > 0:
             self.prompts_end_s_R[row] = now_s + (late_s if self.prompts_R[row] else 0.0)
-        self.prompts_end_s_R[row] += load.prompt_s
+        self.prompts_end_s_R[row] += prompt_s
         if ask.is_streamed:
-            self.prompts_s_R[row] += load.prompt_s
+            self.prompts_s_R[row] += prompt_s
             self.prompts_R[row] += 1
         self.in_flight_R[row] += 1
-        self.kv_tokens_R[row] += load.kv_tokens
-        if self.at(row).caches_prefixes:
-            self.affinity.sent(row, ask.prefix_hashes)
+        self.kv_tokens_R[row] += ask.mean_kv_tokens
         self.refresh(row)
-        return load
 
     def prompt_done(self, load: Load, now_s: float) -> None:
         """The prompt is computed; engines take prompts in order, so all the others are still to come."""
-        if load.is_streamed:
+        if self._core is not None and load.is_streamed:
+            self._core.prompt_over(load, now_s, is_given_up=False)
+        elif load.is_streamed:
             self._drop_prompt(load)
             self.prompts_end_s_R[load.row] = now_s + self.prompts_s_R[load.row]
 
     def prompt_given_up(self, load: Load, now_s: float) -> None:
         """The prompt is not waited for any more; what is overdue stays so."""
-        if load.is_streamed:
+        if self._core is not None and load.is_streamed:
+            self._core.prompt_over(load, now_s, is_given_up=True)
+        elif load.is_streamed:
             self._drop_prompt(load)
             end_s = float(self.prompts_end_s_R[load.row])
             if end_s > now_s:
@@ -286,6 +327,9 @@ class ReplicaTable:
 
     def left(self, load: Load) -> None:
         """The request is gone from the replica; its prompt was accounted for before."""
+        if self._core is not None:
+            self._core.left(load)
+            return
         row = load.row
         self.in_flight_R[row] -= 1
         self.kv_freed(load)
@@ -328,10 +372,12 @@ class ReplicaTable:
 
     def refresh(self, row: int) -> None:
         """Bring the row's decode times up to what is there now: evenly on all ranks, and one sequence more on its own."""
-        step, engine = self.at(row).step_time, self.at(row).engine
-        given, checked = (engine.tokens_per_step, 1 + engine.drafts) if engine else (1.0, 1.0)
-        factor = float(self.decode_factor_R[row]) / given
-        decoding = 0 if self.at(row).role == "prefill" else 1  # there, prompts are all there is
+        if self._core is not None:
+            self._core.refresh(row)
+            return
+        step, checked = self.at(row).step_time, float(self.checked_R[row])
+        factor = float(self.decode_factor_R[row]) / float(self.given_R[row])
+        decoding = float(self.decoding_R[row])
         there = decoding * int(self.in_flight_R[row] + self.others_running_R[row]) / step.data_ranks
         kv_tokens = decoding * float(self.kv_tokens_R[row]) / step.data_ranks
         self.kv_read_s_R[row] = factor * step.kv_token_s
@@ -349,6 +395,15 @@ class ReplicaTable:
             if isinstance(value, np.ndarray):
                 setattr(self, name, np.concatenate([value, np.zeros_like(value)]))
         self.up += [None] * rows
+
+    def _bind(self) -> None:
+        if self._core is not None:
+            self._core.bind(self, self._kinds)
+
+
+def _step_of(up: ReplicaUp) -> tuple[float, float]:
+    """Tokens that a decode step gives a sequence and that it computes for it: more than one where it drafts."""
+    return (up.engine.tokens_per_step, 1.0 + up.engine.drafts) if up.engine else (1.0, 1.0)
 
 
 def held_tokens(up: ReplicaUp) -> int:

@@ -26,6 +26,7 @@ from polypod import __version__
 from polypod.cost.cpu import CpuCalibration
 from polypod.errors import EngineError, FileError, RunError
 from polypod.plan.spec import Plan, Pool, Service, to_yaml, write_plan
+from polypod.policy.compiled import functions
 from polypod.policy.events import ReplicaDown, ReplicaUp, StepObserved
 from polypod.policy.node import Policy
 from polypod.policy.settings import PolicySettings
@@ -115,7 +116,7 @@ class LiveNode:
             _header(prepared),
             on_failure=self._metrics.record_failed,
         )
-        self.policy = Policy(prepared.settings)
+        self.policy = Policy(prepared.settings, compiled=functions())
         self._driver = Driver(self.policy, Outlets(write=self._recorder.write))
         self._upstreams = Upstreams(Patience())
         is_apart = any(up.role != "both" for up in prepared.ups)

@@ -15,6 +15,7 @@
 #include "transfers.h"
 #include "driver.h"
 #include "series.h"
+#include "rows.h"
 
 enum { RUN_DONE, RUN_WANTS_ARRIVALS, RUN_PAUSED, RUN_NO_MEMORY };
 
