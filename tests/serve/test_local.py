@@ -15,6 +15,7 @@ from polypod.serve.devices.cgroup import CgroupLimits
 from polypod.serve.devices.cpu import CpuGroup, HostCpu
 from polypod.serve.devices.measure import Bandwidth, GemmRate, HostMeasurement, Sampled
 from polypod.serve.local import core_groups, local_engines, local_model, prepare, split_cores
+from polypod.serve.memory import limits_bytes, need_bytes
 
 
 def machine(*nodes: tuple[int, ...], quota: float | None = None) -> HostCpu:
@@ -114,3 +115,26 @@ def test_a_plan_without_weights_says_so(tmp_path: Path) -> None:
     service = msgspec.structs.replace(plan.services[0], weights=None, model="smollm2")
     with pytest.raises(InputError, match="names no weights"):
         prepare(msgspec.structs.replace(plan, services=(service,)), tmp_path)
+
+
+def test_limits_share_the_memory_out_and_are_never_below_what_is_predicted() -> None:
+    plan = embedded_plan((0,))
+    (service,) = plan.services
+    (pool,) = service.pools
+    need = need_bytes(pool)
+    assert need is not None
+    other = msgspec.structs.replace(pool, name="other", replicas=2)
+    both = msgspec.structs.replace(
+        plan, services=(msgspec.structs.replace(service, pools=(pool, other)),)
+    )
+    host = machine((0,))  # of 16 GiB
+    assert limits_bytes(both, host) == {
+        name: pytest.approx(0.9 * 2**34 / 3, rel=1e-6) for name in (pool.name, "other")
+    }
+    tight = msgspec.structs.replace(host, limits=CgroupLimits(memory_bytes=2**20))
+    assert limits_bytes(both, tight) == {pool.name: int(need), "other": int(need)}
+    unsaid = msgspec.structs.replace(pool, predicted=None)
+    alone = msgspec.structs.replace(
+        plan, services=(msgspec.structs.replace(service, pools=(unsaid,)),)
+    )
+    assert limits_bytes(alone, host) == {}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import aiohttp
 import pytest
 
 from polypod.errors import EngineError, InputError
-from polypod.serve.engines import ENGINES, USUAL
+from polypod.serve.engines import ENGINES
 from polypod.serve.engines.embedded import embedded_weights
 from polypod.serve.engines.spec import EngineSpec, child_command, child_environment
 from polypod.serve.supervise import Down, Patience, Replica, Supervisor, Up, make_socket_directory
@@ -31,6 +32,17 @@ if mode == "mute":
     time.sleep(60)
 if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if mode == "parent":
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        time.sleep(60)
+    print("child", child, flush=True)
+if mode == "greedy":
+    held = bytearray(64 << 20)
+if mode == "chatty":
+    for _ in range(1 << 16):
+        print("x" * 255)
 print("serving", flush=True)
 
 async def answer(reader, writer):
@@ -286,6 +298,110 @@ def test_a_socket_path_too_long_for_the_kernel_is_refused(directory: Path) -> No
         asyncio.run(Supervisor([tiny(deep)], Heard().tell).start())
 
 
+def child_of(log: Path) -> int:
+    return int(log.read_text().split("child ")[1].split()[0])
+
+
+def test_what_an_engine_started_ends_when_it_is_stopped_and_when_it_dies(directory: Path) -> None:
+    """Its child has begun a session of its own, as workers of some engines do."""
+
+    async def scene() -> None:
+        heard = Heard()
+        replica = tiny(directory, "parent")
+        async with Supervisor(
+            [replica], heard.tell, Patience(first_restart_s=0.05, watch_every_s=0.05)
+        ):
+            first = child_of(replica.spec.log)
+            assert is_running(first)
+            os.kill(heard.words[0].process, signal.SIGKILL)
+            await heard.until(3)
+            assert not is_running(first)
+            second = child_of(replica.spec.log)
+            assert is_running(second)
+        assert not is_running(second)
+        assert not Path(f"/proc/{second}").exists(), "a zombie is left"
+
+    asyncio.run(scene())
+
+
+def test_an_engine_that_takes_too_much_memory_is_ended_with_the_reason(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        modest, greedy = (replace(tiny(directory, mode, number), memory_limit_bytes=64 << 20) for number, mode in enumerate(("good", "greedy")))  # fmt: skip
+        async with Supervisor([modest, greedy], heard.tell, Patience(watch_every_s=0.05)):
+            await heard.until(3)
+            assert heard.words[2].replica == "tiny-1"
+            assert re.fullmatch(r"took [\d.]+ MB of memory, more than its limit of 67.1 MB, and was ended", heard.words[2].reason)  # fmt: skip
+
+    asyncio.run(scene())
+
+
+def test_a_chatty_engine_does_not_fill_the_disk(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        replica = tiny(directory, "chatty")
+        async with Supervisor([replica], heard.tell, Patience(watch_every_s=0.05)) as supervisor:
+            for _ in range(100):
+                await asyncio.sleep(0.05)
+                kept_bytes = sum(one.stat().st_size for one in directory.glob("*.log*"))
+                if kept_bytes < 2 << 20:
+                    break
+            assert 0 < kept_bytes < 2 << 20, "of 16 MB"
+            assert supervisor.log_tail("tiny-0")[-1] == "serving"
+
+    asyncio.run(scene())
+
+
+def test_replicas_start_in_the_order_they_wait_for_each_other(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        last = replace(tiny(directory, number=0), after=("tiny-2", "tiny-1"))
+        middle = replace(tiny(directory, number=1), after=("tiny-2",))
+        first = tiny(directory, number=2)
+        async with Supervisor([last, middle, first], heard.tell):
+            assert [up.replica for up in heard.words] == ["tiny-2", "tiny-1", "tiny-0"]
+
+    asyncio.run(scene())
+
+
+def test_nothing_starts_after_what_failed(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        after = replace(tiny(directory, number=1), after=("tiny-0",))
+        with pytest.raises(EngineError, match=r"tiny-0.*ended with status 1"):
+            await Supervisor([tiny(directory, "dies"), after], heard.tell).start()
+        assert heard.words == []
+        assert not after.spec.log.exists()
+
+    asyncio.run(scene())
+
+
+def test_an_order_that_cannot_be_is_refused(directory: Path) -> None:
+    one = replace(tiny(directory, number=0), after=("tiny-1",))
+    other = replace(tiny(directory, number=1), after=("tiny-0",))
+    with pytest.raises(InputError, match="tiny-0, tiny-1 wait for each other"):
+        Supervisor([one, other], Heard().tell)
+    with pytest.raises(InputError, match="starts after tiny-1, which is not there"):
+        Supervisor([one], Heard().tell)
+
+
+def test_a_replica_comes_and_goes_while_another_one_stays(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        async with Supervisor([tiny(directory)], heard.tell) as supervisor:
+            await supervisor.add(tiny(directory, number=1))
+            assert [up.replica for up in heard.words] == ["tiny-0", "tiny-1"]
+            await supervisor.remove("tiny-0")
+            assert not is_running(heard.words[0].process)
+            assert is_running(heard.words[1].process)
+            with pytest.raises(EngineError):
+                await supervisor.add(tiny(directory, "dies", number=2))
+            assert list(supervisor.processes()) == ["tiny-1"]
+        assert len(heard.words) == 2, "an intended stop is no Down"
+
+    asyncio.run(scene())
+
+
 def test_sigkill_of_the_parent_leaves_no_child(directory: Path) -> None:
     program = textwrap.dedent(
         f"""
@@ -297,7 +413,7 @@ def test_sigkill_of_the_parent_leaves_no_child(directory: Path) -> None:
 
         async def main():
             heard = scene.Heard()
-            async with scene.Supervisor([scene.tiny(Path({str(directory)!r}))], heard.tell):
+            async with scene.Supervisor([scene.tiny(Path({str(directory)!r}), "parent")], heard.tell):
                 print(heard.words[0].process, flush=True)
                 await asyncio.sleep(60)
 
@@ -308,11 +424,13 @@ def test_sigkill_of_the_parent_leaves_no_child(directory: Path) -> None:
         child = int(parent.stdout.readline())
         assert is_running(child)
         parent.kill()
-    for _ in range(100):
-        if not is_running(child):
+    grandchild = child_of(directory / "0.log")
+    for _ in range(250):
+        if not is_running(child) and not is_running(grandchild):
             break
         time.sleep(0.02)
     assert not is_running(child)
+    assert not is_running(grandchild)
 
 
 def _children() -> list[int]:
@@ -347,7 +465,7 @@ def test_a_killed_engine_answers_again_in_the_next_epoch(directory: Path) -> Non
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("name", USUAL["gguf"])
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_a_model_cut_short_fails_to_start_and_says_what_is_missing(
     directory: Path, tmp_path: Path, name: str
 ) -> None:

@@ -6,12 +6,14 @@ import gc
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from socket import socket
 from typing import Final
 
 import uvloop
 
+from polypod import units
 from polypod.cli.asking import note, tokens
 from polypod.cli.host import measured_host
 from polypod.cli.up_asked import QUESTION, ask_all
@@ -27,19 +29,21 @@ from polypod.cli.up_ghosts import (
 from polypod.cli.up_text import (
     Answered,
     answers_text,
+    cleaned_text,
     machine_text,
     model_text,
     plan_text,
     up_object,
     warm_up_text,
 )
-from polypod.errors import InputError
+from polypod.errors import InputError, RunError
 from polypod.plan.predict import service_model
 from polypod.plan.spec import read_plan
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.listen import bind
 from polypod.serve.local import Wishes, plan_local, prepare
 from polypod.serve.node import Entry, LiveNode, Prepared, WarmUp, run_folder
+from polypod.serve.nodes import clean_up
 from polypod.serve.store import state_directory
 from polypod.serve.supervise import Down
 
@@ -85,6 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute prompts on one half of the cores and answers on the other; llama.cpp hands the caches over",
     )
+    parser.add_argument("--drain", default="30s", metavar="TIME", help="how long answers under way may take when it is stopped (default: 30s)")  # fmt: skip
+    parser.add_argument("--engine-memory", metavar="SIZE", help="the most each engine may take; one that takes more is started anew (default: its share of the machine's)")  # fmt: skip
     add_ghosts(parser)
     parser.add_argument("--once", action="store_true", help="answer one question, stop, and exit")
     parser.add_argument(
@@ -99,6 +105,9 @@ def run(args: argparse.Namespace) -> int:
     state = state_directory()
     who = entry(args, state)
     listener = bind(args.host, args.port, has_keys=who.rules.needs_key)
+    units.parse(args.drain, "s")
+    for one in clean_up(state):
+        note(cleaned_text(one))
     try:
         if wants_ghosts(args):
             prepared = prepared_ghosts(args, state)
@@ -114,7 +123,9 @@ def run(args: argparse.Namespace) -> int:
             is_apart=args.apart,
         )
         plan = read_plan(Path(args.plan)) if args.plan else plan_local(cpu, measured, wishes)
-        prepared = prepare(plan, run_folder(state))
+        prepared = replace(
+            prepare(plan, run_folder(state)), engine_memory_bytes=_engine_memory_bytes(args)
+        )
         if not args.json:
             print(machine_text(cpu, measured))
             print(model_text(plan, service_model(plan.services[0])))
@@ -124,19 +135,13 @@ def run(args: argparse.Namespace) -> int:
         listener.close()
 
 
+def _engine_memory_bytes(args: argparse.Namespace) -> int | None:
+    return None if args.engine_memory is None else int(units.parse(args.engine_memory, "bytes"))
+
+
 async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket, who: Entry) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    main = asyncio.current_task()
-    assert main is not None
-
-    def interrupted() -> None:
-        if stop.is_set():  # asked twice, or asked while the engines still load
-            main.cancel()
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupted)
     warm_ups: dict[str, WarmUp] = {}
     node = LiveNode(
         prepared,
@@ -144,33 +149,81 @@ async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket, wh
         lambda news: _changed(news, warm_ups, quiet=args.json),
         entry=who,
     )
+
+    def interrupted() -> None:
+        if stop.is_set():  # asked twice
+            node.hurry()
+        elif node.in_flight:
+            note(
+                f"waiting up to {args.drain} for {node.in_flight} answers; once more stops at once"
+            )
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted)
+    if not await _started(node, stop):
+        note("stopped before the engines were up; no process is left")
+        return 130
+    try:
+        await _serve(args, node, prepared, warm_ups, stop)
+    finally:
+        await node.__aexit__(None, None, None)
+    note(f"stopped; record, plan and logs are in {prepared.folder}")
+    return 0
+
+
+async def _serve(
+    args: argparse.Namespace,
+    node: LiveNode,
+    prepared: Prepared,
+    warm_ups: dict[str, WarmUp],
+    stop: asyncio.Event,
+) -> None:
+    """Until it is asked to stop, and what is under way has ended."""
+    gc.collect()
+    gc.freeze()  # what is here now stays; the collector need not look at it with every request
+    serving = asyncio.create_task(node.serve(stop, grace_s=units.parse(args.drain, "s")))
+    try:
+        await _introduce(args, node, prepared, warm_ups)
+    except RunError:
+        was_asked = stop.is_set()  # in the middle of its own question
+        stop.set()
+        await serving
+        if not was_asked:
+            raise
+        return
+    if args.once:
+        stop.set()
+    await serving
+
+
+async def _started(node: LiveNode, stop: asyncio.Event) -> bool:
+    """Whether the engines are up; where it was asked to stop before that, they are ended again."""
     note("starting engines ...")
     starting = asyncio.create_task(node.__aenter__())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-        note("stopped before the engines were up; no process is left")
-        return 130
-    await starting
-    try:
-        gc.collect()
-        gc.freeze()  # what is here now stays; the collector need not look at it with every request
-        serving = asyncio.create_task(node.serve(stop))
-        if prepared.ghosts is not None:
-            ready(args, node, prepared, await ask_ghosts(node, prepared))
-        else:
-            answers = await ask_all(node, prepared, warm_ups)
-            _ready(args, node, prepared, warm_ups, answers)
-        if args.once:
-            stop.set()
-        await serving
-    finally:
-        stopping.cancel()
-        await node.__aexit__(None, None, None)
-    note(f"stopped; record, plan and logs are in {prepared.folder}")
-    return 0
+    stopping.cancel()
+    if starting.done():
+        await starting
+        return True
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    return False
+
+
+async def _introduce(
+    args: argparse.Namespace,
+    node: LiveNode,
+    prepared: Prepared,
+    warm_ups: dict[str, WarmUp],
+) -> None:
+    """Show that every replica answers, beside what was predicted."""
+    if prepared.ghosts is not None:
+        ready(args, node, prepared, await ask_ghosts(node, prepared))
+        return
+    answers = await ask_all(node, prepared, warm_ups)
+    _ready(args, node, prepared, warm_ups, answers)
 
 
 def _changed(news: WarmUp | Down, warm_ups: dict[str, WarmUp], *, quiet: bool) -> None:

@@ -15,6 +15,7 @@ from polypod.serve.ask import Asked
 from polypod.serve.devices.cpu import HostCpu
 from polypod.serve.devices.measure import HostMeasurement
 from polypod.serve.node import WarmUp
+from polypod.serve.nodes import Cleaned
 from polypod.workload.model import Model, parameters
 
 
@@ -121,6 +122,13 @@ def warm_up_text(news: WarmUp) -> str:
         f"warm-up       {news.replica}{start}: prefill took {news.prefill_ratio:.2f} x, decode {news.decode_ratio:.2f} x "
         f"the predicted time"
     )
+
+
+def cleaned_text(cleaned: Cleaned) -> str:
+    """What a crashed node had left, and what became of it."""
+    node, pids = cleaned.node, ", ".join(map(str, cleaned.ended))
+    left = f"its processes {pids} were still running and are ended" if pids else "nothing of it was running"  # fmt: skip
+    return f"an earlier node (process {node.pid}, {node.url}) crashed; {left}"
 
 
 def answers_text(question: str, answers: Sequence[Answered]) -> str:

@@ -64,6 +64,11 @@ class Gateway:
         """The most a request may have."""
         return Sizes(body_bytes=self._door.rules.largest_body_bytes)
 
+    @property
+    def in_flight(self) -> int:
+        """Chat requests that are not yet answered."""
+        return len(self._exchanges)
+
     def request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
         """The client's own name for its request, or one that we make."""
         given = headers.get(b"x-request-id", b"")

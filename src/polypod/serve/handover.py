@@ -26,6 +26,7 @@ from polypod.serve.upstream import Upstream, UpstreamError
 Post = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]
 """Sends one body to a path of an engine; returned are the status and the whole answer. Raises `RunError` where none comes."""
 
+HANDOVER_PREFIX: Final = "polypod-kv-"
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
 
 
@@ -62,7 +63,7 @@ _TOLD: Final = msgspec.json.Decoder(_Told)
 def make_handover_directory() -> Path:
     """A new folder for caches that only this user can enter, in memory where that is possible."""
     in_memory = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK | os.X_OK)
-    return Path(tempfile.mkdtemp(prefix="polypod-kv-", dir=_MEMORY if in_memory else None))
+    return Path(tempfile.mkdtemp(prefix=HANDOVER_PREFIX, dir=_MEMORY if in_memory else None))
 
 
 def poster(upstream: Upstream) -> Post:

@@ -18,29 +18,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
 from polypod import __version__
 from polypod.cost.cpu import CpuCalibration
 from polypod.errors import EngineError, FileError, RunError
-from polypod.plan.spec import Plan, to_yaml, write_plan
+from polypod.plan.spec import Plan, Pool, Service, to_yaml, write_plan
 from polypod.policy.compiled import functions
 from polypod.policy.events import ReplicaDown, ReplicaUp, StepObserved
 from polypod.policy.node import Policy
 from polypod.policy.settings import PolicySettings
 from polypod.record import Header
+from polypod.serve import nodes
 from polypod.serve.ask import Asked, Asker
 from polypod.serve.attempt import Desk
+from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.door import Door, Keyring, Rules
-from polypod.serve.engines import ENGINES, Engine
+from polypod.serve.engines import ENGINES, Engine, EngineSpec
 from polypod.serve.gateway import Gateway
 from polypod.serve.ghosts import GhostPlan, Ghosts
 from polypod.serve.handover import Caches, Saved, make_handover_directory, poster
-from polypod.serve.launching import Places, engine_spec
-from polypod.serve.listen import serve
+from polypod.serve.listen import GRACE_S, serve
 from polypod.serve.loop import Driver, Outlets
+from polypod.serve.memory import limits_bytes
 from polypod.serve.metrics import Metrics
 from polypod.serve.prompts import PromptLog
 from polypod.serve.recorder import Recorder
@@ -64,6 +66,7 @@ class Prepared:
     calibrations: dict[str, CpuCalibration]  # by replica
     folder: Path
     ghosts: GhostPlan | None = None  # in place of engines
+    engine_memory_bytes: int | None = None  # that each engine may take; None: a share of the host's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +137,8 @@ class LiveNode:
         self._loading = set(self._ups)
         self._loaded = asyncio.Event()
         self._sockets = make_socket_directory()
-        places = Places(prepared.folder, self._sockets, self._caches.folder)
-        replicas = _replicas(prepared, places, engines)
+        self._registered: Path | None = None
+        replicas = _replicas(prepared, Places(self._sockets, self._caches.folder), engines)
         replicas += self._ghosts.replicas(self._sockets, prepared.folder)
         self._supervisor = Supervisor(replicas, self._hear)
 
@@ -153,7 +156,9 @@ class LiveNode:
 
     async def __aenter__(self) -> Self:
         self._recorder.start()
-        write_plan(self._prepared.plan, self._prepared.folder / "plan.yaml")
+        folder = self._prepared.folder
+        write_plan(self._prepared.plan, folder / "plan.yaml")
+        self._registered = nodes.register(folder.parents[1], self._described())
         try:
             await self._supervisor.start()
         except BaseException:
@@ -170,13 +175,23 @@ class LiveNode:
         await self._supervisor.stop()
         await self._close()
 
-    async def serve(self, stop: asyncio.Event) -> None:
-        """Answer until `stop` is set and what was in flight has ended."""
+    async def serve(self, stop: asyncio.Event, *, grace_s: float = GRACE_S) -> None:
+        """Answer until `stop` is set and what was in flight has ended; what takes longer than the grace ends in words."""
         sweeping = asyncio.create_task(self._sweep())
         try:
-            await serve(self._gateway, self._listener, stop)
+            await serve(self._gateway, self._listener, stop, grace_s=grace_s)
         finally:
             sweeping.cancel()
+
+    @property
+    def in_flight(self) -> int:
+        """Chat requests that are not yet answered."""
+        return self._gateway.in_flight
+
+    def hurry(self) -> None:
+        """End what is in flight, in words, and the engines, at once."""
+        self._gateway.stop()
+        self._supervisor.hurry()
 
     async def ask(
         self,
@@ -193,6 +208,20 @@ class LiveNode:
                 model or self._models[0], question, max_tokens=max_tokens, replica=replica
             )
 
+    def _described(self) -> nodes.NodeFile:
+        pid, started_ticks, boot_id = nodes.this_process()
+        return nodes.NodeFile(
+            pid=pid,
+            started_ticks=started_ticks,
+            boot_id=boot_id,
+            run=self._supervisor.run,
+            folder=str(self._prepared.folder),
+            url=self.url,
+            sockets=str(self._sockets),
+            control=str(self._sockets / "control"),
+            caches=str(self._caches.folder or ""),
+        )
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
@@ -208,6 +237,8 @@ class LiveNode:
         self._listener.close()
         self._sockets.rmdir()
         self._caches.close()
+        if self._registered is not None:
+            self._registered.unlink(missing_ok=True)
 
     async def _all_loaded(self, news: Up) -> None:
         """Measure nobody while another one still loads for the first time: it would look slower than it is."""
@@ -310,19 +341,45 @@ def _ratio(step: StepObserved, predicted: ReplicaUp) -> float:
     return step.step_s / expected
 
 
+class Places(NamedTuple):
+    """Where a node's engines leave what others come for."""
+
+    sockets: Path
+    caches: Path | None
+
+
 def _replicas(prepared: Prepared, places: Places, engines: Mapping[str, Engine]) -> list[Replica]:
     if prepared.ghosts is not None:
         return []
-    plan, ups = prepared.plan, {up.replica: up for up in prepared.ups}
-    replicas = []
-    for service in plan.services:
-        for pool in service.pools:
-            engine = engines[str(pool.engine)]
-            for index in range(pool.replicas):
-                up = ups[f"{pool.name}-{index}"]
-                spec = engine_spec(plan, service, pool, up, engine, places)
-                replicas.append(Replica(engine=engine, spec=spec))
-    return replicas
+    limits = limits_bytes(prepared.plan, find_cpu())
+    return [
+        Replica(
+            engine=engines[str(pool.engine)],
+            spec=_spec(prepared, service, pool, name, places),
+            memory_limit_bytes=prepared.engine_memory_bytes or limits.get(str(pool.name)),
+        )
+        for service in prepared.plan.services
+        for pool in service.pools
+        for name in [f"{pool.name}-{index}" for index in range(pool.replicas)]
+    ]
+
+
+def _spec(
+    prepared: Prepared, service: Service, pool: Pool, replica: str, places: Places
+) -> EngineSpec:
+    up = next(up for up in prepared.ups if up.replica == replica)
+    return EngineSpec(
+        replica=replica,
+        model=service.model,
+        weights=Path(str(service.weights)),
+        cores=prepared.plan.fleet[pool.on].cores or (),
+        context_tokens=up.context_tokens,
+        max_sequences=pool.max_sequences,
+        socket=places.sockets / f"{replica}.sock",
+        secret=secrets.token_urlsafe(24),
+        log=prepared.folder / f"{replica}.log",
+        handover=None if pool.role == "both" else places.caches,
+    )
 
 
 def _header(prepared: Prepared) -> Header:

@@ -1,131 +1,128 @@
 """Keep engine processes running: start, watch, restart, stop. Nothing is left behind.
 
 Every start of a replica is an epoch, counted from 1. What happens is told as `Up` and `Down`, in order, per replica. The
-first start of all must succeed; after that a replica that dies or hangs is started again, ever more slowly.
+first start of all must succeed; after that a replica that dies, hangs or takes too much memory is started again, ever more slowly.
+
+What an engine has started ends with it, and with us, however we end (`leftovers`).
 
     async with Supervisor(replicas, tell) as supervisor:    # raises EngineError, with everything stopped
         ...
 """
 
 import asyncio
-import contextlib
+import ctypes
 import os
-import signal
-import stat
+import secrets
 import tempfile
-from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
 
-import aiohttp
+from polypod.errors import InputError
+from polypod.serve import leftovers, watch
+from polypod.serve.keeper import Down, Keeper, Patience, Replica, Tell, Up
 
-from polypod.errors import EngineError, InputError
-from polypod.serve.engines.facts import ready_s
-from polypod.serve.engines.failures import explained
-from polypod.serve.engines.ports import endpoint_of, is_ours, with_own_port
-from polypod.serve.engines.spec import (
-    PARENT_VARIABLE,
-    SOCKET_PATH_LIMIT_BYTES,
-    Endpoint,
-    Engine,
-    EngineSpec,
-)
+__all__ = ["Down", "Patience", "Replica", "Supervisor", "Up", "make_socket_directory"]
 
-_TAIL_LINES: Final = 20
-_TAIL_BYTES: Final = 16_384
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long to wait for what."""
-
-    ready_s: float = 120.0  # from start to the first good answer
-    hang_s: float = (
-        60.0  # without a good answer; a step of a long prompt on a busy core takes seconds
-    )
-    watch_every_s: float = 2.0
-    first_restart_s: float = 0.5  # doubles with every death ...
-    longest_restart_s: float = 30.0
-    settled_s: float = 60.0  # ... until it was up this long
-    stop_s: float = 5.0  # from SIGTERM to SIGKILL
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replica:
-    """An engine and what it shall serve."""
-
-    engine: Engine
-    spec: EngineSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Up:
-    """The replica answers."""
-
-    replica: str
-    epoch: int
-    endpoint: Endpoint
-    process: int
-    load_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Down:
-    """The replica died, hung, or did not come up again."""
-
-    replica: str
-    epoch: int
-    reason: str
-    log_tail: tuple[str, ...]
-
-
-Tell = Callable[[Up | Down], Awaitable[None]]
+_PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 class Supervisor:
-    """Owns the engine processes of one Polypod.
+    """Owns the engine processes of one Polypod. `run` marks them, so that they can be told from all others.
 
     Use it from the main thread: Linux ties a child's life to the thread that started it.
     """
 
     def __init__(
-        self, replicas: Sequence[Replica], tell: Tell, patience: Patience | None = None
+        self,
+        replicas: Sequence[Replica],
+        tell: Tell,
+        patience: Patience | None = None,
+        *,
+        run: str | None = None,
     ) -> None:
-        patience = patience or Patience()
-        self._keepers = {r.spec.replica: _Keeper(r, tell, patience) for r in replicas}
-        self._tasks: list[asyncio.Task[None]] = []
+        """Raises `InputError` where replicas wait for each other, or for one that is not there."""
+        self.run = run or secrets.token_hex(16)
+        self._tell = tell
+        self._patience = patience or Patience()
+        self._replicas = {one.spec.replica: one for one in _in_order(replicas)}
+        self._keepers: dict[str, Keeper] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._guardian: Process | None = None
+        self._sessions: set[int] = set()  # that engines began
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start all replicas at once and wait until all answer.
+        """Start all replicas, each as soon as those it waits for answer, and wait until all do.
 
         Raises `EngineError` as soon as one fails, when everything is stopped again.
         """
-        starts = [asyncio.create_task(keeper.start()) for keeper in self._keepers.values()]
+        _adopt_orphans()
+        self._guardian = await _guardian(self.run)
+        self._sweeping = asyncio.create_task(self._reap())
+        starts: dict[str, asyncio.Task[None]] = {}
+        for name, replica in self._replicas.items():
+            before = [starts[one] for one in replica.after]
+            starts[name] = asyncio.create_task(self._start_after(replica, before))
         try:
-            await asyncio.gather(*starts)
+            await asyncio.gather(*starts.values())
         except BaseException:
-            for start in starts:
+            for start in starts.values():
                 start.cancel()
-            await asyncio.gather(*starts, return_exceptions=True)
+            await asyncio.gather(*starts.values(), return_exceptions=True)
             await self.stop()
             raise
-        self._tasks = [asyncio.create_task(keeper.keep()) for keeper in self._keepers.values()]
-        for task in self._tasks:
-            task.add_done_callback(_complain)
+
+    async def add(self, replica: Replica) -> None:
+        """Start one more, and wait until it answers. Raises `EngineError`, when it is stopped again."""
+        name = replica.spec.replica
+        keeper = Keeper(replica, self._tell, self._patience, self.run, self._sessions.add)
+        self._keepers[name] = keeper
+        try:
+            await keeper.start()
+        except BaseException:
+            del self._keepers[name]
+            await keeper.stop()
+            raise
+        self._keep(name, keeper)
+
+    async def remove(self, name: str) -> None:
+        """Stop one for good. Says no `Down`."""
+        keeper = self._keepers.pop(name)
+        task = self._tasks.pop(name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await keeper.stop()
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL; return when every process is reaped and every socket removed. Says no `Down`."""
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._tasks.clear()
         await asyncio.gather(*(keeper.stop() for keeper in self._keepers.values()))
+        await asyncio.to_thread(leftovers.end_marked, self.run)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._bury()
+        if self._guardian is not None:
+            await self._guardian.communicate(leftovers.ALL_WELL)
+            self._guardian = None
+
+    def hurry(self) -> None:
+        """Whoever is asked to end now has no time for it."""
+        for keeper in self._keepers.values():
+            keeper.kill()
 
     def log_tail(self, replica: str) -> tuple[str, ...]:
         """The last lines the replica's process wrote."""
         return self._keepers[replica].log_tail()
+
+    def processes(self) -> dict[str, int]:
+        """The engine process of each replica that has one."""
+        found = {name: keeper.process for name, keeper in self._keepers.items()}
+        return {name: pid for name, pid in found.items() if pid is not None}
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -133,6 +130,25 @@ class Supervisor:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+    async def _start_after(self, replica: Replica, before: Sequence[asyncio.Task[None]]) -> None:
+        if before:
+            await asyncio.wait(before, return_when="FIRST_EXCEPTION")
+            if not all(one.done() and not one.cancelled() and one.exception() is None for one in before):  # fmt: skip
+                return  # the one that failed says so itself
+        await self.add(replica)
+
+    def _keep(self, name: str, keeper: "Keeper") -> None:
+        self._tasks[name] = asyncio.create_task(keeper.keep())
+        self._tasks[name].add_done_callback(_complain)
+
+    async def _reap(self) -> None:
+        while True:
+            await asyncio.sleep(self._patience.watch_every_s)
+            self._bury()
+
+    def _bury(self) -> None:
+        watch.reap_orphans(self._sessions, set(self.processes().values()))
 
 
 def make_socket_directory() -> Path:
@@ -142,192 +158,33 @@ def make_socket_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="polypod-", dir=runtime if usable else None))
 
 
-class _Keeper:
-    """One replica: its current process, and what to do when that ends."""
-
-    def __init__(self, replica: Replica, tell: Tell, patience: Patience) -> None:
-        self._engine = replica.engine
-        self._spec = replica.spec
-        self._endpoint = endpoint_of(replica.engine, replica.spec)
-        self._tell = tell
-        self._patience = patience
-        self._epoch = 0
-        self._process: Process | None = None
-
-    async def start(self) -> None:
-        """Start a new process and wait until it answers. Raises `EngineError` where it does not."""
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
-        self._epoch += 1
-        process = await self._spawn()
-        try:
-            await self._until_ready(process)
-        except EngineError:
-            await self.stop()
-            raise
-        up = Up(
-            replica=self._spec.replica,
-            epoch=self._epoch,
-            endpoint=self._endpoint,
-            process=process.pid,
-            load_s=loop.time() - began_s,
-        )
-        await self._tell(up)
-
-    async def keep(self) -> None:
-        """Watch, and restart what dies, until cancelled."""
-        loop = asyncio.get_running_loop()
-        delay_s = self._patience.first_restart_s
-        while True:
-            began_s = loop.time()
-            reason = await self._until_down()
-            if loop.time() - began_s >= self._patience.settled_s:
-                delay_s = self._patience.first_restart_s
-            await self._report_down(reason)
-            delay_s = await self._restart(delay_s)
-
-    async def stop(self) -> None:
-        """End the process group and remove the socket."""
-        if self._process is not None:
-            _signal_group(self._process, signal.SIGTERM)
-            try:
-                await asyncio.wait_for(self._process.wait(), self._patience.stop_s)
-            except TimeoutError:
-                _signal_group(self._process, signal.SIGKILL)
-                await self._process.wait()
-        self._spec.socket.unlink(missing_ok=True)
-
-    def log_tail(self) -> tuple[str, ...]:
-        """The last lines of this epoch."""
-        with contextlib.suppress(FileNotFoundError), self._spec.log.open("rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
-            return tuple(log.read().decode(errors="replace").splitlines()[-_TAIL_LINES:])
-        return ()
-
-    async def _restart(self, delay_s: float) -> float:
-        """Try until it answers; return the delay for the next death."""
-        while True:
-            await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, self._patience.longest_restart_s)
-            try:
-                await self.start()
-            except (EngineError, InputError, OSError) as error:
-                await self._report_down(str(error).partition("; its last lines:")[0])
-            else:
-                return delay_s
-
-    async def _report_down(self, reason: str) -> None:
-        tail = self.log_tail()
-        await self.stop()
-        down = Down(replica=self._spec.replica, epoch=self._epoch, reason=reason, log_tail=tail)
-        await self._tell(down)
-
-    async def _spawn(self) -> Process:
-        self._spec = spec = with_own_port(self._spec)
-        self._endpoint = endpoint_of(self._engine, spec)
-        _check_socket(spec.socket)
-        spec.socket.unlink(missing_ok=True)
-        spec.log.parent.mkdir(parents=True, exist_ok=True)
-        if spec.log.exists():
-            spec.log.replace(spec.log.with_name(f"{spec.log.name}.previous"))
-        ours = {PARENT_VARIABLE: str(os.getpid())}
-        with spec.log.open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._engine.command(spec),
-                stdin=DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | self._engine.environment(spec) | ours,
-                start_new_session=True,
-            )
-        return self._process
-
-    async def _until_ready(self, process: Process) -> None:
-        """Poll until it answers; fail at once when the process ends."""
-        ended = asyncio.create_task(process.wait())
-        ready = asyncio.create_task(self._poll())
-        limit_s = max(self._patience.ready_s, ready_s(self._engine.name))
-        try:
-            await asyncio.wait((ended, ready), timeout=limit_s, return_when="FIRST_COMPLETED")
-            if ended.done():
-                raise EngineError(self._says(_ending(ended.result())), self.log_tail())
-            if not ready.done():
-                raise EngineError(self._says(f"did not answer in {limit_s:g} s"), self.log_tail())
-        finally:
-            await _cancel(ended, ready)
-
-    async def _poll(self) -> None:
-        async with self._client(5.0) as client:
-            while not await self._answers(client):
-                await asyncio.sleep(0.05)
-
-    async def _until_down(self) -> str:
-        """Return why the process is of no use any more."""
-        assert self._process is not None
-        ended = asyncio.create_task(self._process.wait())
-        hung = asyncio.create_task(self._until_hung())
-        try:
-            await asyncio.wait((ended, hung), return_when="FIRST_COMPLETED")
-            if ended.done():
-                return _ending(ended.result())
-            _signal_group(self._process, signal.SIGKILL)
-            return f"hung: no good answer on {self._engine.health_path} for {self._patience.hang_s:g} s"
-        finally:
-            await _cancel(ended, hung)
-
-    async def _until_hung(self) -> None:
-        loop = asyncio.get_running_loop()
-        good_s = loop.time()
-        async with self._client(self._patience.hang_s) as client:
-            while loop.time() - good_s < self._patience.hang_s:
-                if await self._answers(client):
-                    good_s = loop.time()
-                await asyncio.sleep(self._patience.watch_every_s)
-
-    async def _answers(self, client: aiohttp.ClientSession) -> bool:
-        if not is_ours(self._endpoint):
-            return False
-        try:
-            async with client.get(self._endpoint.origin + self._engine.health_path) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return False
-
-    def _client(self, timeout_s: float) -> aiohttp.ClientSession:
-        socket = self._endpoint.socket
-        connector = (
-            aiohttp.UnixConnector(path=str(socket), force_close=True)
-            if socket
-            else aiohttp.TCPConnector(force_close=True)
-        )
-        return aiohttp.ClientSession(
-            connector=connector,
-            headers=self._endpoint.headers,
-            timeout=aiohttp.ClientTimeout(total=timeout_s),
-        )
-
-    def _says(self, problem: str) -> str:
-        meaning = explained(self._engine.name, self.log_tail())
-        said = f"replica {self._spec.replica} ({self._engine.name}, {self._spec.weights.name}) {problem}"
-        return f"{said}: {meaning}" if meaning else said
+def _in_order(replicas: Sequence[Replica]) -> list[Replica]:
+    """Each after those it waits for. Raises `InputError`."""
+    waiting = {one.spec.replica: one for one in replicas}
+    for name, one in waiting.items():
+        if unknown := sorted(set(one.after) - waiting.keys()):
+            msg = f"replica {name} starts after {', '.join(unknown)}, which is not there; there is {', '.join(waiting)}"
+            raise InputError(msg)
+    ordered: dict[str, Replica] = {}
+    while waiting:
+        ready = [name for name, one in waiting.items() if set(one.after) <= ordered.keys()]
+        if not ready:
+            msg = f"replicas {', '.join(waiting)} wait for each other; let one of them start first"
+            raise InputError(msg)
+        ordered |= {name: waiting.pop(name) for name in ready}
+    return list(ordered.values())
 
 
-def _check_socket(socket: Path) -> None:
-    length = len(os.fsencode(socket))
-    if length > SOCKET_PATH_LIMIT_BYTES:
-        msg = f"{socket}: a socket's path has at most {SOCKET_PATH_LIMIT_BYTES} bytes, this one {length}"
-        raise InputError(msg)
-    status = socket.parent.stat()
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700:
-        msg = f"{socket.parent}: must belong to this user and have mode 0700, for its sockets reach the engines"
-        raise InputError(msg)
+async def _guardian(run: str) -> Process:
+    """Ends what is left of the run when we are killed; it has a session of its own, so that no signal to our group reaches it."""
+    return await asyncio.create_subprocess_exec(
+        *leftovers.command(run), stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
+    )
 
 
-def _signal_group(process: Process, number: signal.Signals) -> None:
-    """Signal the child and whatever it started; its group has its id, for it began a session."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+def _adopt_orphans() -> None:
+    """What a dead engine leaves behind becomes our child, and can be buried."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _complain(task: asyncio.Task[None]) -> None:
@@ -335,22 +192,3 @@ def _complain(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
         context = {"message": "a replica is no longer watched", "exception": error, "task": task}
         task.get_loop().call_exception_handler(context)
-
-
-async def _cancel(*tasks: asyncio.Task[None] | asyncio.Task[int]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _ending(status: int) -> str:
-    """Say how a process ended.
-
-    >>> _ending(-9), _ending(0)
-    ('was ended by SIGKILL', 'ended with status 0')
-    """
-    return (
-        f"was ended by {signal.Signals(-status).name}"
-        if status < 0
-        else f"ended with status {status}"
-    )
