@@ -269,6 +269,7 @@ class Node:
         keeps_connections: bool = True,
         role: str = "both",
         slots: int = 256,
+        build: str = "",
     ) -> None:
         self._epochs[engine.name] = self._epochs.get(engine.name, 0) + 1
         step = StepTime(tokens=(1, 100), seconds=(step_s, 2 * step_s), kv_token_s=0.0, pair_s=0.0)
@@ -290,7 +291,10 @@ class Node:
         if role != "both":
             self.caches.slots.attach(up.replica, up.epoch, slots)
         endpoint = Endpoint(
-            socket=engine.socket, secret=secret, keeps_connections=keeps_connections
+            socket=engine.socket,
+            secret=secret,
+            keeps_connections=keeps_connections,
+            build=build,
         )
         self.driver.attach(up, endpoint)
 

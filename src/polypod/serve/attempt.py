@@ -18,6 +18,7 @@ from polypod.policy.events import (
     RequestFailed,
     RequestFinished,
 )
+from polypod.serve.continuation import OFF, Opted
 from polypod.serve.door import Lease
 from polypod.serve.handover import Caches
 from polypod.serve.loop import Driver
@@ -49,6 +50,15 @@ class Call:
     lease: Lease
     only_replica: str | None = None
     is_counted: bool = True  # its tokens are of an answer
+    opted: Opted = OFF
+    session: int | None = None
+    prefix_hashes: tuple[int, ...] = ()
+
+    @property
+    def stream_headers(self) -> Headers:
+        """Of a stream that begins; where more was asked for than can be done, they say so."""
+        opted = self.opted
+        return STREAM_HEADERS if opted.asked == "off" else [*STREAM_HEADERS, opted.header]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +128,7 @@ class Attempt:
 
     async def _stream(self, response: Response, reply: Reply, silence_s: float) -> Ending:
         events = EventStream()
-        opening = await _opening(response, events)
+        opening = await first_events(response, events)
         failure = self._not_a_stream(response, opening)
         if failure is not None:
             return failure
@@ -129,7 +139,7 @@ class Attempt:
             self._model, self._dispatch.replica, first_s - self._arrived_s
         )
         self._desk.driver.tell(FirstToken(**at))
-        reply.begin(200, STREAM_HEADERS)
+        reply.begin(200, self._call.stream_headers)
         reply.part(opening)
         last_s = await self._pass_on(response, events, reply)
         if not events.is_done:
@@ -212,7 +222,7 @@ def of_attempt(action: Starts | TransferKv, now_s: float) -> dict[str, Any]:
     }
 
 
-async def _opening(response: Response, events: EventStream) -> bytes:
+async def first_events(response: Response, events: EventStream) -> bytes:
     """The first whole events; empty where the stream ends before one."""
     while chunk := await response.readany():
         if whole := events.feed(chunk):

@@ -21,8 +21,10 @@ from polypod.policy.actions import (
 from polypod.policy.events import ClientGone, RequestArrived, RequestFinished
 from polypod.serve.apart import Apart
 from polypod.serve.attempt import Attempt, Call, Desk, Starts
+from polypod.serve.lasting import LastingAttempt
 from polypod.serve.loop import ForRequest
 from polypod.serve.reply import Answer, Reply, refusal
+from polypod.serve.transcript import Transcript
 from polypod.serve.wire import Problem
 
 _LOG: Final = logging.getLogger("polypod.serve")
@@ -46,12 +48,16 @@ class Exchange:
         self._attempt: asyncio.Task[None] | None = None  # while it can be abandoned
         self._apart: Apart | None = None  # once prefill and decode are on replicas of their own
         self._held: Answer | None = None  # what the latest engine answered in one piece
+        mode = call.opted.mode
+        self._transcript = None if mode == "off" else Transcript(call.opted)
         self._is_over = False  # decided; at most the last bytes are still on their way
 
     def start(self) -> None:
         """Tell the policy of the request."""
         chat, driver = self._call.chat, self._desk.driver
-        self._request = driver.open(self.take)
+        transcript = self._transcript
+        count = None if transcript is None else (lambda: transcript.tokens)
+        self._request = driver.open(self.take, count)
         self._among.add(self)
         self._arrived_s = driver.now_s()
         self._desk.metrics.request_began(self._model)
@@ -66,7 +72,10 @@ class Exchange:
                 max_output_tokens=chat.max_output_tokens,
                 tenant=self._call.lease.principal.tenant,
                 priority=self._call.lease.principal.grant.priority,
+                prefix_hashes=self._call.prefix_hashes,
                 only_replica=self._call.only_replica,
+                continuation=self._call.opted.mode,
+                session=self._call.session,
             )
         )
 
@@ -85,8 +94,7 @@ class Exchange:
                 assert self._apart is not None, f"{action} without a prefill"
                 self._begin(action, self._run(action, self._apart.answer()))
             case Retry():
-                self._desk.metrics.retried(action.reason)
-                self._abandon(action.attempt)
+                self._retry(action)
             case Cancel():
                 self._abandon(action.attempt)
             case Reject():
@@ -94,6 +102,12 @@ class Exchange:
                 self._refuse(_problem(action), self._held if action.from_engine else None)
             case _:
                 assert_never(action)
+
+    def _retry(self, action: Retry) -> None:
+        self._desk.metrics.retried(action.reason)
+        if self._reply.has_begun:
+            self._desk.metrics.continued(self._call.opted.mode)
+        self._abandon(action.attempt)
 
     def stop(self, problem: Problem) -> None:
         """End it from our side, in words: the node is stopping."""
@@ -125,7 +139,7 @@ class Exchange:
         self._desk.driver.tell(ending)
 
     async def _run(self, action: Starts, call: Call) -> None:
-        attempt = Attempt(action, call, self._desk, arrived_s=self._arrived_s)
+        attempt = self._new_attempt(action, call)
         ending = await attempt.run(self._reply)
         self._attempt = None  # it has ended by itself; what the policy answers must not cancel it
         self._held = attempt.held
@@ -134,6 +148,12 @@ class Exchange:
             self._call.lease.used(ending.input_tokens, ending.output_tokens)
             self._decide("200")
             self._reply.answer(attempt.held) if attempt.held else self._reply.end()
+
+    def _new_attempt(self, action: Starts, call: Call) -> Attempt:
+        arrived_s, transcript = self._arrived_s, self._transcript
+        if transcript is None:
+            return Attempt(action, call, self._desk, arrived_s=arrived_s)
+        return LastingAttempt(action, call, self._desk, arrived_s=arrived_s, transcript=transcript)
 
     def _ran(self, attempt: asyncio.Task[None]) -> None:
         """An attempt that ends by an exception is our own fault; its client and the policy are told like any others."""

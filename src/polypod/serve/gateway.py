@@ -18,8 +18,10 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from polypod.policy.events import Continuation
 from polypod.serve import wire
 from polypod.serve.attempt import Call, Desk
+from polypod.serve.continuation import HEADER, opted
 from polypod.serve.door import Door, Principal
 from polypod.serve.exchange import Exchange
 from polypod.serve.http.request import Request, Sizes, too_large
@@ -43,11 +45,13 @@ class Gateway:
         door: Door | None = None,
         *,
         corrections: Callable[[], Mapping[tuple[str, str], float]] = dict,
+        continuation: Continuation = "off",
     ) -> None:
         self._models = tuple(models)
         self._desk = desk
         self._door = door or Door()
         self._corrections = corrections
+        self._continuation = continuation
         self._created_unix_s = int(time.time())
         self._exchanges: set[Exchange] = set()
         self._is_stopping = False
@@ -158,6 +162,8 @@ class Gateway:
         body = bytes(request.body)
         pin = request.headers.get(b"x-polypod-replica")
         chat = wire.read_chat(body)
+        header, is_stream = request.headers.get(HEADER), bool(chat.stream)
+        may_go_on = opted(header, self._continuation, body, is_stream=is_stream)
         lease = _checked(self._door.begin(_sender(request), chat))
         call = Call(
             body=body,
@@ -165,6 +171,7 @@ class Gateway:
             request_id=reply.request_id.decode(),
             lease=lease,
             only_replica=None if pin is None else pin.decode("latin-1")[: wire.LONGEST_NAME],
+            opted=may_go_on,
         )
         if self._door.log_prompt is not None:
             self._door.log_prompt(lease.principal, call.request_id, body)

@@ -97,6 +97,7 @@ class Keeper:
             socket=replica.spec.socket,
             secret=replica.spec.secret,
             keeps_connections=replica.engine.keeps_connections,
+            build=_build(replica),
         )
         self._tell = tell
         self._patience = patience
@@ -324,3 +325,10 @@ def _ending(status: int) -> str:
         if status < 0
         else f"ended with status {status}"
     )
+
+
+def _build(replica: Replica) -> str:
+    """What computes alike: the engine, its version and its weights, by their name and size."""
+    engine, weights = replica.engine, replica.spec.weights
+    size_bytes = weights.stat().st_size if weights.is_file() else 0
+    return f"{engine.name} {engine.version()} {weights.name}:{size_bytes}"

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import msgspec
+
 from polypod.policy.actions import (
     AnyAction,
     Cancel,
@@ -26,6 +28,7 @@ from polypod.policy.actions import (
 )
 from polypod.policy.events import AnyEvent, ReplicaDown, ReplicaUp, Woke
 from polypod.record import Line, Step
+from polypod.serve.continuation import described
 from polypod.serve.engines.spec import Endpoint
 
 ForRequest = Dispatch | Prefill | TransferKv | Decode | Retry | Reject | Cancel
@@ -73,24 +76,31 @@ class Driver:
         self._policy = policy
         self._outlets = outlets or Outlets()
         self._takers: dict[int, Callable[[ForRequest], None]] = {}
+        self._sent: dict[int, Callable[[], int]] = {}  # of streams that may go on elsewhere
         self._replicas: dict[str, ReplicaState] = {}
         self._alarms: dict[float, asyncio.TimerHandle] = {}
         self._inbox: deque[AnyEvent] = deque()
         self._is_deciding = False
         self._last_request = 0
 
-    def open(self, take: Callable[[ForRequest], None]) -> int:
-        """Number a new request; `take` gets every action about it until `close`."""
+    def open(
+        self, take: Callable[[ForRequest], None], sent_tokens: Callable[[], int] | None = None
+    ) -> int:
+        """Number a new request; `take` gets every action about it until `close`. `sent_tokens` counts what its client has of a stream that may go on."""
         self._last_request += 1
         self._takers[self._last_request] = take
+        if sent_tokens is not None:
+            self._sent[self._last_request] = sent_tokens
         return self._last_request
 
     def close(self, request: int) -> None:
         """Nobody waits for this request any more; later actions about it are dropped."""
         self._takers.pop(request, None)
+        self._sent.pop(request, None)
 
     def attach(self, up: ReplicaUp, endpoint: Endpoint) -> None:
-        """A replica is ready, and here it listens."""
+        """A replica is ready, and here it listens. What its engine can do of continuations and caches is added to what is known of it."""
+        up = described(up, endpoint) if endpoint.build else up
         self._replicas[up.replica] = ReplicaState(
             replica=up.replica,
             epoch=up.epoch,
@@ -134,6 +144,8 @@ class Driver:
     def _decide(self, event: AnyEvent) -> None:
         if isinstance(event, ReplicaDown):
             self._mark(event.replica, event.epoch, "down", event.reason)
+            sent = tuple((request, count()) for request, count in self._sent.items() if count())
+            event = msgspec.structs.replace(event, sent_tokens=sent)
         actions = self._policy.handle(event)
         self._outlets.write(Step(event=event, actions=list(actions)))
         for action in actions:

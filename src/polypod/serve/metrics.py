@@ -59,6 +59,13 @@ class Metrics:
         self._each = cache(each.labels)
         self._tokens = cache(tokens.labels)
         self._retries = cache(retries.labels)
+        continuations = Counter(
+            "polypod_continuations",
+            "Streams that broke off and went on",
+            ["mode"],
+            registry=registry,
+        )
+        self._continuations = cache(continuations.labels)
         handovers = Counter(
             "polypod_cache_handovers",
             "Caches that went from one replica to another, or were lost on the way",
@@ -138,6 +145,9 @@ class Metrics:
 
     def client_cut(self) -> None:
         self._cut.inc()
+
+    def continued(self, mode: str) -> None:
+        self._continuations(mode).inc()
 
     def record_failed(self) -> None:
         self._record_failures.inc()

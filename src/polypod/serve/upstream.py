@@ -48,10 +48,13 @@ class Upstream:
         self._idle: list[EngineConnection] = []
         self._all: set[EngineConnection] = set()
 
-    async def post(self, body: bytes, *, request_id: str, is_stream: bool) -> Response:
-        """Send a chat request; return when the engine's status and headers are here. Raises `UpstreamError`."""
+    async def post(
+        self, body: bytes, *, request_id: str, is_stream: bool, path: str | None = None
+    ) -> Response:
+        """Send a chat request, or what another path takes; return when the engine's status and headers are here. Raises `UpstreamError`."""
         silence_s = self.patience.first_byte_s if is_stream else self.patience.whole_answer_s
-        return await self._send(self._head % (request_id.encode(), len(body)), body, silence_s)
+        head = self._head if path is None else _head(self._endpoint, path)
+        return await self._send(head % (request_id.encode(), len(body)), body, silence_s)
 
     async def ask(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Post something else to the engine; return the status and all of its answer. Raises `UpstreamError`."""

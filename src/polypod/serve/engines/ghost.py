@@ -55,7 +55,12 @@ class Ghost:
 
 def ghost_endpoint(process: Endpoint, replica: str) -> Endpoint:
     """Where one ghost of a process is reached."""
-    return Endpoint(socket=process.socket, secret=process.secret, path_prefix=f"/r/{replica}/v1")
+    return Endpoint(
+        socket=process.socket,
+        secret=process.secret,
+        path_prefix=f"/r/{replica}/v1",
+        build=f"{ENGINE_NAME} {__version__}",
+    )
 
 
 def write_ghosts(path: Path, ghosts: GhostFile) -> None:

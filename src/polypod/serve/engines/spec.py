@@ -58,6 +58,7 @@ class Endpoint:
     path_prefix: str = "/v1"  # what stands before "/chat/completions"
     secret: str | None = None
     keeps_connections: bool = True  # False: a connection may serve one request only
+    build: str = ""  # the engine, its version, and its weights: equal builds compute alike
 
     def __post_init__(self) -> None:
         assert (self.socket is None) == (self.host is not None and self.port is not None)

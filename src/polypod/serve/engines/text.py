@@ -60,6 +60,11 @@ class StopWatch:
         self._held = ""
         self.has_stopped = False
 
+    @property
+    def held(self) -> str:
+        """What may yet become a stop string."""
+        return self._held
+
     def push(self, piece: str) -> str:
         """What may go out now: all of it, less an end that may yet become a stop string."""
         if not self._stops:
