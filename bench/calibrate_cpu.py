@@ -27,8 +27,9 @@ from polypod.cost.cpu import cpu_class
 from polypod.plan.host import engine_model
 from polypod.serve.devices import find_cpu
 from polypod.serve.engines import ENGINES
-from polypod.serve.engines.embedded import MODEL_NAME, embedded_weights
-from polypod.workload.config import read_model
+from polypod.serve.engines.embedded import MODEL_NAME
+from polypod.serve.local import local_model
+from polypod.workload.checkpoint import read_checkpoint
 from polypod.workload.gguf import read_header
 
 DATA = Path(__file__).parents[1] / "src" / "polypod" / "cost" / "data"
@@ -132,9 +133,13 @@ def _file(
     terms: dict[str, float],
     band: tuple[float, float],
 ) -> str:
-    engine, host, header = ENGINES[name], run["host"], read_header(embedded_weights())
-    model = read_model(header.config(), name=MODEL_NAME, path=header.path)
-    shape = engine_model(model, engine.kv_bytes_per_element)
+    engine, host = ENGINES[name], run["host"]
+    local = local_model(Path(run["weights"]) if "weights" in run else None)
+    path = Path(local.weights)
+    tensor_bytes = (
+        read_checkpoint(path).tensor_bytes if path.is_dir() else read_header(path).tensor_bytes
+    )
+    shape = engine_model(local.model, engine.kv_bytes_per_element)
     gemm = next(
         r["flops_per_s"]["median"]
         for r in host["gemm"]
@@ -142,7 +147,7 @@ def _file(
     )
     reads = [r for r in host["bandwidth"] if (r["kind"], r["threads"]) == ("read", 1)]
     read = min(reads, key=lambda r: r["buffer_bytes"])["bytes_per_s"]["median"]
-    weights_s = header.tensor_bytes / read
+    weights_s = tensor_bytes / read
     outside_s = terms["first_token_s"]
     listed = "\n".join(
         f"  {{tokens = {tokens}, seconds = {seconds:.4e}, memory_share = {min(1.0, weights_s / seconds):.3f}}},"

@@ -1,6 +1,6 @@
 """How fast the engines are on one core each, beside what that core can do: the raw samples of a calibration.
 
-    python bench/engines_raw.py [--engine llama.cpp] [--beside] [--json FILE] [--longest 2048]
+    python bench/engines_raw.py [--engine llama.cpp] [--beside] [--json FILE] [--longest 2048] [--weights FILE or FOLDER]
 
 Through each engine's own server, as Polypod runs it: the time to the first token of prompts of several lengths, and the time
 of a decode step at several batch sizes and contexts. `--beside` keeps the other engine busy on the other core meanwhile.
@@ -29,12 +29,12 @@ import aiohttp
 import msgspec
 import numpy as np
 
+from polypod.plan.host import engine_model
 from polypod.serve.devices import find_cpu
 from polypod.serve.devices.measure import HostMeasurement, measure_host
-from polypod.serve.engines import ENGINES, Endpoint, EngineSpec
-from polypod.serve.engines.embedded import embedded_weights
+from polypod.serve.engines import ENGINES, USUAL, Endpoint, EngineSpec
+from polypod.serve.local import local_model
 from polypod.serve.supervise import Down, Replica, Supervisor, Up, make_socket_directory
-from polypod.workload.gguf import read_header
 
 CONTEXT_TOKENS = 2560
 TEMPLATE_TOKENS = 31  # of the model's chat template, around the words
@@ -159,10 +159,10 @@ async def busy(client: Client) -> AsyncIterator[None]:
 async def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure one engine after another, each alone on the machine, or all started side by side."""
     cores = find_cpu().cores
-    groups = [list(ENGINES)] if options.beside else [[name] for name in options.engine]
+    groups = [list(USUAL["gguf"])] if options.beside else [[name] for name in options.engine]
     results = {}
     for group in groups:
-        async with started(group, cores, prefer=options.prefer) as ups:
+        async with started(group, cores, weights=options.weights, prefer=options.prefer) as ups:
             if not options.beside and len(cores) > 1:
                 os.sched_setaffinity(0, cores[1:])  # the client stays out of the engine's way
             for name in (n for n in group if n in options.engine):
@@ -192,7 +192,7 @@ async def measure_beside(
 
 @asynccontextmanager
 async def started(
-    names: list[str], cores: tuple[int, ...], *, prefer: bool
+    names: list[str], cores: tuple[int, ...], *, weights: Path | None, prefer: bool
 ) -> AsyncIterator[dict[str, Up]]:
     """These engines, one core each."""
     ups: dict[str, Up] = {}
@@ -206,7 +206,7 @@ async def started(
 
     directory = make_socket_directory()
     placed = [(name, cores[number % len(cores)]) for number, name in enumerate(names)]
-    replicas = [_replica(name, core, directory) for name, core in placed]
+    replicas = [_replica(name, core, directory, weights) for name, core in placed]
     try:
         async with Supervisor(replicas, tell):
             yield ups
@@ -214,11 +214,14 @@ async def started(
         shutil.rmtree(directory)
 
 
-def _replica(name: str, core: int, directory: Path) -> Replica:
+def _replica(name: str, core: int, directory: Path, weights: Path | None) -> Replica:
+    local = local_model(weights)
+    shape = engine_model(local.model, ENGINES[name].kv_bytes_per_element)
     spec = EngineSpec(
         replica=name,
         model="smol",
-        weights=embedded_weights(),
+        weights=Path(local.weights),
+        cache_bytes=round(8 * (CONTEXT_TOKENS + 128) * shape.kv_bytes_per_token),
         cores=(core,),
         context_tokens=CONTEXT_TOKENS,
         max_sequences=8,
@@ -263,8 +266,6 @@ def show(results: dict[str, Any], host: HostMeasurement) -> None:
         print(
             f"  {memory.kind:5} {memory.threads} cores {memory.buffer_bytes >> 20:5} MiB {rate.median / 1e9:6.1f} GB/s (x{rate.spread_of_median:.2f})"
         )
-    weights = read_header(embedded_weights())
-    print(f"model: {weights.parameters:,} parameters, {weights.tensor_bytes:,} bytes")
     for name, result in results.items():
         print(f"\n{name} {ENGINES[name].version()}: load {result['load_s']:.2f} s")
         print("  prompt tokens   median ms   (low..high)   tokens/s")
@@ -301,16 +302,25 @@ def main() -> None:
         "--prefer", action="store_true", help="before other work on this machine; needs root"
     )
     parser.add_argument("--longest", type=int, default=2048, help="the longest prompt, in tokens")
+    parser.add_argument(
+        "--weights", type=Path, help="a GGUF file or a folder with safetensors (default: embedded)"
+    )
     parser.add_argument("--json", type=Path, help="write the raw samples there")
     options = parser.parse_args()
-    options.engine = options.engine or list(ENGINES)
+    options.engine = options.engine or list(USUAL["gguf"])
     if options.prefer:
         prefer_process(os.getpid())
     host = measure_host(find_cpu().cores)
     results = asyncio.run(run(options))
     show(results, host)
     if options.json:
-        raw = {"host": msgspec.to_builtins(host), "beside": options.beside, "engines": results}
+        weights = str(local_model(options.weights).weights)
+        raw = {
+            "host": msgspec.to_builtins(host),
+            "beside": options.beside,
+            "weights": weights,
+            "engines": results,
+        }
         options.json.write_bytes(msgspec.json.encode(raw))
 
 

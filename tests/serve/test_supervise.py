@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from polypod.errors import EngineError, InputError
-from polypod.serve.engines import ENGINES
+from polypod.serve.engines import ENGINES, USUAL
 from polypod.serve.engines.embedded import embedded_weights
 from polypod.serve.engines.spec import EngineSpec, child_command, child_environment
 from polypod.serve.supervise import Down, Patience, Replica, Supervisor, Up, make_socket_directory
@@ -465,7 +465,7 @@ def test_a_killed_engine_answers_again_in_the_next_epoch(directory: Path) -> Non
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("name", list(ENGINES))
+@pytest.mark.parametrize("name", USUAL["gguf"])
 def test_a_model_cut_short_fails_to_start_and_says_what_is_missing(
     directory: Path, tmp_path: Path, name: str
 ) -> None:

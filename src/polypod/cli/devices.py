@@ -21,6 +21,7 @@ from polypod.serve.devices.fleet import fleet_yaml, found_fleet
 from polypod.serve.devices.found import Inventory
 from polypod.serve.devices.vendor import shipped_vendors
 from polypod.serve.engines import ENGINES
+from polypod.serve.engines.facts import how_to_install
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +84,7 @@ def _cpu_text(*, fresh: bool) -> str:
     lines = [machine_text(cpu, measured_host(cpu, fresh=fresh))]
     lines.append(entry("found in", "/proc/cpuinfo, /proc/meminfo, /sys/devices/system, cgroup limits"))  # fmt: skip
     for name, engine in ENGINES.items():
-        state = engine.version() or f"not installed (pip install {engine.distribution})"
+        state = engine.version() or f"not installed ({how_to_install(name, engine.distribution)})"
         lines.append(entry("engine", f"{name} {state}"))
     return "\n".join(lines)
 

@@ -75,6 +75,9 @@ class CpuCalibration(Strict, frozen=True, kw_only=True):
     first_token_s: Triple  # what a request costs outside its steps: template, tokeniser, HTTP
     band: Triple  # factors on time: fast, likely, slow
     load_s: float
+    hop_s: float = (
+        0.0  # what a stage of a pipeline takes beside its part of a step, to hand a micro-batch on
+    )
 
 
 class HandoverRates(Strict, frozen=True, kw_only=True):

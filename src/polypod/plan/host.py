@@ -201,7 +201,7 @@ def _pool(
     kv_tokens = sequences * (NOMINAL_INPUT_TOKENS + NOMINAL_OUTPUT_TOKENS / 2)
     full_s = steps["likely"].step_s(tokens=sequences, kv_tokens=kv_tokens, sequences=sequences)
     precision = Precision(
-        weights=local.weight_format, kv="fp16" if engine.kv_bytes_per_element >= 2 else "int8"
+        weights=local.weight_format, kv=_cache_format(engine.kv_bytes_per_element)
     )
     held = float(weight_bytes_per_rank(local.model, Layout(), precision))
     return Pool(
@@ -222,10 +222,17 @@ def _pool(
                 "prefill": _bound(calibration, NOMINAL_INPUT_TOKENS),
                 "decode": _bound(calibration, 1),
             },
-            ttft=_spread(alone.ttft_s),
-            tpot=_spread(alone.tpot_s),
+            ttft=spread(alone.ttft_s),
+            tpot=spread(alone.tpot_s),
         ),
     )
+
+
+def _cache_format(bytes_per_element: float) -> str:
+    """The nearest in name; what it takes is known from the engine itself."""
+    if bytes_per_element >= 4:
+        return "fp32"
+    return "fp16" if bytes_per_element >= 2 else "int8"
 
 
 def _bound(calibration: CpuCalibration, tokens: int) -> str:
@@ -234,7 +241,8 @@ def _bound(calibration: CpuCalibration, tokens: int) -> str:
     return f"memory {memory} %, arithmetic {100 - memory} %"
 
 
-def _spread(seconds: dict[Case, float]) -> Spread:
+def spread(seconds: dict[Case, float]) -> Spread:
+    """The likely time with its band, as a plan has it."""
     return Spread(
         p50=units.show(seconds["likely"], "s"),
         band=(units.show(seconds["fast"], "s"), units.show(seconds["slow"], "s")),

@@ -14,11 +14,13 @@ from polypod.engine.settings import played
 from polypod.errors import InputError
 from polypod.plan.handover import Handover, handover
 from polypod.plan.host import engine_model, step_times
+from polypod.plan.host_stages import host_stages, stages_step_time
 from polypod.plan.place import island, joined_by_network
 from polypod.plan.spec import Plan, Pool, Service, Source
 from polypod.plan.uneven import Timed, with_experts_apart, with_stages
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings, ServiceSettings
+from polypod.workload.checkpoint import read_checkpoint
 from polypod.workload.config import read_model
 from polypod.workload.gguf import read_header
 from polypod.workload.layout import Layout, check_layout
@@ -104,13 +106,16 @@ def backend_of(pool: Pool) -> str | None:
 
 
 def service_model(service: Service) -> Model:
-    """The service's model: its weights' own header says, where it has a file that is here; else the catalog does.
+    """The service's model: its weights' own header or configuration says, where they are here; else the catalog does.
 
     Raises `UnknownNameError` where neither knows it, `FileError` for a file that is cut short.
     """
     if service.weights is not None and Path(service.weights).is_file():
         header = read_header(Path(service.weights))
         return read_model(header.config(), name=service.model, path=header.path)
+    if service.weights is not None and Path(service.weights).is_dir():
+        checkpoint = read_checkpoint(Path(service.weights))
+        return read_model(checkpoint.config, name=service.model, path=checkpoint.path)
     entry = load_model(service.model)
     return read_model(entry.config, name=entry.name, path=entry.path)
 
@@ -126,6 +131,8 @@ def _replicas(
     name = pool.name or f"pool{place}"
     if pool.experts_on is not None:
         timed = with_experts_apart(plan, service, model, pool)
+    elif pool.stages and all(plan.fleet[stage.on].measured for stage in pool.stages):
+        timed = _over_host(model, pool, plan.fleet, context)
     elif pool.stages:
         timed = with_stages(plan, service, model, pool)
     elif source.measured is not None:
@@ -215,6 +222,16 @@ def _on_host(model: Model, pool: Pool, rates: HostRates, context: int) -> Timed:
     per_element = element_bytes(pool.precision.kv, "kv")
     _, steps = step_times(pool.engine, rates, engine_model(model, per_element))
     return Timed(step_time=steps["likely"], kv_capacity_tokens=context * pool.max_sequences)
+
+
+def _over_host(model: Model, pool: Pool, fleet: dict[str, Source], context: int) -> Timed:
+    if pool.engine is None:
+        msg = "a pool on a host needs its engine, as 'vllm'"
+        raise InputError(msg)
+    stages = host_stages(model, pool.stages, fleet)
+    per_element = element_bytes(pool.precision.kv, "kv")
+    _, step_time = stages_step_time(pool.engine, model, per_element, stages, "likely")
+    return Timed(step_time=step_time, kv_capacity_tokens=context * pool.max_sequences)
 
 
 def _context(service: Service, model: Model) -> int:

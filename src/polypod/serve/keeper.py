@@ -7,7 +7,7 @@ import signal
 import stat
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,9 @@ import aiohttp
 from polypod import units
 from polypod.errors import EngineError, InputError
 from polypod.serve import leftovers, watch
+from polypod.serve.engines.facts import ready_s
+from polypod.serve.engines.failures import explained
+from polypod.serve.engines.ports import endpoint_of, is_ours, with_own_port
 from polypod.serve.engines.spec import (
     PARENT_VARIABLE,
     SOCKET_PATH_LIMIT_BYTES,
@@ -93,12 +96,8 @@ class Keeper:
         self._memory_limit_bytes = replica.memory_limit_bytes
         self._run = run
         self._began_session = began_session
-        self._endpoint = Endpoint(
-            socket=replica.spec.socket,
-            secret=replica.spec.secret,
-            keeps_connections=replica.engine.keeps_connections,
-            build=_build(replica),
-        )
+        self._build = _build(replica)
+        self._endpoint = self._reached(replica.spec)
         self._tell = tell
         self._patience = patience
         self._epoch = 0
@@ -182,8 +181,12 @@ class Keeper:
         down = Down(replica=self._spec.replica, epoch=self._epoch, reason=reason, log_tail=tail)
         await self._tell(down)
 
+    def _reached(self, spec: EngineSpec) -> Endpoint:
+        return replace(endpoint_of(self._engine, spec), build=self._build)
+
     async def _spawn(self) -> Process:
-        spec = self._spec
+        self._spec = spec = with_own_port(self._spec)
+        self._endpoint = self._reached(spec)
         _check_socket(spec.socket)
         spec.socket.unlink(missing_ok=True)
         spec.log.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +211,7 @@ class Keeper:
         """Poll until it answers; fail at once when the process ends."""
         ended = asyncio.create_task(process.wait())
         ready = asyncio.create_task(self._poll())
-        limit_s = self._patience.ready_s
+        limit_s = max(self._patience.ready_s, ready_s(self._engine.name))
         try:
             await asyncio.wait((ended, ready), timeout=limit_s, return_when="FIRST_COMPLETED")
             if ended.done():
@@ -266,6 +269,8 @@ class Keeper:
                 await asyncio.sleep(self._patience.watch_every_s)
 
     async def _answers(self, client: aiohttp.ClientSession) -> bool:
+        if not is_ours(self._endpoint):
+            return False
         try:
             async with client.get(self._endpoint.origin + self._engine.health_path) as response:
                 return response.status == 200
@@ -273,14 +278,22 @@ class Keeper:
             return False
 
     def _client(self, timeout_s: float) -> aiohttp.ClientSession:
+        socket = self._endpoint.socket
+        connector = (
+            aiohttp.UnixConnector(path=str(socket), force_close=True)
+            if socket
+            else aiohttp.TCPConnector(force_close=True)
+        )
         return aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(path=str(self._spec.socket), force_close=True),
+            connector=connector,
             headers=self._endpoint.headers,
             timeout=aiohttp.ClientTimeout(total=timeout_s),
         )
 
     def _says(self, problem: str) -> str:
-        return f"replica {self._spec.replica} ({self._engine.name}, {self._spec.weights.name}) {problem}"
+        said = f"replica {self._spec.replica} ({self._engine.name}, {self._spec.weights.name}) {problem}"
+        meaning = explained(self._engine.name, self.log_tail())
+        return f"{said}: {meaning}" if meaning else said
 
 
 def _end_of(log: Path) -> bytes:
@@ -330,5 +343,6 @@ def _ending(status: int) -> str:
 def _build(replica: Replica) -> str:
     """What computes alike: the engine, its version and its weights, by their name and size."""
     engine, weights = replica.engine, replica.spec.weights
-    size_bytes = weights.stat().st_size if weights.is_file() else 0
+    files = [weights] if weights.is_file() else sorted(weights.glob("*.safetensors"))
+    size_bytes = sum(file.stat().st_size for file in files)
     return f"{engine.name} {engine.version()} {weights.name}:{size_bytes}"

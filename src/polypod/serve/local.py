@@ -14,12 +14,18 @@ from polypod.plan.predict import policy_settings, pool_replicas
 from polypod.plan.spec import Plan
 from polypod.serve.devices.cpu import HostCpu
 from polypod.serve.devices.measure import HostMeasurement
-from polypod.serve.engines import ENGINES
+from polypod.serve.engines import ENGINES, USUAL
 from polypod.serve.engines.embedded import MODEL_NAME, embedded_weights
+from polypod.serve.engines.facts import WeightsFormat, facts_of, how_to_install
 from polypod.serve.ghosts import ghost_plan
 from polypod.serve.node import Prepared
+from polypod.workload.checkpoint import read_checkpoint
 from polypod.workload.config import read_model
 from polypod.workload.gguf import read_header
+
+_NO_TEMPLATE: Final = (
+    "has no chat template, so it cannot answer chat requests; use an instruct model"
+)
 
 MOST_GROUPS: Final = 2
 """Replicas on one machine: one per half of its cores."""
@@ -64,17 +70,19 @@ def core_groups(cpu: HostCpu, measured: HostMeasurement) -> list[CoreGroup]:
 
 
 def local_model(weights: Path | None) -> LocalModel:
-    """The embedded model, or one in a GGUF file. Raises `FileError` for a file that is not whole or not modelled."""
+    """The embedded model, or one in a GGUF file or a folder with safetensors.
+
+    Raises `FileError` for what is not whole or not modelled.
+    """
     path = weights if weights is not None else embedded_weights()
+    if path.is_dir():
+        return _in_folder(path)
     if not path.is_file():
-        raise FileError(
-            path, "does not exist; give the path of a GGUF file, or nothing for the embedded model"
-        )
+        problem = "does not exist; give the path of a GGUF file or of a folder with safetensors, or nothing for the embedded model"
+        raise FileError(path, problem)
     header = read_header(path)
     if not header.has_chat_template:
-        raise FileError(
-            path, "has no chat template, so it cannot answer chat requests; use an instruct model"
-        )
+        raise FileError(path, _NO_TEMPLATE)
     served = MODEL_NAME if weights is None else path.stem
     model = read_model(header.config(), name=served, path=path)
     return LocalModel(
@@ -85,17 +93,31 @@ def local_model(weights: Path | None) -> LocalModel:
     )
 
 
-def local_engines(wanted: Sequence[str]) -> list[LocalEngine]:
-    """The installed engines, or those asked for. Raises for a name nobody has, and for one that is not installed."""
+def _in_folder(folder: Path) -> LocalModel:
+    """A checkpoint, which the engines that read one widen to fp32 on a CPU."""
+    checkpoint = read_checkpoint(folder)
+    if not checkpoint.has_chat_template:
+        raise FileError(folder, _NO_TEMPLATE)
+    served = folder.resolve().name
+    model = read_model(checkpoint.config, name=served, path=folder / "config.json")
+    return LocalModel(model=model, weights=str(folder), weight_format="fp32", served_name=served)
+
+
+def local_engines(
+    wanted: Sequence[str], weights_format: WeightsFormat | None = None
+) -> list[LocalEngine]:
+    """Those asked for; else the usual ones that are installed and read the format.
+
+    Raises for a name nobody has, for one that is not installed, and for one that does not read the format.
+    """
     for name in wanted:
-        if name not in ENGINES:
-            raise UnknownNameError(kind="engine", name=name, known=ENGINES)
+        _check_engine(name, weights_format)
     found = []
-    for name in wanted or ENGINES:
+    for name in wanted or USUAL[weights_format or "gguf"]:
         engine = ENGINES[name]
         version = engine.version()
         if version is None and wanted:
-            msg = f"engine {name!r} is not installed; install it with: pip install {engine.distribution}"
+            msg = f"engine {name!r} is not installed; install it with: {how_to_install(name, engine.distribution)}"
             raise InputError(msg)
         if version is not None:
             found.append(
@@ -107,6 +129,22 @@ def local_engines(wanted: Sequence[str]) -> list[LocalEngine]:
                 )
             )
     return found
+
+
+def _check_engine(name: str, weights_format: WeightsFormat | None) -> None:
+    if name not in ENGINES:
+        raise UnknownNameError(kind="engine", name=name, known=ENGINES)
+    facts = facts_of(name)
+    if facts is None or weights_format is None or weights_format in facts.formats:
+        return
+    others = [other for other in ENGINES if (known := facts_of(other)) and weights_format in known.formats]  # fmt: skip
+    msg = f"engine {name!r} reads {' and '.join(facts.formats)}, not {weights_format}; engines that do: {', '.join(others)}"
+    raise InputError(msg)
+
+
+def format_of(local: LocalModel) -> WeightsFormat:
+    """A folder holds safetensors, a file GGUF."""
+    return "safetensors" if Path(local.weights).is_dir() else "gguf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,14 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import msgspec
 
 from polypod import __version__
 from polypod.cost.cpu import CpuCalibration
 from polypod.errors import EngineError, FileError, RunError
-from polypod.plan.spec import Plan, Pool, Service, to_yaml, write_plan
+from polypod.plan.spec import Plan, to_yaml, write_plan
 from polypod.policy.compiled import functions
 from polypod.policy.events import ReplicaDown, ReplicaUp, StepObserved
 from polypod.policy.node import Policy
@@ -36,10 +36,11 @@ from polypod.serve.ask import Asked, Asker
 from polypod.serve.attempt import Desk
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.door import Door, Keyring, Rules
-from polypod.serve.engines import ENGINES, Engine, EngineSpec
+from polypod.serve.engines import ENGINES, Engine
 from polypod.serve.gateway import Gateway
 from polypod.serve.ghosts import GhostPlan, Ghosts
 from polypod.serve.handover import Caches, Saved, make_handover_directory, poster
+from polypod.serve.launching import Places, engine_spec
 from polypod.serve.listen import GRACE_S, serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.memory import limits_bytes
@@ -138,7 +139,8 @@ class LiveNode:
         self._loaded = asyncio.Event()
         self._sockets = make_socket_directory()
         self._registered: Path | None = None
-        replicas = _replicas(prepared, Places(self._sockets, self._caches.folder), engines)
+        places = Places(prepared.folder, self._sockets, self._caches.folder)
+        replicas = _replicas(prepared, places, engines)
         replicas += self._ghosts.replicas(self._sockets, prepared.folder)
         self._supervisor = Supervisor(replicas, self._hear)
 
@@ -341,45 +343,23 @@ def _ratio(step: StepObserved, predicted: ReplicaUp) -> float:
     return step.step_s / expected
 
 
-class Places(NamedTuple):
-    """Where a node's engines leave what others come for."""
-
-    sockets: Path
-    caches: Path | None
-
-
 def _replicas(prepared: Prepared, places: Places, engines: Mapping[str, Engine]) -> list[Replica]:
     if prepared.ghosts is not None:
         return []
-    limits = limits_bytes(prepared.plan, find_cpu())
-    return [
-        Replica(
-            engine=engines[str(pool.engine)],
-            spec=_spec(prepared, service, pool, name, places),
-            memory_limit_bytes=prepared.engine_memory_bytes or limits.get(str(pool.name)),
-        )
-        for service in prepared.plan.services
-        for pool in service.pools
-        for name in [f"{pool.name}-{index}" for index in range(pool.replicas)]
-    ]
-
-
-def _spec(
-    prepared: Prepared, service: Service, pool: Pool, replica: str, places: Places
-) -> EngineSpec:
-    up = next(up for up in prepared.ups if up.replica == replica)
-    return EngineSpec(
-        replica=replica,
-        model=service.model,
-        weights=Path(str(service.weights)),
-        cores=prepared.plan.fleet[pool.on].cores or (),
-        context_tokens=up.context_tokens,
-        max_sequences=pool.max_sequences,
-        socket=places.sockets / f"{replica}.sock",
-        secret=secrets.token_urlsafe(24),
-        log=prepared.folder / f"{replica}.log",
-        handover=None if pool.role == "both" else places.caches,
-    )
+    plan, ups = prepared.plan, {up.replica: up for up in prepared.ups}
+    limits = limits_bytes(plan, find_cpu())
+    replicas = []
+    for service in plan.services:
+        for pool in service.pools:
+            engine = engines[str(pool.engine)]
+            limit_bytes = prepared.engine_memory_bytes or limits.get(str(pool.name))
+            for index in range(pool.replicas):
+                up = ups[f"{pool.name}-{index}"]
+                spec = engine_spec(plan, service, pool, up, engine, places)
+                replicas.append(
+                    Replica(engine=engine, spec=spec, memory_limit_bytes=limit_bytes)
+                )
+    return replicas
 
 
 def _header(prepared: Prepared) -> Header:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from polypod.serve.engines import ENGINES, Endpoint, EngineSpec
+from polypod.serve.engines import ENGINES, USUAL, Endpoint, EngineSpec
 from polypod.serve.engines.embedded import embedded_weights
 from polypod.serve.supervise import make_socket_directory
 
@@ -95,7 +95,7 @@ def started(weights: Path) -> Iterator[dict[str, RunningEngine]]:
     directory = make_socket_directory()
     cores = sorted(os.sched_getaffinity(0))
     engines, processes = {}, []
-    for number, engine in enumerate(ENGINES.values()):
+    for number, engine in enumerate(ENGINES[name] for name in USUAL["gguf"]):
         spec = EngineSpec(
             replica=f"{engine.name}-0",
             model="smol",
@@ -140,7 +140,7 @@ def _wait(process: subprocess.Popen[bytes], engine: RunningEngine, log: Path) ->
     pytest.fail(f"{engine.name} is not ready: {log.read_text()}")
 
 
-@pytest.fixture(params=list(ENGINES))
+@pytest.fixture(params=USUAL["gguf"])
 def engine(request: pytest.FixtureRequest, started: dict[str, RunningEngine]) -> RunningEngine:
     return started[request.param]
 

@@ -3,9 +3,20 @@
 from typing import Final
 
 from polypod.serve.engines.llama_cpp import LLAMA_CPP
+from polypod.serve.engines.lmdeploy import LMDEPLOY
+from polypod.serve.engines.mindie import MINDIE
 from polypod.serve.engines.openvino import OPENVINO
+from polypod.serve.engines.sglang import SGLANG
 from polypod.serve.engines.spec import DEFAULT_SAMPLING, Endpoint, Engine, EngineSpec
+from polypod.serve.engines.transformers import TRANSFORMERS
+from polypod.serve.engines.vllm import VLLM
 
-ENGINES: Final[dict[str, Engine]] = {LLAMA_CPP.name: LLAMA_CPP, OPENVINO.name: OPENVINO}
+ENGINES: Final[dict[str, Engine]] = {
+    engine.name: engine
+    for engine in (LLAMA_CPP, OPENVINO, VLLM, TRANSFORMERS, SGLANG, LMDEPLOY, MINDIE)
+}
 
-__all__ = ["DEFAULT_SAMPLING", "ENGINES", "Endpoint", "Engine", "EngineSpec"]
+USUAL: Final = {"gguf": ("llama.cpp", "openvino"), "safetensors": ("vllm", "transformers")}
+"""What is started on a host's cores where nobody names an engine, by the format of the weights."""
+
+__all__ = ["DEFAULT_SAMPLING", "ENGINES", "USUAL", "Endpoint", "Engine", "EngineSpec"]

@@ -7,27 +7,21 @@ waits joins the next step, and leaves after its last one.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
-from polypod.serve.engines.chat import ChatRequest, FinishReason
+from polypod.serve.engines.chat import ChatRequest
 from polypod.serve.engines.child import ChildOptions
+from polypod.serve.engines.generation import Written
 from polypod.serve.engines.openvino import OPENVINO
-from polypod.serve.engines.text import Decode, Detokeniser, StopWatch
+from polypod.serve.engines.text import Decode
 
 Library: TypeAlias = Any  # its objects carry no types that a checker can follow
 
 _KV_BLOCK_TOKENS: Final = 32  # of its CPU plug-in
 _TURNS_PER_STEP: Final = 4  # enough for a request's bytes to become a request
-
-
-class Piece(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step added to an answer."""
-
-    text: str
-    finish: FinishReason | None = None
 
 
 class Output(Protocol):
@@ -46,27 +40,15 @@ class Handle(Protocol):
     def get_status(self) -> Library: ...
 
 
-class Generation:
-    """One answer in the making."""
+class Generation(Written):
+    """One answer in the making, with the library's hold on it."""
 
     def __init__(
         self, handle: Handle, decode: Decode, stops: Sequence[str], prompt_tokens: int
     ) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = 0
+        super().__init__(decode, stops, prompt_tokens)
         self._handle = handle
         self._is_cancelled = False
-        self._text = Detokeniser(decode)
-        self._watch = StopWatch(stops)
-        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
-
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """One for each token that completes text; the last one says why it is the last."""
-        finish = None
-        while finish is None:
-            piece = await self._pieces.get()
-            finish = piece.finish
-            yield piece
 
     def cancel(self) -> None:
         """Stop computing; nobody reads on."""
@@ -85,7 +67,7 @@ class Generation:
             for token in output.generated_ids:
                 finished = finished or self._take(token)
             if not finished and output.finish_reason.name in ("STOP", "LENGTH"):
-                self._finish("stop" if output.finish_reason.name == "STOP" else "length")
+                self.finish("stop" if output.finish_reason.name == "STOP" else "length")
                 finished = True
         return finished
 
@@ -97,20 +79,10 @@ class Generation:
             raise RuntimeError(msg)
 
     def _take(self, token: int) -> bool:
-        self.output_tokens += 1
-        text = self._watch.push(self._text.push(token))
-        if self._watch.has_stopped:
+        has_stopped = self.take(token)
+        if has_stopped:
             self._handle.cancel()
-            self._pieces.put_nowait(Piece(text=text, finish="stop"))
-        elif text:
-            self._pieces.put_nowait(Piece(text=text))
-        return self._watch.has_stopped
-
-    def _finish(self, reason: FinishReason) -> None:
-        rest = self._watch.push(self._text.finish())
-        if not self._watch.has_stopped:
-            rest += self._watch.finish()
-        self._pieces.put_nowait(Piece(text=rest, finish=reason))
+        return has_stopped
 
 
 class Batch:

@@ -30,12 +30,20 @@ DEFAULT_SAMPLING: Final = Sampling()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec:
+    """One stage of a replica that is a pipeline over unlike parts of the machine."""
+
+    cores: tuple[int, ...]
+    layers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
     """One engine process to start."""
 
     replica: str  # "llama.cpp-0"
     model: str  # the name it is served under
-    weights: Path  # a GGUF file
+    weights: Path  # a GGUF file, or a folder with safetensors and config.json
     cores: tuple[int, ...]  # the only ones it may run on
     context_tokens: int  # prompt and answer together, per sequence
     max_sequences: int  # running at once
@@ -45,6 +53,15 @@ class EngineSpec:
     handover: Path | None = (
         None  # where caches are left for another replica, and found; None: it serves whole requests
     )
+    port: int | None = (
+        None  # on loopback, for an engine that knows no unix socket; 0: a free one at each start
+    )
+    stages: tuple[StageSpec, ...] = ()  # in the pipeline's order; none: the replica is in one piece
+    cache_bytes: int | None = None  # of its KV cache; None: as the engine takes it
+    platform: str = "cpu"  # a row of the engine's platforms
+    devices: tuple[str, ...] = ()  # as the platform's variable names them; none: all that are there
+    arguments: tuple[str, ...] = ()  # flags that the plan asks for, as the engine documents them
+    variables: tuple[tuple[str, str], ...] = ()  # of the environment, the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

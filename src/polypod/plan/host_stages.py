@@ -1,0 +1,199 @@
+"""One model over unlike groups of a host's cores: a pipeline with a stage on each, as large as its cores are fast.
+
+    share_k = (layers_k * one layer + the head, of the last) / matrix parameters
+    stage_s = share_k * step_s of the whole model on the cores of group k + hop_s
+    round_s = max(stages * slowest stage_s, sum of stage_s)     of as many micro-batches as stages, one token for every sequence
+    alone_s = sum of stage_s                                     of one sequence, a token
+
+`step_s` is the engine's calibration on what the cores measured; `hop_s` is what handing a micro-batch on costs, of the calibration too. Every
+order of the groups is tried, and layers are spread so that the slowest stage is the fastest it can be at the micro-batches of a full replica.
+Left out: that stages share the memory's bandwidth, and attention's and norms' part of the layers, which goes with their number.
+
+`plan.stages` does the same for chips of the catalog, where compositions and memory are chosen too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Final
+
+import msgspec
+
+from polypod.cost.calibration import CASES, Case
+from polypod.cost.cpu import CpuCalibration, HostRates
+from polypod.cost.steptime import StepTime
+from polypod.errors import InputError
+from polypod.plan.host import (
+    NOMINAL_INPUT_TOKENS,
+    NOMINAL_OUTPUT_TOKENS,
+    CoreGroup,
+    LocalEngine,
+    LocalModel,
+    engine_model,
+    plan_host,
+    request_time,
+    spread,
+    step_times,
+)
+from polypod.plan.spec import Plan, Pool, PoolPrediction, PoolStage, Source
+from polypod.workload.layout import Layout
+from polypod.workload.model import Model, layer_parameters
+
+ENGINES: Final = ("vllm",)
+"""That run a pipeline over processes of a host."""
+
+MOST_GROUPS: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostStage:
+    """One stage: how much of the model's matrices it holds, on cores that measured so much."""
+
+    layers: int
+    matrix_share: float
+    layer_share: float  # of the layers
+    rates: HostRates
+
+
+def plan_host_stages(
+    local: LocalModel,
+    groups: Sequence[CoreGroup],
+    engine: LocalEngine,
+    *,
+    free_memory_bytes: float,
+    context_tokens: int = 4096,
+) -> Plan:
+    """One replica over all groups.
+
+    Raises `InputError` for an engine that runs no pipelines, and where there are too few or too many groups.
+    """
+    if engine.name not in ENGINES:
+        msg = f"engine {engine.name!r} runs no pipeline over unlike cores; use --engine {' or '.join(ENGINES)}"
+        raise InputError(msg)
+    if not 2 <= len(groups) <= MOST_GROUPS:
+        msg = f"a pipeline over a host's cores has 2 to {MOST_GROUPS} stages, {len(groups)} groups of cores are given"
+        raise InputError(msg)
+    whole = plan_host(local, groups[:1], [engine], free_memory_bytes=free_memory_bytes, context_tokens=context_tokens)  # fmt: skip
+    service = whole.services[0]
+    pool = service.pools[0]
+    micro_batch = max(1, pool.max_sequences // len(groups))
+    fleet = {f"cores{n}": Source(host=g.rates.cpu, cores=g.cores, measured=g.rates) for n, g in enumerate(groups)}  # fmt: skip
+    chosen = _best(local.model, engine, fleet, micro_batch)
+    staged = msgspec.structs.replace(
+        pool,
+        name=f"{engine.name}-stages",
+        on=chosen[0].on,
+        layout=Layout(pp=len(chosen)),
+        stages=chosen,
+        micro_batches=len(chosen),
+    )
+    staged = msgspec.structs.replace(staged, predicted=_predicted(local.model, engine, staged, fleet))  # fmt: skip
+    service = msgspec.structs.replace(service, pools=(staged,))
+    return msgspec.structs.replace(whole, fleet=fleet, services=(service,))
+
+
+def host_stages(model: Model, pool_stages: Sequence[PoolStage], fleet: dict[str, Source]) -> tuple[HostStage, ...]:  # fmt: skip
+    """A plan's stages with what they hold. Raises `InputError` where their layers are not the model's."""
+    layers = sum(stage.layers for stage in pool_stages)
+    if layers != model.num_layers:
+        msg = f"the stages hold {layers} layers, {model.name} has {model.num_layers}; make them the same"
+        raise InputError(msg)
+    all_layers = sum(group.count * layer_parameters(group, model.hidden) for group in model.layers)
+    total = all_layers + model.embedding_parameters
+    found = []
+    for n, stage in enumerate(pool_stages):
+        rates = fleet[stage.on].measured
+        assert rates is not None, "only hosts come here"
+        head = model.embedding_parameters if n == len(pool_stages) - 1 else 0
+        layer_share = stage.layers / model.num_layers
+        share = (layer_share * all_layers + head) / total
+        found.append(HostStage(layers=stage.layers, matrix_share=share, layer_share=layer_share, rates=rates))  # fmt: skip
+    return tuple(found)
+
+
+def stages_step_time(
+    engine: str, model: Model, kv_bytes_per_element: float, stages: Sequence[HostStage], case: Case
+) -> tuple[CpuCalibration, StepTime]:
+    """The pipeline as one step time: a round is a `stages`-th of the batch in each, as `StepTime` has it."""
+    shape = engine_model(model, kv_bytes_per_element)
+    known = [step_times(engine, stage.rates, shape) for stage in stages]
+    calibration = known[0][0]
+    own = [times[case] for _, times in known]
+    count = len(stages)
+
+    def each_s(tokens: float) -> list[float]:
+        return [stage.matrix_share * step.curve_s(tokens) + calibration.hop_s for stage, step in zip(stages, own, strict=True)]  # fmt: skip
+
+    knots = [knot.tokens for knot in calibration.knots]
+    rounds = {float(count * tokens): max(count * max(each_s(tokens)), sum(each_s(tokens))) for tokens in knots}  # fmt: skip
+    alone = {1.0: sum(each_s(1.0))}
+    seconds = dict(sorted((alone | rounds).items()))
+    parts = list(zip(stages, own, strict=True))
+    return calibration, StepTime(
+        tokens=tuple(seconds),
+        seconds=tuple(seconds.values()),
+        kv_token_s=sum(stage.layer_share * step.kv_token_s for stage, step in parts),
+        pair_s=sum(stage.layer_share * step.pair_s for stage, step in parts) / count,
+        sequence_s=max(step.sequence_s for step in own),
+        stages=count,
+    )
+
+
+def _best(model: Model, engine: LocalEngine, fleet: dict[str, Source], micro_batch: int) -> tuple[PoolStage, ...]:  # fmt: skip
+    """The order and the layers whose slowest stage is the fastest; among equals the shortest way through, then the order given."""
+    shape = engine_model(model, engine.kv_bytes_per_element)
+    whole_s = {}
+    for name, source in fleet.items():
+        assert source.measured is not None
+        _, steps = step_times(engine.name, source.measured, shape)
+        whole_s[name] = steps["likely"].curve_s(micro_batch)
+    found = []
+    for order in permutations(fleet):
+        stages = _spread(model, order, whole_s)
+        shares = host_stages(model, stages, fleet)
+        times_s = [
+            one.matrix_share * whole_s[stage.on] for one, stage in zip(shares, stages, strict=True)
+        ]
+        found.append((max(times_s), sum(times_s), stages))
+    return min(found, key=lambda one: one[:2])[2]
+
+
+def _spread(model: Model, order: Sequence[str], whole_s: dict[str, float]) -> tuple[PoolStage, ...]:
+    """Give one layer after another to the stage that is then the fastest of all; every stage has one."""
+    layer = sum(g.count * layer_parameters(g, model.hidden) for g in model.layers) / model.num_layers  # fmt: skip
+    layers = [1] * len(order)
+    heads = [0.0] * (len(order) - 1) + [float(model.embedding_parameters)]
+    for _ in range(model.num_layers - len(order)):
+        after_s = [
+            ((n + 1) * layer + head) * whole_s[name]
+            for n, head, name in zip(layers, heads, order, strict=True)
+        ]
+        layers[after_s.index(min(after_s))] += 1
+    return tuple(PoolStage(on=name, layers=n) for name, n in zip(order, layers, strict=True))
+
+
+def _predicted(model: Model, engine: LocalEngine, pool: Pool, fleet: dict[str, Source]) -> PoolPrediction:  # fmt: skip
+    stages = host_stages(model, pool.stages, fleet)
+    times: dict[Case, StepTime] = {}
+    for case in CASES:
+        calibration, times[case] = stages_step_time(
+            engine.name, model, engine.kv_bytes_per_element, stages, case
+        )
+    alone = request_time(
+        calibration,
+        times,
+        input_tokens=NOMINAL_INPUT_TOKENS,
+        output_tokens=NOMINAL_OUTPUT_TOKENS,
+        max_step_tokens=engine.max_step_tokens,
+    )
+    kv_tokens = pool.max_sequences * (NOMINAL_INPUT_TOKENS + NOMINAL_OUTPUT_TOKENS / 2)
+    full_s = times["likely"].step_s(
+        tokens=pool.max_sequences, kv_tokens=kv_tokens, sequences=pool.max_sequences
+    )
+    assert pool.predicted is not None
+    return msgspec.structs.replace(
+        pool.predicted,
+        tokens_per_s_per_accelerator=round(pool.max_sequences / full_s, 1),
+        ttft=spread(alone.ttft_s),
+        tpot=spread(alone.tpot_s),
+    )
