@@ -356,9 +356,7 @@ def _replicas(prepared: Prepared, places: Places, engines: Mapping[str, Engine])
             for index in range(pool.replicas):
                 up = ups[f"{pool.name}-{index}"]
                 spec = engine_spec(plan, service, pool, up, engine, places)
-                replicas.append(
-                    Replica(engine=engine, spec=spec, memory_limit_bytes=limit_bytes)
-                )
+                replicas.append(Replica(engine=engine, spec=spec, memory_limit_bytes=limit_bytes))
     return replicas
 
 
