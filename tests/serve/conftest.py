@@ -24,6 +24,7 @@ from polypod.serve.door import Door
 from polypod.serve.engines.spec import Endpoint
 from polypod.serve.gateway import Gateway
 from polypod.serve.handover import Caches, make_handover_directory
+from polypod.serve.http.front import Waits
 from polypod.serve.listen import bind, serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.metrics import Metrics
@@ -347,11 +348,13 @@ async def texts(response: aiohttp.ClientResponse) -> tuple[list[str], list[dict[
 
 @asynccontextmanager
 async def running(
-    tmp_path: Path, *, grace_s: float = 0.3, **settings: Any
+    tmp_path: Path, *, grace_s: float = 0.3, waits: Waits | None = None, **settings: Any
 ) -> AsyncIterator[tuple[Node, aiohttp.ClientSession]]:
     """A node that serves, and a client of it."""
     node = Node(tmp_path, **settings)
-    serving = asyncio.create_task(serve(node.gateway, node.listener, node.stop, grace_s=grace_s))
+    serving = asyncio.create_task(
+        serve(node.gateway, node.listener, node.stop, grace_s=grace_s, waits=waits)
+    )
     async with aiohttp.ClientSession(node.url, connector=aiohttp.TCPConnector(limit=0)) as client:
         try:
             yield node, client

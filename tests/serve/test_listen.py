@@ -1,12 +1,16 @@
 """The port is taken early, on loopback only, and a port in use is said with the way out."""
 
+import asyncio
 import os
 import socket
+from contextlib import suppress
 
+import aiohttp
 import pytest
+import uvloop
 
 from polypod.errors import InputError, PortInUseError, RunError
-from polypod.serve.listen import bind
+from polypod.serve.listen import bind, serve
 
 
 def test_a_free_port_is_taken_and_connections_wait_in_it() -> None:
@@ -55,3 +59,29 @@ def test_a_port_that_may_not_be_taken_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(socket, "socket", Guarded)
     with pytest.raises(RunError, match=r"cannot listen on 127.0.0.1:80: Permission denied"):
         bind("127.0.0.1", 80)
+
+
+def test_serving_that_is_cancelled_leaves_no_connection_and_no_exchange(lab, tmp_path) -> None:
+    async def main() -> None:
+        node = lab.Node(tmp_path)
+        engine = await node.engine("a", lab.hang())
+        serving = asyncio.create_task(serve(node.gateway, node.listener, node.stop))
+        async with aiohttp.ClientSession(node.url) as client:
+            asking = asyncio.create_task(client.post("/v1/chat/completions", json=lab.ask()))
+            while not engine.visits:
+                await asyncio.sleep(0.01)
+            node.stop.set()
+            await asyncio.sleep(0.05)
+            assert not serving.done()  # it waits for the answer
+            serving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await serving
+            with suppress(aiohttp.ClientError):  # the last words may still reach it
+                assert (await asking).status == 503
+            async with asyncio.timeout(5):
+                await engine.visits[0].was_left.wait()
+        assert node.driver._takers == {}
+        await node.upstreams.close()
+        await node.close()
+
+    uvloop.run(main())

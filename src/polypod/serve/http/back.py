@@ -63,11 +63,11 @@ class Response:
         """All of the body. Raises `UpstreamError` also for one above `MOST_ANSWER_BYTES`."""
         self._most_bytes = MOST_ANSWER_BYTES
         self.throttle(is_full=False)
-        while not self._is_complete:
+        while not self._is_complete and self._held_bytes <= MOST_ANSWER_BYTES:
             await self._news()
-            if self._held_bytes > MOST_ANSWER_BYTES:
-                detail = f"an answer larger than {MOST_ANSWER_BYTES} bytes"
-                raise UpstreamError(kind="engine", detail=detail)
+        if self._held_bytes > MOST_ANSWER_BYTES:
+            detail = f"an answer larger than {MOST_ANSWER_BYTES} bytes"
+            raise UpstreamError(kind="engine", detail=detail)
         return self._take()
 
     async def readany(self) -> bytes:
