@@ -378,14 +378,11 @@ def test_exactly_means_within_one_build(lab, tmp_path):
 
 
 def test_llama_cpp_is_asked_by_its_own_completion_behind_its_template(lab, tmp_path):
-    def probs(*tokens):
-        return {"content": [{"id": id_, "bytes": list(text.encode())} for id_, text in tokens]}
+    def told(text, id_, made):
+        event = json.loads(said(text, logprobs={"content": [{"id": id_}]})[6:])
+        return b"data: " + json.dumps(event | {"timings": {"predicted_n": made}}).encode() + b"\n\n"
 
-    first = breaks(
-        ROLE,
-        said("one ", logprobs=probs((11, "one "))),
-        said("🎉", logprobs={"content": [{"id": 230, "bytes": [137]}]}),
-    )
+    first = breaks(ROLE, told("one ", 11, 1), told("🎉", 230, 4))
 
     async def template(visit):
         await visit.whole(b'{"prompt": "<user>hi<assistant>"}')
@@ -414,9 +411,10 @@ def test_llama_cpp_is_asked_by_its_own_completion_behind_its_template(lab, tmp_p
     assert asked_b == ["/apply-template", "/tokenize", "/completion"]
     sent = bodies(found["b"])[2]
     assert sent["prompt"] == ["<user>hi<assistant>", 11, 228, 229, 230]
-    assert (sent["n_predict"], sent["stream"], sent["temperature"]) == (18, True, 0)
+    assert (sent["n_predict"], sent["stream"], sent["temperature"]) == (16, True, 0)
     assert found["heard"].text == "one 🎉 two"
     assert "logprobs" not in found["heard"].raw
+    assert "timings" not in found["heard"].raw
     assert found["heard"].is_done
     assert found["heard"].finishes == ["stop"]
 

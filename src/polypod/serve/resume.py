@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from polypod.serve.continuation import HOW, How
-from polypod.serve.transcript import LaterLeg, Leg, NativeLeg, Transcript
+from polypod.serve.transcript import LaterLeg, Leg, NativeLeg, Piece, Transcript
 from polypod.serve.upstream import Upstream
 from polypod.serve.wire import ChatRequest
 
@@ -14,6 +14,12 @@ _encode: Final = msgspec.json.Encoder().encode
 _NOT_NATIVE: Final = frozenset(
     ("model", "messages", "max_tokens", "max_completion_tokens", "stream_options", "n", "logprobs", "top_logprobs", "user")
 )  # fmt: skip
+_SHOWS: Final[dict[str, dict[str, Any]]] = {
+    "ids": {"return_token_ids": True},
+    "completion": {"logprobs": True, "top_logprobs": 1, "timings_per_token": True},
+}
+"""How an engine is made to tell its tokens: llama.cpp the last one of each event, and how many there are."""
+
 _LIMITS: Final = ("max_tokens", "max_completion_tokens")
 
 
@@ -76,8 +82,7 @@ def known_ids(transcript: Transcript) -> list[int]:
 
 def _with_ids(body: bytes, how: How) -> bytes:
     """The first attempt's request, so that it tells its tokens."""
-    shows = {"return_token_ids": True} if how.exact == "ids" else {"logprobs": True, "top_logprobs": 1}  # fmt: skip
-    return _encode(msgspec.json.decode(body) | shows)
+    return _encode(msgspec.json.decode(body) | _SHOWS[how.exact or "ids"])
 
 
 def _by_text(given: dict[str, Any], how: How, replica: str, transcript: Transcript) -> Asking:
@@ -99,7 +104,7 @@ async def _by_completion(
     ids: list[int] = []
     for piece in transcript.pieces:
         if None in piece.ids:
-            ids += await _tokens_of(upstream, piece.text, len(piece.ids))
+            ids += await _tokens_of(upstream, piece)
         else:
             ids += [token for token in piece.ids if token is not None]
     native = {name: value for name, value in given.items() if name not in _NOT_NATIVE}
@@ -108,17 +113,17 @@ async def _by_completion(
     return Asking(body=_encode(native), leg=NativeLeg(transcript, replica), path="/completion")
 
 
-async def _tokens_of(upstream: Upstream, text: str, count: int) -> list[int]:
+async def _tokens_of(upstream: Upstream, piece: Piece) -> list[int]:
     """The tokens of a piece of which only the last one was told: a character in several tokens, or what a stop string held up.
 
-    They are taken as the tokeniser writes the text. A model may have written it otherwise; nothing tells.
+    They are taken as the tokeniser writes the text, if those are as many and end alike. A model may have written it otherwise; nothing tells.
     """
-    found = await _posted(upstream, "/tokenize", {"content": text, "add_special": False, "parse_special": False})  # fmt: skip
-    tokens: list[int] = found["tokens"]
-    if count > 1 and len(tokens) != count:
+    asked = {"content": piece.text, "add_special": False, "parse_special": False}
+    found: list[int] = (await _posted(upstream, "/tokenize", asked))["tokens"]
+    if len(found) != len(piece.ids) or any(told not in (None, own) for told, own in zip(piece.ids, found, strict=True)):  # fmt: skip
         msg = "the engine did not tell all of its tokens"
         raise CannotGoOnError(msg)
-    return tokens
+    return found
 
 
 async def _posted(upstream: Upstream, path: str, body: dict[str, Any]) -> dict[str, Any]:

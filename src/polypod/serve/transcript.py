@@ -30,11 +30,14 @@ class _Delta(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Logprob(msgspec.Struct, frozen=True, kw_only=True):
     id: int | None = None
-    bytes: list[int] | None = None
 
 
 class _Logprobs(msgspec.Struct, frozen=True, kw_only=True):
     content: list[_Logprob] | None = None
+
+
+class _Timings(msgspec.Struct, frozen=True, kw_only=True):
+    predicted_n: int | None = None
 
 
 class _Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +52,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     choices: list[_Choice] = []
     usage: Usage | None = None
+    timings: _Timings | None = None  # llama.cpp's: tokens up to here
     error: Any = None
 
 
@@ -150,6 +154,7 @@ class Leg:
         self.tokens_before = transcript.tokens
         self._transcript = transcript
         self._hides_ids = hides_ids
+        self._told = 0  # tokens of this part, where the engine counts them
 
     @property
     def has_ended(self) -> bool:
@@ -184,15 +189,32 @@ class Leg:
             return b""
         if event.usage is not None:
             self._count(event.usage)
-        return self._choice(event.choices[0], data) if event.choices else self._usage(event, data)
+        return self._choice(event, data) if event.choices else self._usage(event, data)
 
-    def _choice(self, choice: _Choice, data: bytes) -> bytes:
+    def _choice(self, event: Event, data: bytes) -> bytes:
+        choice = event.choices[0]
         self._look(choice)
         if choice.delta.content:
-            self._transcript.made(_piece(choice, choice.delta.content))
+            self._transcript.made(self._piece(event, choice.delta.content))
         if choice.finish_reason is not None:
             self._transcript.finish = choice.finish_reason
         return _stripped(data) if self._hides_ids else _plain(data)
+
+    def _piece(self, event: Event, text: str) -> Piece:
+        """With its tokens, as far as they are told."""
+        choice = event.choices[0]
+        if choice.token_ids is not None:
+            return Piece(text=text, ids=tuple(choice.token_ids))
+        said = choice.logprobs.content if choice.logprobs is not None else None
+        made = event.timings.predicted_n if event.timings is not None else None
+        if not said or made is None:
+            return Piece(text=text)
+        return Piece(text=text, ids=self._with_last(said[-1].id, made))
+
+    def _with_last(self, last: int | None, made: int) -> tuple[int | None, ...]:
+        """The tokens since the piece before, of which the last one is told."""
+        unknown, self._told = max(made - self._told - 1, 0), made
+        return (*(None,) * unknown, last)
 
     def _look(self, choice: _Choice) -> None:
         delta = choice.delta
@@ -237,11 +259,12 @@ class LaterLeg(Leg):
             return seam + out
         return out
 
-    def _choice(self, choice: _Choice, data: bytes) -> bytes:
+    def _choice(self, event: Event, data: bytes) -> bytes:
+        choice = event.choices[0]
         self._look(choice)
         content, out = choice.delta.content, b""
         if content:
-            out += self.push(_piece(choice, content))
+            out += self.push(self._piece(event, content))
         if choice.finish_reason is not None and not self.is_over:
             out += self.finish(choice.finish_reason)
         return out
@@ -301,23 +324,23 @@ class LaterLeg(Leg):
 class NativeLeg(LaterLeg):
     """The same over the events of llama.cpp's own /completion. It tells the last token of each event, and how many there are by now."""
 
-    _told = 0
-
     def _chunk(self, data: bytes) -> bytes:
         event = _COMPLETIONS.decode(data)
         if event.error is not None:
             self.error = event.error
             return b""
-        out, new = b"", event.tokens_predicted - self._told
-        self._told = event.tokens_predicted
+        out = b""
         if event.content:
-            is_known = new == len(event.tokens)
-            out += self.push(Piece(text=event.content, ids=tuple(event.tokens) if is_known else (None,) * new))  # fmt: skip
+            last = event.tokens[-1] if event.tokens else None
+            ids = self._with_last(last, event.tokens_predicted)
+            out += self.push(Piece(text=event.content, ids=ids))
         if not event.stop or self.is_over:
             return out
         self.is_done = True
         reason = "length" if event.stop_type == "limit" else "stop"
-        self._count(Usage(prompt_tokens=event.tokens_evaluated, completion_tokens=self._told))
+        self._count(
+            Usage(prompt_tokens=event.tokens_evaluated, completion_tokens=event.tokens_predicted)
+        )
         return out + self.finish(reason) + self._transcript.end(reason, self.usage)
 
 
@@ -338,15 +361,6 @@ def _stripped(data: bytes) -> bytes:
     for choice in chunk.get("choices", ()):
         choice.pop("token_ids", None)
         choice.pop("logprobs", None)
-    chunk.pop("prompt_token_ids", None)
+    for name in ("prompt_token_ids", "timings"):
+        chunk.pop(name, None)
     return _plain(_encode(chunk))
-
-
-def _piece(choice: _Choice, text: str) -> Piece:
-    """With its tokens, where they are told; with logprobs only the last one is, and its bytes say whether it is all."""
-    if choice.token_ids is not None:
-        return Piece(text=text, ids=tuple(choice.token_ids))
-    told = choice.logprobs.content if choice.logprobs is not None else None
-    if not told or bytes(told[-1].bytes or ()) != text.encode():
-        return Piece(text=text)
-    return Piece(text=text, ids=(told[-1].id,))

@@ -12,7 +12,7 @@ HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": 
 
 
 def read(**parameters: Any):
-    return read_request(json.dumps(HELLO | parameters).encode())
+    return read_request(json.dumps(HELLO | parameters).encode())[0]
 
 
 def problem(**parameters: Any):

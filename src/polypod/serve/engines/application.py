@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 
 import uvicorn
 
-from polypod.serve.engines.chat import Answer, ChatRequest, read_request, refused
+from polypod.serve.engines.chat import Answer, ChatRequest, Continued, read_request, refused
 from polypod.serve.engines.child import ChildOptions
 from polypod.serve.engines.generation import Piece
 from polypod.serve.wire import ProblemError, models_body
@@ -61,7 +61,7 @@ class Computes(Protocol):
     def output_tokens_total(self) -> int: ...
     @property
     def steps_total(self) -> int: ...
-    def submit(self, request: ChatRequest) -> Answering: ...
+    def submit(self, request: ChatRequest, given: Continued) -> Answering: ...
 
 
 async def serve(
@@ -149,11 +149,11 @@ class Application:
         await connection.send(200, b"text/plain; version=0.0.4", lines.encode())
 
     async def _chat(self, connection: "_Connection") -> None:
-        request = read_request(await connection.body())
+        request, given = read_request(await connection.body())
         if request.model != self._model:
             msg = f"this engine serves {self._model!r}, not {request.model!r}"
             raise refused(msg, code="model_not_found", param="model", status=404)
-        generation = self._batch.submit(request)
+        generation = self._batch.submit(request, given)
         answer = Answer(secrets.token_hex(12), self._model)
         work = self._stream if request.stream else self._whole
         task = asyncio.create_task(work(connection, request, generation, answer))
@@ -197,7 +197,8 @@ class Application:
                 await connection.start(200, _EVENTS)
                 await connection.write(answer.event({"role": "assistant", "content": ""}))
             if piece.text:
-                await connection.write(answer.event({"content": piece.text}))
+                event = answer.event({"content": piece.text}, ids=piece.ids or None)
+                await connection.write(event)
             if piece.finish:
                 await connection.write(answer.event({}, piece.finish))
         if request.wants_usage:

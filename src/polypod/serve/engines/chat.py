@@ -4,7 +4,7 @@ What would change the answer and cannot be honoured is refused by name, never ig
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -122,14 +122,51 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return asked
 
 
-def read_request(body: bytes) -> ChatRequest:
-    """Raises `ProblemError` (400) that names the parameter at fault."""
+class Continued(msgspec.Struct, frozen=True, kw_only=True):
+    """What of an answer is there already: its text, or its tokens, and whether new ones are told."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    shows_ids: bool = False
+
+
+NEW: Final = Continued()
+"""Nothing of it."""
+
+_Ids = Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=1 << 20)]
+
+
+def read_request(body: bytes) -> tuple[ChatRequest, Continued]:
+    """Raises `ProblemError` (400) that names the parameter at fault.
+
+    With `continue_final_message`, as vLLM and SGLang have it, the last message is the answer's own beginning and is gone on with;
+    `continue_token_ids` are the tokens of it; with `return_token_ids`, as vLLM has it, the events of a stream tell theirs.
+    """
     try:
         given = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
         msg = f"the request body is not a JSON object: {error}"
         raise refused(msg, code="invalid_json") from error
-    return checked(given)
+    goes_on = given.pop("continue_final_message", None) is True
+    given.pop("add_generation_prompt", None)
+    shows_ids = given.pop("return_token_ids", None) is True
+    ids = _token_ids(given.pop("continue_token_ids", None))
+    request = checked(given)
+    if not goes_on:
+        return request, Continued(ids=ids, shows_ids=shows_ids)
+    *before, last = request.messages
+    if last.role != "assistant" or not before:
+        msg = "continue_final_message wants a last message of the assistant after another one"
+        raise refused(msg, code="invalid_value", param="continue_final_message")
+    request = msgspec.structs.replace(request, messages=before)
+    return request, Continued(text=last.turn["content"], ids=ids, shows_ids=shows_ids)
+
+
+def _token_ids(given: object) -> tuple[int, ...]:
+    try:
+        return tuple(msgspec.convert([] if given is None else given, _Ids))
+    except msgspec.ValidationError as error:
+        raise refused(str(error), code="invalid_value", param="continue_token_ids") from error
 
 
 def checked(given: dict[str, Any]) -> ChatRequest:
@@ -169,9 +206,16 @@ class Answer:
     def __init__(self, request_id: str, model: str, now_s: Callable[[], float] = time.time) -> None:
         self._head = {"id": f"chatcmpl-{request_id}", "created": int(now_s()), "model": model}
 
-    def event(self, delta: dict[str, str], finish: FinishReason | None = None) -> bytes:
+    def event(
+        self,
+        delta: dict[str, str],
+        finish: FinishReason | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> bytes:
         """One server-sent event."""
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
+        if ids is not None:
+            choice["token_ids"] = ids
         return self._event({"choices": [choice]})
 
     def usage_event(self, prompt_tokens: int, output_tokens: int) -> bytes:

@@ -10,20 +10,36 @@ from polypod.serve.engines.text import Decode, Detokeniser, StopWatch
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step added to an answer."""
+    """What one step added to an answer, and the tokens that say so since the piece before, where they are shown."""
 
     text: str
     finish: FinishReason | None = None
+    ids: tuple[int, ...] = ()
 
 
 class Written:
-    """Text of one answer. Used from the event loop alone."""
+    """Text of one answer. Used from the event loop alone.
 
-    def __init__(self, decode: Decode, stops: Sequence[str], prompt_tokens: int) -> None:
+    `before` are the tokens that it goes on after, if it does. Where it `shows_ids`, text goes out with all of its tokens and no others: what a stop
+    string holds up, whole.
+    """
+
+    def __init__(
+        self,
+        decode: Decode,
+        stops: Sequence[str],
+        prompt_tokens: int,
+        *,
+        before: Sequence[int] = (),
+        shows_ids: bool = False,
+    ) -> None:
         self.prompt_tokens = prompt_tokens
         self.output_tokens = 0
-        self._text = Detokeniser(decode)
+        self._text = Detokeniser(decode, before)
         self._watch = StopWatch(stops)
+        self._shows_ids = shows_ids
+        self._waiting = ""
+        self._ids: list[int] = []
         self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
 
     async def pieces(self) -> AsyncIterator[Piece]:
@@ -38,10 +54,14 @@ class Written:
         """Add a token; True where a stop string is complete, and the answer with it."""
         self.output_tokens += 1
         text = self._watch.push(self._text.push(token))
+        if self._shows_ids:
+            self._ids.append(token)
         if self._watch.has_stopped:
-            self._pieces.put_nowait(Piece(text=text, finish="stop"))
+            self._tell(text, "stop")
+        elif self._shows_ids and self._watch.held:
+            self._waiting += text
         elif text:
-            self._pieces.put_nowait(Piece(text=text))
+            self._tell(text)
         return self._watch.has_stopped
 
     def finish(self, reason: FinishReason) -> None:
@@ -49,4 +69,9 @@ class Written:
         rest = self._watch.push(self._text.finish())
         if not self._watch.has_stopped:
             rest += self._watch.finish()
-        self._pieces.put_nowait(Piece(text=rest, finish=reason))
+        self._tell(rest, reason)
+
+    def _tell(self, text: str, finish: FinishReason | None = None) -> None:
+        text, self._waiting = self._waiting + text, ""
+        self._pieces.put_nowait(Piece(text=text, finish=finish, ids=tuple(self._ids)))
+        self._ids.clear()

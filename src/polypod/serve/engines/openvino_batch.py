@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
-from polypod.serve.engines.chat import ChatRequest
+from polypod.serve.engines.chat import NEW, ChatRequest, Continued
 from polypod.serve.engines.child import ChildOptions
 from polypod.serve.engines.generation import Written
 from polypod.serve.engines.openvino import OPENVINO
@@ -44,9 +44,16 @@ class Generation(Written):
     """One answer in the making, with the library's hold on it."""
 
     def __init__(
-        self, handle: Handle, decode: Decode, stops: Sequence[str], prompt_tokens: int
+        self,
+        handle: Handle,
+        decode: Decode,
+        stops: Sequence[str],
+        prompt_tokens: int,
+        *,
+        before: Sequence[int] = (),
+        shows_ids: bool = False,
     ) -> None:
-        super().__init__(decode, stops, prompt_tokens)
+        super().__init__(decode, stops, prompt_tokens, before=before, shows_ids=shows_ids)
         self._handle = handle
         self._is_cancelled = False
 
@@ -109,16 +116,25 @@ class Batch:
         """Text of some tokens, special ones left out."""
         return str(self._tokeniser.decode(list(ids), skip_special_tokens=True)) if ids else ""
 
-    def submit(self, request: ChatRequest) -> Generation:
-        """Let a request join the next step. Raises `ProblemError` (400) where it does not fit."""
+    def submit(self, request: ChatRequest, given: Continued = NEW) -> Generation:
+        """Let a request join the next step, after what of its answer is given. Raises `ProblemError` (400) where it does not fit."""
         turns = [message.turn for message in request.messages]
         prompt = self._tokeniser.apply_chat_template(turns, add_generation_prompt=True)
-        ids = self._tokeniser.encode(prompt, add_special_tokens=False).input_ids
+        ids = self._tokeniser.encode(prompt + given.text, add_special_tokens=False).input_ids
+        ids = _followed_by(ids, given.ids)
         prompt_tokens = int(ids.shape[1])
         new_tokens = request.max_new_tokens(prompt_tokens, self.context_tokens)
         self._next_id += 1
         handle = self._pipeline.add_request(self._next_id, ids, self._settings(request, new_tokens))
-        generation = Generation(handle, self.decode, request.stops, prompt_tokens)
+        before = ids.data[0].tolist() if given.text or given.ids else ()
+        generation = Generation(
+            handle,
+            self.decode,
+            request.stops,
+            prompt_tokens,
+            before=before,
+            shows_ids=given.shows_ids,
+        )
         self._running.append(generation)
         self.prompt_tokens_total += prompt_tokens
         self._work.set()
@@ -173,6 +189,16 @@ class Batch:
                 secrets.randbits(31) if request.seed is None else request.seed % (1 << 31)
             )
         return settings
+
+
+def _followed_by(ids: Library, more: Sequence[int]) -> Library:
+    """A prompt's tokens with these behind them."""
+    if not more:
+        return ids
+    import numpy as np
+    import openvino
+
+    return openvino.Tensor(np.array([[*ids.data[0].tolist(), *more]], dtype=np.int64))
 
 
 def _load(options: ChildOptions) -> Library:

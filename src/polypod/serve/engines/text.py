@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 
+_WINDOW = 8
+"""Tokens that are enough to see how the next one is written."""
+
 
 class Detokeniser:
     """Gives each token's text as soon as it is whole.
@@ -21,11 +24,12 @@ class Detokeniser:
     ['a', '', '汉', '!']
     """
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, before: Sequence[int] = ()) -> None:
+        """`before` are tokens that the text goes on after, shown elsewhere."""
         self._decode = decode
-        self._ids: list[int] = []
+        self._ids = list(before[-_WINDOW:])
         self._window_start = 0
-        self._shown_end = 0
+        self._shown_end = len(self._ids)
 
     def push(self, token: int) -> str:
         """The text this token completes; empty where it completes none."""

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from polypod.serve.engines.chat import ChatRequest, FinishReason, refused
+from polypod.serve.engines.chat import NEW, ChatRequest, Continued, FinishReason, refused
 from polypod.serve.engines.child import ChildOptions
 from polypod.serve.engines.generation import Written
 from polypod.serve.engines.text import Decode
@@ -70,8 +70,11 @@ class Batch:
         """Text of some tokens, special ones left out."""
         return str(self._tokeniser.decode(list(ids), skip_special_tokens=True)) if ids else ""
 
-    def submit(self, request: ChatRequest) -> Generation:
-        """Let a request run. Raises `ProblemError` (400) where it does not fit."""
+    def submit(self, request: ChatRequest, given: Continued = NEW) -> Generation:
+        """Let a request run. Raises `ProblemError` (400) where it does not fit, or goes on with an answer."""
+        if given != NEW:
+            msg = "this engine begins answers, and goes on with none"
+            raise refused(msg, code="unsupported_parameter", param="continue_final_message")
         for name in ("frequency_penalty", "presence_penalty"):
             if getattr(request, name):
                 msg = f"Transformers has no {name}; leave it out, or say repeat_penalty"
