@@ -1,5 +1,6 @@
 """From a machine to a plan: how cores are split, and what cannot run here."""
 
+import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from polypod.catalog.load import load_model
 from polypod.cost.cpu import HostRates
 from polypod.errors import FileError, InputError, UnknownNameError
 from polypod.plan.host import CoreGroup, LocalEngine, plan_host
@@ -14,7 +16,15 @@ from polypod.plan.spec import Plan
 from polypod.serve.devices.cgroup import CgroupLimits
 from polypod.serve.devices.cpu import CpuGroup, HostCpu
 from polypod.serve.devices.measure import Bandwidth, GemmRate, HostMeasurement, Sampled
-from polypod.serve.local import core_groups, local_engines, local_model, prepare, split_cores
+from polypod.serve.local import (
+    core_groups,
+    format_of,
+    local_engines,
+    local_model,
+    measured_groups,
+    prepare,
+    split_cores,
+)
 from polypod.serve.memory import limits_bytes, need_bytes
 
 
@@ -138,3 +148,52 @@ def test_limits_share_the_memory_out_and_are_never_below_what_is_predicted() -> 
         plan, services=(msgspec.structs.replace(service, pools=(unsaid,)),)
     )
     assert limits_bytes(alone, host) == {}
+
+
+def checkpoint(path: Path, template: str | None = "{{ messages }}") -> Path:
+    """A folder with the configuration of a model and weights of no use."""
+    config = load_model("smollm2").config
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [8], "data_offsets": [0, 16]}}).encode()
+    weights = len(header).to_bytes(8, "little") + header + bytes(16)
+    (path / "model.safetensors").write_bytes(weights)
+    return path
+
+
+def test_a_folder_with_safetensors_is_a_model_and_computed_in_fp32_on_cores(tmp_path: Path) -> None:
+    local = local_model(checkpoint(tmp_path))
+
+    assert (local.model.num_layers, local.weight_format) == (30, "fp32")
+    assert (local.served_name, local.weights) == (tmp_path.name, str(tmp_path))
+    assert format_of(local) == "safetensors"
+
+
+def test_a_folder_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="has no chat template"):
+        local_model(checkpoint(tmp_path, template=None))
+
+
+def test_an_engine_that_does_not_read_the_format_is_refused_with_those_that_do() -> None:
+    with pytest.raises(InputError, match=r"'vllm' reads safetensors, not gguf; engines that do: llama\.cpp, openvino, transformers"):  # fmt: skip
+        local_engines(("vllm",), "gguf")
+    with pytest.raises(InputError, match=r"'llama\.cpp' reads gguf, not safetensors"):
+        local_engines(("llama.cpp",), "safetensors")
+
+
+def test_each_half_is_measured_by_itself_for_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second half is beside a busy neighbour."""
+    speeds = {(0,): 100e9, (1,): 50e9}
+
+    def measure(cores: tuple[int, ...]) -> HostMeasurement:
+        rate = sampled(speeds[cores])
+        return HostMeasurement(
+            at=datetime(2026, 1, 1, tzinfo=UTC), cpu="m", kernel="6", cores=cores, versions={}, absent={}, seconds=1.0,
+            gemm=(GemmRate(dtype="fp32", threads=1, flops_per_s=rate, kernel="k"),),
+            bandwidth=(Bandwidth(kind="read", threads=1, buffer_bytes=2**27, exceeds_cache=False, bytes_per_s=rate),),
+        )  # fmt: skip
+
+    monkeypatch.setattr("polypod.serve.local.measure_host", measure)
+    groups = measured_groups(machine((0, 1)))
+
+    assert [(one.cores, one.rates.gemm_flops_per_s) for one in groups] == [*speeds.items()]

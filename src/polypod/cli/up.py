@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         nargs="?",
-        metavar="GGUF",
-        help="a model file (default: the embedded SmolLM2-135M-Instruct)",
+        metavar="MODEL",
+        help="a model file, or a folder with safetensors (default: the embedded SmolLM2-135M-Instruct)",
     )
     parser.add_argument("--plan", metavar="FILE", help="serve this plan instead of making one")
     parser.add_argument(
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="llama.cpp or openvino; repeat for several (default: all that are installed)",
+        help="llama.cpp, openvino, vllm, transformers; repeat for several (default: those installed that read the model's format)",
     )
     parser.add_argument(
         "--context",
@@ -91,6 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--drain", default="30s", metavar="TIME", help="how long answers under way may take when it is stopped (default: 30s)")  # fmt: skip
     parser.add_argument("--engine-memory", metavar="SIZE", help="the most each engine may take; one that takes more is started anew (default: its share of the machine's)")  # fmt: skip
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="one model over both halves of the cores, each with as many layers as it is fast; vllm runs it",
+    )
     add_ghosts(parser)
     parser.add_argument("--once", action="store_true", help="answer one question, stop, and exit")
     parser.add_argument(
@@ -121,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
             engines=tuple(args.engine),
             context_tokens=tokens("--context", args.context),
             is_apart=args.apart,
+            is_staged=args.stages,
         )
         plan = read_plan(Path(args.plan)) if args.plan else plan_local(cpu, measured, wishes)
         prepared = replace(

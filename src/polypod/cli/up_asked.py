@@ -7,12 +7,12 @@ from polypod.cli.up_text import Answered, HandedOver
 from polypod.cost.calibration import Case
 from polypod.cost.steptime import StepTime
 from polypod.errors import RunError
-from polypod.plan.host import RequestTime, engine_model, request_time, step_times
+from polypod.plan.host import RequestTime, request_time
+from polypod.plan.host_stages import pool_step_times
 from polypod.plan.predict import service_model
 from polypod.policy.events import ReplicaUp
 from polypod.serve.ask import Asked
 from polypod.serve.node import LiveNode, Prepared, WarmUp
-from polypod.workload.precision import element_bytes
 
 QUESTION: Final = "What is the capital of France? Answer in one sentence."
 ANSWER_TOKENS: Final = 48
@@ -80,10 +80,5 @@ def _predicted(prepared: Prepared, up: ReplicaUp, asked: Asked) -> RequestTime:
 def _step_times(prepared: Prepared, up: ReplicaUp) -> dict[Case, StepTime]:
     service = next(one for one in prepared.plan.services if one.model == up.model)
     pool = next(one for one in service.pools if one.name == up.pool)
-    rates = prepared.plan.fleet[pool.on].measured
-    assert rates is not None, "prepare let only hosts pass"
-    per_element = element_bytes(pool.precision.kv, "kv")
-    _, times = step_times(
-        str(pool.engine), rates, engine_model(service_model(service), per_element)
-    )
+    _, times = pool_step_times(service_model(service), pool, prepared.plan.fleet)
     return times

@@ -204,12 +204,22 @@ def up_object(
 
 
 def _pool_row(plan: Plan, pool: Pool) -> list[str]:
-    cores = plan.fleet[pool.on].cores or ()
+    cores = _places(plan, pool)
     predicted = pool.predicted
     if predicted is None:
-        return [f"{pool.name}-0", _cores(cores), "?", "?", "?"]
+        return [f"{pool.name}-0", cores, "?", "?", "?"]
     full = f"{units.significant(predicted.tokens_per_s_per_accelerator)} tokens/s"
-    return [f"{pool.name}-0", _cores(cores), _spread(predicted.ttft), _spread(predicted.tpot), full]
+    return [f"{pool.name}-0", cores, _spread(predicted.ttft), _spread(predicted.tpot), full]
+
+
+def _places(plan: Plan, pool: Pool) -> str:
+    """The cores, and of a pipeline how many layers are on which."""
+    if not pool.stages:
+        return _cores(plan.fleet[pool.on].cores or ())
+    return " + ".join(
+        f"{_cores(plan.fleet[stage.on].cores or ())} ({stage.layers} layers)"
+        for stage in pool.stages
+    )
 
 
 def _cores(cores: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ Left out: that stages share the memory's bandwidth, and attention's and norms' p
 `plan.stages` does the same for chips of the catalog, where compositions and memory are chosen too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Final
@@ -38,6 +38,7 @@ from polypod.plan.host import (
 from polypod.plan.spec import Plan, Pool, PoolPrediction, PoolStage, Source
 from polypod.workload.layout import Layout
 from polypod.workload.model import Model, layer_parameters
+from polypod.workload.precision import element_bytes
 
 ENGINES: Final = ("vllm",)
 """That run a pipeline over processes of a host."""
@@ -92,7 +93,7 @@ def plan_host_stages(
     return msgspec.structs.replace(whole, fleet=fleet, services=(service,))
 
 
-def host_stages(model: Model, pool_stages: Sequence[PoolStage], fleet: dict[str, Source]) -> tuple[HostStage, ...]:  # fmt: skip
+def host_stages(model: Model, pool_stages: Sequence[PoolStage], fleet: Mapping[str, Source]) -> tuple[HostStage, ...]:  # fmt: skip
     """A plan's stages with what they hold. Raises `InputError` where their layers are not the model's."""
     layers = sum(stage.layers for stage in pool_stages)
     if layers != model.num_layers:
@@ -139,7 +140,29 @@ def stages_step_time(
     )
 
 
-def _best(model: Model, engine: LocalEngine, fleet: dict[str, Source], micro_batch: int) -> tuple[PoolStage, ...]:  # fmt: skip
+def pool_step_times(
+    model: Model, pool: Pool, fleet: Mapping[str, Source]
+) -> tuple[CpuCalibration, dict[Case, StepTime]]:
+    """The calibration and the step times of a pool on a host's cores, in one piece or in stages, in the three cases.
+
+    Raises `InputError` where its engine is not said or was never measured on a CPU.
+    """
+    if pool.engine is None:
+        msg = "a pool on a host needs its engine, as 'llama.cpp' or 'openvino'"
+        raise InputError(msg)
+    per_element = element_bytes(pool.precision.kv, "kv")
+    if not pool.stages:
+        rates = fleet[pool.on].measured
+        assert rates is not None, "only hosts come here"
+        return step_times(pool.engine, rates, engine_model(model, per_element))
+    stages = host_stages(model, pool.stages, fleet)
+    times: dict[Case, StepTime] = {}
+    for case in CASES:
+        calibration, times[case] = stages_step_time(pool.engine, model, per_element, stages, case)
+    return calibration, times
+
+
+def _best(model: Model, engine: LocalEngine, fleet: Mapping[str, Source], micro_batch: int) -> tuple[PoolStage, ...]:  # fmt: skip
     """The order and the layers whose slowest stage is the fastest; among equals the shortest way through, then the order given."""
     shape = engine_model(model, engine.kv_bytes_per_element)
     whole_s = {}
@@ -172,13 +195,8 @@ def _spread(model: Model, order: Sequence[str], whole_s: dict[str, float]) -> tu
     return tuple(PoolStage(on=name, layers=n) for name, n in zip(order, layers, strict=True))
 
 
-def _predicted(model: Model, engine: LocalEngine, pool: Pool, fleet: dict[str, Source]) -> PoolPrediction:  # fmt: skip
-    stages = host_stages(model, pool.stages, fleet)
-    times: dict[Case, StepTime] = {}
-    for case in CASES:
-        calibration, times[case] = stages_step_time(
-            engine.name, model, engine.kv_bytes_per_element, stages, case
-        )
+def _predicted(model: Model, engine: LocalEngine, pool: Pool, fleet: Mapping[str, Source]) -> PoolPrediction:  # fmt: skip
+    calibration, times = pool_step_times(model, pool, fleet)
     alone = request_time(
         calibration,
         times,

@@ -6,15 +6,13 @@ from typing import Final
 from polypod import units
 from polypod.catalog.load import load_model
 from polypod.cost.bands import band_of
-from polypod.cost.cpu import HostRates
 from polypod.cost.deployment import Deployment
 from polypod.cost.measured import BACKENDS
 from polypod.engine.prefix import TierSettings
 from polypod.engine.settings import played
 from polypod.errors import InputError
 from polypod.plan.handover import Handover, handover
-from polypod.plan.host import engine_model, step_times
-from polypod.plan.host_stages import host_stages, stages_step_time
+from polypod.plan.host_stages import pool_step_times
 from polypod.plan.place import island, joined_by_network
 from polypod.plan.spec import Plan, Pool, Service, Source
 from polypod.plan.uneven import Timed, with_experts_apart, with_stages
@@ -26,7 +24,6 @@ from polypod.workload.gguf import read_header
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.memory import kv_bytes_per_token_per_rank
 from polypod.workload.model import Model
-from polypod.workload.precision import element_bytes
 
 PREEMPTED_STEP_TOKENS: Final = 8192
 
@@ -131,12 +128,10 @@ def _replicas(
     name = pool.name or f"pool{place}"
     if pool.experts_on is not None:
         timed = with_experts_apart(plan, service, model, pool)
-    elif pool.stages and all(plan.fleet[stage.on].measured for stage in pool.stages):
-        timed = _over_host(model, pool, plan.fleet, context)
+    elif _is_on_host(plan, pool):
+        timed = _on_host(model, pool, plan.fleet, context)
     elif pool.stages:
         timed = with_stages(plan, service, model, pool)
-    elif source.measured is not None:
-        timed = _on_host(model, pool, source.measured, context)
     else:
         timed = _on_island(model, pool, source)
     return [
@@ -210,28 +205,20 @@ def _on_island(model: Model, pool: Pool, source: Source) -> Timed:
     )
 
 
-def _on_host(model: Model, pool: Pool, rates: HostRates, context: int) -> Timed:
-    if pool.engine is None:
-        msg = "a pool on a host needs its engine, as 'llama.cpp' or 'openvino'"
-        raise InputError(msg)
-    if pool.layout.world > 1:
+def _is_on_host(plan: Plan, pool: Pool) -> bool:
+    """On cores that were measured, all of it."""
+    places = [pool.on, *(stage.on for stage in pool.stages)]
+    return all(plan.fleet[name].measured is not None for name in places)
+
+
+def _on_host(model: Model, pool: Pool, fleet: dict[str, Source], context: int) -> Timed:
+    if not pool.stages and pool.layout.world > 1:
         msg = (
             f"a pool on a host is one rank, its layout is {pool.layout.world}; use the layout tp: 1"
         )
         raise InputError(msg)
-    per_element = element_bytes(pool.precision.kv, "kv")
-    _, steps = step_times(pool.engine, rates, engine_model(model, per_element))
+    _, steps = pool_step_times(model, pool, fleet)
     return Timed(step_time=steps["likely"], kv_capacity_tokens=context * pool.max_sequences)
-
-
-def _over_host(model: Model, pool: Pool, fleet: dict[str, Source], context: int) -> Timed:
-    if pool.engine is None:
-        msg = "a pool on a host needs its engine, as 'vllm'"
-        raise InputError(msg)
-    stages = host_stages(model, pool.stages, fleet)
-    per_element = element_bytes(pool.precision.kv, "kv")
-    _, step_time = stages_step_time(pool.engine, model, per_element, stages, "likely")
-    return Timed(step_time=step_time, kv_capacity_tokens=context * pool.max_sequences)
 
 
 def _context(service: Service, model: Model) -> int:

@@ -10,10 +10,12 @@ from polypod.cost.cpu import CpuCalibration, HostRates, calibration_for, cpu_cla
 from polypod.errors import FileError, InputError, UnknownNameError
 from polypod.plan.host import CoreGroup, LocalEngine, LocalModel, plan_host
 from polypod.plan.host_apart import host_apart, that_hand_over
+from polypod.plan.host_stages import ENGINES as STAGED
+from polypod.plan.host_stages import plan_host_stages
 from polypod.plan.predict import policy_settings, pool_replicas
-from polypod.plan.spec import Plan
+from polypod.plan.spec import Plan, Source
 from polypod.serve.devices.cpu import HostCpu
-from polypod.serve.devices.measure import HostMeasurement
+from polypod.serve.devices.measure import HostMeasurement, measure_host
 from polypod.serve.engines import ENGINES, USUAL
 from polypod.serve.engines.embedded import MODEL_NAME, embedded_weights
 from polypod.serve.engines.facts import WeightsFormat, facts_of, how_to_install
@@ -144,7 +146,11 @@ def _check_engine(name: str, weights_format: WeightsFormat | None) -> None:
 
 def format_of(local: LocalModel) -> WeightsFormat:
     """A folder holds safetensors, a file GGUF."""
-    return "safetensors" if Path(local.weights).is_dir() else "gguf"
+    return _format(local.weights)
+
+
+def _format(weights: str) -> WeightsFormat:
+    return "safetensors" if Path(weights).is_dir() else "gguf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,19 +161,52 @@ class Wishes:
     engines: tuple[str, ...] = ()
     context_tokens: int = 4096
     is_apart: bool = False  # prompts on one half of the cores, answers on the other
+    is_staged: bool = False  # one model over both halves, with as many layers on each as it is fast
 
 
 def plan_local(cpu: HostCpu, measured: HostMeasurement, wishes: Wishes) -> Plan:
-    """Plan one replica per half of the cores, on the engines that are installed; apart, on one that hands caches on."""
-    engines = local_engines(wishes.engines)
+    """Plan one replica per half of the cores, on the engines that are installed; apart, on one that hands caches on.
+
+    In stages, one replica over both halves, each of which is measured by itself, now.
+    """
+    local = local_model(wishes.weights)
+    free_bytes = float(cpu.usable_memory_bytes)
+    if wishes.is_staged:
+        (engine,) = local_engines(wishes.engines[:1] or STAGED[:1], format_of(local))
+        groups = measured_groups(cpu)
+        return plan_host_stages(
+            local,
+            groups,
+            engine,
+            free_memory_bytes=free_bytes,
+            context_tokens=wishes.context_tokens,
+        )
+    engines = local_engines(wishes.engines, format_of(local))
     plan = plan_host(
-        local_model(wishes.weights),
+        local,
         core_groups(cpu, measured),
         that_hand_over(engines) if wishes.is_apart else engines,
-        free_memory_bytes=float(cpu.usable_memory_bytes),
+        free_memory_bytes=free_bytes,
         context_tokens=wishes.context_tokens,
     )
     return host_apart(plan) if wishes.is_apart else plan
+
+
+def measured_groups(cpu: HostCpu) -> list[CoreGroup]:
+    """The halves of the cores, each measured by itself as it is now: beside a busy neighbour, less is left."""
+    groups = []
+    for cores in split_cores(cpu):
+        measured = measure_host(cores)
+        rates = HostRates(
+            cpu_class=cpu_class(cpu.features, cpu.architecture),
+            cpu=cpu.model,
+            cores=len(cores),
+            gemm_flops_per_s=_gemm(measured)[len(cores)],
+            read_bytes_per_s=_read(measured)[len(cores)],
+            measured_utc=measured.at.isoformat(timespec="seconds"),
+        )
+        groups.append(CoreGroup(cores=cores, rates=rates))
+    return groups
 
 
 def prepare(plan: Plan, folder: Path) -> Prepared:
@@ -175,29 +214,35 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
 
     Raises `InputError` for a pool that is on no host cores or on an engine that is not here.
     """
-    ups = tuple(pool_replicas(plan))
-    calibrations: dict[str, CpuCalibration] = {}
     for s, service in enumerate(plan.services):
         for p, pool in enumerate(service.pools):
-            source, path = plan.fleet[pool.on], f"`$.services[{s}].pools[{p}]`"
-            if source.measured is None or source.cores is None:
-                msg = f"pool on {pool.on!r} is not on this machine's cores; `polypod simulate` plays it, `up` runs hosts - at {path}"
-                raise InputError(msg)
-            absent = sorted(set(source.cores) - os.sched_getaffinity(0))
-            if absent:
-                msg = f"cores {absent} of {pool.on!r} are not this process's to use; it may use {sorted(os.sched_getaffinity(0))} - at {path}"
-                raise InputError(msg)
+            path = f"`$.services[{s}].pools[{p}]`"
+            for name in (pool.on, *(stage.on for stage in pool.stages)):
+                _check_cores(name, plan.fleet[name], path)
             if service.weights is None:
-                msg = f"service {service.model!r} names no weights; give it the path of a GGUF file - at `$.services[{s}]`"
+                msg = f"service {service.model!r} names no weights; give it the path of a GGUF file or of a folder with safetensors - at `$.services[{s}]`"
                 raise InputError(msg)
-            local_engines((str(pool.engine),))
-            calibration, _ = calibration_for(str(pool.engine), source.measured.cpu_class)
-            for up in ups:
-                if up.pool == pool.name:
-                    calibrations[up.replica] = calibration
+            local_engines((str(pool.engine),), _format(service.weights))
+    ups = tuple(pool_replicas(plan))
+    calibrations: dict[str, CpuCalibration] = {}
+    for pool in (pool for service in plan.services for pool in service.pools):
+        rates = plan.fleet[pool.on].measured
+        assert rates is not None, "checked above"
+        calibration, _ = calibration_for(str(pool.engine), rates.cpu_class)
+        calibrations |= {up.replica: calibration for up in ups if up.pool == pool.name}
     return Prepared(
         plan=plan, settings=policy_settings(plan), ups=ups, calibrations=calibrations, folder=folder
     )
+
+
+def _check_cores(name: str, source: Source, path: str) -> None:
+    if source.measured is None or source.cores is None:
+        msg = f"pool on {name!r} is not on this machine's cores; `polypod simulate` plays it, `up` runs hosts - at {path}"
+        raise InputError(msg)
+    absent = sorted(set(source.cores) - os.sched_getaffinity(0))
+    if absent:
+        msg = f"cores {absent} of {name!r} are not this process's to use; it may use {sorted(os.sched_getaffinity(0))} - at {path}"
+        raise InputError(msg)
 
 
 def prepare_ghosts(

@@ -1,0 +1,130 @@
+"""Pipelines over unlike cores of a host."""
+
+import itertools
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from polypod.cost.cpu import calibration_for
+from polypod.errors import InputError
+from polypod.plan.host import CoreGroup, LocalEngine, engine_model, step_times
+from polypod.plan.host_stages import (
+    host_stages,
+    plan_host_stages,
+    pool_step_times,
+)
+from polypod.plan.predict import pool_replicas
+from polypod.plan.spec import Plan, PoolStage, check
+from tests.plan.test_host import LLAMA_CPP, LOCAL, MODEL, RATES
+
+VLLM = LocalEngine(name="vllm", version="1", kv_bytes_per_element=4.0, max_step_tokens=512)
+SHAPE = engine_model(MODEL, 4.0)
+OWN = msgspec.structs.replace(RATES, cpu_class="x86-avx512")  # where vLLM was calibrated
+FP32 = replace(LOCAL, weight_format="fp32")
+
+
+def group(core: int, speed: float = 1.0) -> CoreGroup:
+    rates = msgspec.structs.replace(
+        OWN,
+        gemm_flops_per_s=speed * RATES.gemm_flops_per_s,
+        read_bytes_per_s=speed * RATES.read_bytes_per_s,
+    )
+    return CoreGroup(cores=(core,), rates=rates)
+
+
+def plan(*groups: CoreGroup) -> Plan:
+    return plan_host_stages(FP32, groups, VLLM, free_memory_bytes=20e9)
+
+
+def layers(made: Plan) -> list[tuple[str, int]]:
+    return [(stage.on, stage.layers) for stage in made.services[0].pools[0].stages]
+
+
+def test_the_head_counts_so_that_equal_cores_get_unequal_layers() -> None:
+    """Of 134.5 M, 30 layers are 106.2 M and the head 28.3 M, as eight layers: 19 against 11 and eight."""
+    assert layers(plan(group(0), group(1))) == [("cores0", 19), ("cores1", 11)]
+
+
+def test_a_slower_half_gets_fewer_layers_and_never_the_slowest_stage_worse_than_any_other_spread() -> None:  # fmt: skip
+    made = plan(group(0), group(1, speed=0.5))
+    pool = made.services[0].pools[0]
+
+    def slowest_s(stages: tuple[PoolStage, ...]) -> float:
+        found = host_stages(MODEL, stages, made.fleet)
+        whole = [step_times("vllm", one.rates, SHAPE)[1]["likely"].curve_s(4) for one in found]
+        return max(one.matrix_share * s for one, s in zip(found, whole, strict=True))
+
+    best_s = slowest_s(pool.stages)
+    for (first, second), n in itertools.product(itertools.permutations(("cores0", "cores1")), range(1, 30)):  # fmt: skip
+        other = (PoolStage(on=first, layers=n), PoolStage(on=second, layers=30 - n))
+        assert best_s <= slowest_s(other) + 1e-12
+    held = dict(layers(made))
+    assert held["cores0"] > held["cores1"]
+
+
+def test_three_groups_share_all_layers() -> None:
+    made = layers(plan(group(0), group(1), group(2, speed=2.0)))
+    assert sum(n for _, n in made) == 30
+    assert len({name for name, _ in made}) == 3
+    assert all(n >= 1 for _, n in made)
+
+
+def test_the_plan_holds_against_itself_and_is_read_as_one_replica() -> None:
+    made = plan(group(0), group(1))
+    check(made)
+    (up,) = pool_replicas(made)
+
+    assert up.replica == "vllm-stages-0"
+    assert up.step_time.stages == 2
+    assert made.services[0].pools[0].layout.pp == 2
+    assert made.services[0].pools[0].predicted.tokens_per_s_per_accelerator > 0
+
+
+def test_one_sequence_passes_every_stage_and_a_full_round_waits_for_the_slowest() -> None:
+    made = plan(group(0), group(1))
+    pool = made.services[0].pools[0]
+    calibration, times = pool_step_times(MODEL, pool, made.fleet)
+    found = host_stages(MODEL, pool.stages, made.fleet)
+    whole = step_times("vllm", found[0].rates, SHAPE)[1]["likely"]
+    hop_s = calibration.hop_s
+
+    alone_s = times["likely"].curve_s(1)
+    assert alone_s == pytest.approx(whole.curve_s(1) + 2 * hop_s)
+    slowest = max(one.matrix_share for one in found)
+    assert times["likely"].curve_s(16) == pytest.approx(2 * (slowest * whole.curve_s(8) + hop_s))
+
+
+def test_two_stages_serve_many_sequences_faster_than_one_half_alone() -> None:
+    made = plan(group(0), group(1))
+    pool = made.services[0].pools[0]
+    _, times = pool_step_times(MODEL, pool, made.fleet)
+    whole = step_times("vllm", OWN, SHAPE)[1]["likely"]
+    assert times["likely"].curve_s(64) < 0.8 * whole.curve_s(64)
+
+
+def test_the_band_is_the_engines_own() -> None:
+    made = plan(group(0), group(1))
+    _, times = pool_step_times(MODEL, made.services[0].pools[0], made.fleet)
+    calibration, _ = calibration_for("vllm", OWN.cpu_class)
+    assert times["slow"].curve_s(1) - 2 * calibration.hop_s == pytest.approx(
+        calibration.band[2] * (times["likely"].curve_s(1) - 2 * calibration.hop_s)
+    )
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_pipeline_has_two_to_four_stages(count: int) -> None:
+    with pytest.raises(InputError, match=f"2 to 4 stages, {count} groups of cores are given"):
+        plan(*(group(n) for n in range(count)))
+
+
+def test_an_engine_that_runs_no_pipeline_is_refused_with_one_that_does() -> None:
+    with pytest.raises(InputError, match=r"'llama\.cpp' runs no pipeline .* use --engine vllm"):
+        plan_host_stages(LOCAL, [group(0), group(1)], LLAMA_CPP, free_memory_bytes=20e9)
+
+
+def test_layers_that_are_not_the_models_are_refused() -> None:
+    made = plan(group(0), group(1))
+    stages = (PoolStage(on="cores0", layers=20), PoolStage(on="cores1", layers=11))
+    with pytest.raises(InputError, match=r"the stages hold 31 layers, .* has 30"):
+        host_stages(MODEL, stages, made.fleet)
