@@ -149,7 +149,10 @@ def test_faults_are_played_and_cost_no_request_that_had_not_begun(cli: Cli, tmp_
         (("replay", "/no/record.jsonl"), 2, "cannot be read"),
         (("up", "/no/model.gguf", "--port", "0"), 2, "does not exist"),
         (("up", "--port", "99999"), 2, "--port 99999"),
-        (("up", "--engine", "vllm", "--port", "0"), 2, "no engine is called 'vllm'; nearest: "),
+        (("up", "--engine", "vlm", "--port", "0"), 2, "no engine is called 'vlm'; nearest: vllm"),
+        (("up", "--engine", "vllm", "--port", "0"), 2, "engine 'vllm' reads safetensors, not gguf"),
+        (("up", "--stages", "--apart", "--port", "0"), 2, "--stages and --apart"),
+        (("up", "--engine-url", "x=http://a.example/v1", "--port", "0"), 2, "over http a host is an address"),
     ],
 )  # fmt: skip
 def test_bad_input_is_a_message_and_an_exit_code(

@@ -40,6 +40,7 @@ from polypod.errors import InputError, RunError
 from polypod.plan.predict import service_model
 from polypod.plan.spec import read_plan
 from polypod.serve.devices.cpu import find_cpu
+from polypod.serve.engines.openai_url import read_url
 from polypod.serve.listen import bind
 from polypod.serve.local import Wishes, plan_local, prepare
 from polypod.serve.node import Entry, LiveNode, Prepared, WarmUp, run_folder
@@ -72,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help="llama.cpp, openvino, vllm, transformers; repeat for several (default: those installed that read the model's format)",
+    )
+    parser.add_argument(
+        "--engine-url",
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="an OpenAI-compatible endpoint that has the same model, as one more replica; its key is in POLYPOD_KEY_NAME",
     )
     parser.add_argument(
         "--context",
@@ -119,6 +127,10 @@ def run(args: argparse.Namespace) -> int:
             if not args.json:
                 print(ghosts_text(prepared, args.ghost_speed), flush=True)
             return uvloop.run(_up(args, prepared, listener, who))
+        remotes = tuple(map(read_url, args.engine_url))
+        if args.stages and args.apart:
+            msg = "--stages and --apart each lay the cores out in a way of their own; say one"
+            raise InputError(msg)
         cpu = find_cpu()
         measured = measured_host(cpu, fresh=args.measure)
         wishes = Wishes(
@@ -130,7 +142,9 @@ def run(args: argparse.Namespace) -> int:
         )
         plan = read_plan(Path(args.plan)) if args.plan else plan_local(cpu, measured, wishes)
         prepared = replace(
-            prepare(plan, run_folder(state)), engine_memory_bytes=_engine_memory_bytes(args)
+            prepare(plan, run_folder(state)),
+            engine_memory_bytes=_engine_memory_bytes(args),
+            remotes=remotes,
         )
         if not args.json:
             print(machine_text(cpu, measured))

@@ -4,13 +4,40 @@ import secrets
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from polypod.cost.steptime import StepTime
 from polypod.plan.host import engine_model
 from polypod.plan.predict import service_model
 from polypod.plan.spec import Plan, Pool, Service
 from polypod.policy.events import ReplicaUp
 from polypod.serve.engines import Engine, EngineSpec
 from polypod.serve.engines.facts import listens_on_port
+from polypod.serve.engines.openai_url import Remote
 from polypod.serve.engines.spec import StageSpec
+
+REMOTE_SEQUENCES: Final = 64
+REMOTE_STEP: Final = StepTime(
+    tokens=(1, 64, 8192), seconds=(0.02, 0.03, 0.5), kv_token_s=0.0, pair_s=0.0
+)
+"""Of an engine elsewhere nothing is known; this is taken until the warm-up has measured it, and answers after that."""
+
+
+def remote_replica(remote: Remote, plan: Plan) -> ReplicaUp:
+    """An engine elsewhere as a replica of the plan's first model."""
+    service = plan.services[0]
+    context_tokens = service.context or service_model(service).context_tokens or 4096
+    return ReplicaUp(
+        at_s=0.0,
+        replica=remote.name,
+        epoch=1,
+        model=service.model,
+        pool=remote.name,
+        role="both",
+        step_time=REMOTE_STEP,
+        context_tokens=context_tokens,
+        kv_capacity_tokens=REMOTE_SEQUENCES * context_tokens,
+        max_sequences=REMOTE_SEQUENCES,
+        max_step_tokens=8192,
+    )
 
 
 class Places(NamedTuple):

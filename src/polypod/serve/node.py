@@ -24,7 +24,7 @@ import msgspec
 
 from polypod import __version__
 from polypod.cost.cpu import CpuCalibration
-from polypod.errors import EngineError, FileError, RunError
+from polypod.errors import EngineError, FileError, InputError, RunError
 from polypod.plan.spec import Plan, to_yaml, write_plan
 from polypod.policy.compiled import functions
 from polypod.policy.events import ReplicaDown, ReplicaUp, StepObserved
@@ -37,10 +37,11 @@ from polypod.serve.attempt import Desk
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.door import Door, Keyring, Rules
 from polypod.serve.engines import ENGINES, Engine
+from polypod.serve.engines.openai_url import Remote, Remotes
 from polypod.serve.gateway import Gateway
 from polypod.serve.ghosts import GhostPlan, Ghosts
 from polypod.serve.handover import Caches, Saved, make_handover_directory, poster
-from polypod.serve.launching import Places, engine_spec
+from polypod.serve.launching import Places, engine_spec, remote_replica
 from polypod.serve.listen import GRACE_S, serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.memory import limits_bytes
@@ -68,6 +69,7 @@ class Prepared:
     folder: Path
     ghosts: GhostPlan | None = None  # in place of engines
     engine_memory_bytes: int | None = None  # that each engine may take; None: a share of the host's
+    remotes: tuple[Remote, ...] = ()  # engines elsewhere, that have the plan's first model too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,7 @@ class LiveNode:
         engines: Mapping[str, Engine] = ENGINES,
         entry: Entry | None = None,
     ) -> None:
+        _check_names(prepared)
         entry = entry or Entry()
         self._own_token = secrets.token_urlsafe(32)
         self._prompts = PromptLog(prepared.folder / "prompts.jsonl") if entry.logs_prompts else None
@@ -134,7 +137,8 @@ class LiveNode:
         )
         self._gateway = Gateway(self._models, desk, self._door, corrections=self.policy.corrections)
         self._ghosts = Ghosts(prepared.ghosts, self._driver, on_change)
-        self._ups = {up.replica: up for up in prepared.ups}
+        far = {remote.name: remote_replica(remote, prepared.plan) for remote in prepared.remotes}
+        self._ups = {up.replica: up for up in prepared.ups} | far
         self._loading = set(self._ups)
         self._loaded = asyncio.Event()
         self._sockets = make_socket_directory()
@@ -143,6 +147,8 @@ class LiveNode:
         replicas = _replicas(prepared, places, engines)
         replicas += self._ghosts.replicas(self._sockets, prepared.folder)
         self._supervisor = Supervisor(replicas, self._hear)
+        watched = [(remote, self._models[0]) for remote in prepared.remotes]
+        self._remotes = Remotes(watched, self._hear)
 
     @property
     def latest_handover(self) -> tuple[Saved, float] | None:
@@ -162,11 +168,27 @@ class LiveNode:
         write_plan(self._prepared.plan, folder / "plan.yaml")
         self._registered = nodes.register(folder.parents[1], self._described())
         try:
-            await self._supervisor.start()
+            await self._start()
         except BaseException:
             await self._close()
             raise
         return self
+
+    async def _start(self) -> None:
+        """Processes and URLs side by side, for the warm-up waits until all are there. Raises as soon as one fails."""
+        starts = [
+            asyncio.create_task(self._supervisor.start()),
+            asyncio.create_task(self._remotes.start()),
+        ]
+        try:
+            await asyncio.gather(*starts)
+        except BaseException:
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+            await self._remotes.stop()
+            await self._supervisor.stop()
+            raise
 
     async def __aexit__(
         self,
@@ -174,6 +196,7 @@ class LiveNode:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        await self._remotes.stop()
         await self._supervisor.stop()
         await self._close()
 
@@ -341,6 +364,14 @@ def _ratio(step: StepObserved, predicted: ReplicaUp) -> float:
         else times.step_s(tokens=1, kv_tokens=step.kv_tokens, sequences=1)
     )
     return step.step_s / expected
+
+
+def _check_names(prepared: Prepared) -> None:
+    names = [up.replica for up in prepared.ups] + [remote.name for remote in prepared.remotes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        msg = f"two replicas are called {', '.join(twice)}; give the URL another name"
+        raise InputError(msg)
 
 
 def _replicas(prepared: Prepared, places: Places, engines: Mapping[str, Engine]) -> list[Replica]:

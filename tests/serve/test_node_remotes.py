@@ -1,0 +1,110 @@
+"""A node with one engine of its own and one behind a URL."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from polypod.errors import EngineError, InputError
+from polypod.serve.engines.openai_url import Remote
+from polypod.serve.engines.spec import Endpoint
+from polypod.serve.listen import bind
+from polypod.serve.node import LiveNode
+from tests.serve.test_node import TinyEngine, prepared
+
+MODEL = "SmolLM2-135M-Instruct"
+
+
+class Elsewhere:
+    """An OpenAI endpoint of somebody else's, with one model and a key."""
+
+    def __init__(self, model: str = MODEL) -> None:
+        self.model = model
+        self.heads: list[tuple[str | None, str | None]] = []
+
+    async def start(self) -> Remote:
+        app = web.Application()
+        app.router.add_get("/own/v2/models", self._models)
+        app.router.add_post("/own/v2/chat/completions", self._chat)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        port = self._runner.addresses[0][1]
+        endpoint = Endpoint(host="127.0.0.1", port=port, path_prefix="/own/v2", secret="sesame")
+        return Remote(name="far", endpoint=endpoint)
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": self.model}]})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        headers = request.headers
+        self.heads.append((headers.get("authorization"), headers.get("cookie")))
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        chunks = [{"choices": [{"index": 0, "delta": {"content": "far away"}, "finish_reason": "stop"}]}]  # fmt: skip
+        chunks.append({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
+        for chunk in chunks:
+            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+def node(tmp_path: Path, *remotes: Remote) -> LiveNode:
+    tiny = TinyEngine(broken=tmp_path / "broken")
+    made = replace(prepared(tmp_path), remotes=remotes)
+    return LiveNode(made, bind("127.0.0.1", 0), engines={"llama.cpp": tiny})
+
+
+def test_a_url_is_one_more_replica_and_hears_its_own_key_alone(tmp_path: Path) -> None:
+    elsewhere = Elsewhere()
+
+    async def run() -> None:
+        remote = await elsewhere.start()
+        stop = asyncio.Event()
+        async with node(tmp_path, remote) as live:
+            serving = asyncio.create_task(live.serve(stop))
+            near = await live.ask("count", max_tokens=3)
+            far = await live.ask("count", max_tokens=3, replica="far")
+            assert {near.replica, far.replica} <= {"llama.cpp-0", "far"}
+            assert (far.text, far.replica) == ("far away", "far")
+            stop.set()
+            await serving
+        await elsewhere.stop()
+
+    asyncio.run(run())
+
+    assert len(elsewhere.heads) >= 5  # the warm-up's four, and what was asked
+    assert set(elsewhere.heads) == {("Bearer sesame", None)}
+
+
+def test_one_without_the_model_stops_the_start_and_leaves_nothing(tmp_path: Path) -> None:
+    elsewhere = Elsewhere("another")
+
+    async def run() -> None:
+        remote = await elsewhere.start()
+        live = node(tmp_path, remote)
+        try:
+            with pytest.raises(EngineError, match=rf"replica far .* has no model '{MODEL}'; it has another"):  # fmt: skip
+                await live.__aenter__()
+        finally:
+            await elsewhere.stop()
+
+    asyncio.run(run())
+
+    assert not list(tmp_path.rglob("*.sock"))
+
+
+def test_two_replicas_of_one_name_are_refused(tmp_path: Path) -> None:
+    twin = Remote(name="llama.cpp-0", endpoint=Endpoint(host="127.0.0.1", port=1))
+    made = replace(prepared(tmp_path), remotes=(twin,))
+    with (
+        bind("127.0.0.1", 0) as listener,
+        pytest.raises(InputError, match=r"two replicas are called llama\.cpp-0"),
+    ):
+        LiveNode(made, listener)
