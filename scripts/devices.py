@@ -71,11 +71,15 @@ The CPU (cores, NUMA nodes, AMX, AVX-512, SVE, limits of containers) is found in
 
 def _row(vendor: Vendor, count: Count) -> str:
     tools = ", ".join(f"`{tool}`" for tool in vendor.cli.tools) or "the kernel's files"
-    names = vendor.library.names if vendor.library.interface else ()
-    library = f"`{names[0]}`" if names else "-"
+    library = f"`{_library(vendor)}`" if vendor.library.interface else "-"
     return (
         f"| {vendor.name} | {tools} | {library} | {_numbers(count)} | {vendor.ran_here or 'no'} |"
     )
+
+
+def _library(vendor: Vendor) -> str:
+    """The file's name; of a library that is only tried in its own folder, that of the first path."""
+    return (*vendor.library.names, *vendor.library.paths)[0].rsplit("/", 1)[-1]
 
 
 def _numbers(count: Count) -> str:

@@ -33,9 +33,13 @@ def test_a_recorded_machine_is_found_as_it_was(
     wanted = told.case.expected
     more = sorted({key for device in wanted.devices for key in device} - {*kit.TOLD, "slices"})
     assert kit.told_of(inventory, more) == wanted.devices
-    assert [report.status for report in inventory.reports] == wanted.status.split(", ")
+    assert [report.status for report in inventory.reports] == (
+        wanted.status.split(", ") if wanted.status else []
+    )
     tried = [command for report in inventory.reports for command in report.tried]
-    assert [line.strip() for line in log.read_text().splitlines()] == tried
+    ran = [line.strip() for line in log.read_text().splitlines()]
+    assert sorted(ran) == sorted(tried)  # vendors are asked at the same time
+    assert ran == tried or len(inventory.reports) > 1
     assert all(device.reason for device in inventory.devices if device.health not in {"ok", "unknown"})  # fmt: skip
 
 

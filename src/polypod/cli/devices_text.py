@@ -9,7 +9,7 @@ from polypod.serve.devices.fleet import FoundFleet, label
 from polypod.serve.devices.found import Device, EngineUse, Inventory, VendorReport
 from polypod.serve.devices.vendor import Vendor
 
-_NAME_WIDTH = 28
+_NAME_WIDTH = 26
 
 
 def accelerators_text(inventory: Inventory, vendors: Sequence[Vendor]) -> str:

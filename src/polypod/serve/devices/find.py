@@ -121,9 +121,14 @@ def _ask(trace: _Trace, machine: Machine, probe: Probe) -> _Told:
             reading, where = answer
             return _Told(reading=reading, means=_means(means), with_=where, tried=tuple(tried))
     last = errors[-1] if errors else _nothing_to_ask(vendor)
-    kernel = probe.from_kernel(machine.root, trace.functions)
+    kernel = None
+    if not errors:  # a tool that was there and failed knows better
+        try:
+            kernel = probe.from_kernel(machine.root, trace.functions)
+        except UnansweredError as silent:  # no driver runs them, and there is no tool to say so
+            last = last or silent
     if kernel is not None:
-        own = f"the kernel's files ({vendor.pci.vendor_id})"
+        own = f"{BUS}, files of the driver"
         return _Told(reading=kernel, means="kernel", with_=own, tried=tuple(tried), error=last)
     return _Told(reading=Reading(cards=()), means="pci", with_=BUS, tried=tuple(tried), error=last)
 

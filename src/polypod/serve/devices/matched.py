@@ -99,4 +99,5 @@ def _value(shown: Shown, card: Card) -> str | None:
         return ",".join(map(str, card.cores)) or None
     if shown.value == "uuid or index" and card.uuid:
         return card.uuid
-    return None if card.index is None else str(card.index)
+    number = card.physical_id if shown.value == "id" else card.index
+    return None if number is None else str(number)

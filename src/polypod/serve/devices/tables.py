@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polypod.serve.devices.asking import OddLineError
-from polypod.serve.devices.found import Card, Reading
+from polypod.serve.devices.found import Card, Reading, Slice
 from polypod.serve.devices.printed import cells, used_and_total
 
 ADDRESS = re.compile(r"(?<![0-9A-Fa-f:])(?:[0-9A-Fa-f]{2,8}:){1,2}[0-9A-Fa-f]{2}\.[0-7]\b")
 
+_MIG = re.compile(r"\|\s*(?P<card>\d+)\s+(?P<gi>\d+)\s+(?P<ci>\d+)\s+(?P<index>\d+)\s*\|")
 _NUMBERED = re.compile(r"(?P<index>\d+)\s+(?P<rest>.*[A-Za-z].*)\Z")
 _EDGES = ("+", "|")
 
@@ -39,7 +40,10 @@ def rows_of(text: str, *, columns: int = 3) -> tuple[list[Row], str | None]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     rows: list[Row] = []
     odd = None
-    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+    taken = -1
+    for place, (line, below) in enumerate(zip(lines, [*lines[1:], ""], strict=True)):
+        if place == taken:  # a second row may look like a first
+            continue
         upper, lower = cells(line), cells(below)
         match = _NUMBERED.match(upper[0]) if line.startswith("|") and len(upper) >= columns else None  # fmt: skip
         if match is None:
@@ -49,6 +53,7 @@ def rows_of(text: str, *, columns: int = 3) -> tuple[list[Row], str | None]:
             break
         row = Row(index=int(match["index"]), rest=match["rest"], upper=upper, lower=lower)
         rows.append(row)
+        taken = place + 1
     if not rows and odd is None:
         raise OddLineError(lines[0])
     if odd is None and not lines[-1].endswith(_EDGES) and lines[-1].startswith(_EDGES):
@@ -87,3 +92,22 @@ def _card(row: Row, name: str | None, memory_column: int) -> Card:
         memory_used_bytes=used,
         health="ok",
     )
+
+
+def slices_of(text: str) -> dict[int, tuple[Slice, ...]]:
+    """The slices of the table "MIG devices", by the number of their card; those of one GPU instance show one memory."""
+    found: dict[int, tuple[Slice, ...]] = {}
+    for line in text.splitlines():
+        match = _MIG.match(line.strip())
+        if match is None:
+            continue
+        used, total = used_and_total(cells(line)[1])
+        part = Slice(
+            index=int(match["index"]),
+            instance=match["gi"],
+            memory_total_bytes=total,
+            memory_used_bytes=used,
+        )
+        card = int(match["card"])
+        found[card] = (*found.get(card, ()), part)
+    return found

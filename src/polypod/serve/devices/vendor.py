@@ -74,7 +74,7 @@ class Shown(_Strict, frozen=True, kw_only=True):
     """The variable by which an engine sees one device. `value` is what it counts in."""
 
     variable: str | None = None
-    value: Literal["index", "uuid or index", "cores"] = "index"
+    value: Literal["index", "id", "uuid or index", "cores"] = "index"
     beside: dict[str, str] = {}  # set with it
     container: str | None = None  # the variable of the vendor's container toolkit
     source: str

@@ -51,17 +51,24 @@ def _cards(found: dict[str, Any]) -> list[Card]:
 
 def _card(number: int, keys: dict[str, str]) -> Card:
     names = (told(keys.get(key)) for key in _NAMES)
-    total = told(keys.get("VRAM Total Memory (B)"))
-    used = told(keys.get("VRAM Total Used Memory (B)"))
     return Card(
         index=number,
         name=next((name for name in names if name and not name.startswith("0x")), None),
         uuid=told(keys.get("Unique ID")),
         pci_address=told(keys.get("PCI Bus")),
-        memory_total_bytes=None if total is None else int(total),
-        memory_used_bytes=None if used is None else int(used),
+        memory_total_bytes=_memory_bytes(keys, "Total Memory"),
+        memory_used_bytes=_memory_bytes(keys, "Total Used Memory"),
         health="ok",
     )
+
+
+def _memory_bytes(keys: dict[str, str], which: str) -> int | None:
+    """AMD counts bytes; Hygon's tool, made after it, writes "vram" and counts MiB or bytes."""
+    for name, unit in (("VRAM", "B"), ("vram", "B"), ("vram", "MiB")):
+        value = told(keys.get(f"{name} {which} ({unit})"))
+        if value is not None:
+            return size_bytes(f"{value} {unit}")
+    return None
 
 
 def parse_csv(text: str) -> Reading:

@@ -9,9 +9,9 @@ from msgspec import structs
 
 from polypod.serve.devices.asking import Ask, OddLineError, UnansweredError, first_of, read_text
 from polypod.serve.devices.found import Card, Health, Reading, Slice
-from polypod.serve.devices.printed import cells, csv_rows, size_bytes, told, used_and_total, whole
+from polypod.serve.devices.printed import csv_rows, size_bytes, told, whole
 from polypod.serve.devices.probe import Asked
-from polypod.serve.devices.tables import Row, cards_of, first_words
+from polypod.serve.devices.tables import Row, cards_of, first_words, slices_of
 
 COLUMNS: Final = (
     "index",
@@ -28,7 +28,6 @@ _LISTED = re.compile(r"GPU (?P<index>\d+): (?P<name>.+) \(UUID: (?P<uuid>[^)]+)\
 _LISTED_MIG = re.compile(
     r"\s+MIG (?P<name>\S+)\s+Device\s+(?P<index>\d+):? \(UUID: (?P<uuid>[^)]+)\)\Z"
 )
-_MIG_ROW = re.compile(r"\|\s*(?P<gpu>\d+)\s+(?P<gi>\d+)\s+(?P<ci>\d+)\s+(?P<index>\d+)\s*\|")
 
 
 def read(ask: Ask) -> Reading:
@@ -84,6 +83,8 @@ def parse_xml(text: str) -> Reading:
         log = ET.fromstring(text)  # noqa: S314 - our own driver's tool; no entity is declared in its DTD
     except ET.ParseError as error:
         raise OddLineError(text.strip().splitlines()[-1]) from error
+    if log.tag != "nvidia_smi_log":
+        raise OddLineError(text.strip().splitlines()[0])
     cards = tuple(_xml_card(index, gpu) for index, gpu in enumerate(log.findall("gpu")))
     attached = whole(log.findtext("attached_gpus"))
     odd = None
@@ -157,32 +158,14 @@ def parse_list(text: str) -> Reading:
 def parse_table(text: str) -> Reading:
     """The table of plain `nvidia-smi`: two rows a card, then MIG devices. A long name ends in "...", and then it is not told."""
     reading = cards_of(text, name=_table_name)
-    slices: dict[int, list[Slice]] = {}
-    for line in text.splitlines():
-        mig = _MIG_ROW.match(line)
-        if mig is not None:
-            slices.setdefault(int(mig["gpu"]), []).append(_table_slice(mig, line))
-    return structs.replace(
-        reading,
-        cards=tuple(
-            _with_slices(card, tuple(slices.get(card.index or 0, ()))) for card in reading.cards
-        ),
-    )
+    slices = slices_of(text)
+    cards = (_with_slices(card, slices.get(card.index or 0, ())) for card in reading.cards)
+    return structs.replace(reading, cards=tuple(cards))
 
 
 def _table_name(row: Row) -> str | None:
     name = first_words(row)
     return None if name.endswith("...") else name
-
-
-def _table_slice(mig: re.Match[str], line: str) -> Slice:
-    used, total = used_and_total(cells(line)[1])
-    return Slice(
-        index=int(mig["index"]),
-        instance=mig["gi"],
-        memory_total_bytes=total,
-        memory_used_bytes=used,
-    )
 
 
 def _with_slices(card: Card, slices: tuple[Slice, ...]) -> Card:
