@@ -57,7 +57,6 @@ def test_a_plan_whose_engine_is_ghost_needs_no_flag_and_one_object_says_what_was
             "--ghost-processes '0' is no number",
         ),
         (["--plan", PLAN, "--ghost", "--ghost-processes", "999"], "999 is more than 256"),
-        (["--plan", str(EXAMPLES / "apart.yaml"), "--ghost"], "ghosts take whole requests"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(tmp_path, monkeypatch, capsys, arguments, said):

@@ -10,7 +10,6 @@ import aiohttp
 import pytest
 import uvloop
 
-from polypod.errors import InputError
 from polypod.plan.spec import read_plan
 from polypod.policy.lifecycle import Validator
 from polypod.record import Step, read
@@ -39,9 +38,13 @@ def test_ghosts_are_dealt_out_to_processes_and_none_is_left_over():
     assert len(ghost_plan(read_plan(PLAN), processes=99).houses()) == 4
 
 
-def test_a_pool_of_one_phase_is_refused_with_its_place():
-    with pytest.raises(InputError, match=r"is for prefill.*polypod simulate.*pools\[0\]\.role"):
-        ghost_plan(read_plan(EXAMPLES / "apart.yaml"))
+def test_links_of_fast_ghosts_are_as_many_times_as_fast():
+    plan = read_plan(EXAMPLES / "apart.yaml")
+    (planned, *_), (fast, *_) = ghost_plan(plan).ups, ghost_plan(plan, speed_ratio=10.0).ups
+
+    assert planned.role == fast.role == "prefill"
+    assert fast.kv_link_bytes_per_s == 10 * planned.kv_link_bytes_per_s > 0
+    assert fast.kv_link_latency_s == planned.kv_link_latency_s / 10
 
 
 async def ask(client: aiohttp.ClientSession, model: str, text: str) -> tuple[str, str]:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from polypod.serve.handover import (
+    Caches,
     HandoverError,
     Saved,
-    Slots,
     make_handover_directory,
     prompt_only,
     restore,
@@ -95,7 +95,8 @@ def test_a_slot_is_nobody_elses_until_it_is_empty_again(tmp_path: Path) -> None:
     engine = Engine(tmp_path)
 
     async def play() -> None:
-        slots = Slots()
+        caches = Caches()
+        slots = caches.slots
         slots.attach("a", 1, 2)
         taken = [await slots.take("a", 1), await slots.take("a", 1)]
         assert [slot.number for slot in taken] == [0, 1]
@@ -105,7 +106,7 @@ def test_a_slot_is_nobody_elses_until_it_is_empty_again(tmp_path: Path) -> None:
         slots.give(taken[1], engine.post)
         assert await third == taken[1]
         assert engine.asked == ["/slots/1?action=erase"]
-        slots.close()
+        caches.close()
 
     asyncio.run(play())
 
@@ -115,7 +116,8 @@ def test_a_slot_of_an_engine_that_does_not_empty_it_stays_taken(tmp_path: Path) 
     engine.status = 500
 
     async def play() -> None:
-        slots = Slots()
+        caches = Caches()
+        slots = caches.slots
         slots.attach("a", 1, 1)
         slots.give(await slots.take("a", 1), engine.post)
         again = asyncio.create_task(slots.take("a", 1))
@@ -123,14 +125,15 @@ def test_a_slot_of_an_engine_that_does_not_empty_it_stays_taken(tmp_path: Path) 
             await asyncio.sleep(0)
         assert not again.done()
         again.cancel()
-        slots.close()
+        caches.close()
 
     asyncio.run(play())
 
 
 def test_slots_of_a_start_that_is_over_are_gone(tmp_path: Path) -> None:
     async def play() -> None:
-        slots = Slots()
+        caches = Caches()
+        slots = caches.slots
         slots.attach("a", 1, 1)
         slots.attach("a", 2, 1)
         slots.attach("b", 1, 1)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from polypod.policy.events import ReplicaUp
 from polypod.report.tables import entry, table
 from polypod.serve.ask import Asked
 from polypod.serve.engines.ghost import ENGINE_NAME
+from polypod.serve.links import Links
 from polypod.serve.local import prepare_ghosts
 from polypod.serve.node import LiveNode, Prepared, run_folder
 from polypod.workload.layout import describe
@@ -99,7 +101,9 @@ def ghosts_text(prepared: Prepared, text: str) -> str:
             where = _where(prepared.plan, pool.on)
             ghosts = "1 ghost" if pool.replicas == 1 else f"{pool.replicas:,} ghosts"
             layout = describe(pool.layout)
-            lines.append(entry("model", f"{service.model}: {ghosts} of [{layout}] on {where}"))
+            phase = "" if pool.role == "both" else f" for {pool.role}"
+            text = f"{service.model}: {ghosts}{phase} of [{layout}] on {where}"
+            lines.append(entry("model", text))
     return "\n".join(lines)
 
 
@@ -124,10 +128,14 @@ async def ask_ghosts(node: LiveNode, prepared: Prepared) -> list[Haunted]:
         firsts.setdefault((up.model, up.pool), up)
     found = []
     for up in firsts.values():
+        if up.role == "prefill":
+            continue
         asked = await node.ask(
             QUESTION, max_tokens=ANSWER_TOKENS, replica=up.replica, model=up.model
         )
         ttft_s, tpot_s = alone_s(up, asked.input_tokens, asked.output_tokens)
+        if up.role == "decode":
+            ttft_s = least_ttft_s(prepared.ups, up, asked.input_tokens)
         found.append(Haunted(asked=asked, ttft_s=ttft_s, tpot_s=tpot_s))
     return found
 
@@ -146,6 +154,18 @@ def alone_s(up: ReplicaUp, input_tokens: int, output_tokens: int) -> tuple[float
     given = up.engine.tokens_per_step if up.engine else 1.0
     kv_tokens = input_tokens + output_tokens / 2
     return ttft_s, step.step_s(tokens=1 + drafts, kv_tokens=kv_tokens, sequences=1) / given
+
+
+def least_ttft_s(ups: Sequence[ReplicaUp], decode: ReplicaUp, input_tokens: int) -> float:
+    """From an idle prefill replica, whichever of those that hand their caches to the decode replica is fastest: the prompt, the cache's way, a decode step."""
+    first_s = decode.step_time.step_s(tokens=1, kv_tokens=input_tokens, sequences=1)
+    ways_s = [
+        alone_s(up, input_tokens, 1)[0] + Links().way_s(up, decode, input_tokens)
+        for up in ups
+        if up.role == "prefill" and up.model == decode.model
+        if not up.kv_pools or decode.pool in up.kv_pools
+    ]
+    return min(ways_s) + first_s
 
 
 def answers_text(answers: list[Haunted]) -> str:

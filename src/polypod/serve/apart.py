@@ -19,11 +19,10 @@ from polypod.policy.events import (
     KvArrived,
     KvLost,
     PrefillFinished,
-    ReplicaBusy,
     RequestFailed,
     RequestFinished,
 )
-from polypod.serve.attempt import Attempt, Call, Desk, of_attempt
+from polypod.serve.attempt import Attempt, Call, Desk, Prefilled, of_attempt
 from polypod.serve.handover import (
     HandoverError,
     Post,
@@ -37,8 +36,6 @@ from polypod.serve.handover import (
     with_slot,
 )
 from polypod.serve.reply import Answer, Reply
-
-Prefilled = PrefillFinished | RequestFailed | ReplicaBusy
 
 
 @dataclass(slots=True, kw_only=True)

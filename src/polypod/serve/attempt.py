@@ -14,6 +14,7 @@ from polypod.policy.actions import Decode, Dispatch, Prefill, TransferKv
 from polypod.policy.events import (
     FailureKind,
     FirstToken,
+    PrefillFinished,
     ReplicaBusy,
     RequestFailed,
     RequestFinished,
@@ -21,6 +22,7 @@ from polypod.policy.events import (
 from polypod.serve.continuation import OFF, Opted
 from polypod.serve.door import Lease
 from polypod.serve.handover import Caches
+from polypod.serve.links import Links
 from polypod.serve.loop import Driver
 from polypod.serve.metrics import Metrics
 from polypod.serve.reply import Answer, Headers, Reply
@@ -30,6 +32,7 @@ from polypod.serve.wire import ChatRequest, Usage, read_usage
 
 Starts = Dispatch | Prefill | Decode
 Ending = RequestFinished | RequestFailed | ReplicaBusy
+Prefilled = PrefillFinished | RequestFailed | ReplicaBusy
 
 STREAM_HEADERS: Final[Headers] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -69,6 +72,7 @@ class Desk:
     upstreams: Upstreams
     metrics: Metrics
     caches: Caches = field(default_factory=Caches)
+    links: Links = field(default_factory=Links)
 
 
 class Attempt:

@@ -23,6 +23,7 @@ from polypod.serve.apart import Apart
 from polypod.serve.attempt import Attempt, Call, Desk, Starts
 from polypod.serve.lasting import LastingAttempt
 from polypod.serve.loop import ForRequest
+from polypod.serve.made_up import MadeUp
 from polypod.serve.reply import Answer, Reply, refusal
 from polypod.serve.transcript import Transcript
 from polypod.serve.wire import Problem
@@ -46,7 +47,9 @@ class Exchange:
         self._arrived_s = 0.0
         self._number = 0  # of the latest attempt
         self._attempt: asyncio.Task[None] | None = None  # while it can be abandoned
-        self._apart: Apart | None = None  # once prefill and decode are on replicas of their own
+        self._apart: Apart | MadeUp | None = (
+            None  # once prefill and decode are on replicas of their own
+        )
         self._held: Answer | None = None  # what the latest engine answered in one piece
         mode = call.opted.mode
         self._transcript = None if mode == "off" else Transcript(call.opted)
@@ -85,7 +88,7 @@ class Exchange:
             case Dispatch():
                 self._begin(action, self._run(action, self._call))
             case Prefill():
-                self._apart = self._apart or Apart(call=self._call, desk=self._desk)
+                self._apart = self._apart or self._new_apart(action)
                 self._begin(action, self._prefill(action, self._apart))
             case TransferKv():
                 assert self._apart is not None, f"{action} without a prefill"
@@ -128,12 +131,17 @@ class Exchange:
         self._attempt = asyncio.get_running_loop().create_task(work)
         self._attempt.add_done_callback(self._ran)
 
-    async def _prefill(self, action: Prefill, apart: Apart) -> None:
+    def _new_apart(self, action: Prefill) -> Apart | MadeUp:
+        endpoint = self._desk.driver.endpoint(action.replica, action.epoch)
+        is_made_up = endpoint is not None and endpoint.handover == "made_up"
+        return (MadeUp if is_made_up else Apart)(call=self._call, desk=self._desk)
+
+    async def _prefill(self, action: Prefill, apart: Apart | MadeUp) -> None:
         ending = await apart.prefill(action, self._reply)
         self._attempt, self._held = None, apart.held
         self._desk.driver.tell(ending)
 
-    async def _transfer(self, action: TransferKv, apart: Apart) -> None:
+    async def _transfer(self, action: TransferKv, apart: Apart | MadeUp) -> None:
         ending = await apart.transfer(action)
         self._attempt = None
         self._desk.driver.tell(ending)

@@ -16,7 +16,6 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from polypod.errors import InputError
 from polypod.plan.predict import policy_settings, pool_replicas
 from polypod.plan.spec import Plan
 from polypod.policy.events import ReplicaDown, ReplicaUp
@@ -44,20 +43,17 @@ class GhostPlan:
 def ghost_plan(plan: Plan, *, speed_ratio: float = 1.0, processes: int = 1) -> GhostPlan:
     """Every replica of a plan as a ghost, `speed_ratio` times as fast as planned.
 
-    Raises `InputError` for a pool of one phase, and whatever `pool_replicas` raises.
+    Raises whatever `pool_replicas` raises.
     """
-    for s, service in enumerate(plan.services):
-        for p, pool in enumerate(service.pools):
-            if pool.role != "both":
-                msg = (
-                    f"pool {pool.name or p} is for {pool.role}, and ghosts take whole requests; plan it with prefill and "
-                    f"decode together, or play it with `polypod simulate` - at `$.services[{s}].pools[{p}].role`"
-                )
-                raise InputError(msg)
-    ups = pool_replicas(plan, linked=False)
+    ups = pool_replicas(plan, linked=True)
     if speed_ratio != 1.0:
         ups = [
-            msgspec.structs.replace(up, step_time=up.step_time.scaled(1 / speed_ratio))
+            msgspec.structs.replace(
+                up,
+                step_time=up.step_time.scaled(1 / speed_ratio),
+                kv_link_bytes_per_s=up.kv_link_bytes_per_s * speed_ratio,
+                kv_link_latency_s=up.kv_link_latency_s / speed_ratio,
+            )
             for up in ups
         ]
     means = {one.model: one.mean_output_tokens for one in policy_settings(plan).services}

@@ -11,7 +11,7 @@ llama.cpp ends itself on a file that is cut short, so a file that is not as long
 import asyncio
 import os
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +84,18 @@ def with_slot(body: bytes, slot: int, **more: bool | int) -> bytes:
     >>> with_slot(b'{"model": "m", "id_slot": 7}', 2, cache_prompt=True)
     b'{"model":"m","id_slot":2,"cache_prompt":true}'
     """
+    return with_fields(body, id_slot=slot, **more)
+
+
+def with_fields(body: bytes, **said: object) -> bytes:
+    """A JSON object with these fields, whatever it says of them itself; all others stay as they are written.
+
+    >>> with_fields(b'{"a": 1e3, "b": 2}', b=None)
+    b'{"a":1e3,"b":null}'
+    """
     asked: dict[str, msgspec.Raw] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    said = {"id_slot": slot} | more
-    return msgspec.json.encode(asked | {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in said.items()})  # fmt: skip
+    fields = {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in said.items()}
+    return msgspec.json.encode(asked | fields)
 
 
 def prompt_only(body: bytes, slot: int) -> bytes:
@@ -171,9 +180,9 @@ class Slot:
 class Slots:
     """The slots of the engines that hand caches on, by start of a replica."""
 
-    def __init__(self) -> None:
+    def __init__(self, background: Callable[[Coroutine[None, None, None]], None]) -> None:
+        self._background = background
         self._free: dict[tuple[str, int], asyncio.Queue[int]] = {}
-        self._emptying: set[asyncio.Task[None]] = set()
 
     def attach(self, replica: str, epoch: int, slots: int) -> None:
         """A replica is up with so many slots, all of them empty; its earlier starts have none any more."""
@@ -196,14 +205,7 @@ class Slots:
 
         What that may write meanwhile to the `stray` file, nobody waits for.
         """
-        task = asyncio.get_running_loop().create_task(self._empty(at, post, stray))
-        self._emptying.add(task)
-        task.add_done_callback(self._emptying.discard)
-
-    def close(self) -> None:
-        """Wait for nothing more."""
-        for task in self._emptying:
-            task.cancel()
+        self._background(self._empty(at, post, stray))
 
     async def _empty(self, at: Slot, post: Post, stray: Path | None) -> None:
         with suppress(RunError):
@@ -220,7 +222,8 @@ class Caches:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self.slots = Slots()
+        self.slots = Slots(self.background)
+        self._tasks: set[asyncio.Task[None]] = set()
         self.latest: tuple[Saved, float] | None = (
             None  # that arrived, and the seconds to restore it
         )
@@ -231,9 +234,16 @@ class Caches:
             await erase(post, slot)
         self.slots.attach(up.replica, up.epoch, up.max_sequences)
 
+    def background(self, work: Coroutine[None, None, None]) -> None:
+        """Have something given back that nobody waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def close(self) -> None:
         """Remove the folder with what is in it."""
-        self.slots.close()
+        for task in self._tasks:
+            task.cancel()
         if self.folder is not None:
             for path in self.folder.iterdir():
                 path.unlink(missing_ok=True)

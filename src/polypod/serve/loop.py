@@ -78,6 +78,7 @@ class Driver:
         self._takers: dict[int, Callable[[ForRequest], None]] = {}
         self._sent: dict[int, Callable[[], int]] = {}  # of streams that may go on elsewhere
         self._replicas: dict[str, ReplicaState] = {}
+        self._ups: dict[str, ReplicaUp] = {}
         self._alarms: dict[float, asyncio.TimerHandle] = {}
         self._inbox: deque[AnyEvent] = deque()
         self._is_deciding = False
@@ -101,6 +102,7 @@ class Driver:
     def attach(self, up: ReplicaUp, endpoint: Endpoint) -> None:
         """A replica is ready, and here it listens. What its engine can do of continuations and caches is added to what is known of it."""
         up = described(up, endpoint) if endpoint.build else up
+        self._ups[up.replica] = up
         self._replicas[up.replica] = ReplicaState(
             replica=up.replica,
             epoch=up.epoch,
@@ -115,6 +117,10 @@ class Driver:
         """Where this start of a replica listens, or listened."""
         known = self._replicas.get(replica)
         return known.endpoint if known is not None and known.epoch == epoch else None
+
+    def announced(self, replica: str) -> ReplicaUp:
+        """What the policy was told of the replica's latest start."""
+        return self._ups[replica]
 
     def replicas(self) -> Iterable[ReplicaState]:
         """All replicas ever attached, each in its latest start."""

@@ -60,6 +60,7 @@ def ghost_endpoint(process: Endpoint, replica: str) -> Endpoint:
         secret=process.secret,
         path_prefix=f"/r/{replica}/v1",
         build=f"{ENGINE_NAME} {__version__}",
+        handover="made_up",
     )
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from polypod.serve.engines.chat import Answer, ChatRequest, FinishReason, checked, refused
 from polypod.serve.engines.ghost_http import EVENTS, JSON, Connection
+from polypod.serve.engines.ghost_replica import Phase
 from polypod.serve.engines.ghost_text import natural_tokens, prompt_hash, resume, word
 from polypod.serve.engines.text import StopWatch
 from polypod.serve.wire import BYTES_PER_TOKEN
@@ -29,6 +30,8 @@ class Asked:
     first: int  # index of the first whole word
     begun: str  # what the answer's beginning, which came with the request, lacks of its last word
     last: int  # index past the last word, where nothing but its nature ends the answer
+    phase: Phase = "whole"
+    cache: str = ""  # what a prompt's cache is called, where only that is asked for
 
     def output_tokens(self, longest_tokens: int) -> tuple[int, FinishReason]:
         """Tokens to give and why no more. Raises `ProblemError` (400) where prompt and answer do not fit."""
@@ -58,6 +61,7 @@ def read_asked(body: bytes, mean_output_tokens: float) -> Asked:
         raise refused(msg, code="invalid_json") from error
     goes_on = given.pop("continue_final_message", None) is True
     given.pop("add_generation_prompt", None)
+    phase, cache = _phase(given.pop("made_up", None))
     chat = checked(given)
     turns = [(turn["role"], turn["content"]) for turn in (one.turn for one in chat.messages)]
     size_bytes = sum(len(text.encode()) for _, text in turns)
@@ -76,7 +80,20 @@ def read_asked(body: bytes, mean_output_tokens: float) -> Asked:
         first=first,
         begun=begun,
         last=natural_tokens(prompt, mean_output_tokens),
+        phase=phase,
+        cache=cache,
     )
+
+
+def _phase(given: object) -> tuple[Phase, str]:
+    """One phase of a request, as `serve.made_up` asks for it."""
+    match given:
+        case None:
+            return "whole", ""
+        case {"phase": "prefill" | "decode" as phase, "cache": str(cache)}:
+            return phase, cache
+    msg = f"made_up is {given!r}, and wants a phase, prefill or decode, and the name of a cache"
+    raise refused(msg, code="invalid_value", param="made_up")
 
 
 class Telling:

@@ -19,6 +19,8 @@ _SHOWN: Final[tuple[tuple[str, str, Callable[[GhostReplica], float]], ...]] = (
 def metrics_text(ghosts: Iterable[GhostReplica]) -> bytes:
     """Prometheus text; each ghost is an `engine` of its model."""
     known = list(ghosts)
+    for one in known:
+        one.catch_up()
     lines = []
     for name, kind, value in _SHOWN:
         lines.append(f"# TYPE vllm:{name} {kind}")

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, assert_never
 
 from polypod.engine import EngineLimits, ReplicaEmulation
 from polypod.engine.imbalance import Imbalance
@@ -12,6 +12,7 @@ from polypod.policy.events import ReplicaUp
 from polypod.policy.router import slots_of
 
 State = Literal["up", "hung", "down"]
+Phase = Literal["whole", "prefill", "decode"]
 _LEAST_WAIT_S: Final = 1e-3  # what a timer can do
 
 
@@ -71,16 +72,17 @@ class GhostReplica:
 
     @property
     def running(self) -> int:
-        return self._emulation.running
+        return 0 if self.state == "down" else self._emulation.running
 
     @property
     def waiting(self) -> int:
-        return self._emulation.waiting
+        return 0 if self.state == "down" else self._emulation.waiting
 
     @property
     def kv_share(self) -> float:
         """Of the cache, in use."""
-        return self._emulation.kv_tokens / self.up.kv_capacity_tokens
+        kept = 0 if self.state == "down" else self._emulation.kv_tokens
+        return kept / self.up.kv_capacity_tokens
 
     @property
     def preemptions(self) -> int:
@@ -98,18 +100,36 @@ class GhostReplica:
         """As many wait as may run: engines that bound their queues say 503 then."""
         return self.waiting >= slots_of(self.up)
 
-    def submit(self, who: Hears, *, prompt_tokens: int, output_tokens: int) -> int:
-        """Take a request, and return its ticket. It must fit `longest_tokens`."""
+    def submit(
+        self, who: Hears, *, prompt_tokens: int, output_tokens: int, phase: Phase = "whole"
+    ) -> int:
+        """Take a request, or one phase of it, and return its ticket. It must fit `longest_tokens`.
+
+        Of a prompt alone the cache stays until `release`.
+        """
         self._last_ticket += 1
         ticket, now_s = self._last_ticket, self._play()
-        self._aboard[ticket] = _Aboard(who, output_tokens)
+        self._aboard[ticket] = _Aboard(who, output_tokens if phase != "prefill" else 0)
         self._streams += who.is_stream
-        self.counts.prompt_tokens += prompt_tokens
-        self._emulation.submit(
-            now_s, request=ticket, prompt_tokens=prompt_tokens, output_tokens=output_tokens
-        )
+        self.counts.prompt_tokens += prompt_tokens if phase != "decode" else 0
+        emulation, tokens = self._emulation, prompt_tokens
+        match phase:
+            case "whole":
+                emulation.submit(now_s, request=ticket, prompt_tokens=tokens, output_tokens=output_tokens)  # fmt: skip
+            case "prefill":
+                emulation.prefill(now_s, request=ticket, prompt_tokens=tokens)
+            case "decode":
+                emulation.decode(now_s, request=ticket, prompt_tokens=tokens, output_tokens=output_tokens)  # fmt: skip
+            case _:
+                assert_never(phase)
         self._set_timer(now_s)
         return ticket
+
+    def release(self, ticket: int) -> None:
+        """Free the cache of a computed prompt."""
+        now_s = self._play()
+        self._emulation.release(now_s, ticket)
+        self._set_timer(now_s)
 
     def cancel(self, ticket: int) -> None:
         """Nobody waits for it any more; one that is finished is ignored."""
@@ -119,6 +139,11 @@ class GhostReplica:
                 self.counts.cancelled += 1
                 self._emulation.cancel(now_s, ticket)
             self._set_timer(now_s)
+
+    def catch_up(self) -> None:
+        """Be as of now; what was cancelled last leaves with a step that nobody else waits for."""
+        if self.state == "up":
+            self._set_timer(self._play())
 
     # ---- what goes wrong
 
@@ -174,7 +199,8 @@ class GhostReplica:
         now_s = self._loop.time()
         if self.state == "hung":
             return now_s
-        over = [one.request for one in self._emulation.advance(now_s) if one.kind == "finished"]
+        ends = ("finished", "prefilled")
+        over = [one.request for one in self._emulation.advance(now_s) if one.kind in ends]
         for ticket in over:
             done = self._leave(ticket)
             if done is not None:

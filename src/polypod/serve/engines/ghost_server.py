@@ -3,7 +3,8 @@
     GET  /health, /metrics                    of all its ghosts
     GET  /news                                a line of JSON for each that dies or lives again, as long as the connection lasts
     GET  /r/NAME/health, /r/NAME/metrics, /r/NAME/v1/models
-    POST /r/NAME/v1/chat/completions
+    POST /r/NAME/v1/chat/completions          one phase of a request with {"made_up": {"phase": "prefill", "cache": "7"}}, or "decode"
+    POST /r/NAME/release                      {"cache": "7"}: what its prompt left is not needed any more
     POST /r/NAME/fault                        {"what": "die", "for_s": 5}: also hang, slow (with a factor), flap, heal
 
 All but /health want the secret. One that dies breaks its connections and refuses others until it lives again; one that hangs takes requests and
@@ -51,6 +52,12 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     factor: float = 4.0  # of a slow one's step times
 
 
+class Cache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The cache of a prompt, by the name it was asked under."""
+
+    cache: str
+
+
 class News(msgspec.Struct, frozen=True, kw_only=True):
     """A ghost died, or lives again."""
 
@@ -70,6 +77,7 @@ class GhostServer:
         self._created_unix_s = int(time.time())
         self._listeners: set[Connection] = set()
         self._ends: dict[str, asyncio.TimerHandle] = {}  # of faults
+        self._kept: dict[tuple[str, str], int] = {}  # tickets, by ghost and name of a cache
         self._flapping: dict[str, bool] = {}  # whether the next request is broken
         self._pages: dict[tuple[str, str], Callable[[Connection], None]] = {
             ("GET", "/metrics"): self._all_metrics,
@@ -81,6 +89,7 @@ class GhostServer:
             ("GET", "v1/models"): self._models,
             ("POST", "v1/chat/completions"): self._chat,
             ("POST", "fault"): self._fault,
+            ("POST", "release"): self._release,
         }
 
     def connection(self) -> Connection:
@@ -107,6 +116,7 @@ class GhostServer:
             return
         if fault.what == "die":
             ghost.die()
+            self._forget_caches(name)
             self._tell(News(replica=name, state="down", reason="it died of a fault"))
         elif fault.what == "hang":
             ghost.hang()
@@ -127,7 +137,11 @@ class GhostServer:
         if ghost.state == "hung":
             self._tell(News(replica=name, state="down", reason="it hung"))
         ghost.revive()
+        self._forget_caches(name)
         self._tell(News(replica=name, state="up"))
+
+    def _forget_caches(self, name: str) -> None:
+        self._kept = {key: kept for key, kept in self._kept.items() if key[0] != name}
 
     def _tell(self, news: News) -> None:
         line = msgspec.json.encode(news) + b"\n"
@@ -205,12 +219,26 @@ class GhostServer:
             ghost.counts.refused += 1
             raise ProblemError(_FULL)
         telling = Telling(connection, asked, tokens, ending)
-        ticket = ghost.submit(telling, prompt_tokens=asked.prompt_tokens, output_tokens=tokens)
+        ticket = ghost.submit(
+            telling, prompt_tokens=asked.prompt_tokens, output_tokens=tokens, phase=asked.phase
+        )
+        if asked.phase == "prefill":
+            self._kept[ghost.up.replica, asked.cache] = ticket
 
         def gone() -> None:
             ghost.cancel(ticket)
 
         telling.cancel = connection.when_gone = gone
+
+    def _release(self, connection: Connection, ghost: GhostReplica, body: bytes) -> None:
+        try:
+            cache = msgspec.json.decode(body, type=Cache).cache
+        except msgspec.DecodeError as error:
+            raise refused(str(error), code="invalid_cache") from error
+        ticket = self._kept.pop((ghost.up.replica, cache), None)
+        if ticket is not None:
+            ghost.release(ticket)
+        connection.whole(200, JSON, b"{}")
 
     def _is_broken(self, connection: Connection, ghost: GhostReplica) -> bool:
         """Break the connection of a dead ghost, and every other one of a flapping ghost."""

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 SECRET_VARIABLE: Final = "POLYPOD_ENGINE_SECRET"  # noqa: S105 - a name, not the secret
 PARENT_VARIABLE: Final = "POLYPOD_PARENT_PID"
@@ -76,6 +76,7 @@ class Endpoint:
     secret: str | None = None
     keeps_connections: bool = True  # False: a connection may serve one request only
     build: str = ""  # the engine, its version, and its weights: equal builds compute alike
+    handover: Literal["slots", "made_up"] = "slots"  # how a cache leaves it for another replica
 
     def __post_init__(self) -> None:
         assert (self.socket is None) == (self.host is not None and self.port is not None)
