@@ -17,6 +17,7 @@ from polypod.errors import PolypodError
 
 VERBS = {
     "up": "pool what is here and serve it behind one OpenAI endpoint",
+    "apply": "bring a running node to another plan, without dropping a stream",
     "keys": "API keys of this machine's nodes: create, list, revoke, rotate",
     "devices": "what is on this machine, how it was found, how fast it measured",
     "catalog": "facts about chips, pods and models, and where they come from",

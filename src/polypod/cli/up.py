@@ -39,6 +39,7 @@ from polypod.cli.up_text import (
 from polypod.errors import InputError, RunError
 from polypod.plan.predict import service_model
 from polypod.plan.spec import read_plan
+from polypod.serve.control import Control
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.engines.openai_url import read_url
 from polypod.serve.listen import bind
@@ -185,7 +186,8 @@ async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket, wh
         note("stopped before the engines were up; no process is left")
         return 130
     try:
-        await _serve(args, node, prepared, warm_ups, stop)
+        async with Control(node):
+            await _serve(args, node, prepared, warm_ups, stop)
     finally:
         await node.__aexit__(None, None, None)
     note(f"stopped; record, plan and logs are in {prepared.folder}")

@@ -147,6 +147,10 @@ class ReplicaDown(_OfReplica, frozen=True, kw_only=True):
     sent_tokens: tuple[tuple[int, int], ...] = ()
 
 
+class ReplicaRetiring(_OfReplica, frozen=True, kw_only=True):
+    """A replica is to go: it finishes what it has, and gets nothing new. Its `ReplicaDown` comes when it has ended."""
+
+
 class ReplicaBusy(_OfAttempt, frozen=True, kw_only=True):
     """The engine answered 429 or 503: it is full, not broken."""
 
@@ -190,6 +194,7 @@ AnyEvent = (
     | KvLost
     | ReplicaUp
     | ReplicaDown
+    | ReplicaRetiring
     | ReplicaBusy
     | LoadReported
     | Woke

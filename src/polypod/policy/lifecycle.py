@@ -35,6 +35,7 @@ from polypod.policy.events import (
     PrefillFinished,
     ReplicaBusy,
     ReplicaDown,
+    ReplicaRetiring,
     ReplicaUp,
     RequestArrived,
     RequestFailed,
@@ -180,7 +181,7 @@ class Validator:
                     self._step(event.request, event)
             case ReplicaUp() | ReplicaDown():
                 self._replica(event)
-            case StepObserved() | LoadReported() | Woke():
+            case ReplicaRetiring() | StepObserved() | LoadReported() | Woke():
                 pass
             case _:
                 if self._is_current(event):

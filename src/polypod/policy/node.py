@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from polypod.policy import answers, corrections
-from polypod.policy.actions import AnyAction, Cancel, Reject, Retry, RetryReason, WakeAt
+from polypod.policy.actions import AnyAction, Cancel, Drain, Reject, Retry, RetryReason, WakeAt
 from polypod.policy.admission import MIN_RETRY_AFTER_S, Service
 from polypod.policy.compiled import Functions
 from polypod.policy.events import (
@@ -26,6 +26,7 @@ from polypod.policy.events import (
     PrefillFinished,
     ReplicaBusy,
     ReplicaDown,
+    ReplicaRetiring,
     ReplicaUp,
     RequestArrived,
     RequestFailed,
@@ -102,6 +103,11 @@ class Policy:
     def queues(self) -> dict[str, int]:
         """By model: requests that wait here for a replica."""
         return {model: len(one.queue) for model, one in self._placement.services.items()}
+
+    def aboard(self, replica: str) -> int:
+        """How many requests a replica has."""
+        known = self._health.replicas.get(replica)
+        return 0 if known is None or not known.is_up else len(known.requests)
 
     def check(self) -> None:
         """Raise `AssertionError` if any invariant is broken; tests call this after every event."""
@@ -286,6 +292,12 @@ class Policy:
         if before is not None and before.is_up:
             self._died(before, {})
         self._health.add(event)
+
+    def _retiring(self, event: ReplicaRetiring) -> None:
+        replica = self._health.current(event.replica, event.epoch)
+        if replica is not None:
+            self._health.table_of(replica).block(replica.row, math.inf)
+            self._actions.append(Drain(replica=event.replica, epoch=event.epoch))
 
     def _down(self, event: ReplicaDown) -> None:
         replica = self._health.current(event.replica, event.epoch)
@@ -477,6 +489,7 @@ _HANDLERS: Final[dict[type, Callable[[Policy, Any], None]]] = {
     KvLost: Policy._kv_lost,
     ReplicaUp: Policy._up,
     ReplicaDown: Policy._down,
+    ReplicaRetiring: Policy._retiring,
     StepObserved: Policy._observed,
     LoadReported: Policy._load,
     Woke: Policy._woke,

@@ -90,6 +90,8 @@ class Keeper:
         patience: Patience,
         run: str,
         began_session: Callable[[int], None],
+        *,
+        epoch: int = 0,
     ) -> None:
         self._engine = replica.engine
         self._spec = replica.spec
@@ -100,7 +102,8 @@ class Keeper:
         self._endpoint = self._reached(replica.spec)
         self._tell = tell
         self._patience = patience
-        self._epoch = 0
+        self.epoch = epoch  # of the latest start
+        self.is_wanted = True  # to be started again when it ends
         self._process: Process | None = None
         self._oom_kills = 0  # of the kernel's, when it started
 
@@ -108,7 +111,7 @@ class Keeper:
         """Start a new process and wait until it answers. Raises `EngineError` where it does not."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        self._epoch += 1
+        self.epoch += 1
         process = await self._spawn()
         try:
             await self._until_ready(process)
@@ -117,7 +120,7 @@ class Keeper:
             raise
         up = Up(
             replica=self._spec.replica,
-            epoch=self._epoch,
+            epoch=self.epoch,
             endpoint=self._endpoint,
             process=process.pid,
             load_s=loop.time() - began_s,
@@ -134,6 +137,8 @@ class Keeper:
             if loop.time() - began_s >= self._patience.settled_s:
                 delay_s = self._patience.first_restart_s
             await self._report_down(reason)
+            if not self.is_wanted:
+                return
             delay_s = await self._restart(delay_s)
 
     async def stop(self) -> None:
@@ -178,7 +183,7 @@ class Keeper:
     async def _report_down(self, reason: str) -> None:
         tail = self.log_tail()
         await self.stop()
-        down = Down(replica=self._spec.replica, epoch=self._epoch, reason=reason, log_tail=tail)
+        down = Down(replica=self._spec.replica, epoch=self.epoch, reason=reason, log_tail=tail)
         await self._tell(down)
 
     def _reached(self, spec: EngineSpec) -> Endpoint:

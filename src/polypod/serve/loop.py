@@ -122,6 +122,11 @@ class Driver:
         """What the policy was told of the replica's latest start."""
         return self._ups[replica]
 
+    def forget(self, replica: str) -> None:
+        """It was taken out for good, and is told of no more."""
+        self._replicas.pop(replica, None)
+        self._ups.pop(replica, None)
+
     def replicas(self) -> Iterable[ReplicaState]:
         """All replicas ever attached, each in its latest start."""
         return self._replicas.values()

@@ -27,13 +27,14 @@ from polypod.cost.cpu import CpuCalibration
 from polypod.errors import EngineError, FileError, InputError, RunError
 from polypod.plan.spec import Plan, to_yaml, write_plan
 from polypod.policy.compiled import functions
-from polypod.policy.events import ReplicaDown, ReplicaUp, StepObserved
+from polypod.policy.events import ReplicaDown, ReplicaRetiring, ReplicaUp, StepObserved
 from polypod.policy.node import Policy
 from polypod.policy.settings import PolicySettings
 from polypod.record import Header
 from polypod.serve import nodes
 from polypod.serve.ask import Asked, Asker
 from polypod.serve.attempt import Desk
+from polypod.serve.change import Member, member
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.door import Door, Keyring, Rules
 from polypod.serve.engines import ENGINES, Engine
@@ -53,6 +54,7 @@ from polypod.serve.upstream import Patience, Upstreams
 
 WARM_UP_TOKENS: Final = 12
 WARM_UPS: Final = 3
+DRAIN_LOOK_S: Final = 0.05
 SWEEP_S: Final = 0.5  # a revoked key opens nothing after this long at most
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where it listens, and one way to reach it
 _FILLER: Final = "The warm-up measures how fast this replica computes a prompt and how fast it answers, before anybody waits for it. "
@@ -92,6 +94,20 @@ class WarmUp:
     decode_ratio: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """A replica of a plan, as this node runs it."""
+
+    replica: Replica
+    up: ReplicaUp
+    calibration: CpuCalibration | None
+    member: Member
+
+    @property
+    def name(self) -> str:
+        return self.up.replica
+
+
 class LiveNode:
     """Owns everything that runs. `on_change` hears of each warm-up and of each replica lost."""
 
@@ -114,7 +130,8 @@ class LiveNode:
             own_token=self._own_token,
             log_prompt=None if self._prompts is None else self._prompts.write,
         )
-        self._prepared = prepared
+        self.prepared = prepared  # what runs now
+        self._engines = engines
         self._listener = listener
         self._on_change = on_change
         self._models = [service.model for service in prepared.plan.services]
@@ -137,14 +154,15 @@ class LiveNode:
         )
         self._gateway = Gateway(self._models, desk, self._door, corrections=self.policy.corrections)
         self._ghosts = Ghosts(prepared.ghosts, self._driver, on_change)
-        far = {remote.name: remote_replica(remote, prepared.plan) for remote in prepared.remotes}
-        self._ups = {up.replica: up for up in prepared.ups} | far
-        self._loading = set(self._ups)
+        self._far = {
+            remote.name: remote_replica(remote, prepared.plan) for remote in prepared.remotes
+        }
+        self._loading = {up.replica for up in prepared.ups} | self._far.keys()
         self._loaded = asyncio.Event()
         self._sockets = make_socket_directory()
         self._registered: Path | None = None
-        places = Places(prepared.folder, self._sockets, self._caches.folder)
-        replicas = _replicas(prepared, places, engines)
+        self.seats = {seat.name: seat for seat in self.seats_of(prepared)}
+        replicas = [seat.replica for seat in self.seats.values()]
         replicas += self._ghosts.replicas(self._sockets, prepared.folder)
         self._supervisor = Supervisor(replicas, self._hear)
         watched = [(remote, self._models[0]) for remote in prepared.remotes]
@@ -164,8 +182,8 @@ class LiveNode:
 
     async def __aenter__(self) -> Self:
         self._recorder.start()
-        folder = self._prepared.folder
-        write_plan(self._prepared.plan, folder / "plan.yaml")
+        folder = self.prepared.folder
+        write_plan(self.prepared.plan, folder / "plan.yaml")
         self._registered = nodes.register(folder.parents[1], self._described())
         try:
             await self._start()
@@ -233,6 +251,50 @@ class LiveNode:
                 model or self._models[0], question, max_tokens=max_tokens, replica=replica
             )
 
+    # ---- another plan
+
+    def seats_of(self, prepared: Prepared) -> list[Seat]:
+        """The replicas of a plan, as they would run here; nothing is started."""
+        if prepared.ghosts is not None:
+            return []
+        places = Places(prepared.folder, self._sockets, self._caches.folder)
+        return _seats(prepared, places, self._engines)
+
+    async def start_replica(self, seat: Seat) -> None:
+        """Start it, warm it up, and let requests come. Raises `EngineError`, when it is stopped again."""
+        known = self.seats.get(seat.name)
+        self.seats[seat.name] = seat
+        try:
+            await self._supervisor.add(seat.replica)
+        except BaseException:
+            if known is None:
+                del self.seats[seat.name]
+            raise
+
+    async def retire_replica(self, name: str, *, drain_s: float) -> int:
+        """Send nothing new there, wait until it has ended what it has, and stop it; return how many requests took too long."""
+        self._supervisor.let_end(name)
+        epoch = self._supervisor.epoch(name)
+        self._tell_retiring(name, epoch)
+        late_s = self._driver.now_s() + drain_s
+        while (left := self.policy.aboard(name)) and self._driver.now_s() < late_s:
+            await asyncio.sleep(DRAIN_LOOK_S)
+        now_s = self._driver.now_s()
+        reason = "it is not in the plan any more"
+        self._driver.tell(ReplicaDown(at_s=now_s, replica=name, epoch=epoch, reason=reason))
+        await self._supervisor.remove(name)
+        self._driver.forget(name)
+        del self.seats[name]
+        return left
+
+    def _tell_retiring(self, name: str, epoch: int) -> None:
+        self._driver.tell(ReplicaRetiring(at_s=self._driver.now_s(), replica=name, epoch=epoch))
+
+    @property
+    def control_socket(self) -> Path:
+        """Where orders are taken."""
+        return self._sockets / "control"
+
     def _described(self) -> nodes.NodeFile:
         pid, started_ticks, boot_id = nodes.this_process()
         return nodes.NodeFile(
@@ -240,10 +302,10 @@ class LiveNode:
             started_ticks=started_ticks,
             boot_id=boot_id,
             run=self._supervisor.run,
-            folder=str(self._prepared.folder),
+            folder=str(self.prepared.folder),
             url=self.url,
             sockets=str(self._sockets),
-            control=str(self._sockets / "control"),
+            control=str(self.control_socket),
             caches=str(self._caches.folder or ""),
         )
 
@@ -273,6 +335,12 @@ class LiveNode:
                 self._loaded.set()
         await self._loaded.wait()
 
+    def _foretold(self, replica: str) -> tuple[ReplicaUp, CpuCalibration | None]:
+        if replica in self._far:
+            return self._far[replica], None
+        seat = self.seats[replica]
+        return seat.up, seat.calibration
+
     async def _hear(self, news: Up | Down) -> None:
         if news.replica in self._ghosts:
             await self._ghosts.hear(news)
@@ -285,8 +353,7 @@ class LiveNode:
             self._on_change(news)
             return
         await self._all_loaded(news)
-        predicted = self._ups[news.replica]
-        calibration = self._prepared.calibrations.get(news.replica)
+        predicted, calibration = self._foretold(news.replica)
         try:
             observed = await _warm_up(news, predicted, calibration)
         except RunError as error:  # the supervisor takes it as a start that failed, and tries again
@@ -374,12 +441,10 @@ def _check_names(prepared: Prepared) -> None:
         raise InputError(msg)
 
 
-def _replicas(prepared: Prepared, places: Places, engines: Mapping[str, Engine]) -> list[Replica]:
-    if prepared.ghosts is not None:
-        return []
+def _seats(prepared: Prepared, places: Places, engines: Mapping[str, Engine]) -> list[Seat]:
     plan, ups = prepared.plan, {up.replica: up for up in prepared.ups}
     limits = limits_bytes(plan, find_cpu())
-    replicas = []
+    seats = []
     for service in plan.services:
         for pool in service.pools:
             engine = engines[str(pool.engine)]
@@ -387,8 +452,15 @@ def _replicas(prepared: Prepared, places: Places, engines: Mapping[str, Engine])
             for index in range(pool.replicas):
                 up = ups[f"{pool.name}-{index}"]
                 spec = engine_spec(plan, service, pool, up, engine, places)
-                replicas.append(Replica(engine=engine, spec=spec, memory_limit_bytes=limit_bytes))
-    return replicas
+                seats.append(
+                    Seat(
+                        replica=Replica(engine=engine, spec=spec, memory_limit_bytes=limit_bytes),
+                        up=up,
+                        calibration=prepared.calibrations.get(up.replica),
+                        member=member(plan, service, pool, name=up.replica, cores=spec.cores),
+                    )
+                )
+    return seats
 
 
 def _header(prepared: Prepared) -> Header:

@@ -51,6 +51,7 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._guardian: Process | None = None
         self._sessions: set[int] = set()  # that engines began
+        self._epochs: dict[str, int] = {}  # the latest, of replicas that were taken away
         self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -77,19 +78,32 @@ class Supervisor:
     async def add(self, replica: Replica) -> None:
         """Start one more, and wait until it answers. Raises `EngineError`, when it is stopped again."""
         name = replica.spec.replica
-        keeper = Keeper(replica, self._tell, self._patience, self.run, self._sessions.add)
+        keeper = Keeper(
+            replica,
+            self._tell,
+            self._patience,
+            self.run,
+            self._sessions.add,
+            epoch=self._epochs.get(name, 0),
+        )
         self._keepers[name] = keeper
         try:
             await keeper.start()
         except BaseException:
             del self._keepers[name]
+            self._epochs[name] = keeper.epoch
             await keeper.stop()
             raise
         self._keep(name, keeper)
 
+    def let_end(self, name: str) -> None:
+        """If it ends, do not start it again: it is to go soon."""
+        self._keepers[name].is_wanted = False
+
     async def remove(self, name: str) -> None:
-        """Stop one for good. Says no `Down`."""
+        """Stop one for good. Says no `Down`. It may be added again, in a later epoch."""
         keeper = self._keepers.pop(name)
+        self._epochs[name] = keeper.epoch
         task = self._tasks.pop(name)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -118,6 +132,10 @@ class Supervisor:
     def log_tail(self, replica: str) -> tuple[str, ...]:
         """The last lines the replica's process wrote."""
         return self._keepers[replica].log_tail()
+
+    def epoch(self, replica: str) -> int:
+        """Of its latest start."""
+        return self._keepers[replica].epoch
 
     def processes(self) -> dict[str, int]:
         """The engine process of each replica that has one."""

@@ -1,0 +1,165 @@
+"""From the replicas that run to those that a new plan wants: which stay, and in which order the others come and go.
+
+A replica stays where the new plan has one just like it. Of the others, a new one starts before an old one goes wherever cores and memory allow it, so that
+nobody waits for a model to load. Where they do not, an old one goes first, as long as others serve its model; else the new one starts beside it on the
+same cores if memory allows that, and only if that is not so either, the model is without a replica for a while, which the step says.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from polypod import units
+from polypod.errors import InputError
+from polypod.plan.spec import Plan, Pool, Service
+from polypod.serve.memory import need_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One replica, as far as a change needs to know it."""
+
+    name: str
+    model: str
+    cores: frozenset[int]
+    need_bytes: float  # 0 where nothing is predicted
+    identity: bytes  # equal for replicas that differ in their name only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """One step of a change."""
+
+    does: Literal["start", "retire"]
+    name: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What to do, in order; `renamed` says under which name a replica of the new plan runs, where that is not its own."""
+
+    moves: tuple[Move, ...]
+    renamed: dict[str, str]
+
+
+def member(plan: Plan, service: Service, pool: Pool, *, name: str, cores: Iterable[int]) -> Member:
+    """A replica of a pool under this name, on all these cores."""
+    return Member(
+        name=name,
+        model=service.model,
+        cores=frozenset(cores),
+        need_bytes=need_bytes(pool) or 0.0,
+        identity=identity(plan, service, pool),
+    )
+
+
+def identity(plan: Plan, service: Service, pool: Pool) -> bytes:
+    """Everything about a replica but its name, its number and what is predicted of it."""
+    told: dict[str, Any] = msgspec.to_builtins(pool)
+    for name in ("name", "replicas", "predicted", "on"):
+        told.pop(name, None)
+    parts = (pool.on, *(stage.on for stage in pool.stages))
+    sources = [msgspec.structs.replace(plan.fleet[part], measured=None) for part in parts]
+    weights = None if service.weights is None else str(Path(service.weights).resolve())
+    return msgspec.json.encode(
+        [service.model, weights, service.context, told, sources], order="sorted"
+    )
+
+
+def change(
+    running: Sequence[Member], wanted: Sequence[Member], *, free_bytes: float, taken: Iterable[str]
+) -> Change:
+    """The moves from those that run to those that are wanted. Names in `taken` were used before, and are not used again.
+
+    Raises `InputError` where the machine has no memory for what is wanted, however it is begun.
+    """
+    staying, coming = _matched(running, wanted)
+    renamed = {new: old for old, new in staying.items() if new != old}
+    names = set(taken) | {one.name for one in running}
+    arranging = _Arranging(running, set(staying), free_bytes)
+    for one in sorted(coming, key=lambda new: arranging.is_in_the_way(new)):
+        name = _free_name(one.name, names)
+        names.add(name)
+        if name != one.name:
+            renamed[one.name] = name
+        arranging.bring(one, name)
+    arranging.finish()
+    return Change(moves=tuple(arranging.moves), renamed=renamed)
+
+
+class _Arranging:
+    def __init__(self, running: Sequence[Member], staying: set[str], free_bytes: float) -> None:
+        self.moves: list[Move] = []
+        self._here = {one.name: one for one in running}
+        self._leaving = [one for one in running if one.name not in staying]
+        self._free_bytes = free_bytes
+
+    def is_in_the_way(self, new: Member) -> bool:
+        return any(old.cores & new.cores for old in self._leaving)
+
+    def bring(self, new: Member, name: str) -> None:
+        rivals = [old for old in self._leaving if old.cores & new.cores]
+        fits = new.need_bytes <= self._free_bytes
+        if rivals and not (fits and self._is_last(rivals)):
+            self._retire_all(rivals)
+        while new.need_bytes > self._free_bytes and self._leaving:
+            self._retire_all(self._leaving[:1])
+        if new.need_bytes > self._free_bytes:
+            need, free = (units.show(one, "bytes") for one in (new.need_bytes, self._free_bytes))
+            msg = (
+                f"replica {name} needs {need} of memory, and {free} are free when all that leave have left; nothing was changed. "
+                "Give its pool a shorter context or fewer sequences, or a smaller model"
+            )
+            raise InputError(msg)
+        beside = [old.name for old in self._leaving if old.cores & new.cores]
+        note = f"beside {', '.join(beside)} on the same cores, until it is up" if beside else ""
+        if not any(one.model == new.model for one in self._here.values()):
+            note = f"{new.model} has no replica until it is up"
+        self.moves.append(Move(does="start", name=name, note=note))
+        self._here[name] = new
+        self._free_bytes -= new.need_bytes
+
+    def finish(self) -> None:
+        self._retire_all(list(self._leaving))
+
+    def _is_last(self, members: Sequence[Member]) -> bool:
+        """Whether a model would be without a replica, were these gone."""
+        left = {one.model for one in self._here.values() if one not in members}
+        return any(one.model not in left for one in members)
+
+    def _retire_all(self, members: Sequence[Member]) -> None:
+        for one in members:
+            self.moves.append(Move(does="retire", name=one.name))
+            self._leaving.remove(one)
+            del self._here[one.name]
+            self._free_bytes += one.need_bytes
+
+
+def _matched(
+    running: Sequence[Member], wanted: Sequence[Member]
+) -> tuple[dict[str, str], list[Member]]:
+    """By name, which running replica is which wanted one; and the wanted ones that do not run."""
+    staying: dict[str, str] = {}
+    coming = []
+    for new in sorted(wanted, key=lambda one: one.name not in {old.name for old in running}):
+        like = [old for old in running if old.identity == new.identity and old.name not in staying]
+        like.sort(key=lambda old: old.name != new.name)
+        if like:
+            staying[like[0].name] = new.name
+        else:
+            coming.append(new)
+    return staying, coming
+
+
+def _free_name(name: str, names: set[str]) -> str:
+    """The name itself, or with the number of its generation."""
+    generation = 2
+    free = name
+    while free in names:
+        free = f"{name}.{generation}"
+        generation += 1
+    return free

@@ -1,0 +1,280 @@
+"""Orders to a running node, over a unix socket that only its user can reach: another plan.
+
+One JSON object a line. The order is an `Order`; what comes back are `Word`s, the last of which says how it ended. Whoever gave the order may leave;
+it is carried out all the same. A step that fails is undone with all before it, so that the node has its old plan or its new one.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import msgspec
+
+from polypod.errors import InputError, PolypodError, RunError
+from polypod.plan.spec import Plan, check, write_plan
+from polypod.policy.settings import PolicySettings
+from polypod.serve.change import Change, Move, change
+from polypod.serve.devices.cpu import find_cpu
+from polypod.serve.local import prepare
+from polypod.serve.node import LiveNode, Prepared, Seat
+
+LONGEST_ORDER_BYTES: Final = 16 << 20
+_RESTART: Final = "stop the node and start it with this plan"
+_LOG: Final = logging.getLogger("polypod.serve")
+
+
+class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What to do."""
+
+    plan: Plan
+    dry_run: bool = False
+    drain_s: float = 600.0  # that a replica which goes may take to end what it has
+
+
+class Word(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is being done, or how it ended."""
+
+    state: Literal["planned", "begun", "done", "undone", "applied", "failed", "refused"]
+    does: Literal["start", "retire"] | None = None
+    replica: str | None = None
+    note: str = ""
+    step: int = 0  # from 1
+    steps: int = 0
+    took_s: float | None = None
+    cut_requests: int = 0  # that took longer than the drain
+
+    @property
+    def is_last(self) -> bool:
+        return self.state in ("applied", "failed", "refused")
+
+
+Tell = Callable[[Word], Awaitable[None]]
+
+
+class Control:
+    """Takes orders for a node while it is open; one at a time."""
+
+    def __init__(self, node: LiveNode) -> None:
+        self._node = node
+        self._path = node.control_socket
+        self._taken: set[str] = set()  # names of replicas there ever were
+        self._plans = 1
+        self._busy = asyncio.Lock()
+        self._orders: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        old = os.umask(0o177)  # the socket's mode is 0600 from its first moment
+        try:
+            self._server = await asyncio.start_unix_server(
+                self._listen, path=str(self._path), limit=LONGEST_ORDER_BYTES
+            )
+        finally:
+            os.umask(old)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for order in self._orders:
+            order.cancel()
+        await asyncio.gather(*self._orders, return_exceptions=True)
+        self._path.unlink(missing_ok=True)
+
+    async def apply(self, order: Order, tell: Tell) -> None:
+        """Bring the node to another plan. Raises `PolypodError` where it has its old one again."""
+        if self._busy.locked():
+            msg = "another plan is just being applied; wait until that is done"
+            raise RunError(msg)
+        async with self._busy:
+            check(order.plan)
+            _refuse_ghosts(self._node.prepared)
+            now = self._node.prepared
+            wanted = replace(
+                prepare(order.plan, now.folder),
+                engine_memory_bytes=now.engine_memory_bytes,
+                remotes=now.remotes,
+            )
+            _refuse(now, wanted)
+            seats = self._node.seats_of(wanted)
+            found = self._change(seats)
+            if order.dry_run:
+                for number, move in enumerate(found.moves, 1):
+                    await tell(_word("planned", move, number, len(found.moves)))
+                return
+            named = {found.renamed.get(seat.name, seat.name): seat for seat in seats}
+            coming = {move.name: _renamed(named[move.name], move.name) for move in found.moves if move.does == "start"}  # fmt: skip
+            await _Carrying(self._node, coming, order.drain_s, tell).carry_out(found.moves)
+            self._keep(wanted)
+
+    def _change(self, seats: list[Seat]) -> Change:
+        here = self._node.seats
+        self._taken |= here.keys()
+        return change(
+            [seat.member for seat in here.values()],
+            [seat.member for seat in seats],
+            free_bytes=float(find_cpu().usable_memory_bytes),
+            taken=self._taken,
+        )
+
+    def _keep(self, wanted: Prepared) -> None:
+        self._plans += 1
+        self._node.prepared = wanted
+        write_plan(wanted.plan, wanted.folder / f"plan-{self._plans}.yaml")
+
+    async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def tell(word: Word) -> None:
+            with suppress(OSError):  # whoever asked has left
+                writer.write(msgspec.json.encode(word) + b"\n")
+                await writer.drain()
+
+        task = asyncio.current_task()
+        assert task is not None
+        self._orders.add(task)
+        try:
+            await self._obey(await reader.readline(), tell)
+        except ValueError:  # longer than the limit
+            await tell(Word(state="refused", note=f"longer than {LONGEST_ORDER_BYTES} bytes"))
+        finally:
+            self._orders.discard(task)
+            writer.close()
+
+    async def _obey(self, line: bytes, tell: Tell) -> None:
+        try:
+            order = msgspec.json.decode(line, type=Order)
+            await self.apply(order, tell)
+        except (msgspec.DecodeError, InputError) as error:
+            await tell(Word(state="refused", note=str(error)))
+        except PolypodError as error:
+            await tell(Word(state="failed", note=str(error)))
+        else:
+            await tell(Word(state="applied"))
+
+
+@dataclass(slots=True, eq=False)
+class _Carrying:
+    """One change being carried out."""
+
+    node: LiveNode
+    coming: dict[str, Seat]
+    drain_s: float
+    tell: Tell
+
+    async def carry_out(self, moves: tuple[Move, ...]) -> None:
+        gone: dict[str, Seat] = {}
+        done: list[Move] = []
+        try:
+            for number, move in enumerate(moves, 1):
+                await self._tell(_word("begun", move, number, len(moves)))
+                began_s = asyncio.get_running_loop().time()
+                cut = await self._do(move, gone)
+                done.append(move)
+                took_s = asyncio.get_running_loop().time() - began_s
+                word = _word("done", move, number, len(moves))
+                await self._tell(
+                    msgspec.structs.replace(word, took_s=round(took_s, 3), cut_requests=cut)
+                )
+        except PolypodError:
+            await self._undo(done, gone)
+            raise
+
+    async def _tell(self, word: Word) -> None:
+        await self.tell(word)
+
+    async def _do(self, move: Move, gone: dict[str, Seat]) -> int:
+        if move.does == "start":
+            await self.node.start_replica(self.coming[move.name])
+            return 0
+        gone[move.name] = self.node.seats[move.name]
+        return await self.node.retire_replica(move.name, drain_s=self.drain_s)
+
+    async def _undo(self, done: list[Move], gone: dict[str, Seat]) -> None:
+        """Backwards. An old replica that does not start again is said, and the node goes on with the others."""
+        for move in reversed(done):
+            try:
+                if move.does == "start":
+                    await self.node.retire_replica(move.name, drain_s=self.drain_s)
+                else:
+                    await self.node.start_replica(gone[move.name])
+            except PolypodError as error:
+                _LOG.error("%s could not be undone: %s", move, error)
+                await self._tell(Word(state="undone", does=move.does, replica=move.name, note=f"failed: {error}"))  # fmt: skip
+            else:
+                await self._tell(Word(state="undone", does=move.does, replica=move.name))
+
+
+def _word(state: Literal["planned", "begun", "done"], move: Move, step: int, steps: int) -> Word:
+    return Word(
+        state=state, does=move.does, replica=move.name, note=move.note, step=step, steps=steps
+    )
+
+
+def _renamed(seat: Seat, name: str) -> Seat:
+    """The same replica under another name, with a socket and a log of its own."""
+    spec = seat.replica.spec
+    spec = replace(
+        spec,
+        replica=name,
+        socket=spec.socket.with_name(f"{name}.sock"),
+        log=spec.log.with_name(f"{name}.log"),
+    )
+    return Seat(
+        replica=replace(seat.replica, spec=spec),
+        up=msgspec.structs.replace(seat.up, replica=name),
+        calibration=seat.calibration,
+        member=replace(seat.member, name=name),
+    )
+
+
+def _refuse_ghosts(now: Prepared) -> None:
+    if now.ghosts is not None:
+        msg = f"this node serves ghosts, which have no replicas of their own to change; {_RESTART}"
+        raise InputError(msg)
+
+
+def _refuse(now: Prepared, wanted: Prepared) -> None:
+    """What a node is told once, at its start. Raises `InputError`."""
+    if any(up.role != "both" for up in (*now.ups, *wanted.ups)):
+        msg = f"prompts and answers are computed apart here or in this plan, and such pools are not changed while they run; {_RESTART}"
+        raise InputError(msg)
+    for name in PolicySettings.__struct_fields__:
+        old, new = getattr(now.settings, name), getattr(wanted.settings, name)
+        if old != new:
+            told = "its services" if name == "services" else name
+            msg = f"the plan changes {told} ({_short(old)} to {_short(new)}), which a node is told at its start; {_RESTART}"
+            raise InputError(msg)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(
+            f"{one.model} with a context of {one.context_tokens:,} tokens, {one.mean_output_tokens:g} of them answered"
+            for one in value
+        )
+    return str(value)
+
+
+async def give(socket: Path, order: Order) -> AsyncIterator[Word]:
+    """Send an order to a node and hand on what it says. Raises `RunError` where it says nothing, or breaks off."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(socket), limit=LONGEST_ORDER_BYTES)
+    except OSError as error:
+        msg = f"the node does not take orders on {socket}: {error.strerror}; is it still running?"
+        raise RunError(msg) from error
+    try:
+        writer.write(msgspec.json.encode(order) + b"\n")
+        await writer.drain()
+        while line := await reader.readline():
+            word = msgspec.json.decode(line, type=Word)
+            yield word
+            if word.is_last:
+                return
+        msg = "the node stopped before it said how it ended; look at its folder"
+        raise RunError(msg)
+    finally:
+        writer.close()
