@@ -34,6 +34,9 @@ from polypod.workload.gguf import read_header
 
 DATA = Path(__file__).parents[1] / "src" / "polypod" / "cost" / "data"
 LEAST_BAND = 0.25
+LEAST_S = 1e-3
+ONE_BY_ONE = 20
+"""An engine whose step of many sequences takes so many times its fixed part computes them one after another: their time goes by sequence, not by token."""
 
 
 def main() -> None:
@@ -74,19 +77,26 @@ def _toml(name: str, runs: list[dict[str, Any]]) -> str:
     steps, prompts = alone["steps"], [one for one in alone["prompts"] if one["tokens"] <= 512]
     step_s = [statistics.median(one["seconds"]) for one in steps]
     prompt_s = [statistics.median(one["seconds"]) for one in prompts]
-    step_fixed, _, kv_token_s = _fit(
+    step_fixed, sequence_s, kv_token_s = _fit(
         [[1, o["sequences"], o["sequences"] * o["context"]] for o in steps], step_s
     )
     prompt_fixed, _, pair_s = _fit(
         [[1, o["tokens"], o["tokens"] * (o["tokens"] + 1) / 2] for o in prompts], prompt_s
     )
     outside_s = max(prompt_fixed - step_fixed, 1e-3)
-    knots = _knots(steps, step_s, kv_token_s)
+    if step_s[-1] < ONE_BY_ONE * step_fixed:
+        sequence_s = 0.0
+    knots = {1: LEAST_S} if sequence_s else _knots(steps, step_s, kv_token_s)
     knots |= {
         o["tokens"]: s - outside_s - pair_s * o["tokens"] * (o["tokens"] + 1) / 2
         for o, s in zip(prompts, prompt_s, strict=True)
     }
-    terms = {"kv_token_s": kv_token_s, "pair_s": pair_s, "first_token_s": outside_s}
+    terms = {
+        "kv_token_s": kv_token_s,
+        "pair_s": pair_s,
+        "first_token_s": outside_s,
+        "sequence_s": sequence_s,
+    }
     knots = dict(
         zip(sorted(knots), np.maximum.accumulate([knots[t] for t in sorted(knots)]), strict=True)
     )
@@ -115,7 +125,11 @@ def _band(
         engine = run["engines"][name]
         for one in engine["steps"]:
             b, c = one["sequences"], one["context"]
-            likely = float(np.interp(b, tokens, curve)) + terms["kv_token_s"] * b * c
+            likely = (
+                float(np.interp(b, tokens, curve))
+                + terms["kv_token_s"] * b * c
+                + terms["sequence_s"] * b
+            )
             ratios += [seconds / likely for seconds in one["seconds"]]
         for one in engine["prompts"]:
             n = one["tokens"]
@@ -162,7 +176,7 @@ measured_utc = "{host["at"][:19]}+00:00"
 source = "bench/engines_raw.py, one core, medians; {host["cpu"]}, Linux {host["kernel"].split("-")[0]}"
 kv_token_s = {terms["kv_token_s"]:.3e}
 pair_s = {terms["pair_s"]:.3e}
-sequence_s = 0.0
+sequence_s = {terms["sequence_s"]:.3e}
 first_token_s = [{outside_s / 2:.2e}, {outside_s:.2e}, {outside_s * 2:.2e}]
 band = [{band[0]:.3f}, 1.0, {band[1]:.3f}]
 load_s = {run["engines"][name]["load_s"]:.2f}
