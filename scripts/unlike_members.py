@@ -268,6 +268,8 @@ def main() -> int:
     (engine,) = local_engines(("vllm",), "safetensors")
     second = None if options.as_they_are else split_cores(find_cpu())[1]
     if options.prefer:
+        with suppress(OSError):
+            os.setsid()  # not beside whatever else this terminal runs
         threading.Thread(target=prefer_ours, daemon=True).start()
     print(
         "slowed",

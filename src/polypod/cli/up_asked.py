@@ -4,12 +4,13 @@ from dataclasses import replace
 from typing import Final
 
 from polypod.cli.up_text import Answered, HandedOver
+from polypod.cost.bands import Band, band_of
 from polypod.cost.calibration import Case
 from polypod.cost.steptime import StepTime
 from polypod.errors import RunError
 from polypod.plan.host import RequestTime, request_time
 from polypod.plan.host_stages import pool_step_times
-from polypod.plan.predict import service_model
+from polypod.plan.predict import evidence, service_model
 from polypod.policy.events import ReplicaUp
 from polypod.serve.ask import Asked
 from polypod.serve.node import LiveNode, Prepared, WarmUp
@@ -68,6 +69,8 @@ def _handed_over(node: LiveNode, up: ReplicaUp) -> HandedOver | None:
 
 
 def _predicted(prepared: Prepared, up: ReplicaUp, asked: Asked) -> RequestTime:
+    if up.replica not in prepared.calibrations:
+        return _on_devices(prepared, up, asked)
     return request_time(
         prepared.calibrations[up.replica],
         _step_times(prepared, up),
@@ -75,6 +78,23 @@ def _predicted(prepared: Prepared, up: ReplicaUp, asked: Asked) -> RequestTime:
         output_tokens=asked.output_tokens,
         max_step_tokens=up.max_step_tokens,
     )
+
+
+def _on_devices(prepared: Prepared, up: ReplicaUp, asked: Asked) -> RequestTime:
+    """By the catalog's figures, with the band of what they rest on."""
+    rests_on = evidence(prepared.plan)[up.pool]
+    times = up.step_time
+    alone_s = times.step_s(
+        tokens=1, kv_tokens=asked.input_tokens + asked.output_tokens / 2, sequences=1
+    )
+    return RequestTime(
+        ttft_s=_banded(times.prompt_s(asked.input_tokens), band_of(rests_on, "agg", "ttft")),
+        tpot_s=_banded(alone_s, band_of(rests_on, "agg", "tpot")),
+    )
+
+
+def _banded(likely_s: float, band: Band) -> dict[Case, float]:
+    return {"fast": band.low * likely_s, "likely": likely_s, "slow": band.high * likely_s}
 
 
 def _step_times(prepared: Prepared, up: ReplicaUp) -> dict[Case, StepTime]:

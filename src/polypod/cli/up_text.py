@@ -214,8 +214,11 @@ def _pool_row(plan: Plan, pool: Pool) -> list[str]:
 
 def _places(plan: Plan, pool: Pool) -> str:
     """The cores, and of a pipeline how many layers are on which."""
+    cores = plan.fleet[pool.on].cores
+    if cores is None:
+        return f"{pool.layout.world} of {pool.on}"
     if not pool.stages:
-        return _cores(plan.fleet[pool.on].cores or ())
+        return _cores(cores)
     return " + ".join(
         f"{_cores(plan.fleet[stage.on].cores or ())} ({stage.layers} layers)"
         for stage in pool.stages

@@ -81,12 +81,9 @@ def emit(plan: Plan, wanted: Wanted) -> dict[str, str]:
 
     Raises `InputError` for a pool that the engine cannot have, with its path and the way out.
     """
-    refuse_stages(plan)
-    _refuse_experts_apart(plan)
-    pools = _pools(plan, wanted)
-    launches = [_launch(plan, wanted, pool, pools[:index]) for index, pool in enumerate(pools)]
+    pools = _checked(plan, wanted)
     engines = {pool.name: pool.engine for pool in pools}
-    launches = _apart(launches, engines, wanted)
+    launches = _launches(plan, wanted, pools)
     written: dict[str, Written] = {
         one.name: _WRITERS[engines[one.name]].write(one) for one in launches
     }
@@ -96,6 +93,24 @@ def emit(plan: Plan, wanted: Wanted) -> dict[str, str]:
     files = {file: text for found in written.values() for file, text in found.files.items()}
     assert len(files) == len(scripts), "two pools wrote one file"
     return {**files, **routers, "README.md": readme(emitted)}
+
+
+def launches_of(plan: Plan, wanted: Wanted) -> dict[str, tuple[Launch, Target]]:
+    """Every pool by its name, as its engine's writer sees it, with the engine. Raises `InputError` as `emit` does."""
+    pools = _checked(plan, wanted)
+    engines = {pool.name: pool.engine for pool in pools}
+    return {one.name: (one, engines[one.name]) for one in _launches(plan, wanted, pools)}
+
+
+def _checked(plan: Plan, wanted: Wanted) -> list["_Pool"]:
+    refuse_stages(plan)
+    _refuse_experts_apart(plan)
+    return _pools(plan, wanted)
+
+
+def _launches(plan: Plan, wanted: Wanted, pools: list["_Pool"]) -> list[Launch]:
+    launches = [_launch(plan, wanted, pool, pools[:index]) for index, pool in enumerate(pools)]
+    return _apart(launches, {pool.name: pool.engine for pool in pools}, wanted)
 
 
 def _refuse_experts_apart(plan: Plan) -> None:

@@ -39,7 +39,7 @@ _MOST_MODEL_NAME: Final = 256
 def write(launch: Launch) -> Written:
     """Config and script of one pool. Raises `InputError` for what MindIE has no key for."""
     _check(launch)
-    config = json.dumps(_config(launch), indent=2) + "\n"
+    config = json.dumps(config_of(launch), indent=2) + "\n"
     files = {f"{launch.stem}.json": config, f"{launch.stem}.sh": _script(launch)}
     return Written(files=files, notes=tuple(_notes(launch)))
 
@@ -89,7 +89,7 @@ def _is_mixed(launch: Launch) -> bool:
     return launch.settings.prefill == "chunked" and _can_mix(launch) and launch.pool.role == "both"
 
 
-def _config(launch: Launch) -> dict[str, Any]:
+def config_of(launch: Launch) -> dict[str, Any]:
     port = PORT + 100 * launch.index
     return {
         "Version": "1.0.0",

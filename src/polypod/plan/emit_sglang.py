@@ -47,7 +47,7 @@ def write(launch: Launch) -> Written:
             file,
             setup=_setup(launch),
             command="python3 -m sglang.launch_server",
-            args=[*_args(launch), *_place(launch, node, nodes)],
+            args=[*_arguments(launch), *_place(launch, node, nodes)],
         )  # fmt: skip
     return Written(files=files, notes=tuple(_notes(launch)))
 
@@ -106,7 +106,12 @@ def _is_grouped(launch: Launch) -> bool:
     return launch.layout.dp > 1 and launch.model.is_moe
 
 
-def _args(launch: Launch) -> Iterator[Arg]:
+def on_one_node(launch: Launch) -> list[Arg]:
+    """All arguments of a replica that is on one node."""
+    return list(_arguments(launch))
+
+
+def _arguments(launch: Launch) -> Iterator[Arg]:
     layout = launch.layout
     yield Arg(flag="--model-path", value='"$MODEL"', why="services.model")
     yield arg("--served-model-name", launch.service.model, "services.model")

@@ -48,7 +48,7 @@ def write(launch: Launch) -> Written:
             file,
             setup=_setup(launch),
             command="vllm serve",
-            args=[*_args(launch), *_place(launch, node, nodes, local)],
+            args=[*_arguments(launch), *_place(launch, node, nodes, local)],
         )  # fmt: skip
     return Written(files=files, notes=tuple(_notes(launch)))
 
@@ -121,7 +121,12 @@ def _is_online(launch: Launch) -> bool:
     return launch.pool.precision.weights == "fp8" and launch.model.weight_dtype in DTYPE
 
 
-def _args(launch: Launch) -> Iterator[Arg]:
+def on_one_node(launch: Launch) -> list[Arg]:
+    """All arguments of a replica that is on one node."""
+    return [*_arguments(launch), *_place(launch, 0, 1, _local_groups(launch))]
+
+
+def _arguments(launch: Launch) -> Iterator[Arg]:
     pool, layout = launch.pool, launch.layout
     yield Arg(flag='"$MODEL"', why="services.model")
     yield arg("--served-model-name", launch.service.model, "services.model")

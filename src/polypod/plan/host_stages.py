@@ -1,13 +1,14 @@
 """One model over unlike groups of a host's cores: a pipeline with a stage on each, as large as its cores are fast.
 
-    share_k = (layers_k * one layer + the head, of the last) / matrix parameters
-    stage_s = share_k * step_s of the whole model on the cores of group k + hop_s
+    stage_s = m * matrix_share * memory_s + (1 - m) * layer_share * gemm_s + hop_s       of a step of so many tokens
     round_s = max(stages * slowest stage_s, sum of stage_s)     of as many micro-batches as stages, one token for every sequence
     alone_s = sum of stage_s                                     of one sequence, a token
 
-`step_s` is the engine's calibration on what the cores measured; `hop_s` is what handing a micro-batch on costs, of the calibration too. Every
-order of the groups is tried, and layers are spread so that the slowest stage is the fastest it can be at the micro-batches of a full replica.
-Left out: that stages share the memory's bandwidth, and attention's and norms' part of the layers, which goes with their number.
+`memory_s` and `gemm_s` are a whole step's time on the cores of the stage, by what they measured, and `m` is the share of it that reads weights (`cost.cpu`).
+Bytes go by a stage's part of the matrices, with the head in the last; everything else goes by its part of the layers, for a prompt needs the
+head at its last token only, and at few tokens an operator's own cost, which is per layer, is most of it. `hop_s`, of the calibration, is what
+handing a micro-batch on costs. Every order of the groups is tried, and layers are spread so that the slowest stage is the fastest it can be at the
+micro-batches of a full replica. Left out: that stages share the memory's bandwidth.
 
 `plan.stages` does the same for chips of the catalog, where compositions and memory are chosen too.
 """
@@ -20,7 +21,7 @@ from typing import Final
 import msgspec
 
 from polypod.cost.calibration import CASES, Case
-from polypod.cost.cpu import CpuCalibration, HostRates
+from polypod.cost.cpu import CpuCalibration, HostRates, calibration_for, cpu_step_time
 from polypod.cost.steptime import StepTime
 from polypod.errors import InputError
 from polypod.plan.host import (
@@ -99,17 +100,38 @@ def host_stages(model: Model, pool_stages: Sequence[PoolStage], fleet: Mapping[s
     if layers != model.num_layers:
         msg = f"the stages hold {layers} layers, {model.name} has {model.num_layers}; make them the same"
         raise InputError(msg)
-    all_layers = sum(group.count * layer_parameters(group, model.hidden) for group in model.layers)
-    total = all_layers + model.embedding_parameters
+    head_share, layers_share = _shares(model)
     found = []
     for n, stage in enumerate(pool_stages):
         rates = fleet[stage.on].measured
         assert rates is not None, "only hosts come here"
-        head = model.embedding_parameters if n == len(pool_stages) - 1 else 0
+        head = head_share if n == len(pool_stages) - 1 else 0.0
         layer_share = stage.layers / model.num_layers
-        share = (layer_share * all_layers + head) / total
-        found.append(HostStage(layers=stage.layers, matrix_share=share, layer_share=layer_share, rates=rates))  # fmt: skip
+        found.append(
+            HostStage(
+                layers=stage.layers,
+                matrix_share=layer_share * layers_share + head,
+                layer_share=layer_share,
+                rates=rates,
+            )
+        )
     return tuple(found)
+
+
+def part_of(calibration: CpuCalibration, stage: HostStage) -> CpuCalibration:
+    """The calibration of a part of the model: bytes by its matrices, all else by its layers."""
+    knots = []
+    for knot in calibration.knots:
+        bytes_s = knot.memory_share * stage.matrix_share * knot.seconds
+        rest_s = (1 - knot.memory_share) * stage.layer_share * knot.seconds
+        whole_s = bytes_s + rest_s
+        knots.append(msgspec.structs.replace(knot, seconds=whole_s, memory_share=bytes_s / whole_s))
+    return msgspec.structs.replace(
+        calibration,
+        knots=tuple(knots),
+        kv_token_s=stage.layer_share * calibration.kv_token_s,
+        pair_s=stage.layer_share * calibration.pair_s,
+    )
 
 
 def stages_step_time(
@@ -117,24 +139,24 @@ def stages_step_time(
 ) -> tuple[CpuCalibration, StepTime]:
     """The pipeline as one step time: a round is a `stages`-th of the batch in each, as `StepTime` has it."""
     shape = engine_model(model, kv_bytes_per_element)
-    known = [step_times(engine, stage.rates, shape) for stage in stages]
-    calibration = known[0][0]
-    own = [times[case] for _, times in known]
+    calibration, _ = calibration_for(engine, stages[0].rates.cpu_class)
+    own = [cpu_step_time(part_of(calibration, stage), stage.rates, shape, case) for stage in stages]
     count = len(stages)
 
     def each_s(tokens: float) -> list[float]:
-        return [stage.matrix_share * step.curve_s(tokens) + calibration.hop_s for stage, step in zip(stages, own, strict=True)]  # fmt: skip
+        return [step.curve_s(tokens) + calibration.hop_s for step in own]
 
     knots = [knot.tokens for knot in calibration.knots]
-    rounds = {float(count * tokens): max(count * max(each_s(tokens)), sum(each_s(tokens))) for tokens in knots}  # fmt: skip
-    alone = {1.0: sum(each_s(1.0))}
-    seconds = dict(sorted((alone | rounds).items()))
-    parts = list(zip(stages, own, strict=True))
+    rounds = {
+        float(count * tokens): max(count * max(each_s(tokens)), sum(each_s(tokens)))
+        for tokens in knots
+    }
+    seconds = dict(sorted(({1.0: sum(each_s(1.0))} | rounds).items()))
     return calibration, StepTime(
         tokens=tuple(seconds),
         seconds=tuple(seconds.values()),
-        kv_token_s=sum(stage.layer_share * step.kv_token_s for stage, step in parts),
-        pair_s=sum(stage.layer_share * step.pair_s for stage, step in parts) / count,
+        kv_token_s=sum(step.kv_token_s for step in own),
+        pair_s=sum(step.pair_s for step in own) / count,
         sequence_s=max(step.sequence_s for step in own),
         stages=count,
     )
@@ -162,37 +184,56 @@ def pool_step_times(
     return calibration, times
 
 
-def _best(model: Model, engine: LocalEngine, fleet: Mapping[str, Source], micro_batch: int) -> tuple[PoolStage, ...]:  # fmt: skip
+def _best(
+    model: Model, engine: LocalEngine, fleet: Mapping[str, Source], micro_batch: int
+) -> tuple[PoolStage, ...]:
     """The order and the layers whose slowest stage is the fastest; among equals the shortest way through, then the order given."""
-    shape = engine_model(model, engine.kv_bytes_per_element)
-    whole_s = {}
-    for name, source in fleet.items():
-        assert source.measured is not None
-        _, steps = step_times(engine.name, source.measured, shape)
-        whole_s[name] = steps["likely"].curve_s(micro_batch)
     found = []
     for order in permutations(fleet):
-        stages = _spread(model, order, whole_s)
-        shares = host_stages(model, stages, fleet)
-        times_s = [
-            one.matrix_share * whole_s[stage.on] for one, stage in zip(shares, stages, strict=True)
-        ]
+        stages, times_s = _spread(model, engine, fleet, order, micro_batch)
         found.append((max(times_s), sum(times_s), stages))
     return min(found, key=lambda one: one[:2])[2]
 
 
-def _spread(model: Model, order: Sequence[str], whole_s: dict[str, float]) -> tuple[PoolStage, ...]:
-    """Give one layer after another to the stage that is then the fastest of all; every stage has one."""
-    layer = sum(g.count * layer_parameters(g, model.hidden) for g in model.layers) / model.num_layers  # fmt: skip
+def _spread(
+    model: Model,
+    engine: LocalEngine,
+    fleet: Mapping[str, Source],
+    order: Sequence[str],
+    micro_batch: int,
+) -> tuple[tuple[PoolStage, ...], list[float]]:
+    """Give one layer after another to the stage that is then the fastest of all; every stage has one. Also the stages' times."""
+    shape = engine_model(model, engine.kv_bytes_per_element)
+    head_share, layers_share = _shares(model)
+
+    def stage_s(at: int, layers: int) -> float:
+        rates = fleet[order[at]].measured
+        assert rates is not None, "only hosts come here"
+        calibration, _ = calibration_for(engine.name, rates.cpu_class)
+        layer_share = layers / model.num_layers
+        head = head_share if at == len(order) - 1 else 0.0
+        part = HostStage(
+            layers=layers,
+            matrix_share=layer_share * layers_share + head,
+            layer_share=layer_share,
+            rates=rates,
+        )
+        step = cpu_step_time(part_of(calibration, part), rates, shape, "likely")
+        return step.curve_s(micro_batch) + calibration.hop_s
+
     layers = [1] * len(order)
-    heads = [0.0] * (len(order) - 1) + [float(model.embedding_parameters)]
     for _ in range(model.num_layers - len(order)):
-        after_s = [
-            ((n + 1) * layer + head) * whole_s[name]
-            for n, head, name in zip(layers, heads, order, strict=True)
-        ]
+        after_s = [stage_s(at, n + 1) for at, n in enumerate(layers)]
         layers[after_s.index(min(after_s))] += 1
-    return tuple(PoolStage(on=name, layers=n) for name, n in zip(order, layers, strict=True))
+    stages = tuple(PoolStage(on=name, layers=n) for name, n in zip(order, layers, strict=True))
+    return stages, [stage_s(at, n) for at, n in enumerate(layers)]
+
+
+def _shares(model: Model) -> tuple[float, float]:
+    """Of the matrices that a token is multiplied with: the head's part, and all layers'."""
+    layers = sum(group.count * layer_parameters(group, model.hidden) for group in model.layers)
+    total = layers + model.embedding_parameters
+    return model.embedding_parameters / total, layers / total
 
 
 def _predicted(model: Model, engine: LocalEngine, pool: Pool, fleet: Mapping[str, Source]) -> PoolPrediction:  # fmt: skip

@@ -56,7 +56,7 @@ _BLOCK_TOKENS: Final = (
 def engine_spec(
     plan: Plan, service: Service, pool: Pool, up: ReplicaUp, engine: Engine, places: Places
 ) -> EngineSpec:
-    """One replica of a pool on a host's cores."""
+    """One replica of a pool. On accelerators, which devices and flags it has is said by `on_devices`."""
     stages = tuple(
         StageSpec(cores=plan.fleet[stage.on].cores or (), layers=stage.layers)
         for stage in pool.stages
@@ -75,7 +75,7 @@ def engine_spec(
         port=0 if listens_on_port(engine.name) else None,
         stages=stages,
         handover=None if pool.role == "both" else places.caches,
-        cache_bytes=_cache_bytes(service, pool, up, engine),
+        cache_bytes=_cache_bytes(service, pool, up, engine) if cores else None,
     )
 
 

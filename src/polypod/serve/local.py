@@ -1,10 +1,12 @@
 """From this machine to a plan that can run on it: its cores, its engines, a model in a file, predictions from a calibration."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from polypod.cost.cpu import CpuCalibration, HostRates, calibration_for, cpu_class
 from polypod.errors import FileError, InputError, UnknownNameError
@@ -15,12 +17,15 @@ from polypod.plan.host_stages import plan_host_stages
 from polypod.plan.predict import policy_settings, pool_replicas
 from polypod.plan.spec import Plan, Source
 from polypod.serve.devices.cpu import HostCpu
+from polypod.serve.devices.find import find_devices
+from polypod.serve.devices.found import Inventory
 from polypod.serve.devices.measure import HostMeasurement, measure_host
 from polypod.serve.engines import ENGINES, USUAL
 from polypod.serve.engines.embedded import MODEL_NAME, embedded_weights
 from polypod.serve.engines.facts import WeightsFormat, facts_of, how_to_install
 from polypod.serve.ghosts import ghost_plan
 from polypod.serve.node import Prepared
+from polypod.serve.on_devices import on_devices
 from polypod.workload.checkpoint import read_checkpoint
 from polypod.workload.config import read_model
 from polypod.workload.gguf import read_header
@@ -209,11 +214,13 @@ def measured_groups(cpu: HostCpu) -> list[CoreGroup]:
     return groups
 
 
-def prepare(plan: Plan, folder: Path) -> Prepared:
-    """Check that a plan can run on this machine, and predict its replicas.
+def prepare(plan: Plan, folder: Path, look: Callable[[], Inventory] = find_devices) -> Prepared:
+    """Check that a plan can run on this machine, on its cores or on its accelerators, and predict its replicas.
 
-    Raises `InputError` for a pool that is on no host cores or on an engine that is not here.
+    Raises `InputError` for what is not here: cores, devices, an engine.
     """
+    if all(source.host is None for source in plan.fleet.values()):
+        return _prepare_devices(plan, folder, look())
     for s, service in enumerate(plan.services):
         for p, pool in enumerate(service.pools):
             path = f"`$.services[{s}].pools[{p}]`"
@@ -232,6 +239,43 @@ def prepare(plan: Plan, folder: Path) -> Prepared:
         calibrations |= {up.replica: calibration for up in ups if up.pool == pool.name}
     return Prepared(
         plan=plan, settings=policy_settings(plan), ups=ups, calibrations=calibrations, folder=folder
+    )
+
+
+def _prepare_devices(plan: Plan, folder: Path, inventory: Inventory) -> Prepared:
+    for s, service in enumerate(plan.services):
+        if service.weights is None or not Path(service.weights).is_dir():
+            msg = f"service {service.model!r} needs weights: the folder with its checkpoint - at `$.services[{s}].weights`"
+            raise InputError(msg)
+        read_checkpoint(Path(service.weights))
+    named = with_pool_names(plan)
+    found = on_devices(named, inventory)
+    for pool in (pool for service in named.services for pool in service.pools):
+        local_engines((str(pool.engine),), "safetensors")
+    return Prepared(
+        plan=named,
+        settings=policy_settings(named),
+        ups=tuple(pool_replicas(named)),
+        calibrations={},
+        folder=folder,
+        on_devices=found,
+    )
+
+
+def with_pool_names(plan: Plan) -> Plan:
+    """Pools without a name get the one that everything else calls them by."""
+    return msgspec.structs.replace(
+        plan,
+        services=tuple(
+            msgspec.structs.replace(
+                service,
+                pools=tuple(
+                    msgspec.structs.replace(pool, name=pool.name or f"pool{s}.{p}")
+                    for p, pool in enumerate(service.pools)
+                ),
+            )
+            for s, service in enumerate(plan.services)
+        ),
     )
 
 

@@ -13,7 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -47,6 +47,7 @@ from polypod.serve.listen import GRACE_S, serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.memory import limits_bytes
 from polypod.serve.metrics import Metrics
+from polypod.serve.on_devices import OnDevices
 from polypod.serve.prompts import PromptLog
 from polypod.serve.recorder import Recorder
 from polypod.serve.supervise import Down, Replica, Supervisor, Up, make_socket_directory
@@ -71,6 +72,7 @@ class Prepared:
     folder: Path
     ghosts: GhostPlan | None = None  # in place of engines
     engine_memory_bytes: int | None = None  # that each engine may take; None: a share of the host's
+    on_devices: dict[str, OnDevices] = field(default_factory=dict)  # by pool
     remotes: tuple[Remote, ...] = ()  # engines elsewhere, that have the plan's first model too
 
 
@@ -452,6 +454,8 @@ def _seats(prepared: Prepared, places: Places, engines: Mapping[str, Engine]) ->
             for index in range(pool.replicas):
                 up = ups[f"{pool.name}-{index}"]
                 spec = engine_spec(plan, service, pool, up, engine, places)
+                if pool.name in prepared.on_devices:
+                    spec = replace(spec, **prepared.on_devices[pool.name].told(index))
                 seats.append(
                     Seat(
                         replica=Replica(engine=engine, spec=spec, memory_limit_bytes=limit_bytes),

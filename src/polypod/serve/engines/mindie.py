@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from polypod.errors import InputError
+from polypod.plan.live_flags import MINDIE_CONFIG
 from polypod.serve.engines.spec import EngineSpec
 from polypod.serve.engines.vllm import device_variables
 
 PROGRAM: Final = "mindie_llm_server"
-CONFIG_VARIABLE: Final = "POLYPOD_MINDIE_CONFIG"
+CONFIG_VARIABLE: Final = MINDIE_CONFIG
 """Among `EngineSpec.variables`: the JSON that the plan's pool comes to."""
 
 # The file is readable by its owner alone; it is written by the process that reads it, so that a start leaves nothing behind that is older.
