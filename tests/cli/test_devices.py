@@ -17,7 +17,7 @@ def replayed(case: str, folder: Path) -> Inventory:
     told = next(one for one in kit.cases() if one.id == case)
     kit.lay_out(told, folder / "root")
     kit.make_empty_tools(told, folder / "bin")
-    return kit.look(told, folder / "root", kit.answers(told), folder / "bin")
+    return kit.look(told, folder / "root", kit.answers(told), folder / "bin", kit.shipped())
 
 
 @pytest.fixture

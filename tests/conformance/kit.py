@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from polypod.serve.devices.asking import Answer
+from polypod.serve.devices.asking import Answer, Run
 from polypod.serve.devices.find import Finders, find_devices
 from polypod.serve.devices.found import Device, Inventory
 from polypod.serve.devices.machine import Machine
@@ -116,7 +116,7 @@ def _put(path: Path, content: str) -> None:
     path.write_text(content)
 
 
-def answers(told: Told, change: Callable[[str], str] = str) -> Callable[[Sequence[str], float], Answer]:  # fmt: skip
+def answers(told: Told, change: Callable[[str], str] = str) -> Run:
     """Runs nothing: looks a command up, and answers as recorded, its output changed."""
 
     def run(argv: Sequence[str], _: float) -> Answer:
@@ -164,10 +164,14 @@ def make_empty_tools(told: Told, folder: Path) -> None:
         path.touch(0o755)
 
 
-def look(told: Told, root: Path, run: Callable[[Sequence[str], float], Answer], folder: Path) -> Inventory:  # fmt: skip
+def shipped() -> Finders:
+    """The vendors that come with Polypod, on a machine with no engine installed."""
+    return Finders(vendors=shipped_vendors(), installed=lambda _: False)
+
+
+def look(told: Told, root: Path, run: Run, folder: Path, finders: Finders) -> Inventory:
     """The inventory of the replayed machine, as `polypod devices` would find it."""
     machine = Machine(root=root, folders=(folder,), platform=told.case.platform, run=run)
-    finders = Finders(vendors=shipped_vendors(), installed=lambda _: False)
     return find_devices(machine, finders)
 
 

@@ -31,7 +31,7 @@ def test_a_library_tells_what_was_recorded(
     shutil.copy(fake_library(fake.interface), installed)
     monkeypatch.setenv("POLYPOD_FAKE_LIBRARY", str(told.folder / fake.answers))
 
-    inventory = kit.look(told, tmp_path, run_process, tmp_path / "no-tools")
+    inventory = kit.look(told, tmp_path, run_process, tmp_path / "no-tools", kit.shipped())
 
     assert kit.told_of(inventory, ()) == told.case.expected.devices
     assert [report.status for report in inventory.reports] == [told.case.expected.status]

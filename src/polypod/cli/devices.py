@@ -8,20 +8,12 @@ from typing import Any
 
 import msgspec
 
-from polypod.cli.asking import note
-from polypod.cli.devices_for import print_for
 from polypod.cli.devices_text import accelerators_text, conformance_text, fleet_text
-from polypod.cli.host import measured_host
-from polypod.cli.up_text import machine_text
-from polypod.report.tables import entry
 from polypod.serve.devices.conformance import read_counts
-from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.devices.find import find_devices
 from polypod.serve.devices.fleet import fleet_yaml, found_fleet
 from polypod.serve.devices.found import Inventory
 from polypod.serve.devices.vendor import shipped_vendors
-from polypod.serve.engines import ENGINES
-from polypod.serve.engines.facts import how_to_install
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
         return _conformance(as_json=args.json)
     inventory = find_devices()
     if args.plan:
+        from polypod.cli.devices_for import print_for  # the planner, a second to import
+
         return print_for(args.plan, inventory, as_json=args.json)
     if args.fleet or args.file:
         return _fleet(inventory, args.file)
@@ -46,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_object(args, inventory), indent=2))
         return 0
     if not args.accelerators:
-        print(_cpu_text(fresh=args.measure))
+        from polypod.cli.devices_cpu import cpu_text  # what measures, half a second to import
+
+        print(cpu_text(fresh=args.measure))
     print(accelerators_text(inventory, shipped_vendors()))
     if inventory.devices:
         print(f"\n{fleet_text(found_fleet(inventory))}")
@@ -67,7 +63,7 @@ def _fleet(inventory: Inventory, file: str | None) -> int:
     text = fleet_yaml(fleet)
     if not fleet.sources:
         for reason, names in fleet.left_out.items():
-            note(f"left out: {', '.join(names)}: {reason}")
+            print(f"left out: {', '.join(names)}: {reason}", file=sys.stderr)
         print("polypod: no device here that a plan can be made for", file=sys.stderr)
         return 1
     if file is None:
@@ -77,31 +73,14 @@ def _fleet(inventory: Inventory, file: str | None) -> int:
     return 0
 
 
-def _cpu_text(*, fresh: bool) -> str:
-    if not Path("/proc/cpuinfo").exists():
-        return entry("machine", f"its cores are not read on {sys.platform}: there is no /proc/cpuinfo")  # fmt: skip
-    cpu = find_cpu()
-    lines = [machine_text(cpu, measured_host(cpu, fresh=fresh))]
-    lines.append(entry("found in", "/proc/cpuinfo, /proc/meminfo, /sys/devices/system, cgroup limits"))  # fmt: skip
-    for name, engine in ENGINES.items():
-        state = engine.version() or f"not installed ({how_to_install(name, engine.distribution)})"
-        lines.append(entry("engine", f"{name} {state}"))
-    return "\n".join(lines)
-
-
 def _object(args: argparse.Namespace, inventory: Inventory) -> dict[str, Any]:
     found: dict[str, Any] = {
         "accelerators": msgspec.to_builtins(inventory.devices),
         "vendors": msgspec.to_builtins(inventory.reports),
         "fleet": msgspec.to_builtins(found_fleet(inventory).sources),
     }
-    if args.accelerators or not Path("/proc/cpuinfo").exists():
+    if args.accelerators:
         return found
-    cpu = find_cpu()
-    return {
-        "cpu": msgspec.to_builtins(cpu),
-        "found_in": ["/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system", "cgroup"],
-        "measured": msgspec.to_builtins(measured_host(cpu, fresh=args.measure)),
-        "engines": {name: engine.version() for name, engine in ENGINES.items()},
-        **found,
-    }
+    from polypod.cli.devices_cpu import cpu_object
+
+    return {**cpu_object(fresh=args.measure), **found}

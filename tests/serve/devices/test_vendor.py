@@ -86,3 +86,13 @@ def test_a_catalog_entry_is_found_by_name_and_memory(
     memory = None if memory_gib is None else int(memory_gib * 2**30)
     found = nvidia.entry_of(name, None, memory)
     assert (found.id if found else None) == entry
+
+
+def test_a_device_id_names_an_entry_only_where_the_device_gives_no_name() -> None:
+    """MetaX's list of ids has one product; its others must not be taken for it."""
+    metax = next(one for one in shipped_vendors() if one.vendor == "metax")
+    memory = 64 << 30
+    by_id = metax.entry_of(None, "0x0a01", memory)
+    by_name = metax.entry_of("MetaX C550", "0x0a01", memory)
+    assert (by_id and by_id.id, by_name and by_name.id) == ("metax-c500", "metax-c550")
+    assert metax.entry_of("MetaX N260", "0x0a01", memory) is None

@@ -29,7 +29,7 @@ class Match:
 
 def catalog_match(vendor: Vendor, card: Card, name: str | None, device_id: str | None) -> Match:
     """By the name the device prints, or by its PCI device id where that tells the product."""
-    entry = vendor.entry_of(name, device_id, card.memory_total_bytes)
+    entry = vendor.entry_of(card.name, device_id, card.memory_total_bytes)
     called = f"called {name!r}" if name else f"of PCI device {device_id}"
     if entry is None:
         return Match(id=None, note=f"no catalog entry is known for a device {called}; {ADD}")

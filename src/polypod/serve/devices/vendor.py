@@ -144,11 +144,15 @@ class Vendor(_Strict, frozen=True, kw_only=True):
         folded = text.casefold()
         return next((one for one in self.failures if one.words.casefold() in folded), None)
 
-    def entry_of(self, name: str | None, device_id: str | None, memory_bytes: int | None) -> Entry | None:  # fmt: skip
-        """The catalog entry of a device, by the name it prints or by its PCI device id."""
-        named = [entry for entry in self.catalog if _is_named(entry, name) or device_id in entry.devices]  # fmt: skip
-        fitting = [entry for entry in named if _fits(entry, memory_bytes)]
-        return fitting[0] if fitting else None
+    def entry_of(
+        self, name: str | None, device_id: str | None, memory_bytes: int | None
+    ) -> Entry | None:
+        """The catalog entry of a device, by the name that it gives itself; by its PCI device id only where it gives none."""
+        if name is None:
+            meant = [entry for entry in self.catalog if device_id in entry.devices]
+        else:
+            meant = [entry for entry in self.catalog if _is_named(entry, name)]
+        return next((entry for entry in meant if _fits(entry, memory_bytes)), None)
 
 
 def load_vendor(path: Traversable | Path) -> Vendor:
@@ -171,9 +175,7 @@ def vendors_in(folder: Traversable | Path) -> tuple[Vendor, ...]:
     return tuple(sorted(map(load_vendor, files), key=lambda one: (one.order, one.vendor)))
 
 
-def _is_named(entry: Entry, name: str | None) -> bool:
-    if name is None:
-        return False
+def _is_named(entry: Entry, name: str) -> bool:
     folded = " ".join(name.casefold().split())
     return any(fnmatchcase(folded, pattern.casefold()) for pattern in entry.names)
 
