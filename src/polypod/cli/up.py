@@ -11,6 +11,7 @@ from pathlib import Path
 from socket import socket
 from typing import Final
 
+import msgspec
 import uvloop
 
 from polypod import units
@@ -38,7 +39,7 @@ from polypod.cli.up_text import (
 )
 from polypod.errors import InputError, RunError
 from polypod.plan.predict import service_model
-from polypod.plan.spec import read_plan
+from polypod.plan.spec import Plan, read_plan
 from polypod.serve.control import Control
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.engines.openai_url import read_url
@@ -48,6 +49,7 @@ from polypod.serve.node import Entry, LiveNode, Prepared, WarmUp, run_folder
 from polypod.serve.nodes import clean_up
 from polypod.serve.store import state_directory
 from polypod.serve.supervise import Down
+from polypod.serve.weights import Weights, find_weights
 
 DEFAULT_PORT: Final = 8321
 
@@ -57,8 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a model file, or a folder with safetensors (default: the embedded SmolLM2-135M-Instruct)",
+        help="a GGUF file, a folder with safetensors, or an id of the Hugging Face hub, as org/name or org/name:file.gguf (default: the embedded SmolLM2-135M-Instruct)",
     )
+    parser.add_argument("--verify", action="store_true", help="read large model files whole, to compare them with their sha256")  # fmt: skip
     parser.add_argument("--plan", metavar="FILE", help="serve this plan instead of making one")
     parser.add_argument(
         "--port",
@@ -132,16 +135,22 @@ def run(args: argparse.Namespace) -> int:
         if args.stages and args.apart:
             msg = "--stages and --apart each lay the cores out in a way of their own; say one"
             raise InputError(msg)
+        weights = _weights(args, args.model, state)
         cpu = find_cpu()
         measured = measured_host(cpu, fresh=args.measure)
         wishes = Wishes(
-            weights=Path(args.model) if args.model else None,
+            weights=weights.path if weights else None,
+            name=weights.name if weights else None,
             engines=tuple(args.engine),
             context_tokens=tokens("--context", args.context),
             is_apart=args.apart,
             is_staged=args.stages,
         )
-        plan = read_plan(Path(args.plan)) if args.plan else plan_local(cpu, measured, wishes)
+        plan = (
+            _with_weights(args, read_plan(Path(args.plan)), state)
+            if args.plan
+            else plan_local(cpu, measured, wishes)
+        )
         prepared = replace(
             prepare(plan, run_folder(state)),
             engine_memory_bytes=_engine_memory_bytes(args),
@@ -154,6 +163,20 @@ def run(args: argparse.Namespace) -> int:
         return uvloop.run(_up(args, prepared, listener, who))
     finally:
         listener.close()
+
+
+def _weights(args: argparse.Namespace, text: str | None, state: Path) -> Weights | None:
+    return None if text is None else find_weights(text, state=state, say=note, whole=args.verify)
+
+
+def _with_weights(args: argparse.Namespace, plan: Plan, state: Path) -> Plan:
+    """The plan with every model's weights found, fetched and checked."""
+    services = []
+    for service in plan.services:
+        found = _weights(args, service.weights, state)
+        path = None if found is None else str(found.path)
+        services.append(msgspec.structs.replace(service, weights=path))
+    return msgspec.structs.replace(plan, services=tuple(services))
 
 
 def _engine_memory_bytes(args: argparse.Namespace) -> int | None:

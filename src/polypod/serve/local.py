@@ -76,21 +76,21 @@ def core_groups(cpu: HostCpu, measured: HostMeasurement) -> list[CoreGroup]:
     ]
 
 
-def local_model(weights: Path | None) -> LocalModel:
-    """The embedded model, or one in a GGUF file or a folder with safetensors.
+def local_model(weights: Path | None, name: str | None = None) -> LocalModel:
+    """The embedded model, or one in a GGUF file or a folder with safetensors, served under this name or that of its file.
 
     Raises `FileError` for what is not whole or not modelled.
     """
     path = weights if weights is not None else embedded_weights()
     if path.is_dir():
-        return _in_folder(path)
+        return _in_folder(path, name or path.resolve().name)
     if not path.is_file():
         problem = "does not exist; give the path of a GGUF file or of a folder with safetensors, or nothing for the embedded model"
         raise FileError(path, problem)
     header = read_header(path)
     if not header.has_chat_template:
         raise FileError(path, _NO_TEMPLATE)
-    served = MODEL_NAME if weights is None else path.stem
+    served = name or (MODEL_NAME if weights is None else path.stem)
     model = read_model(header.config(), name=served, path=path)
     return LocalModel(
         model=model,
@@ -100,12 +100,11 @@ def local_model(weights: Path | None) -> LocalModel:
     )
 
 
-def _in_folder(folder: Path) -> LocalModel:
+def _in_folder(folder: Path, served: str) -> LocalModel:
     """A checkpoint, which the engines that read one widen to fp32 on a CPU."""
     checkpoint = read_checkpoint(folder)
     if not checkpoint.has_chat_template:
         raise FileError(folder, _NO_TEMPLATE)
-    served = folder.resolve().name
     model = read_model(checkpoint.config, name=served, path=folder / "config.json")
     return LocalModel(model=model, weights=str(folder), weight_format="fp32", served_name=served)
 
@@ -163,6 +162,7 @@ class Wishes:
     """What the person asked of `up`."""
 
     weights: Path | None = None
+    name: str | None = None  # to serve it under; None: its file's
     engines: tuple[str, ...] = ()
     context_tokens: int = 4096
     is_apart: bool = False  # prompts on one half of the cores, answers on the other
@@ -174,7 +174,7 @@ def plan_local(cpu: HostCpu, measured: HostMeasurement, wishes: Wishes) -> Plan:
 
     In stages, one replica over both halves, each of which is measured by itself, now.
     """
-    local = local_model(wishes.weights)
+    local = local_model(wishes.weights, wishes.name)
     free_bytes = float(cpu.usable_memory_bytes)
     if wishes.is_staged:
         (engine,) = local_engines(wishes.engines[:1] or STAGED[:1], format_of(local))
