@@ -195,6 +195,19 @@ def test_the_routers_foresight_is_happened_over_predicted_from_the_last_dispatch
     assert (seen.requests, seen.mean_error_s, seen.p50_ratio) == (1, 0.5, 2.0)
 
 
+def test_what_a_live_run_predicted_of_each_replica_stands_beside_what_came(say):
+    lines = [say.header(), say.up(), *say.whole(1, 0.0)]
+    for at_s, ratio in ((5.0, 9.0), (6.0, 1.25)):
+        lines += [say.measure(at_s, "a", "predicted_first_token_s", 0.5), say.measure(at_s, "a", "measured_first_token_s", 0.75), say.measure(at_s, "a", "decode_correction_ratio", ratio)]  # fmt: skip
+    summary = summary_of(fold(lines))
+    (seen,) = summary.replica_foresight
+
+    assert (seen.predicted_first_token_s, seen.measured_first_token_s, seen.measured_finish_s) == (0.5, 0.75, None)  # fmt: skip
+    line = next(line for line in run_text(summary).splitlines() if "0.75 s" in line)
+    assert line.split() == ["a", "0.5", "s", "0.75", "s", "-", "-", "-", "1.25"]
+    assert run_json(summary)["replica_foresight"][0]["decode_correction_ratio"] == 1.25
+
+
 def test_a_note_about_the_record_is_on_the_screen(say):
     summary = summary_of(fold([say.header(), say.up()]))
     noted = dataclasses.replace(summary, note="line 9 is cut short")

@@ -243,7 +243,7 @@ class Node:
                 caches=self.caches,
             ),
             door,
-            corrections=self.policy.corrections,
+            foresight=self.policy.foresight,
         )
         self.listener = bind("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]

@@ -405,13 +405,15 @@ def test_health_follows_the_replicas(lab, tmp_path):
             "pool": "main",
             "state": "up",
             "reason": "",
+            "foresight": {"prefill_correction_ratio": 1.0, "decode_correction_ratio": 1.0},
         }
         assert await health() == (200, {"status": "ok", "unserved": [], "replicas": [replica]})
 
         node.tell_down("a")
         code, shown = await health()
         assert (code, shown["unserved"]) == (503, ["tiny"])
-        assert shown["replicas"] == [replica | {"state": "down", "reason": "it died"}]
+        gone = {"state": "down", "reason": "it died", "foresight": {}}
+        assert shown["replicas"] == [replica | gone]
         assert (await samples(client))['polypod_replica_up{model="tiny",replica="a"}'] == 0
 
     lab.run(tmp_path, test)
@@ -457,6 +459,13 @@ def test_the_metrics_count_what_happened(lab, tmp_path):
         for phase in ("prefill", "decode"):
             name = f'polypod_step_time_correction{{phase="{phase}",replica="a"}}'
             assert seen[name] == node.policy.corrections()["a", phase]
+        known = node.policy.foresight()["a"]
+        for until in ("first_token", "finish"):
+            for what in ("predicted", "measured"):
+                name = f'polypod_foresight_seconds{{replica="a",until="{until}",what="{what}"}}'
+                assert seen[name] == pytest.approx(known[f"{what}_{until}_s"])
+        page = await (await client.get("/healthz")).json()
+        assert page["replicas"][0]["foresight"] == pytest.approx(known)
         assert not any("passwd" in name for name in seen)
 
         await (await client.post(CHAT, data=b"{")).read()

@@ -40,6 +40,7 @@ from polypod.cli.up_text import (
 from polypod.errors import InputError, RunError
 from polypod.plan.predict import service_model
 from polypod.plan.spec import Plan, read_plan
+from polypod.policy.events import Continuation
 from polypod.serve.control import Control
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.engines.openai_url import read_url
@@ -108,6 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one model over both halves of the cores, each with as many layers as it is fast; vllm runs it",
     )
+    parser.add_argument("--continue", dest="continuation", choices=("off", "text", "exact"), help="let streams that break off go on at another replica, where the request does not say (default: as the plan has it, else off)")  # fmt: skip
     add_ghosts(parser)
     parser.add_argument("--once", action="store_true", help="answer one question, stop, and exit")
     parser.add_argument(
@@ -179,11 +181,19 @@ def _with_weights(args: argparse.Namespace, plan: Plan, state: Path) -> Plan:
     return msgspec.structs.replace(plan, services=tuple(services))
 
 
+def _with_continuation(prepared: Prepared, mode: Continuation | None) -> Prepared:
+    if mode is None:
+        return prepared
+    policy = msgspec.structs.replace(prepared.plan.policy, continuation=mode)
+    return replace(prepared, plan=msgspec.structs.replace(prepared.plan, policy=policy))
+
+
 def _engine_memory_bytes(args: argparse.Namespace) -> int | None:
     return None if args.engine_memory is None else int(units.parse(args.engine_memory, "bytes"))
 
 
 async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket, who: Entry) -> int:
+    prepared = _with_continuation(prepared, args.continuation)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     warm_ups: dict[str, WarmUp] = {}

@@ -4,7 +4,7 @@ Corrections (`corrections`) follow steps and times per token; these follow whole
 ratio that stays away from 1 says what the router still gets wrong.
 """
 
-from collections.abc import ItemsView
+from collections.abc import ItemsView, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,31 @@ class Forecast:
     measured_first_token_s: float = 0.0
     predicted_finish_s: float = 0.0
     measured_finish_s: float = 0.0
+
+
+MEASURES: Final = (
+    "predicted_first_token_s", "measured_first_token_s", "predicted_finish_s", "measured_finish_s", "prefill_correction_ratio",
+    "decode_correction_ratio",
+)  # fmt: skip
+"""What is shown of a replica, and written into a live run's record: corrections are measured over predicted step times."""
+
+
+def shown(
+    forecasts: Mapping[str, Forecast], corrections: Mapping[tuple[str, str], float]
+) -> dict[str, dict[str, float]]:
+    """By replica, what is known of `MEASURES`."""
+    found: dict[str, dict[str, float]] = {}
+    for name, one in forecasts.items():
+        known = found.setdefault(name, {})
+        if one.first_tokens:
+            known["predicted_first_token_s"] = one.predicted_first_token_s
+            known["measured_first_token_s"] = one.measured_first_token_s
+        if one.finishes:
+            known["predicted_finish_s"] = one.predicted_finish_s
+            known["measured_finish_s"] = one.measured_finish_s
+    for (name, phase), factor in corrections.items():
+        found.setdefault(name, {})[f"{phase}_correction_ratio"] = factor
+    return found
 
 
 class Forecasts:

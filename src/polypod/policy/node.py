@@ -35,7 +35,7 @@ from polypod.policy.events import (
     Woke,
 )
 from polypod.policy.fairness import cost_tokens
-from polypod.policy.forecasts import Forecast, Forecasts
+from polypod.policy.forecasts import Forecasts, shown
 from polypod.policy.health import Health, Replica
 from polypod.policy.invariants import check_policy
 from polypod.policy.placement import Placement
@@ -95,10 +95,11 @@ class Policy:
                 factors[name, "decode"] = float(table.decode_factor_R[replica.row])
         return factors
 
-    def forecasts(self) -> dict[str, Forecast]:
-        """By replica that is up: what was predicted of its requests of late, and what came."""
+    def foresight(self) -> dict[str, dict[str, float]]:
+        """By replica that is up: what was predicted of its requests of late, what came, and the corrections (`forecasts.MEASURES`)."""
         up = {name for name, replica in self._health.replicas.items() if replica.is_up}
-        return {name: one for name, one in self._forecasts.items() if name in up}
+        known = {name: one for name, one in self._forecasts.items() if name in up}
+        return shown(known, self.corrections())
 
     def queues(self) -> dict[str, int]:
         """By model: requests that wait here for a replica."""

@@ -126,6 +126,7 @@ class Coarse:
             tenants=_groups(self._tenants, {}, duration_s),
             power=power_of(last, self._whole.output_tokens),
             foresight=None,
+            replica_foresight=(),
             faults=(),
             note=NOTE,
         )

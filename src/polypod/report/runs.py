@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from polypod import units
+from polypod.report.foresight import foresight_text
 from polypod.report.summary import Group, Limit, Percentiles, Power, RunSummary, Share, summarise
 from polypod.report.tables import WIDTH, table
 
@@ -81,6 +82,7 @@ def run_text(summary: RunSummary, run: str = "RUN", *, lines: int = SCREEN_LINES
         _part(_shares("pool", summary.pools, several=several), 3),
         _part(_shares("island", islands, several=several), 0),
         _part(_shares("replica", summary.replicas if few else (), several=several), 0),
+        _part(foresight_text(summary.replica_foresight[:MOST_REPLICAS]), 0),
         _part(_measured(summary), 99),
         _part(_next(summary, run), 99),
     ]

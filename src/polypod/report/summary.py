@@ -18,6 +18,7 @@ from polypod.plan.spec import Slo
 from polypod.record import Header, Line
 from polypod.report.faults_cost import FaultCost, fault_costs
 from polypod.report.fold import fold
+from polypod.report.foresight import ReplicaForesight, foresight_of
 from polypod.report.outcomes import GONE, OPEN, TRANSFER, Bools, Floats, Outcomes, Series
 from polypod.report.series import decoding, prompt_tokens, spans_s
 from polypod.report.slos import inside, plan_slos
@@ -147,6 +148,7 @@ class RunSummary:
     ]  # of prompts, that were found in this tier; empty where no prefixes were played
     power: Power | None
     foresight: Foresight | None
+    replica_foresight: tuple[ReplicaForesight, ...]
     faults: tuple[FaultCost, ...]
     is_whole: bool  # the record says that the run ended
     note: str | None  # what is wrong with the record
@@ -198,6 +200,7 @@ def summary_of(outcomes: Outcomes, slos: Mapping[str, Slo] | None = None) -> Run
         cached_tokens=_cached(outcomes),
         power=power_of(outcomes, int(outcomes.requests.output_tokens.sum())),
         foresight=_foresight(outcomes),
+        replica_foresight=foresight_of(outcomes),
         faults=fault_costs(outcomes, slos),
         is_whole=outcomes.is_whole,
         note=outcomes.note,
@@ -274,7 +277,7 @@ def _foresight(outcomes: Outcomes) -> Foresight | None:
     requests = outcomes.requests
     happened_s = requests.first_s - requests.placed_s
     predicted_s = requests.predicted_first_token_s
-    both = np.isfinite(happened_s) & np.isfinite(predicted_s)
+    both = np.isfinite(happened_s) & np.isfinite(predicted_s) & (happened_s >= 0)
     if not both.any():
         return None
     happened_s, predicted_s = happened_s[both], predicted_s[both]

@@ -1,7 +1,8 @@
 """The OpenAI endpoint of a node: what is answered at which path. `serve.http` carries it, `serve.listen` opens the door.
 
     GET  /v1/models, /v1/models/{id}     the services of the node, whether or not a replica is up
-    POST /v1/chat/completions            streamed or not; the header `x-polypod-replica: NAME` pins a replica
+    POST /v1/chat/completions            streamed or not. Headers: `x-polypod-replica: NAME` pins a replica, `x-polypod-session: TEXT` would
+                                         rather go where it was, `x-polypod-continue: text|exact|off` lets a stream go on elsewhere
     GET  /healthz                        200 when every service has a replica up, else 503; the replicas either way
     GET  /metrics                        Prometheus text
 
@@ -20,6 +21,7 @@ import msgspec
 
 from polypod.policy.events import Continuation
 from polypod.serve import wire
+from polypod.serve.affine import SESSION, prefix_hashes, session_of
 from polypod.serve.attempt import Call, Desk
 from polypod.serve.continuation import HEADER, opted
 from polypod.serve.door import Door, Principal
@@ -36,7 +38,7 @@ _STOPPING: Final = Problem(
 
 
 class Gateway:
-    """The application. `corrections` says, by replica and phase, how measured step times compare with predicted ones."""
+    """The application. `foresight` says, by replica, what was predicted and what came (`policy.forecasts.MEASURES`)."""
 
     def __init__(
         self,
@@ -44,13 +46,13 @@ class Gateway:
         desk: Desk,
         door: Door | None = None,
         *,
-        corrections: Callable[[], Mapping[tuple[str, str], float]] = dict,
+        foresight: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
         continuation: Continuation = "off",
     ) -> None:
         self._models = tuple(models)
         self._desk = desk
         self._door = door or Door()
-        self._corrections = corrections
+        self._foresight = foresight
         self._continuation = continuation
         self._created_unix_s = int(time.time())
         self._exchanges: set[Exchange] = set()
@@ -143,8 +145,10 @@ class Gateway:
         replicas = list(self._desk.driver.replicas())
         served = {known.model for known in replicas if known.state == "up"}
         missing = [model for model in self._models if model not in served]
+        foresight = self._foresight()
         shown = [
             {name: getattr(known, name) for name in ("replica", "epoch", "model", "pool", "state", "reason")}
+            | {"foresight": foresight.get(known.replica, {})}
             for known in replicas
         ]  # fmt: skip
         status = "stopping" if self._is_stopping else "unserved" if missing else "ok"
@@ -153,7 +157,7 @@ class Gateway:
         return Answer(status=200 if status == "ok" else 503, headers=JSON, body=body)
 
     def _metrics(self, _: Principal) -> Answer:
-        body = self._desk.metrics.text(self._desk.driver.replicas(), self._corrections())
+        body = self._desk.metrics.text(self._desk.driver.replicas(), self._foresight())
         return Answer(status=200, headers=[(b"content-type", CONTENT_TYPE)], body=body)
 
     def _chat(self, request: Request, reply: Reply) -> Exchange:
@@ -165,6 +169,7 @@ class Gateway:
         header, is_stream = request.headers.get(HEADER), bool(chat.stream)
         may_go_on = opted(header, self._continuation, body, is_stream=is_stream)
         lease = _checked(self._door.begin(_sender(request), chat))
+        may_cache = self._desk.driver.caches_prefixes(chat.model)
         call = Call(
             body=body,
             chat=chat,
@@ -172,6 +177,8 @@ class Gateway:
             lease=lease,
             only_replica=None if pin is None else pin.decode("latin-1")[: wire.LONGEST_NAME],
             opted=may_go_on,
+            session=session_of(request.headers.get(SESSION), chat),
+            prefix_hashes=prefix_hashes(chat.messages) if may_cache else (),
         )
         if self._door.log_prompt is not None:
             self._door.log_prompt(lease.principal, call.request_id, body)

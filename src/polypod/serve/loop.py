@@ -79,6 +79,7 @@ class Driver:
         self._sent: dict[int, Callable[[], int]] = {}  # of streams that may go on elsewhere
         self._replicas: dict[str, ReplicaState] = {}
         self._ups: dict[str, ReplicaUp] = {}
+        self._caching: set[str] = set()  # models of whose replicas one caches prefixes
         self._alarms: dict[float, asyncio.TimerHandle] = {}
         self._inbox: deque[AnyEvent] = deque()
         self._is_deciding = False
@@ -103,6 +104,8 @@ class Driver:
         """A replica is ready, and here it listens. What its engine can do of continuations and caches is added to what is known of it."""
         up = described(up, endpoint) if endpoint.build else up
         self._ups[up.replica] = up
+        if up.caches_prefixes:
+            self._caching.add(up.model)
         self._replicas[up.replica] = ReplicaState(
             replica=up.replica,
             epoch=up.epoch,
@@ -126,6 +129,10 @@ class Driver:
         """It was taken out for good, and is told of no more."""
         self._replicas.pop(replica, None)
         self._ups.pop(replica, None)
+
+    def caches_prefixes(self, model: str) -> bool:
+        """Whether any replica of the model that was ever up keeps what it has computed of prompts."""
+        return model in self._caching
 
     def replicas(self) -> Iterable[ReplicaState]:
         """All replicas ever attached, each in its latest start."""

@@ -97,6 +97,12 @@ class Metrics:
             ["replica", "phase"],
             registry=registry,
         )
+        self._foresight = Gauge(
+            "polypod_foresight_seconds",
+            "Of late, from dispatch to the first token and to the end, as predicted and as it came",
+            ["replica", "until", "what"],
+            registry=registry,
+        )
         self._record_failures = Counter(
             "polypod_record_failures", "Times recording had to stop", registry=registry
         )
@@ -153,13 +159,19 @@ class Metrics:
         self._record_failures.inc()
 
     def text(
-        self, replicas: Iterable[ReplicaState], corrections: Mapping[tuple[str, str], float]
+        self, replicas: Iterable[ReplicaState], foresight: Mapping[str, Mapping[str, float]]
     ) -> bytes:
         """The exposition; what is a state rather than a count is set here, when somebody looks."""
         self._up.clear()
         for known in replicas:
             self._up.labels(known.replica, known.model).set(known.state == "up")
         self._corrections.clear()
-        for (replica, phase), factor in corrections.items():
-            self._corrections.labels(replica, phase).set(factor)
+        self._foresight.clear()
+        for replica, shown in foresight.items():
+            for name, value in shown.items():
+                what, _, rest = name.partition("_")
+                if name.endswith("_correction_ratio"):
+                    self._corrections.labels(replica, what).set(value)
+                else:
+                    self._foresight.labels(replica, rest.removesuffix("_s"), what).set(value)
         return generate_latest(self._registry)

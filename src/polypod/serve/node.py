@@ -30,7 +30,7 @@ from polypod.policy.compiled import functions
 from polypod.policy.events import ReplicaDown, ReplicaRetiring, ReplicaUp, StepObserved
 from polypod.policy.node import Policy
 from polypod.policy.settings import PolicySettings
-from polypod.record import Header
+from polypod.record import Header, Measure
 from polypod.serve import nodes
 from polypod.serve.ask import Asked, Asker
 from polypod.serve.attempt import Desk
@@ -54,6 +54,9 @@ from polypod.serve.supervise import Down, Replica, Supervisor, Up, make_socket_d
 from polypod.serve.upstream import Patience, Upstreams
 
 WARM_UP_TOKENS: Final = 12
+FORESIGHT_S: Final = 60.0
+"""How often a record is told how the predictions do; and once at the end."""
+
 WARM_UPS: Final = 3
 DRAIN_LOOK_S: Final = 0.05
 SWEEP_S: Final = 0.5  # a revoked key opens nothing after this long at most
@@ -154,7 +157,13 @@ class LiveNode:
             metrics=self._metrics,
             caches=self._caches,
         )
-        self._gateway = Gateway(self._models, desk, self._door, corrections=self.policy.corrections)
+        self._gateway = Gateway(
+            self._models,
+            desk,
+            self._door,
+            foresight=self.policy.foresight,
+            continuation=prepared.plan.policy.continuation,
+        )
         self._ghosts = Ghosts(prepared.ghosts, self._driver, on_change)
         self._far = {
             remote.name: remote_replica(remote, prepared.plan) for remote in prepared.remotes
@@ -217,6 +226,7 @@ class LiveNode:
         trace: TracebackType | None,
     ) -> None:
         await self._remotes.stop()
+        self._tell_foresight()
         await self._supervisor.stop()
         await self._close()
 
@@ -312,9 +322,20 @@ class LiveNode:
         )
 
     async def _sweep(self) -> None:
+        told_s = self._driver.now_s()
         while True:
             await asyncio.sleep(SWEEP_S)
             self._door.sweep()
+            if self._driver.now_s() - told_s >= FORESIGHT_S:
+                told_s = self._driver.now_s()
+                self._tell_foresight()
+
+    def _tell_foresight(self) -> None:
+        """Let the record say what was predicted of late, and what came."""
+        at_s = self._driver.now_s()
+        for replica, known in self.policy.foresight().items():
+            for name, value in known.items():
+                self._recorder.write(Measure(at_s=at_s, of=replica, name=name, value=value))
 
     async def _close(self) -> None:
         await self._ghosts.close()

@@ -7,7 +7,7 @@ not needed here (is `messages` a list? is `temperature` a number?) is left to th
 import math
 import re
 from collections.abc import Iterable
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -25,6 +25,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    user: Any = None
 
     @property
     def input_tokens(self) -> int:
