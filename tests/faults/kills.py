@@ -19,7 +19,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.faults.live import Tally, Verdict, Wish, all_of, judge, listen
+from tests.faults.live import GOOD, Tally, Verdict, Wish, all_of, judge, listen
 from tests.faults.live_node import UpNode, cpu_s
 
 PLAN = """\
@@ -68,7 +68,7 @@ async def run(node: UpNode, options: argparse.Namespace) -> tuple[Tally, list[st
         heard = await listen(node.port, wish)
         verdict: Verdict = judge(wish, heard)
         tally.add(verdict)
-        if verdict.what in ("cut", "glued") and options.show:
+        if verdict.what not in GOOD and options.show:
             print(f"stream {number}: {verdict}\n{bytes(heard.body[-400:])!r}", file=sys.stderr)
 
     killing = asyncio.create_task(kill_them(node, options.every, killed))
@@ -96,7 +96,7 @@ def main() -> int:
         "--header", action="append", default=[], metavar="NAME:VALUE", help="with every request"
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--show", action="store_true", help="print what was cut or glued")
+    parser.add_argument("--show", action="store_true", help="print the end of what was not answered whole")
     options = parser.parse_args()  # fmt: skip
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))
