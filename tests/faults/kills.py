@@ -112,6 +112,8 @@ def main() -> int:
             tally, killed = uvloop.run(run(node, options))
             took_s = time.monotonic() - began_s
             spent_s = cpu_s(node.process.pid)
+            notes = node.log.read_text() if options.show else ""
+    print(notes, file=sys.stderr, end="")
     streams = sum(tally.counts.values())
     what = "real engines" if options.real else "ghosts"
     print(

@@ -46,7 +46,7 @@ class UpNode:
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGINT)
         try:
-            self.process.wait(30)
+            self.process.wait(90)  # what is under way is waited for
         finally:
             self.process.kill()
             self._state.cleanup()
