@@ -96,7 +96,9 @@ def main() -> int:
         "--header", action="append", default=[], metavar="NAME:VALUE", help="with every request"
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--show", action="store_true", help="print the end of what was not answered whole")
+    parser.add_argument(
+        "--show", action="store_true", help="print the end of what was not answered whole"
+    )
     options = parser.parse_args()  # fmt: skip
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))

@@ -618,3 +618,22 @@ def test_the_policy_hears_whether_the_answer_is_streamed(lab, tmp_path, stream):
         assert [event.is_streamed for event in node.told(RequestArrived)] == [stream]
 
     lab.run(tmp_path, test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_only_replica_that_dies_is_waited_for(lab, tmp_path, stream):
+    """Its attempts are not used up before anybody has heard of its death, and at its next start it answers."""
+
+    async def test(node, client):
+        engine = await node.engine("only", lab.hang())
+        asking = asyncio.create_task(client.post(CHAT, json=lab.ask(stream)))
+        await wait_until(lambda: engine.visits)
+        await engine.die()
+        await asyncio.sleep(0.02)  # a supervisor takes a moment
+        node.tell_down("only")
+        await engine.start()
+        node.attach(engine)
+        await answered(lab, await asking)
+        assert node.told(RequestFailed) == []
+
+    lab.run(tmp_path, test)

@@ -5,6 +5,7 @@ attempt can fail unseen. `FirstToken` is told when a stream's first event is her
 alone, in the same moment as the first text. An answer in one piece has no such moment, and only its end is told.
 """
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -39,6 +40,10 @@ STREAM_HEADERS: Final[Headers] = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+NOTICE_S: Final = 0.1
+"""What breaks a connection is mostly the end of a process, which its supervisor is about to tell. Whoever asked the only replica again meanwhile would
+have used all attempts in a millisecond."""
+_OF_THE_DEAD: Final = ("refused", "lost")
 _BUSY: Final = (429, 503)
 _OURS: Final = (401,)  # our secret was refused: the client's own credentials never reach an engine
 
@@ -96,6 +101,8 @@ class Attempt:
         try:
             return await self._ask(upstream, reply)
         except UpstreamError as error:
+            if error.kind in _OF_THE_DEAD:
+                await asyncio.sleep(NOTICE_S)
             return self._failed(error.kind, error.detail)
 
     async def _ask(self, upstream: Upstream, reply: Reply) -> Ending:
