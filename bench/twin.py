@@ -1,6 +1,6 @@
 """What a simulation costs: CPU seconds and memory, each row a process of its own.
 
-    python bench/twin.py [TRACE] [--rows a,b,c,d,e] [--pods 1,4,16] [--minutes 10] [--svg docs/img/twin-growth.svg]
+    python bench/twin.py [TRACE] [--rows a,b,c,d,e] [--pods 1,4,16] [--minutes 10,60] [--svg docs/img/twin-growth.svg]
 
 TRACE is an hour of requests that `polypod simulate --trace` takes, such as AzureLLMInferenceTrace_conv_2023.csv (19,366 requests,
 https://github.com/Azure/AzurePublicDataset, CC BY); without one the excerpt in examples/traces begins again and again, at the rate that it has.
@@ -8,7 +8,7 @@ https://github.com/Azure/AzurePublicDataset, CC BY); without one the excerpt in 
     a   4,096 requests on 8 replicas of one A100, beyond start-up
     b   an hour, about half a million requests, on 10,240 cards with prefill and decode apart, failures drawn, power measured
     c   a day of the same
-    d   more pods as that of b, each behind a gateway of its own, with as much traffic a pod, for so many minutes
+    d   more pods as that of b, each behind a gateway of its own, with as much traffic a pod, for each of so many minutes
     e   the core's first compiling on a machine
 
 Plans are those of `polypod plan`; d multiplies the replicas and cards of b's. CPU is user and system time of the process and its children, memory its
@@ -41,6 +41,12 @@ REQUESTS = 503_516
 """In the hour: the real trace's, 26 times."""
 
 CARDS = 10_240
+
+Point = tuple[int, int, int, float]
+"""Cards, minutes, batch changes, CPU seconds."""
+
+INKS = (("#0a62a8", 1), ("#a8480a", -1))
+"""Of the points of each length, and the side of their words."""
 
 
 def measured(argv: list[str], env: dict[str, str] | None = None) -> tuple[str, float, float]:
@@ -192,7 +198,7 @@ def row_b(trace: Path, plan: Path, hours: int, name: str) -> None:
     row(name, what, cpu_s, mb)
 
 
-def row_d(folder: Path, trace: Path, plan: Path, pods: list[int], minutes: int) -> list[tuple[int, float, float]]:  # fmt: skip
+def row_d(folder: Path, trace: Path, plan: Path, pods: list[int], minutes: int) -> list[Point]:
     print(f"d  {minutes} min, as much traffic a pod as in b, a gateway for each pod of {CARDS:,} cards:")  # fmt: skip
     print("       cards   requests  batch changes   CPU s      MB  us a batch change")
     points = []
@@ -208,8 +214,17 @@ def row_d(folder: Path, trace: Path, plan: Path, pods: list[int], minutes: int) 
             f"  {CARDS * count:>10,} {found['requests']:>10,} {changes:>14,} {cpu_s:>7.1f} {mb:>7,.0f} {1e6 * cpu_s / changes:>8.2f}",
             flush=True,
         )
-        points.append((CARDS * count, changes, cpu_s))
+        points.append((CARDS * count, minutes, changes, cpu_s))
     return points
+
+
+def grown(folder: Path, trace: Path, plan: Path, args: argparse.Namespace) -> None:
+    pods = [int(one) for one in args.pods.split(",")]
+    points: list[Point] = []
+    for minutes in args.minutes.split(","):
+        points += row_d(folder, trace, plan, pods, int(minutes))
+    if args.svg:
+        Path(args.svg).write_text(svg(points))
 
 
 def row_e(folder: Path) -> None:
@@ -222,14 +237,14 @@ def row_e(folder: Path) -> None:
 # ---- the plot
 
 
-def svg(points: list[tuple[int, float, float]], minutes: int) -> str:
-    """CPU seconds against batch changes, both in powers of ten, beside a fixed start and one price a change: those of the first and last points."""
-    width, height, left, right, top, bottom = 640, 400, 70, 40, 50, 60
-    (_, few, least_s), (_, many, most_s) = points[0], points[-1]
+def svg(points: list[Point]) -> str:
+    """CPU seconds against batch changes, both in powers of ten, beside a fixed start and one price a change: those of the points of fewest and most."""
+    width, height, left, right, top, bottom = 640, 420, 70, 70, 50, 60
+    points = sorted(points, key=lambda point: point[2])
+    (_, _, few, least_s), (_, _, many, most_s) = points[0], points[-1]
     price_s = (most_s - least_s) / (many - few)
     start_s = least_s - price_s * few
-    low = math.floor(math.log10(min(x for _, x, _ in points)))
-    high = math.ceil(math.log10(max(x for _, x, _ in points)))
+    low, high = math.floor(math.log10(few)), math.ceil(math.log10(many))
     low_s, high_s = math.floor(math.log10(least_s)), math.ceil(math.log10(most_s))
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -239,8 +254,9 @@ def svg(points: list[tuple[int, float, float]], minutes: int) -> str:
     (x0, y0), (x1, y1) = at(10**low, 10**low_s), at(10**high, 10**high_s)
     grid = [few * (many / few) ** (part / 40) for part in range(41)]
     curve = " ".join("{:.1f},{:.1f}".format(*at(x, start_s + price_s * x)) for x in grid)
+    spans = sorted({minutes for _, minutes, _, _ in points})
     marks = [
-        f'<text x="{left}" y="22" font-size="14">CPU of one simulation, {minutes} min of a scaled real trace, {CARDS:,} cards a gateway</text>',
+        f'<text x="{left}" y="22" font-size="14">CPU of one simulation of a scaled real trace, {CARDS:,} cards a gateway</text>',
         f'<polyline points="{x0:.1f},{y1:.1f} {x0:.1f},{y0:.1f} {x1:.1f},{y0:.1f}" fill="none" stroke="#444"/>',
         f'<polyline points="{curve}" fill="none" stroke="#888" stroke-dasharray="5 4"/>',
         f'<text x="{(left + width) / 2}" y="{height - 14}" font-size="12" text-anchor="middle">batch changes (dashed: {start_s:.1f} s and {1e6 * price_s:.2f} us each)</text>',
@@ -254,10 +270,12 @@ def svg(points: list[tuple[int, float, float]], minutes: int) -> str:
         f'<text x="{left - 8}" y="{at(10**low, 10**power)[1] + 4:.1f}" font-size="11" text-anchor="end">{10**power:,g}</text>'
         for power in range(low_s, high_s + 1)
     ]
-    for cards, x, y in points:
+    for cards, minutes, x, y in points:
         cx, cy = at(x, y)
-        marks.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" fill="#0a62a8"/>')
-        marks.append(f'<text x="{cx + 10:.1f}" y="{cy + 14:.1f}" font-size="12">{cards:,} cards, {y:,.0f} s</text>')  # fmt: skip
+        ink, side = INKS[spans.index(minutes) % len(INKS)]
+        along = f'x="{cx + 10 * side:.1f}" y="{cy + (14 if side > 0 else -8):.1f}" text-anchor="{"start" if side > 0 else "end"}"'
+        marks.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4" fill="{ink}"/>')
+        marks.append(f'<text {along} font-size="11" fill="{ink}">{cards:,} cards, {minutes} min: {y:,.0f} s</text>')  # fmt: skip
     body = "\n".join(marks)
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" fill="#222">\n<rect width="{width}" height="{height}" fill="white"/>\n{body}\n</svg>\n'
 
@@ -267,7 +285,7 @@ def main() -> None:
     parser.add_argument("trace", nargs="?", default="examples/traces/azure-conv-1000.csv")
     parser.add_argument("--rows", default="a,b,e")
     parser.add_argument("--pods", default="1,4,16")
-    parser.add_argument("--minutes", type=int, default=10)
+    parser.add_argument("--minutes", default="10")
     parser.add_argument("--svg")
     args = parser.parse_args()
     rows, trace = args.rows.split(","), Path(args.trace)
@@ -284,9 +302,7 @@ def main() -> None:
             if letter in rows:
                 row_b(trace, plan, hours, letter)
         if "d" in rows:
-            points = row_d(folder, trace, plan, [int(one) for one in args.pods.split(",")], args.minutes)  # fmt: skip
-            if args.svg:
-                Path(args.svg).write_text(svg(points, args.minutes))
+            grown(folder, trace, plan, args)
 
 
 MODES = {"--counted": counted, "--small": lambda words: small(*words), "--compiling": lambda _: compiling()}  # fmt: skip

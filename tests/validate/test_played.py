@@ -8,11 +8,12 @@ import pytest
 
 from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour, Load, Times, closed_loop
+from polypod.engine.settings import EngineArgs
 from polypod.errors import InputError
 from polypod.validate.beside import by_kind, paired
 from polypod.validate.played import Played, Worker, drawn, play_load
-from polypod.validate.predict import played, predict
-from polypod.validate.scheduling import cache_of, scheduled
+from polypod.validate.predict import as_sent, played, predict
+from polypod.validate.scheduling import cache_of, scheduled, sent
 from polypod.validate.shipped import scored, shipped_rows
 
 STEP = StepTime(tokens=(1, 8192), seconds=(0.010, 0.500), kv_token_s=0.0, pair_s=0.0)
@@ -158,3 +159,28 @@ def test_playing_beats_the_formula_on_benchmark_dumps_of_one_place_without_draft
     lines = {one.metric: one for one in by_kind(pairs) if one.name == "all"}
     assert lines["ttft"].of_play.median_abs_error < lines["ttft"].formula.median_abs_error
     assert lines["tpot"].of_play.median_abs_error < 1.05 * lines["tpot"].formula.median_abs_error
+
+
+def test_sweeps_are_played_as_they_were_sent_and_not_as_the_formula_was_set() -> None:
+    """Ten requests a client (genai-perf's `--request-count` in aiconfigurator's runner), which the formula takes for 8.5; dumps are the same to both."""
+    rows, _ = shipped_rows()
+    sweep = next(r for r in rows if r.sweep and r.mode == "agg" and r.concurrency == 8)
+    assert len(played(sweep).ttft_s_N) == 80
+    assert len(played(sweep, said=EngineArgs(requests_per_client=3)).ttft_s_N) == 24
+    load = sent(
+        sweep, Load(input_tokens=9, output_tokens=9, concurrency=8, start=2.7, length_spread=0)
+    )
+    assert (load.start, load.waves, load.length_spread) == (1.2, 10, 0)
+    assert as_sent(sweep).ttft_s < predict(sweep).ttft_s
+    dump = next(r for r in rows if not r.sweep and r.mode == "agg")
+    assert as_sent(dump).ttft_s == predict(dump).ttft_s
+    assert sent(dump, load) == load
+
+
+def test_without_what_was_set_on_sweeps_the_play_is_twice_as_near_as_the_formula() -> None:
+    """Every sixth row of the sweeps: TTFT, by the load that was sent, of the formula and played."""
+    rows = [r for r in shipped_rows()[0] if r.sweep and r.mode == "agg"]
+    pairs, _ = paired([scored(one) for one in rows[::6]])
+    found = next(one for one in by_kind(pairs) if one.name == "all" and one.metric == "ttft")
+    assert found.of_play.median_abs_error < 0.22
+    assert found.of_play.median_abs_error < found.as_sent.median_abs_error / 2

@@ -18,12 +18,27 @@ PLAYED_HEADER: Final = (
 
 def played_text(pairs: Sequence[Pair], reasons: Counter[str]) -> str:
     """Two tables in 80 columns, and why rows were not played."""
-    blocks = [_table("played request by request", by_kind(pairs)), _table("", by_cell(pairs))]
+    kinds = by_kind(pairs)
+    blocks = [_table("played request by request", kinds), *_sweeps(kinds), _table("", by_cell(pairs))]  # fmt: skip
     if reasons:
         lines = ["not played"]
         lines += [entry(f"{n:>5} rows", why, indent=12) for why, n in reasons.most_common(10)]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def _sweeps(kinds: Sequence[Beside]) -> list[str]:
+    """How far off the formula is without what was set on the sweeps, where there are any."""
+    lines = [
+        f"{one.metric.upper()} of {one.name}: {one.as_sent.median_abs_error:.1%}"
+        for metric in ("ttft", "tpot")
+        for one in kinds
+        if one.metric == metric and one.name in {"all", "sweeps"}
+    ]
+    if not any(one.name == "sweeps" for one in kinds):
+        return []
+    said = f"two constants of the formula were set while looking at the sweeps, and none of the play; with the load that is played instead it is off by {', '.join(lines)}"
+    return [entry("formula", said, indent=12)]
 
 
 def _table(title: str, lines: Sequence[Beside]) -> str:

@@ -1,4 +1,8 @@
-"""Rows predicted twice: by the closed form, and by playing their benchmark; both scored over the same rows."""
+"""Rows predicted twice: by the closed form, and by playing their benchmark; both scored over the same rows.
+
+Of sweeps the closed form knows two constants that were set while looking at them, and the play none (`scheduling.sent`). So the closed form is
+scored without them too.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,26 +13,28 @@ from polypod.cost.bands import METRICS, Metric
 from polypod.engine.settings import NOTHING, EngineArgs
 from polypod.errors import PolypodError
 from polypod.validate.played import Played
-from polypod.validate.predict import played, reason_of
+from polypod.validate.predict import as_sent, played, reason_of
 from polypod.validate.scores import Score, Scored, score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One row under both. `of_play` has the played means in the place of the predicted ones."""
+    """One row under both. `of_play` has the played means in the place of the predicted ones, `as_sent` those of the formula under the load that is played."""
 
     formula: Scored
+    as_sent: Scored
     of_play: Scored
     play: Played
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """One metric of some rows: how far off the formula is, and how far the play."""
+    """One metric of some rows: how far off the formula is, how far it is without what was set on sweeps, and how far the play."""
 
     name: str
     metric: Metric
     formula: Score
+    as_sent: Score
     of_play: Score
 
 
@@ -46,11 +52,20 @@ def paired(
             continue
         try:
             play = played(one.row, without=without, said=said)
+            times = as_sent(one.row, without=without, said=said)
         except PolypodError as error:
             reasons[reason_of(error)] += 1
             continue
         means = replace(one.prediction, ttft_s=play.ttft_s, tpot_s=play.tpot_s)
-        pairs.append(Pair(formula=one, of_play=replace(one, prediction=means), play=play))
+        plain = replace(one.prediction, ttft_s=times.ttft_s, tpot_s=times.tpot_s)
+        pairs.append(
+            Pair(
+                formula=one,
+                as_sent=replace(one, prediction=plain),
+                of_play=replace(one, prediction=means),
+                play=play,
+            )
+        )
     return pairs, reasons
 
 
@@ -94,7 +109,8 @@ def _scored(named: dict[str, list[Pair]]) -> list[Beside]:
     for name, pairs in named.items():
         for metric in METRICS:
             formula = score((one.formula for one in pairs), metric)
+            plain = score((one.as_sent for one in pairs), metric)
             of_play = score((one.of_play for one in pairs), metric)
-            if formula is not None and of_play is not None:
-                lines.append(Beside(name=name, metric=metric, formula=formula, of_play=of_play))
+            if formula is not None and plain is not None and of_play is not None:
+                lines.append(Beside(name=name, metric=metric, formula=formula, as_sent=plain, of_play=of_play))  # fmt: skip
     return lines

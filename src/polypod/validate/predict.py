@@ -23,7 +23,7 @@ from polypod.validate.names import model_name, system_name
 from polypod.validate.own import under
 from polypod.validate.played import Played, Worker, play_load
 from polypod.validate.rows import DRAWN_LENGTHS, Row, Workers
-from polypod.validate.scheduling import cache_of, scheduled
+from polypod.validate.scheduling import cache_of, scheduled, sent
 from polypod.workload.config import read_model
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.model import Model
@@ -65,7 +65,7 @@ def predict(
     name = model_name(row.model)
     made = _made_of(row, chip.id, name, without)
     known = said.over(conditions(row, name))
-    times = _times(row, name, made, known)
+    times = _times(row, name, made, known, _load(row, known))
     evidence = made[-1].calibration.evidence
     drafts = known.num_speculative_tokens and known.acceptance is None
     kind = f"{row.mode}-speculative" if drafts else row.mode
@@ -92,8 +92,8 @@ def played(
     name = model_name(row.model)
     made = _made_of(row, chip.id, name, without)
     known = said.over(conditions(row, name))
-    formula = _times(row, name, made, known)
-    load = _load(row, known)
+    load = sent(row, _load(row, known), said.requests_per_client)
+    formula = _times(row, name, made, known, load)
     behaviour = behaviour_of(known, model_of(name), row.backend, row.concurrency)
     steps = scheduled(row, behaviour)
     if said.max_num_batched_tokens is not None:
@@ -110,6 +110,17 @@ def played(
         for one, count in zip(made, counts, strict=True)
     )
     return play_load(workers, load, steps, formula)
+
+
+def as_sent(
+    row: Row, *, without: frozenset[str] = frozenset(), said: EngineArgs = NOTHING
+) -> Times:
+    """What the formula says under the load that is played (`scheduling.sent`): `predict` again, but for sweeps. Raises `InputError` as it does."""
+    chip = load_accelerator(system_name(row.system))
+    name = model_name(row.model)
+    known = said.over(conditions(row, name))
+    load = sent(row, _load(row, known), said.requests_per_client)
+    return _times(row, name, _made_of(row, chip.id, name, without), known, load)
 
 
 def kind_of(row: Row) -> str:
@@ -135,7 +146,7 @@ def unsaid(
     known = said.over(conditions(row, name))
 
     def answer(args: EngineArgs) -> Times:
-        return _times(row, name, made, args)
+        return _times(row, name, made, args, _load(row, args))
 
     return moves(known, answer(known), answer, row.backend)
 
@@ -152,9 +163,8 @@ def _made_of(row: Row, chip: str, name: str, without: frozenset[str]) -> tuple["
     )
 
 
-def _times(row: Row, name: str, made: tuple["_Made", ...], args: EngineArgs) -> Times:
+def _times(row: Row, name: str, made: tuple["_Made", ...], args: EngineArgs, load: Load) -> Times:
     behaviour = behaviour_of(args, model_of(name), row.backend, row.concurrency)
-    load = _load(row, args)
     if row.prefill is None or row.decode is None:
         return closed_loop(made[0].step, load, behaviour)
     prefill, decode = (
@@ -252,8 +262,8 @@ def _load(row: Row, args: EngineArgs) -> Load:
 def conditions(row: Row, name: str) -> EngineArgs:
     """What is known of a row's settings: its drafts, its sweep's load, or what its benchmark's script set.
 
-    Sweeps send eight requests a client, all of one length. The rest is InferenceX's public launch scripts
-    (github.com/SemiAnalysisAI/InferenceX, benchmarks/).
+    For sweeps the formula takes 8.5 requests a client, all of one length, as was set while looking at them (`scheduling` has what they send). The rest is InferenceX's
+    public launch scripts (github.com/SemiAnalysisAI/InferenceX, benchmarks/).
     """
     drafts = EngineArgs(num_speculative_tokens=1 if row.speculative else None)
     if row.sweep:

@@ -1,4 +1,4 @@
-"""How a row's engine put its steps together: what its scripts and its defaults say, which the closed form does not read.
+"""How a row's engine put its steps together, and what its benchmark sent: what scripts and defaults say, which the closed form does not read.
 
 * Overlap: TensorRT-LLM's and SGLang's schedulers make a step's batch while the step before it runs, by default; aiconfigurator leaves it on for servers of
   both phases. InferenceX's vLLM scripts set `async-scheduling`; vLLM 0.12, which the sweeps ran, is without it by default.
@@ -8,6 +8,8 @@
 * Tokens of a step: of InferenceX's TensorRT-LLM scripts `max_num_tokens`: for DeepSeek clients (a quarter of them with data-parallel attention in those that draft,
   each with its drafts) and a prompt and 64 in full 64s, since 21 January 2026 8,192 at least but where they draft; for gpt-oss 20,000, for Llama 16,384. Sweeps were run on what
   aiconfigurator generates: a prompt, as many as the batch, and 1,500.
+* Sweeps send ten requests a client, all of one length, after two that warm up (aiconfigurator's eval/benchmarks/genai_perf_runner.py at 3a40d4eaf, 2025-09: `--request-count` ten times
+  the concurrency). The closed form reads instead what was set while looking at these rows: 8.5 requests a client, and that one who comes alone waits for 2.7 prompts.
 * The cache of sweeps is of 8 bits where weights are, as aiconfigurator asks on Hopper and later.
 
 Read off https://github.com/SemiAnalysisAI/InferenceX (benchmarks/, Apache-2.0) and https://github.com/ai-dynamo/aiconfigurator
@@ -17,14 +19,31 @@ Read off https://github.com/SemiAnalysisAI/InferenceX (benchmarks/, Apache-2.0) 
 from dataclasses import replace
 from typing import Final
 
-from polypod.engine.closed_loop import Behaviour
+from polypod.engine.closed_loop import Behaviour, Load
 from polypod.validate.rows import DRAWN_LENGTHS, Row
+
+_SWEEP_REQUESTS: Final = 10.0
+"""That each client of a sweep sends."""
 
 _SPARE_TOKENS: Final = 1500
 """What aiconfigurator adds to a prompt and a batch."""
 
 _FLOOR_SINCE: Final = "2026-02"
 """The first whole month in which InferenceX's TensorRT-LLM scripts for DeepSeek ask for 8,192 tokens at least."""
+
+
+def sent(row: Row, load: Load, requests_per_client: float | None = None) -> Load:
+    """The load as its benchmark sends it: a sweep without what was set on sweeps. `requests_per_client` is what a user says of it."""
+    if not row.sweep:
+        return load
+    return Load(
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
+        concurrency=load.concurrency,
+        waves=_SWEEP_REQUESTS if requests_per_client is None else requests_per_client,
+        length_spread=load.length_spread,
+        cold_s=load.cold_s,
+    )
 
 
 def scheduled(row: Row, behaviour: Behaviour) -> Behaviour:
