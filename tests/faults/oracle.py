@@ -84,6 +84,7 @@ class Life:
     arrived: RequestArrived
     order: int
     since_s: float
+    sent_s: float = math.inf  # its cache, the last time
     phase: str = "waiting"
     attempt: int = 0
     places: list[Start] = field(default_factory=list)
@@ -379,8 +380,14 @@ class Oracle:
             self._to_cancel.remove(key)
             return
         life = self._life(action.request)
-        hold(life.phase == "held" and key[1] in life.places, f"{action} of {life}")
+        hold(life.phase in ("held", "transfer") and key[1] in life.places, f"{action} of {life}")
         life.places.remove(key[1])
+        if life.phase == "transfer":  # its cache has not come in time: of both ends
+            waited_s = self.now_s - life.sent_s
+            hold(waited_s >= self.settings.kv_wait_s * (1 - 1e-9), f"{action} after {waited_s} s")
+            life.failures.add(key[1])
+            if not life.places:
+                self._failed_once(action.request, life, "kv_lost", is_free=True)
 
     def _started_one(self, action: Dispatch | Prefill) -> None:
         life = self._life(action.request)
@@ -424,7 +431,7 @@ class Oracle:
         hold(place.up.role == "decode", f"{action} to {place.up.role}")
         hold(self._hands_to(life, place), f"{action} to pool {place.up.pool}")
         life.places.append((action.replica, action.epoch))
-        life.phase = "transfer"
+        life.phase, life.sent_s = "transfer", self.now_s
         self._started.append((life, place, action))
 
     def _decoded(self, action: Decode) -> None:
@@ -560,7 +567,10 @@ class Oracle:
         return (place.up.replica, place.up.epoch) not in life.failures
 
     def _check_waiting(self) -> None:
-        """Nobody waits past its deadline, or beside a whole replica that would take it."""
+        """Nobody waits past its deadline, or beside a whole replica that would take it, and no cache is awaited past its own."""
+        for life in self.live.values():
+            is_overdue = life.phase == "transfer" and life.sent_s + self.settings.kv_wait_s <= self.now_s  # fmt: skip
+            hold(not is_overdue, f"{life} waits for its cache too long")
         waiting = [life for life in self.live.values() if life.phase in ("waiting", "held")]
         if not waiting:
             return
@@ -615,6 +625,8 @@ class Oracle:
         """Time alone must not pass by what it changes."""
         needed_s = math.inf
         for life in self.live.values():
+            if life.phase == "transfer":
+                needed_s = min(needed_s, life.sent_s + self.settings.kv_wait_s)
             if life.phase not in ("waiting", "held"):
                 continue
             needed_s = min(needed_s, life.since_s + self.settings.queue_wait_s)

@@ -177,6 +177,7 @@ def _settings(rng: np.random.Generator, models: tuple[str, ...]) -> PolicySettin
         services=services,
         queue_requests=int(rng.choice([0, 2, 1000, 1000])),
         queue_wait_s=float(rng.choice([1.0, 5.0, 30.0])),
+        kv_wait_s=float(rng.spawn(1)[0].choice([0.2, 2.0, 60.0])),
         max_attempts=int(rng.integers(1, 5)),
         retry_budget_fraction=float(rng.choice([0.0, 0.2, 1.0])),
         retry_budget_floor=int(rng.choice([0, 1, 10])),

@@ -23,13 +23,16 @@ from polypod.policy.router import ReplicaTable, slots_of
 
 from .conftest import STEP
 
+LONG_S = 1e6
+"""Caches are waited for; where they are not, a test says so."""
+
 LINK = {"kv_token_bytes": 1000.0, "kv_link_bytes_per_s": 1e6}  # 1 ms a token
 
 
 @pytest.fixture
 def node(new_node: Any) -> Any:
     """Nothing is up; tell it `prefill`, `decode`, and what comes of a request by `go`."""
-    return Pairs(new_node())
+    return Pairs(new_node(kv_wait_s=LONG_S))
 
 
 class Pairs:
@@ -63,7 +66,11 @@ class Pairs:
                 epoch=start.epoch, **over,
             )
         )  # fmt: skip
-        return told
+        return [
+            word
+            for word, action in zip(told, self.node.last, strict=True)
+            if not (isinstance(action, WakeAt) and action.at_s >= LONG_S)
+        ]
 
     def hold(self, request: int, kv_tokens: int = 100, at_s: float | None = None) -> list[str]:
         return self.go(request, PrefillFinished, at_s, kv_tokens=kv_tokens)
@@ -464,7 +471,7 @@ def test_whoever_waits_too_long_for_a_prefill_replica_s_cache_leaves_it_to_the_n
 def test_a_cache_that_waits_too_long_for_a_decode_replica_leaves_it_to_the_next_at_once(
     new_node: Any,
 ) -> None:
-    pairs = Pairs(new_node(queue_wait_s=10.0))
+    pairs = Pairs(new_node(queue_wait_s=10.0, kv_wait_s=LONG_S))
     pairs.prefill()
     pairs.decode(kv_capacity_tokens=1000)
     pairs.busy_decode(1)
@@ -489,3 +496,55 @@ def test_a_long_answer_does_not_wait_for_the_prefill_replica_that_a_long_prompt_
     assert node.arrive(2, input_tokens=1000, max_output_tokens=10) == ["WakeAt"]
 
     assert node.arrive(3, input_tokens=100, max_output_tokens=2000) == ["Prefill small"]
+
+
+def test_a_cache_that_does_not_come_is_computed_again_elsewhere(new_node):
+    """10 s after it left: both ends are told to drop it, neither is blamed, and the second try avoids both."""
+    node = Pairs(new_node(kv_wait_s=10.0))
+    for prefill, decode in (("p", "d"), ("q", "e")):
+        node.prefill(prefill)
+        node.decode(decode)
+    (first,) = [word.removeprefix("Prefill ") for word in node.arrive(1)]
+    other = {"p": "q", "q": "p"}[first]
+    word, alarm = node.hold(1, at_s=2.0)
+    assert (alarm, node.last[1].at_s) == ("WakeAt", 12.0)
+    sent_to = word.removeprefix("TransferKv ")
+
+    node.node.at = 11.9
+    assert node.wake() == []
+    node.node.at = 12.0
+    assert node.wake() == [f"Cancel {first}", f"Cancel {sent_to}", "Retry kv_lost", f"Prefill {other}"]  # fmt: skip
+    assert node.hold(1)[0] == f"TransferKv { {'d': 'e', 'e': 'd'}[sent_to] }"
+    assert node.go(1, KvArrived) == [f"Decode { {'d': 'e', 'e': 'd'}[sent_to] }"]
+    assert {node.arrive(2)[0], node.arrive(3)[0]} == {"Prefill p", "Prefill q"}
+
+
+def test_caches_that_never_come_use_up_the_attempts(new_node):
+    node = Pairs(new_node(kv_wait_s=10.0, max_attempts=2))
+    node.prefill()
+    node.decode()
+    node.arrive(1)
+    node.hold(1)
+    node.node.at += 10.0
+    assert node.wake() == [
+        "Cancel p",
+        "Cancel d",
+        "Retry kv_lost",
+        "Prefill p",
+    ]  # there is no other
+    node.hold(1)
+    node.node.at += 10.0
+    assert node.wake() == ["Cancel p", "Cancel d", "Reject 502 attempts_exhausted"]
+    assert "its cache did not come from p to d within 10 s" in node.last[-1].message
+
+
+def test_a_cache_that_comes_in_time_is_awaited_no_more(new_node):
+    node = Pairs(new_node(kv_wait_s=10.0))
+    node.prefill()
+    node.decode()
+    node.arrive(1)
+    node.hold(1)
+    node.node.at += 9.0
+    assert node.go(1, KvArrived) == ["Decode d"]
+    node.node.at += 9.0
+    assert node.wake() == []

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polypod.policy.actions import AnyAction, Cancel, Decode, Dispatch, Prefill, Reject, TransferKv
+from polypod.policy.actions import (
+    AnyAction,
+    Cancel,
+    Decode,
+    Dispatch,
+    Prefill,
+    Reject,
+    TransferKv,
+    WakeAt,
+)
 from polypod.policy.events import (
     ClientGone,
     FirstToken,
@@ -81,7 +90,7 @@ def test_one_request_takes_its_prompt_its_way_and_its_tokens(replica, arrivals, 
     assert times(run, KvArrived)[1] == pytest.approx(1.035)
     assert times(run, FirstToken)[1] == times(run, KvArrived)[1]
     assert times(run, RequestFinished)[1] == pytest.approx(1.035 + 10 * 0.0101)
-    assert [type(one) for _, one in told(run, AnyAction)] == [Prefill, TransferKv, Decode]
+    assert [type(one) for _, one in told(run, AnyAction)] == [Prefill, TransferKv, WakeAt, Decode]
 
 
 def test_prompts_queue_and_caches_share_the_links(replica, arrivals, scenario):
@@ -249,7 +258,7 @@ def test_a_cache_is_stopped_and_makes_way(replica):
 def test_a_mixed_service_goes_where_it_ends_first(replica, arrivals, scenario):
     """Whole on `w`: 20 ms and ten steps. Apart: twice as fast a decode, behind a way of 105 ms or of none."""
     step = replica("d").step_time.scaled(0.5)
-    for latency_s, expected in ((0.1, [Dispatch]), (0.0, [Prefill, TransferKv, Decode])):
+    for latency_s, expected in ((0.1, [Dispatch]), (0.0, [Prefill, TransferKv, WakeAt, Decode])):
         fleet = [
             replica("w"),
             replica("p", kv_link_bytes_per_s=0.0, kv_link_latency_s=latency_s),

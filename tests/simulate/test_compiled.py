@@ -250,6 +250,7 @@ def scenario(seed: int) -> Scenario:
             services=services,
             queue_requests=int(rng.choice([5, 1000])),
             queue_wait_s=float(rng.choice([2.0, 60.0])),
+            kv_wait_s=float(apart.choice([0.05, 0.5, 60.0])),
             max_attempts=int(rng.choice([2, 3])),
             quarantine_deaths=int(rng.choice([1, 2, 3])),
             prefix_blocks=int(rng.choice([0, 40, 100_000])),

@@ -11,12 +11,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from polypod.cli.simulated import ANSWERS
 from polypod.cost.deployment import Precision
 from polypod.cost.steptime import StepTime
 from polypod.errors import FileError, InputError
 from polypod.plan.place import parse_fleet
 from polypod.plan.spec import Plan, Pool, Service
-from polypod.policy.events import ClientGone, KvArrived
+from polypod.policy.actions import Decode, Retry
+from polypod.policy.events import ClientGone, KvArrived, RequestFinished
 from polypod.record import Measure, Step
 from polypod.simulate import Fault, Scenario, play
 from polypod.simulate.arriving import Listed
@@ -25,7 +27,6 @@ from polypod.simulate.fabric import Network, fabric_of
 from polypod.simulate.fault_files import read_faults
 from polypod.simulate.faults import Resolved, resolve
 from polypod.simulate.flows import Demand, Flows, play_flows
-from polypod.simulate.native.layout import NOT_ENDED
 from polypod.simulate.placed import placement
 from polypod.simulate.seats import Recovery, seat
 from polypod.simulate.series import Watch
@@ -372,11 +373,28 @@ def test_both_drivers_play_many_caches_at_once_to_the_byte(make, seed):
     assert files[0].getvalue().splitlines() == files[1].getvalue().splitlines()
 
 
-def test_what_waits_for_a_link_at_the_end_is_told_as_not_ended(make):
+@DRIVERS
+def test_a_cache_that_a_dead_link_keeps_is_computed_again_and_goes_elsewhere(make, driver):
+    """The way down to the first decode replica dies with the cache on it; a minute later the other one has it."""
+    scenario = played(make, ONE_WAY, [(0.0, 100, 3)])
+    (first,) = [action.replica for line in driver(scenario).lines if isinstance(line, Step) for action in line.actions if isinstance(action, Decode)]  # fmt: skip
+    wide = named([[-1], [0], [1]], [1e6, 1e6], port_bytes_per_s_R=np.full(3, 10e6))
+    dead = (Fault(at_s=0.05, replica=f"way {int(first) - 1}", what="way", factor=math.inf),)
+    run = driver(played(make, wide, [(0.0, 100, 3)], faults=dead))
+    steps = [line for line in run.lines if isinstance(line, Step)]
+    (retry,) = [step for step in steps if any(isinstance(one, Retry) for one in step.actions)]
+    assert retry.event.at_s == pytest.approx(0.020 + 60)
+    (decode,) = [action for step in steps for action in step.actions if isinstance(action, Decode)]
+    assert {first, decode.replica} == {"1", "2"}
+    assert isinstance(steps[-1].event, RequestFinished)
+
+
+def test_caches_that_no_link_lets_through_use_up_the_attempts(make):
     dead = (Fault(at_s=0.05, replica="way 0", what="way", factor=math.inf),)
     scenario = played(make, ONE_WAY, [(0.0, 100, 3)], faults=dead)
     turns = list(Session(scenario, Listed(scenario.trace)).turns())
-    assert np.concatenate([turn.outcomes["status"] for turn in turns]).tolist() == [NOT_ENDED]
+    (code,) = np.concatenate([turn.outcomes["status"] for turn in turns]).tolist()
+    assert ANSWERS[code - 1] == ("attempts_exhausted", 502)
 
 
 def test_without_ways_nothing_changes(make):

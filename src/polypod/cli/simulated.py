@@ -39,6 +39,7 @@ from polypod.simulate.native.layout import ENDED_GONE, ENDED_WELL, NOT_ENDED, OU
 ANSWERS: Final = (
     ("context_length_exceeded", 400), ("no_replica", 503), ("queue_full", 429), ("engine_refused", 400), ("replica_lost", 502),
     ("quarantined", 500), ("attempts_exhausted", 502), ("queue_timeout", 503), ("model_not_found", 404),
+    ("attempts_exhausted", 502),
 )  # fmt: skip
 """Rejections in the order of the core's codes, which begin at 1, and their status."""
 

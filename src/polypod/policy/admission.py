@@ -7,7 +7,7 @@ with `admission: slo` nobody begins a wait that is expected to last past it.
 import heapq
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,9 +28,12 @@ Turn = tuple[int, float, int]
 
 
 class Queue:
-    """Requests of one model that wait, in turn, each until its deadline."""
+    """Requests of one model that wait, in turn, each until its deadline: the time that `due_s` says of it."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, due_s: Callable[[Tracked], float] = lambda tracked: tracked.deadline_s
+    ) -> None:
+        self._due_s = due_s
         self._waiting: dict[Turn, Tracked] = {}
         self._turns: list[Turn] = []
         self._deadlines: list[tuple[float, Turn]] = []
@@ -50,7 +53,7 @@ class Queue:
         assert tracked not in self, f"request {tracked.request} waits already"
         self._waiting[tracked.turn] = tracked
         insort(self._turns, tracked.turn)
-        heapq.heappush(self._deadlines, (tracked.deadline_s, tracked.turn))
+        heapq.heappush(self._deadlines, (self._due_s(tracked), tracked.turn))
 
     def remove(self, tracked: Tracked) -> None:
         del self._waiting[tracked.turn]
@@ -74,7 +77,7 @@ class Queue:
         while self._deadlines:
             deadline_s, turn = self._deadlines[0]
             tracked = self._waiting.get(turn)
-            if tracked is not None and tracked.deadline_s == deadline_s:
+            if tracked is not None and self._due_s(tracked) == deadline_s:
                 return deadline_s
             heapq.heappop(self._deadlines)
         return math.inf
@@ -87,6 +90,7 @@ class Service:
     settings: ServiceSettings
     queue: Queue = field(default_factory=Queue)
     held: Queue = field(default_factory=Queue)  # whose caches wait for a decode replica
+    moving: Queue = field(default_factory=lambda: Queue(lambda tracked: tracked.kv_deadline_s))
     shares: Shares | None = None  # None: tenants are not told apart
     mean_output_tokens: float = 0.0
     mean_stay_s: float | None = None  # from its place to its end

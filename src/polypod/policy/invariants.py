@@ -23,6 +23,8 @@ def check_policy(
     for service in placement.services.values():
         _check_queue(list(service.queue), placement, now_s)
         _check_queue(list(service.held), placement, now_s)
+        for tracked in service.moving:
+            assert tracked.kv_deadline_s > now_s, f"{tracked}: its cache is overdue"
 
 
 def _check_request(request: int, tracked: Tracked, health: Health, placement: Placement) -> None:
@@ -32,6 +34,7 @@ def _check_request(request: int, tracked: Tracked, health: Health, placement: Pl
     assert waits == (tracked.place is None), f"{tracked} waits and runs, or neither"
     assert (tracked in service.held) == (tracked.phase == "held"), f"{tracked}: its cache"
     assert (tracked.source is None) == (tracked.phase != "transfer"), f"{tracked}: two places"
+    assert (tracked in service.moving) == (tracked.phase == "transfer"), f"{tracked}: its way"
     assert not tracked.is_streaming or tracked.phase in ("whole", "decode"), f"{tracked} streams"
     assert not (waits and tracked.is_streaming), f"{tracked} waits after its first token"
     continues = tracked.arrived.continuation != "off"

@@ -103,6 +103,7 @@ TABLE: Final[dict[tuple[State, str], State]] = {
     ("broken", "Reject"): "ended",
     ("abandoned", "Cancel"): "ended",
     ("cancelled", "Reject"): "ended",
+    ("cancelled", "Retry"): "waiting",  # its cache did not come in time
 }
 
 BETWEEN: Final[frozenset[State]] = frozenset({"failed", "broken", "abandoned", "cancelled"})

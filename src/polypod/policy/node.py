@@ -442,12 +442,25 @@ class Policy:
     def _serve_queues(self) -> None:
         """Place those there is room for, and end the waiting of those who have waited too long."""
         for service in self._placement.services.values():
+            self._give_up_caches(service)
             self._actions += self._placement.hand_over(service, self._now_s)
             if self._end_held(service):  # they kept decode replicas from those behind them
                 self._actions += self._placement.hand_over(service, self._now_s)
             self._actions += self._placement.serve(service, self._now_s)
             if self._end_queued(service):  # and these prefill replicas
                 self._actions += self._placement.serve(service, self._now_s)
+
+    def _give_up_caches(self, service: Service) -> None:
+        """Caches that do not come are lost. Their replicas may be well and what is between them not: they count against neither, and are tried elsewhere."""
+        for tracked in service.moving.pop_expired(self._now_s):
+            places = tracked.places
+            ends = " to ".join(place.replica for place in places)
+            self._stop(tracked)
+            tracked.failures += tuple(
+                Failure(place.replica, place.epoch, was_sent=False) for place in places
+            )
+            what = f"its cache did not come from {ends} within {self._settings.kv_wait_s:g} s"
+            self._retry(tracked, "kv_lost", what, is_free=True)
 
     def _end_held(self, service: Service) -> bool:
         """End those whose caches have waited too long, which makes room for prompts; whether there were any."""

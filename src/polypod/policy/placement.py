@@ -41,6 +41,7 @@ class Placement:
     def __init__(self, settings: PolicySettings, health: Health, seed: int) -> None:
         self._seed = seed
         self._health = health
+        self._kv_wait_s = settings.kv_wait_s
         self.services = {
             service.model: Service(
                 service,
@@ -238,6 +239,8 @@ class Placement:
             if len(choice.rows):
                 service.held.remove(tracked)
                 transfers.append(self._transfer(tracked, ask, choice))
+                tracked.kv_deadline_s = now_s + self._kv_wait_s
+                service.moving.add(tracked)
             else:
                 closed_R |= able_R
         return transfers
@@ -301,6 +304,9 @@ class Placement:
         pairing.released(tables["prefill"], source.load)
         del self._health.replicas[source.replica].requests[tracked.request]
         tracked.source = None
+        moving = self.services[tracked.model].moving
+        if tracked in moving:
+            moving.remove(tracked)
 
     # ---- what both have in common
 
@@ -333,6 +339,8 @@ class Placement:
                 times += [tables["prefill"].next_unblock_s(now_s)]
             if service.held:
                 times += [service.held.next_deadline_s(), tables["decode"].next_unblock_s(now_s)]
+            if service.moving:
+                times.append(service.moving.next_deadline_s())
         return min(times)
 
     def has_room_for(self, tracked: Tracked, now_s: float) -> bool:

@@ -1,5 +1,6 @@
 """What the policy remembers of a live request; nothing of one that has ended."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -73,6 +74,7 @@ class Tracked:
     start_tokens: float = 0.0  # of its tenant's turn among tenants: `fairness`
     cost_tokens: float = 0.0  # that its tenant is charged for it
     deadline_s: float  # for waiting
+    kv_deadline_s: float = math.inf  # for its cache to come, while that is on the way
     attempt: int = 0
     place: Place | None = None
     phase: Phase = "whole"

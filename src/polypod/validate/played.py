@@ -189,7 +189,10 @@ def _outcomes(replicas: tuple[ReplicaUp, ...], load: Load, front_s: float) -> Ro
     scenario = Scenario(
         replicas=replicas,
         settings=PolicySettings(
-            services=(service,), queue_requests=_clients(load), queue_wait_s=_NEVER_S
+            services=(service,),
+            queue_requests=_clients(load),
+            queue_wait_s=_NEVER_S,
+            kv_wait_s=_NEVER_S,
         ),
         trace=(),
         loop=loop,

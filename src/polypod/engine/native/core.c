@@ -96,7 +96,7 @@ static void make(Core *core, const ServiceSpec *services) {
         service->spec = &services[m];
         service->mean_output_tokens = services[m].mean_output_tokens;
         service->finish_gap_s = service->last_finish_s = NAN;
-        service->queue.head = service->queue.tail = service->held.head = service->held.tail = NONE;
+        service->queue.head = service->queue.tail = service->held.head = service->held.tail = service->moving.head = service->moving.tail = NONE;
         for (int role = 0; role < ROLES; role++) make_table(core, &service->tables[role], rows[role], &services[m]);
     }
 }
@@ -118,6 +118,7 @@ void core_free(Core *core) {
         Service *service = &core->service[m];
         free(service->queue.deadlines);
         free(service->held.deadlines);
+        free(service->moving.deadlines);
         for (int role = 0; role < ROLES; role++) free_table(&service->tables[role]);
     }
     for (i64 r = 0; core->engine != NULL && r < core->settings.replicas; r++) {
@@ -129,7 +130,10 @@ void core_free(Core *core) {
     }
     for (i64 link = 0; core->links != NULL && link < core->settings.replicas + 2 * core->settings.ways; link++) free(core->links[link].requests);
     for (i64 r = 0; core->remotes != NULL && r < core->settings.remotes; r++) free_store(&core->remotes[r]);
-    for (i32 slot = 0; slot < core->request_room; slot++) drop_hashes(core->request[slot].hashes);
+    for (i32 slot = 0; slot < core->request_room; slot++) {
+        drop_hashes(core->request[slot].hashes);
+        free(core->request[slot].failures);
+    }
     for (i32 slot = 0; slot < core->sequence_room; slot++) drop_hashes(core->sequence[slot].hashes);
     void *arrays[] = {
         core->remotes, core->request, core->sequence, core->service, core->member, core->engine, core->agenda, core->wakes, core->kind_prompt_s,

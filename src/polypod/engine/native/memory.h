@@ -39,6 +39,7 @@ static i32 new_request(Core *core) {
             core->request[slot].is_live = 0;
             core->request[slot].id = 0;
             core->request[slot].hashes = NULL;
+            core->request[slot].failures = NULL;
             core->request[slot].live_next = core->request_free;
             core->request_free = slot;
         }
@@ -52,6 +53,8 @@ static i32 new_request(Core *core) {
 static void free_request(Core *core, i32 slot) {
     drop_hashes(core->request[slot].hashes);
     core->request[slot].hashes = NULL;
+    free(core->request[slot].failures);
+    core->request[slot].failures = NULL;
     core->request[slot].id = 0;
     core->request[slot].is_live = 0;
     core->request[slot].live_next = core->request_free;

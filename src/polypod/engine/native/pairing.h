@@ -20,20 +20,41 @@ static int takes_cache(const Table *table, i64 row, const Ask *ask) {
     return table->kv_tokens[row] + ask->mean_kv_tokens <= table->kv_capacity[row] || (!table->in_flight[row] && !table->held[row]);
 }
 
+/* Whether it came to nothing there: in any of its attempts, or in the last. */
+static int has_failed_at(const Core *core, const Request *request, i32 replica, int in_last) {
+    for (i64 one = in_last ? request->failure_count - 1 : 0; one < request->failure_count; one++)
+        if (request->failures[one].replica == replica && request->failures[one].epoch == core->member[replica].epoch) return 1;
+    return 0;
+}
+
+/* Rows that may take the request, into the column `able`: not where it failed, if there is any other. */
+static void allow_rows(const Core *core, const Request *request, Table *table, const Ask *ask) {
+    for (int in_last = 0; in_last < 2 && request->failure_count; in_last++) {
+        int is_any = 0;
+        for (i64 row = 0; row < table->rows; row++) {
+            table->able[row] = fits(table, row, ask) && !has_failed_at(core, request, table->member[row], in_last);
+            is_any |= table->able[row];
+        }
+        if (is_any) return;
+    }
+    for (i64 row = 0; row < table->rows; row++) table->able[row] = (u8)fits(table, row, ask);
+}
+
 /* Prefill rows that may take the prompt and hand its cache to a decode replica that may take it, into the column `able`. */
-static void prompt_rows(Core *core, Service *service, const Ask *ask) {
+static void prompt_rows(Core *core, Service *service, const Request *request, const Ask *ask) {
     Table *prefill = &service->tables[PREFILL], *decode = &service->tables[DECODE];
     Ask prompt = prompt_of(ask);
     i64 bits = 0;
     int is_any = 0;
+    allow_rows(core, request, decode, ask);
     for (i64 row = 0; row < decode->rows; row++) {
-        if (!fits(decode, row, ask)) continue;
+        if (!decode->able[row]) continue;
         bits |= spec_at(core, decode, row)->pool_bit;
         is_any = 1;
     }
+    allow_rows(core, request, prefill, &prompt);
     for (i64 row = 0; row < prefill->rows; row++) {
-        prefill->able[row] = 0;
-        if (!fits(prefill, row, &prompt)) continue;
+        if (!prefill->able[row]) continue;
         i64 to_pools = spec_at(core, prefill, row)->to_pools;
         prefill->able[row] = to_pools ? (to_pools & bits) != 0 : is_any;
     }

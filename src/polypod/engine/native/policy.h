@@ -54,7 +54,11 @@ static void pop_deadline(Deadline *deadlines, i64 *count) {
     if (*count) deadlines[at] = last;
 }
 
-static Queue *queue_of(Service *service, int which) { return which == IN_HELD ? &service->held : &service->queue; }
+static Queue *queue_of(Service *service, int which) {
+    return which == IN_MOVING ? &service->moving : which == IN_HELD ? &service->held : &service->queue;
+}
+
+static double due_in(const Request *request, int which) { return which == IN_MOVING ? request->kv_deadline_s : request->deadline_s; }
 
 static void wait_in(Core *core, i32 slot, int which) {
     Request *request = &core->request[slot];
@@ -70,7 +74,7 @@ static void wait_in(Core *core, i32 slot, int which) {
     else core->request[after].queue_prev = slot;
     request->queued = (u8)which;
     queue->waiting++;
-    add_deadline(core, queue, (Deadline){request->deadline_s, -request->asked.priority, request->order, slot});
+    add_deadline(core, queue, (Deadline){due_in(request, which), -request->asked.priority, request->order, slot});
 }
 
 static int leave_queue(Core *core, i32 slot) {
@@ -91,7 +95,7 @@ static double next_deadline_s(Core *core, Service *service, int which) {
     while (queue->deadline_count) {
         const Deadline *first = &queue->deadlines[0];
         const Request *request = &core->request[first->request];
-        if (request->is_live && request->queued == which && request->order == first->order && request->deadline_s == first->at_s) return first->at_s;
+        if (request->is_live && request->queued == which && request->order == first->order && due_in(request, which) == first->at_s) return first->at_s;
         pop_deadline(queue->deadlines, &queue->deadline_count);
     }
     return INFINITY;
@@ -196,11 +200,12 @@ static i64 first_row(const Table *table, double least_s) {
 }
 
 /* When a request ends that is decoded apart, those who hold a cache already shared out over all that decode. */
-static double by_pair_s(Core *core, Service *service, const Ask *ask, double least_s) {
+static double by_pair_s(Core *core, Service *service, const Request *request, const Ask *ask, double least_s) {
     Table *prefill = &service->tables[PREFILL], *decode = &service->tables[DECODE];
     i64 row = first_row(prefill, least_s), to_pools = spec_at(core, prefill, row)->to_pools, slots = 0;
+    allow_rows(core, request, decode, ask);
     for (i64 one = 0; one < decode->rows; one++) {
-        decode->able[one] = fits(decode, one, ask) && (!to_pools || (spec_at(core, decode, one)->pool_bit & to_pools) != 0);
+        decode->able[one] = decode->able[one] && (!to_pools || (spec_at(core, decode, one)->pool_bit & to_pools) != 0);
         if (decode->member[one] != NONE) slots += decode->slots[one];
     }
     Sent sent = sent_from(core, prefill, row, ask->input_tokens);
@@ -219,12 +224,12 @@ static int place(Core *core, i32 slot) {
     double whole_s = forecast(core, &service->tables[BOTH], &ask, core->now_s, NULL), pair_s = INFINITY;
     if (prefill->most_limit_tokens) {
         Ask prompt = prompt_of(&ask);
-        prompt_rows(core, service, &ask);
+        prompt_rows(core, service, &core->request[slot], &ask);
         for (i64 row = 0; row < prefill->rows; row++)
             if (prefill->able[row]) prefill->able[row] = !prefill->closed[row] && takes_cache(prefill, row, &prompt);
         pair_s = forecast(core, prefill, &prompt, core->now_s, prefill->able);
     }
-    if (pair_s < INFINITY && whole_s < INFINITY && !(by_pair_s(core, service, &ask, pair_s) < whole_s)) pair_s = INFINITY;
+    if (pair_s < INFINITY && whole_s < INFINITY && !(by_pair_s(core, service, &core->request[slot], &ask, pair_s) < whole_s)) pair_s = INFINITY;
     if (pair_s < INFINITY) start_prompt(core, slot, &ask, pair_s);
     else if (whole_s < INFINITY) start_whole(core, slot, &ask, whole_s);
     else return 0;
@@ -239,6 +244,7 @@ static void end_transfer(Core *core, i32 slot) {
     released(&service->tables[PREFILL], &request->source.load);
     go_ashore(core, request->source.replica, slot);
     request->source.replica = NONE;
+    leave_queue(core, slot);
 }
 
 /* Take the request off all its replicas. */
@@ -278,10 +284,12 @@ static void serve(Core *core, Service *service) {
         if (ask.need_tokens < refused_tokens || ask.input_tokens < refused_prompt) {
             if (place(core, slot)) leave_queue(core, slot);
             else {
-                refused_tokens = ask.need_tokens;
+                if (!core->request[slot].failure_count) { /* there is no room for it, wherever it may go */
+                    refused_tokens = ask.need_tokens;
+                    if (prefill->most_limit_tokens) refused_prompt = ask.input_tokens;
+                }
                 if (prefill->most_limit_tokens) {
-                    refused_prompt = ask.input_tokens;
-                    prompt_rows(core, service, &ask);
+                    prompt_rows(core, service, &core->request[slot], &ask);
                     for (i64 row = 0; row < prefill->rows; row++) prefill->closed[row] |= prefill->able[row];
                 }
             }
@@ -304,6 +312,8 @@ static void transfer(Core *core, i32 slot, const Ask *ask, double least_s) {
     request->phase = IN_TRANSFER;
     request->source = request->place;
     request->place = take(core, decode, row, slot, load);
+    request->kv_deadline_s = core->now_s + core->settings.kv_wait_s;
+    wait_in(core, slot, IN_MOVING);
     Entry *entry = write_start(core, W_TRANSFER, slot);
     entry->count = request->source.replica;
     entry->first = (double)request->source.epoch;
@@ -323,17 +333,20 @@ static void hand_over(Core *core, Service *service) {
         Ask ask = ask_of(service, request);
         i64 to_pools = spec_at(core, prefill, request->place.load.row)->to_pools;
         Sent sent = sent_from(core, prefill, request->place.load.row, request->asked.input_tokens);
+        allow_rows(core, request, decode, &ask);
         for (i64 row = 0; row < decode->rows; row++) {
-            int may = fits(decode, row, &ask) && (!to_pools || (spec_at(core, decode, row)->pool_bit & to_pools) != 0);
+            int may = decode->able[row] && (!to_pools || (spec_at(core, decode, row)->pool_bit & to_pools) != 0);
             decode->able[row] = may && !decode->closed[row] && takes_cache(decode, row, &ask) && is_open(decode, row);
         }
         double least_s = decode_forecast(core, decode, &ask, &sent, core->now_s);
         if (least_s < INFINITY) {
             leave_queue(core, slot);
             transfer(core, slot, &ask, least_s);
-        } else
+        } else {
+            allow_rows(core, request, decode, &ask);
             for (i64 row = 0; row < decode->rows; row++)
-                if (fits(decode, row, &ask) && (!to_pools || (spec_at(core, decode, row)->pool_bit & to_pools) != 0)) decode->closed[row] = 1;
+                if (decode->able[row] && (!to_pools || (spec_at(core, decode, row)->pool_bit & to_pools) != 0)) decode->closed[row] = 1;
+        }
         slot = following;
     }
 }
@@ -393,9 +406,49 @@ static void stop_request(Core *core, i32 slot) {
     write_cancel(core, slot, &place);
 }
 
+static void write_retry(Core *core, i32 slot, int is_for_cache) {
+    const Request *request = &core->request[slot];
+    Entry *entry = write_entry(core, W_RETRY, request->id, core->now_s);
+    entry->attempt = request->attempt;
+    entry->count = is_for_cache;
+    entry->slot = slot;
+    wait_in(core, slot, IN_QUEUE);
+}
+
+/* Another attempt has failed: whether there may be one more. */
+static int may_retry(Core *core, Request *request) {
+    request->attempts_failed++;
+    request->deadline_s = core->now_s + core->settings.queue_wait_s;
+    return request->attempts_failed < core->settings.max_attempts;
+}
+
+static void add_failure(Core *core, Request *request, const Place *place) {
+    ROOM(core, request->failures, request->failure_count, request->failure_room);
+    request->failures[request->failure_count++] = (Failure){place->replica, place->epoch};
+}
+
+/* Caches that do not come are lost: they count against neither end, and are tried elsewhere. */
+static void give_up_caches(Core *core, Service *service) {
+    for (i32 slot = pop_expired(core, service, IN_MOVING); slot != NONE;) {
+        Request *request = &core->request[slot];
+        i32 following = request->queue_next;
+        Place ends[2] = {request->source, request->place};
+        stop_request(core, slot);
+        for (int end = 0; end < 2; end++) add_failure(core, request, &ends[end]);
+        if (may_retry(core, request)) write_retry(core, slot, 1);
+        else {
+            Entry *entry = reject_and_end(core, slot, C_CACHES_LATE, request->attempts_failed, NAN);
+            entry->replica = ends[1].replica;
+            entry->epoch = ends[0].replica;
+        }
+        slot = following;
+    }
+}
+
 static void serve_queues(Core *core) {
     for (i64 m = 0; m < core->settings.models; m++) {
         Service *service = &core->service[m];
+        give_up_caches(core, service);
         hand_over(core, service);
         i32 expired = pop_expired(core, service, IN_HELD);
         for (i32 slot = expired; slot != NONE; slot = core->request[slot].queue_next) {
@@ -413,7 +466,7 @@ static void serve_queues(Core *core) {
 static void ask_for_wake(Core *core) {
     double at_s = INFINITY;
     for (i64 m = 0; m < core->settings.models; m++)
-        for (int which = IN_QUEUE; which <= IN_HELD; which++) {
+        for (int which = IN_QUEUE; which <= IN_MOVING; which++) {
             Service *service = &core->service[m];
             if (queue_of(service, which)->head == NONE) continue;
             double deadline_s = next_deadline_s(core, service, which);
@@ -533,16 +586,8 @@ static void on_kv_arrived(Core *core, i32 slot) {
 
 static void retry_after_death(Core *core, i32 slot, i32 replica) {
     Request *request = &core->request[slot];
-    request->attempts_failed++;
-    request->deadline_s = core->now_s + core->settings.queue_wait_s;
-    if (request->attempts_failed >= core->settings.max_attempts) {
-        reject_and_end(core, slot, C_ATTEMPTS, request->attempts_failed, NAN)->replica = replica;
-        return;
-    }
-    Entry *entry = write_entry(core, W_RETRY, request->id, core->now_s);
-    entry->attempt = request->attempt;
-    entry->slot = slot;
-    wait_in(core, slot, IN_QUEUE);
+    if (may_retry(core, request)) write_retry(core, slot, 0);
+    else reject_and_end(core, slot, C_ATTEMPTS, request->attempts_failed, NAN)->replica = replica;
 }
 
 static void died(Core *core, i32 replica) {

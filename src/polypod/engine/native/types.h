@@ -56,7 +56,7 @@ typedef struct {
 
 typedef struct {
     i64 seed, models, replicas, kinds, queue_requests, max_attempts, retry_floor, quarantine_deaths;
-    double queue_wait_s, retry_fraction, breaker_open_s;
+    double queue_wait_s, kv_wait_s, retry_fraction, breaker_open_s;
     i64 log, pools, caps; /* the log: a Log below */
     u64 sample_below; /* a request is in the sample if its mixed number is below */
     double interval_s; /* of the series; infinite where there is none */
@@ -92,7 +92,7 @@ enum Word {
 
 typedef enum {
     C_CONTEXT = 1, C_NO_REPLICA, C_QUEUE_FULL, C_ENGINE_REFUSED, C_REPLICA_LOST, C_QUARANTINED,
-    C_ATTEMPTS, C_QUEUE_TIMEOUT, C_UNKNOWN_MODEL
+    C_ATTEMPTS, C_QUEUE_TIMEOUT, C_UNKNOWN_MODEL, C_CACHES_LATE /* attempts that failed as often as they may, the last for its cache */
 } Code;
 
 typedef struct { /* an event, or one of the actions after it; of a rejection `attempt` is the code */
@@ -132,18 +132,24 @@ typedef struct { /* a cache on its way, at this rate since then; below 0: its by
 
 enum Phase { WHOLE, IN_PREFILL, HELD, IN_TRANSFER, IN_DECODE };
 
-enum Queued { NOWHERE, IN_QUEUE, IN_HELD };
+enum Queued { NOWHERE, IN_QUEUE, IN_HELD, IN_MOVING };
+
+typedef struct { /* an attempt that came to nothing, at one start of a replica */
+    i32 replica, epoch;
+} Failure;
 
 typedef struct { /* a request from the moment its arrival is planned to its end */
     i64 id, order, attempt, attempts_failed, deaths;
     Arrival asked;
-    double deadline_s, placed_s, prefilled_s, first_token_s; /* what has not come: NaN */
+    double deadline_s, kv_deadline_s, placed_s, prefilled_s, first_token_s; /* what has not come: NaN */
     Place place, source; /* where it is, and where its cache comes from while it is on the way */
     Cache cache;
     i32 sequence, prefill_replica; /* in an engine, and where its prompt was computed last, or NONE */
     i32 queue_prev, queue_next, aboard_prev[2], aboard_next[2], live_prev, live_next; /* aboard a prefill replica: the second of both */
     u8 phase, queued, is_live;
     Hashes *hashes; /* or NULL */
+    Failure *failures; /* or NULL */
+    i64 failure_count, failure_room;
 } Request;
 
 enum { S_WAITING, S_PREFILL, S_DECODE, S_HELD, S_OUT };
@@ -255,7 +261,7 @@ typedef struct {
 typedef struct {
     const ServiceSpec *spec;
     double mean_output_tokens, finish_gap_s, last_finish_s; /* not known: NaN */
-    Queue queue, held; /* from the prompt on, and with a computed one */
+    Queue queue, held, moving; /* from the prompt on, with a computed one, and with its cache on the way */
     Table tables[ROLES];
 } Service;
 

@@ -38,8 +38,8 @@ SERVICE: Final = struct(
 SETTINGS: Final = struct(
     "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths log pools caps sample_below prefix_blocks remotes "
     "ways way_tiers tiers exact_caches",
-    "queue_wait_s retry_fraction breaker_open_s interval_s",
-    "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths queue_wait_s retry_fraction breaker_open_s "
+    "queue_wait_s kv_wait_s retry_fraction breaker_open_s interval_s",
+    "seed models replicas kinds queue_requests max_attempts retry_floor quarantine_deaths queue_wait_s kv_wait_s retry_fraction breaker_open_s "
     "log pools caps sample_below interval_s prefix_blocks remotes ways way_tiers tiers exact_caches",
 )
 WAY_STEP: Final = struct("way instance first tier", "")
@@ -122,7 +122,7 @@ def encode(scenario: Scenario, *, share: float) -> Encoded:
     stores = _numbered(dict.fromkeys((up.model, up.pool) for up in scenario.replicas))
     limits = (
         _signed(scenario.seed), len(models), len(names), len(kinds), settings.queue_requests, settings.max_attempts,
-        settings.retry_budget_floor, settings.quarantine_deaths, settings.queue_wait_s, settings.retry_budget_fraction,
+        settings.retry_budget_floor, settings.quarantine_deaths, settings.queue_wait_s, settings.kv_wait_s, settings.retry_budget_fraction,
         settings.breaker_open_s, *_log(share, len(pools), len(caps)), np.inf if scenario.watch is None else watch.interval_s,
         settings.prefix_blocks, len(stores), *_ways_limits(ways),
     )  # fmt: skip

@@ -180,7 +180,7 @@ class Lines:
         return Decode(**self._about(row))
 
     def _retry(self, row: Row) -> Retry:
-        return Retry(request=row[1], attempt=row[2], reason="replica_down")
+        return Retry(request=row[1], attempt=row[2], reason="kv_lost" if row[5] else "replica_down")
 
     def _cancel(self, row: Row) -> Cancel:
         return Cancel(**self._about(row))
@@ -212,6 +212,11 @@ class Lines:
 
     def _attempts(self, row: Row) -> Reject:
         return answers.attempts_exhausted(row[1], row[5], f"{self._names[row[3]]} went down")
+
+    def _caches_late(self, row: Row) -> Reject:
+        ends = f"{self._names[row[4]]} to {self._names[row[3]]}"
+        what = f"its cache did not come from {ends} within {self._settings.kv_wait_s:g} s"
+        return answers.attempts_exhausted(row[1], row[5], what)
 
     def _timeout(self, row: Row) -> Reject:
         return answers.queue_timeout(self._arrived(row), self._settings.queue_wait_s, row[9])
@@ -258,4 +263,5 @@ _REJECTS: Final[dict[int, Callable[[Lines, Row], Reject]]] = {
     7: Lines._attempts,
     8: Lines._timeout,
     9: Lines._unknown,
+    10: Lines._caches_late,
 }
