@@ -1,17 +1,19 @@
-"""How long collectives and flows take to play on a fabric, how much memory, and how far equal shares are from max-min.
+"""How long collectives and flows take to play on a fabric, how much memory, and how far equal shares are from max-min; exchanges of experts beside DeepEP's.
 
-    python bench/fabric.py [--collectives | --transfers]
+    python bench/fabric.py [--collectives | --transfers | --experts]
 
 CPU seconds of this process beyond imports and compilation, the least of several rounds. Bounded: about a minute of an idle core. Beside it: ASTRA-sim's
 congestion-aware analytical backend took 24.4 CPU-s and 767 MiB for one ring all-reduce over 1,024 ranks, its congestion-unaware one 13.2 CPU-s for
 halving-doubling over 8,192, on a 2-core machine (commit f66c1da, https://github.com/astra-sim/astra-sim).
 """
 
+import csv
 import resource
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +42,7 @@ from polypod.simulate.placed import Placed
 from polypod.simulate.transfers import Transfers
 from polypod.simulate.way_plan import ways_of
 from polypod.simulate.ways import EXACT_CACHES, Ways
+from polypod.validate.shipped import read_shipped_points
 from polypod.workload.layout import Layout
 
 MIB = 2.0**20
@@ -297,9 +300,67 @@ def driver_rate(plan: Plan, per_s: float, *, is_shared: bool) -> tuple[float, fl
     return count / spent_s, float(np.nansum(on_way_s) / at_s[-1])
 
 
+TOP_K, NODE = 8, 8
+TOKEN_BYTES = {"dispatch": 7168 + 7168 / 128 * 4, "combine": 2 * 7168}
+"""Of DeepSeek-V3 in 8 bits with a scale of 4 bytes for each 128, and in 16."""
+
+
+def experts() -> None:
+    """All-to-alls on the fabric, told what launching takes among the 8 ranks of a node, beside what DeepEP's kernels take."""
+    known = {one.id: one.value for one in read_shipped_points()}
+    node = FabricTier(name="node", ranks=NODE, bytes_per_s=160e9, latency_s=0.0)
+    between = FabricTier(name="network", ranks=None, bytes_per_s=50e9, latency_s=0.0)
+    where = fabric([FabricPart(name="h800", ranks=256, tiers=(node, between))])
+    print("DeepEP's low-latency kernels on H800, 128 tokens a rank, as published, and on the fabric: microseconds")  # fmt: skip
+    for which, token_bytes in TOKEN_BYTES.items():
+        buffer_bytes = 128 * TOP_K * token_bytes
+        launch_s = known[f"deepep-h800-{which}-ep8"] - exchanged_s(where, 8, buffer_bytes)
+        row = [f"{which:>9}"]
+        for ranks in (8, 16, 32, 64, 128, 256):
+            ours_s, theirs_s = launch_s + exchanged_s(where, ranks, buffer_bytes), known[f"deepep-h800-{which}-ep{ranks}"]  # fmt: skip
+            row.append(
+                f"EP{ranks} {theirs_s * 1e6:.0f} and {ours_s * 1e6:.0f} ({ours_s / theirs_s - 1:+.0%})"
+            )
+        print("  ".join(row))
+    print("\nthe tables of H100 and B200 in a node, first and last row told, the others' errors")
+    path = Path(__file__).parents[1] / "tests" / "data" / "deepep" / "eight.csv"
+    tables: dict[tuple[str, str, str], dict[int, float]] = {}
+    with path.open(encoding="utf-8") as file:
+        for one in csv.DictReader(file):
+            table = tables.setdefault((one["chip"], one["kernels"], one["exchange"]), {})
+            table[int(one["tokens"])] = 1e-6 * float(one["us"])
+    for (chip, kernels, which), measured_s in tables.items():
+        off = table_errors(kernels, which, measured_s)
+        print(f"{chip:>18} {kernels:>7} {which:>9}: {min(off):+.0%} to {max(off):+.0%}, {len(off)} rows")  # fmt: skip
+
+
+def table_errors(kernels: str, which: str, measured_s: dict[int, float]) -> list[float]:
+    """Of the low-latency kernels a copy goes to each expert, of the normal ones to each rank that has any."""
+    copies = TOP_K if kernels == "ll" else NODE * (1 - (1 - 1 / NODE) ** TOP_K)
+    token_bytes, one, most = copies * TOKEN_BYTES[which], min(measured_s), max(measured_s)
+    crossing_bytes = (most - one) * token_bytes * (NODE - 1) / NODE
+    width = crossing_bytes / (measured_s[most] - measured_s[one])
+    tier = FabricTier(name="node", ranks=NODE, bytes_per_s=width, latency_s=0.0)
+    where = fabric([FabricPart(name="node", ranks=NODE, tiers=(tier,))])
+    launch_s = measured_s[one] - exchanged_s(where, NODE, one * token_bytes)
+    return [
+        (launch_s + exchanged_s(where, NODE, tokens * token_bytes)) / its_s - 1
+        for tokens, its_s in measured_s.items()
+        if tokens not in (one, most)
+    ]
+
+
+def exchanged_s(where: Fabric, ranks: int, buffer_bytes: float) -> float:
+    one = Collective(pattern="all_to_all", algorithm="direct", ranks=tuple(range(ranks)), buffer_bytes=buffer_bytes)  # fmt: skip
+    return play_collectives(where, [one])[0]
+
+
 def main() -> None:
     if "--transfers" in sys.argv:
         transfers()
+        return
+    if "--experts" in sys.argv:
+        experts()
         return
     collectives()
     if "--collectives" not in sys.argv:
