@@ -50,7 +50,7 @@ def test_a_device_is_shown_with_all_that_is_asked_of_it(on, capsys) -> None:
         "asked: nvidia-smi -q -x",
         "NVIDIA H200  151 GB  33.9 GB  0000:83:00.0  ok",
         "nvidia-h200-sxm (a device called 'NVIDIA H200')",
-        "needs xllamacpp",
+        "vLLM: needs vllm; SGLang: needs sglang",
         "CUDA_VISIBLE_DEVICES=GPU-00000000-0000-0000-0000-000000000000",
         "nvidia-h200-sxm:1 (polypod plan MODEL --on found)",
         "33.9 of 151 GB of nvidia 0 by other processes",

@@ -166,7 +166,7 @@ def make_empty_tools(told: Told, folder: Path) -> None:
 
 def shipped() -> Finders:
     """The vendors that come with Polypod, on a machine with no engine installed."""
-    return Finders(vendors=shipped_vendors(), installed=lambda _: False)
+    return Finders(vendors=shipped_vendors(), installed=lambda *_: False)
 
 
 def look(told: Told, root: Path, run: Run, folder: Path, finders: Finders) -> Inventory:

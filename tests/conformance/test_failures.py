@@ -46,7 +46,7 @@ def find(vendor: Vendor, root: Path, answer: Answer | None) -> Inventory:
 
     platform = vendor.platform or "linux"
     machine = Machine(root=root, folders=(folder,), platform=platform, run=run)
-    return find_devices(machine, Finders(vendors=(vendor,), installed=lambda _: False))
+    return find_devices(machine, Finders(vendors=(vendor,), installed=lambda *_: False))
 
 
 PAGE = "<html>\n502 Bad Gateway\n</html>\n"  # well-formed, as some answers must be

@@ -37,7 +37,7 @@ def module(path: Path) -> ModuleType:
 def finders(root: Path) -> Finders:
     probe = module(root / "src/polypod/serve/devices/probes/acme.py").PROBE
     vendors = vendors_in(root / "src/polypod/serve/devices/data")
-    return Finders(vendors=vendors, probe_of=lambda _: probe, installed=lambda _: False)
+    return Finders(vendors=vendors, probe_of=lambda _: probe, installed=lambda *_: False)
 
 
 def test_the_page_is_one_probe_file_one_data_file_and_one_folder(written: Path) -> None:

@@ -137,7 +137,7 @@ def _engines(device: Device) -> str:
         return "none on record"
     startable = [use for use in device.engines if use.has_adapter]
     others = ", ".join(use.engine for use in device.engines if not use.has_adapter)
-    said = [*map(_engine, startable), *([f"on record, not started by Polypod: {others}"] if others else [])]  # fmt: skip
+    said = [*map(_engine, startable), *([f"on record, and not started by Polypod here: {others}"] if others else [])]  # fmt: skip
     return "; ".join(said)
 
 

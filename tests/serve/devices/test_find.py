@@ -33,7 +33,7 @@ def find(root: Path, answers: dict[str, Answer], ran: list[str] | None = None) -
         return answers[argv[0]] if "--query-gpu" in " ".join(argv) or argv[0] != "nvidia-smi" else Answer(stdout="", exit_code=2)  # fmt: skip
 
     machine = Machine(root=root, folders=(root / "bin",), platform="linux", run=run)
-    return find_devices(machine, Finders(vendors=shipped_vendors(), installed=lambda _: True))
+    return find_devices(machine, Finders(vendors=shipped_vendors(), installed=lambda *_: True))
 
 
 NVIDIA = ("0000:17:00.0", "0x10de", "0x2335", "0x030200")
@@ -125,3 +125,14 @@ def test_a_device_node_is_a_trace_where_the_bus_cannot_be_seen(tmp_path: Path, n
 
     assert [report.seen for report in inventory.reports] == [node]
     assert inventory.reports[0].status == "tool_missing"
+
+
+def test_an_engine_that_cannot_be_started_on_the_stack_is_told_apart(tmp_path: Path) -> None:
+    """llama.cpp's package here is for CPUs; the catalog says that it runs on the chip."""
+    bus(tmp_path, NVIDIA)
+    device = find(tmp_path, {"nvidia-smi": Answer(stdout=CSV.format(bus="17"))}).devices[0]
+
+    can_start = {use.engine: use.has_adapter for use in device.engines}
+    assert can_start["vLLM"]
+    assert not can_start["llama.cpp"]
+    assert not can_start["TensorRT-LLM"]

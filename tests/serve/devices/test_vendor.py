@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from polypod.catalog.load import load_accelerator
+from polypod.catalog.market import stack_of
 from polypod.errors import FileError
 from polypod.serve.devices.probe import probe_of
 from polypod.serve.devices.vendor import DATA, Vendor, load_vendor, shipped_vendors
+from polypod.serve.engines import ENGINES
+from polypod.serve.engines.facts import platform_of
 
 each = pytest.mark.parametrize("vendor", shipped_vendors(), ids=lambda one: one.vendor)
 
@@ -60,7 +63,7 @@ def test_orders_and_names_are_not_given_twice() -> None:
 def test_an_unknown_key_of_a_data_file_is_an_error_with_its_path(tmp_path: Path) -> None:
     path = tmp_path / "acme.toml"
     text = (DATA / "nvidia.toml").read_text(encoding="utf-8")
-    path.write_text(text.replace('stack = "CUDA"', 'stack = "CUDA"\nstacks = 2'))
+    path.write_text(text.replace('stack = "cuda"', 'stack = "cuda"\nstacks = 2'))
 
     with pytest.raises(FileError, match=r"acme\.toml.*stacks"):
         load_vendor(path)
@@ -96,3 +99,21 @@ def test_a_device_id_names_an_entry_only_where_the_device_gives_no_name() -> Non
     by_name = metax.entry_of("MetaX C550", "0x0a01", memory)
     assert (by_id and by_id.id, by_name and by_name.id) == ("metax-c500", "metax-c550")
     assert metax.entry_of("MetaX N260", "0x0a01", memory) is None
+
+
+@each
+def test_a_vendors_variable_is_the_one_that_engines_are_told(vendor: Vendor) -> None:
+    """Two files say it, each from its own sources: they must agree, and so must what is set with it."""
+    for engine in ENGINES:
+        platform = platform_of(engine, vendor.stack)
+        if platform is not None and platform.visible is not None:
+            assert platform.visible == vendor.visible.variable
+            assert vendor.visible.beside.items() <= platform.variables.items() or engine != "vllm"
+
+
+def test_stacks_are_those_of_the_catalog() -> None:
+    """Where a vendor has a chip in the catalog, its stack of software is the catalog's."""
+    for vendor in shipped_vendors():
+        for entry in vendor.catalog:
+            stack = stack_of(entry.id)
+            assert stack is None or stack.id == vendor.stack

@@ -3,17 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from typing import Final
 
 from polypod.catalog.interop import engines_on
+from polypod.errors import InputError
 from polypod.serve.devices.found import Card, EngineUse, Visible
 from polypod.serve.devices.vendor import Shown, Vendor
 from polypod.serve.engines import ENGINES
+from polypod.serve.engines.facts import platform_of
+from polypod.serve.engines.python import python_of, version_in
 
 ADD: Final = "`polypod catalog add` makes an entry"
 
-Installed = Callable[[str], bool]
+Installed = Callable[[str, tuple[str, ...]], bool]
+"""Whether an engine has any of some packages."""
 
 _GOES: Final = ("supported", "experimental", "reported")
 
@@ -41,20 +44,27 @@ def catalog_match(vendor: Vendor, card: Card, name: str | None, device_id: str |
 def engines_of(vendor: Vendor, chip: str | None, is_installed: Installed) -> tuple[EngineUse, ...]:
     """Engines that run on the chip by what is on record, best first, and what each lacks here.
 
-    Of a chip that nothing is on record of, the engines that the vendor's data name, state unknown.
+    Of a chip that nothing is on record of, the engines that Polypod can start on its stack, state unknown.
     """
     known = _on_record(chip) if chip is not None else ()
-    listed = known or tuple((one.engine, "unknown") for one in vendor.packages)
-    adapters = {name.casefold() for name in ENGINES}
-    return tuple(
-        EngineUse(
-            engine=name,
-            state=state,
-            has_adapter=name.casefold().split()[0] in adapters,
-            missing=_missing(vendor, name, is_installed),
-        )
-        for name, state in listed
-    )
+    startable = tuple((name, "unknown") for name in ENGINES if platform_of(name, vendor.stack))
+    return tuple(_use(vendor, name, state, is_installed) for name, state in known or startable)
+
+
+def _use(vendor: Vendor, name: str, state: str, is_installed: Installed) -> EngineUse:
+    engine = name.casefold().split()[0]
+    platform = platform_of(engine, vendor.stack) if engine in ENGINES else None
+    if platform is None:
+        return EngineUse(engine=name, state=state, has_adapter=False)
+    missing = _missing(engine, platform.distributions, is_installed)
+    return EngineUse(engine=name, state=state, has_adapter=True, missing=missing)
+
+
+def _missing(engine: str, any_of: tuple[str, ...], is_installed: Installed) -> tuple[str, ...]:
+    try:
+        return () if is_installed(engine, any_of) else (" or ".join(any_of),)
+    except InputError as error:  # the engine's own Python is not where it is said to be
+        return (str(error),)
 
 
 @cache
@@ -63,21 +73,9 @@ def _on_record(chip: str) -> tuple[tuple[str, str], ...]:
     return tuple((one.engine, one.state) for one in engines_on(chip) if one.state in _GOES)
 
 
-def _missing(vendor: Vendor, engine: str, is_installed: Installed) -> tuple[str, ...]:
-    needs = {one.engine.casefold(): one.distributions for one in vendor.packages}
-    if engine.casefold() not in needs:
-        return (f"packages for {vendor.name} that are not on record",)
-    return tuple(name for name in needs[engine.casefold()] if not is_installed(name))
-
-
-@cache
-def installed(distribution: str) -> bool:
-    """Whether a package is installed here; nothing of it is imported."""
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def installed(engine: str, any_of: tuple[str, ...]) -> bool:
+    """Whether the Python of an engine has one of these packages; nothing of them is imported."""
+    return version_in(python_of(engine), any_of) is not None
 
 
 def visible_as(shown: Shown, card: Card) -> Visible:

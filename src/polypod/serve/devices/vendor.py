@@ -112,19 +112,12 @@ class Entry(_Strict, frozen=True, kw_only=True):
     note: str | None = None  # said with the match: what it leaves open
 
 
-class Packages(_Strict, frozen=True, kw_only=True):
-    """What an engine needs on this vendor's devices."""
-
-    engine: str
-    distributions: tuple[str, ...]
-
-
 class Vendor(_Strict, frozen=True, kw_only=True):
     """One vendor's data file."""
 
     vendor: str
     name: str
-    stack: str
+    stack: str  # of software, as the catalog and the engines' facts call it
     order: int  # among vendors, when devices are listed
     platform: str | None = None  # of Python's sys.platform: such a machine has one of these
     ran_here: str | None = (
@@ -137,7 +130,6 @@ class Vendor(_Strict, frozen=True, kw_only=True):
     nodes: Nodes
     failures: tuple[Failure, ...] = ()
     catalog: tuple[Entry, ...] = ()
-    packages: tuple[Packages, ...] = ()
 
     def failure_in(self, text: str) -> Failure | None:
         """The first known failure whose words stand in a text."""
