@@ -189,6 +189,7 @@ def told_of(inventory: Inventory, keys: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for device in inventory.devices:
         own = {key: getattr(device, key) for key in (*TOLD, *keys)}
+        own["is_memory_shared"] = device.is_memory_shared or None  # said where it is so
         if device.slices:
             parts = ({key: getattr(part, key) for key in SLICE} for part in device.slices)
             own["slices"] = [_known(part) for part in parts]

@@ -118,3 +118,11 @@ def test_no_case_is_copied_from_where_that_is_not_allowed() -> None:
         if told.case.provenance != "reconstructed":
             assert told.case.licence in free, told.id
             assert " at " in told.case.origin, told.id
+
+
+@each
+def test_the_first_odd_line_is_what_is_said(vendor: Vendor, tmp_path: Path) -> None:
+    report = find(vendor, tmp_path, Answer(stdout=PAGE)).reports[0]
+
+    assert "'<html>'" in (report.problem or "")
+    assert "report it" in (report.way_out or "")

@@ -81,6 +81,10 @@ class _Told:
     error: UnansweredError | None = None
 
 
+_Way = Callable[[Vendor, Machine, Probe, list[str]], tuple[Reading, str] | None]
+"""Asks one vendor by one means: a reading and where it is from, or None where there is nothing of that kind."""
+
+
 def _trace(vendor: Vendor, machine: Machine, bus: Iterable[PciFunction]) -> _Trace | None:
     functions = tuple(filter(vendor.pci.holds, bus))
     nodes = machine.traces(vendor.nodes)
@@ -111,7 +115,8 @@ def _ask(trace: _Trace, machine: Machine, probe: Probe) -> _Told:
     vendor = trace.vendor
     tried: list[str] = []
     errors: list[UnansweredError] = []
-    for means, ask in (("library", _from_library), ("cli", _from_tools)):
+    ways: tuple[tuple[Means, _Way], ...] = (("library", _from_library), ("cli", _from_tools))
+    for means, ask in ways:
         try:
             answer = ask(vendor, machine, probe, tried)
         except UnansweredError as error:
@@ -119,7 +124,7 @@ def _ask(trace: _Trace, machine: Machine, probe: Probe) -> _Told:
             continue
         if answer is not None:
             reading, where = answer
-            return _Told(reading=reading, means=_means(means), with_=where, tried=tuple(tried))
+            return _Told(reading=reading, means=means, with_=where, tried=tuple(tried))
     last = errors[-1] if errors else _nothing_to_ask(vendor)
     kernel = None
     if not errors:  # a tool that was there and failed knows better
@@ -131,10 +136,6 @@ def _ask(trace: _Trace, machine: Machine, probe: Probe) -> _Told:
         own = f"{BUS}, files of the driver"
         return _Told(reading=kernel, means="kernel", with_=own, tried=tuple(tried), error=last)
     return _Told(reading=Reading(cards=()), means="pci", with_=BUS, tried=tuple(tried), error=last)
-
-
-def _means(word: str) -> Means:
-    return "library" if word == "library" else "cli"
 
 
 def _from_library(
@@ -170,7 +171,7 @@ def _nothing_to_ask(vendor: Vendor) -> UnansweredError | None:
     wanted = [*(vendor.library.names if vendor.library.interface else ()), *vendor.cli.tools]
     if not wanted:
         return None
-    problem = f"found neither {' nor '.join(wanted)}"
+    problem = f"not installed: {', '.join(wanted)}"
     return UnansweredError(problem, "tool_missing", f"install {vendor.cli.package}")
 
 

@@ -6,7 +6,7 @@ Iluvatar's ixml has the same names, T-Head's hgml the same functions under a pre
 import ctypes
 
 from polypod.serve.devices.found import Card, Reading, Slice
-from polypod.serve.devices.libraries.calls import Calls, LibraryError
+from polypod.serve.devices.libraries.calls import Calls
 
 _TEXT_BYTES = 96
 _NOT_SUPPORTED = 3
@@ -70,31 +70,22 @@ def _card(calls: Calls, prefix: str, index: int) -> Card:
         return Card(index=index, health="error", reason=reason)
     pci = PciInfo()
     has_pci = calls.code(f"{prefix}DeviceGetPciInfo_v3", handle, ctypes.byref(pci)) == 0
-    total, used = _memory(calls, prefix, handle)
+    memory = Memory()
+    told = calls.code(f"{prefix}DeviceGetMemoryInfo", handle, ctypes.byref(memory))
+    is_broken = told not in {0, _NOT_SUPPORTED, _NO_PERMISSION}
     return Card(
         index=index,
         physical_id=calls.number(f"{prefix}DeviceGetMinorNumber", handle),
         name=calls.text(f"{prefix}DeviceGetName", handle, _TEXT_BYTES),
         uuid=calls.text(f"{prefix}DeviceGetUUID", handle, _TEXT_BYTES),
         pci_address=pci.bus_id.decode() if has_pci else None,
-        memory_total_bytes=total,
-        memory_used_bytes=used,
-        health="ok",
+        memory_total_bytes=memory.total if told == 0 else None,
+        memory_used_bytes=memory.used if told == 0 else None,
+        is_memory_shared=told == _NOT_SUPPORTED,  # a chip that computes in the host's memory
+        health="error" if is_broken else "ok",
+        reason=f"its memory cannot be read, code {told}{calls.words(told)}" if is_broken else None,
         slices=_slices(calls, prefix, handle),
     )
-
-
-def _memory(calls: Calls, prefix: str, handle: ctypes.c_void_p) -> tuple[int | None, int | None]:
-    """None of both where the device shares the host's memory, or the caller may not know."""
-    memory = Memory()
-    name = f"{prefix}DeviceGetMemoryInfo"
-    code = calls.code(name, handle, ctypes.byref(memory))
-    if code in {_NOT_SUPPORTED, _NO_PERMISSION}:
-        return None, None
-    if code != 0:
-        msg = f"{name} returned {code}{calls.words(code)}"
-        raise LibraryError(msg)
-    return memory.total, memory.used
 
 
 def _slices(calls: Calls, prefix: str, handle: ctypes.c_void_p) -> tuple[Slice, ...]:
@@ -111,13 +102,14 @@ def _slice(calls: Calls, prefix: str, handle: ctypes.c_void_p, place: int) -> Sl
     by_place = f"{prefix}DeviceGetMigDeviceHandleByIndex"
     if calls.code(by_place, handle, ctypes.c_uint(place), ctypes.byref(mig)) != 0:
         return None
-    total, used = _memory(calls, prefix, mig)
+    memory = Memory()
+    told = calls.code(f"{prefix}DeviceGetMemoryInfo", mig, ctypes.byref(memory))
     instance = calls.number(f"{prefix}DeviceGetGpuInstanceId", mig)
     return Slice(
         index=place,
         name=calls.text(f"{prefix}DeviceGetName", mig, _TEXT_BYTES),
         uuid=calls.text(f"{prefix}DeviceGetUUID", mig, _TEXT_BYTES),
         instance=None if instance is None else str(instance),
-        memory_total_bytes=total,
-        memory_used_bytes=used,
+        memory_total_bytes=memory.total if told == 0 else None,
+        memory_used_bytes=memory.used if told == 0 else None,
     )

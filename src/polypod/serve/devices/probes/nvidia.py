@@ -1,4 +1,7 @@
-"""NVIDIA: `nvidia-smi`, as XML, else as CSV with the list of MIG devices, else its table."""
+"""NVIDIA: `nvidia-smi`, as XML, else as CSV with the list of MIG devices, else its table.
+
+A total of "N/A" is a chip that computes in the host's memory (GB10, Orin).
+"""
 
 import re
 from functools import partial
@@ -94,15 +97,16 @@ def parse_xml(text: str) -> Reading:
 
 
 def _xml_card(index: int, gpu: ET.Element) -> Card:
-    used = told(gpu.findtext("fb_memory_usage/used"))
+    total = size_bytes(gpu.findtext("fb_memory_usage/total"))
     return Card(
         index=index,
         physical_id=whole(gpu.findtext("minor_number")),
         name=told(gpu.findtext("product_name")),
         uuid=told(gpu.findtext("uuid")),
         pci_address=gpu.get("id"),
-        memory_total_bytes=size_bytes(gpu.findtext("fb_memory_usage/total")),
-        memory_used_bytes=size_bytes(used),
+        memory_total_bytes=total,
+        memory_used_bytes=size_bytes(gpu.findtext("fb_memory_usage/used")),
+        is_memory_shared=total is None,
         health="ok",
         slices=tuple(map(_xml_slice, gpu.findall("mig_devices/mig_device"))),
     )
@@ -135,6 +139,7 @@ def _csv_card(row: list[str]) -> Card:
         pci_address=address,
         memory_total_bytes=None if broken else size_bytes(total),
         memory_used_bytes=None if broken else size_bytes(used),
+        is_memory_shared=total == "[N/A]",
         health=health,
         reason="nvidia-smi answers [Unknown Error] for it: it fell off the bus" if broken else None,
     )
