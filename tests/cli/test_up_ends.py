@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +19,11 @@ PLAN = Path(__file__).parents[2] / "examples" / "three-chips.yaml"
 MODEL = "Qwen/Qwen3-32B"
 
 
-def start(state: Path, *words: str) -> subprocess.Popen[str]:
+def start(state: Path, *words: str, largest_file: int | None = None) -> subprocess.Popen[str]:
+    def limit() -> None:  # what a full disk is like, without one
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
     with (state / "stderr").open("a") as stderr:
         return subprocess.Popen(
             [sys.executable, "-m", "polypod", "up", "--plan", str(PLAN), "--ghost", "--port", "0", "--json", *words],
@@ -26,6 +31,7 @@ def start(state: Path, *words: str) -> subprocess.Popen[str]:
             stderr=stderr,
             text=True,
             env=os.environ | {"XDG_STATE_HOME": str(state)},
+            preexec_fn=limit,
         )  # fmt: skip
 
 
@@ -40,7 +46,7 @@ def ready(process: subprocess.Popen[str], state: Path) -> str:
 
 
 def stream(endpoint: str, tokens: int) -> Any:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": tokens, "stream": True}  # fmt: skip
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi " * 100}], "max_tokens": tokens, "stream": True}  # fmt: skip
     request = urllib.request.Request(f"{endpoint}/chat/completions", json.dumps(body).encode())
     return urllib.request.urlopen(request, timeout=30)
 
@@ -105,6 +111,27 @@ def test_asked_twice_in_quick_succession_it_ends_at_once_and_in_order(tmp_path: 
     process.send_signal(signal.SIGTERM)
     assert b"node_stopping" in answer.read()
     ended(process, tmp_path, code=0)
+
+
+def test_a_full_disk_ends_the_record_at_a_whole_line_and_nothing_else(tmp_path: Path) -> None:
+    process = start(tmp_path, "--ghost-speed", "100x", "--log-prompts", largest_file=40_000)
+    endpoint = ready(process, tmp_path)
+    for _ in range(150):
+        assert stream(endpoint, 2).read().endswith(b"data: [DONE]\n\n")
+    time.sleep(1.5)  # the record is written twice a second
+    with urllib.request.urlopen(f"{endpoint.removesuffix('/v1')}/metrics") as answer:
+        assert "polypod_record_failures_total 1.0" in answer.read().decode()
+    assert stream(endpoint, 2).read().endswith(b"data: [DONE]\n\n")
+    process.send_signal(signal.SIGTERM)
+    said = ended(process, tmp_path, code=0)
+    assert said.count("the run goes on without a record") == 1
+    assert said.count("prompts are not logged any more") == 1
+    for name in ("record", "prompts"):
+        (file,) = tmp_path.glob(f"polypod/runs/*/{name}.jsonl")
+        lines = file.read_text().splitlines()
+        assert len(lines) > 5
+        for line in lines:
+            json.loads(line)
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 from socket import socket
 from typing import Final
 
@@ -15,10 +14,11 @@ import msgspec
 import uvloop
 
 from polypod import units
-from polypod.cli.asking import note, tokens
+from polypod.cli.asking import note
 from polypod.cli.host import measured_host
 from polypod.cli.up_asked import QUESTION, ask_all
 from polypod.cli.up_entry import add_entry, entry
+from polypod.cli.up_fit import fit_text
 from polypod.cli.up_ghosts import (
     add_ghosts,
     ask_ghosts,
@@ -27,6 +27,7 @@ from polypod.cli.up_ghosts import (
     ready,
     wants_ghosts,
 )
+from polypod.cli.up_plan import plan_for, read_for_here
 from polypod.cli.up_text import (
     Answered,
     answers_text,
@@ -37,20 +38,18 @@ from polypod.cli.up_text import (
     up_object,
     warm_up_text,
 )
-from polypod.errors import InputError, RunError
+from polypod.errors import EngineError, InputError, RunError
 from polypod.plan.predict import service_model
-from polypod.plan.spec import Plan, read_plan
 from polypod.policy.events import Continuation
 from polypod.serve.control import Control
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.engines.openai_url import read_url
 from polypod.serve.listen import bind
-from polypod.serve.local import Wishes, plan_local, prepare
+from polypod.serve.local import prepare
 from polypod.serve.node import Entry, LiveNode, Prepared, WarmUp, run_folder
 from polypod.serve.nodes import clean_up
 from polypod.serve.store import state_directory
 from polypod.serve.supervise import Down
-from polypod.serve.weights import Weights, find_weights
 
 DEFAULT_PORT: Final = 8321
 
@@ -137,22 +136,10 @@ def run(args: argparse.Namespace) -> int:
         if args.stages and args.apart:
             msg = "--stages and --apart each lay the cores out in a way of their own; say one"
             raise InputError(msg)
-        weights = _weights(args, args.model, state)
+        given = read_for_here(args)
         cpu = find_cpu()
         measured = measured_host(cpu, fresh=args.measure)
-        wishes = Wishes(
-            weights=weights.path if weights else None,
-            name=weights.name if weights else None,
-            engines=tuple(args.engine),
-            context_tokens=tokens("--context", args.context),
-            is_apart=args.apart,
-            is_staged=args.stages,
-        )
-        plan = (
-            _with_weights(args, read_plan(Path(args.plan)), state)
-            if args.plan
-            else plan_local(cpu, measured, wishes)
-        )
+        plan = plan_for(args, given, state, cpu, measured)
         prepared = replace(
             prepare(plan, run_folder(state)),
             engine_memory_bytes=_engine_memory_bytes(args),
@@ -165,20 +152,6 @@ def run(args: argparse.Namespace) -> int:
         return uvloop.run(_up(args, prepared, listener, who))
     finally:
         listener.close()
-
-
-def _weights(args: argparse.Namespace, text: str | None, state: Path) -> Weights | None:
-    return None if text is None else find_weights(text, state=state, say=note, whole=args.verify)
-
-
-def _with_weights(args: argparse.Namespace, plan: Plan, state: Path) -> Plan:
-    """The plan with every model's weights found, fetched and checked."""
-    services = []
-    for service in plan.services:
-        found = _weights(args, service.weights, state)
-        path = None if found is None else str(found.path)
-        services.append(msgspec.structs.replace(service, weights=path))
-    return msgspec.structs.replace(plan, services=tuple(services))
 
 
 def _with_continuation(prepared: Prepared, mode: Continuation | None) -> Prepared:
@@ -260,7 +233,10 @@ async def _started(node: LiveNode, stop: asyncio.Event) -> bool:
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if starting.done():
-        await starting
+        try:
+            await starting
+        except EngineError as error:
+            raise RunError(fit_text(error, node.prepared.plan, find_cpu())) from error
         return True
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)

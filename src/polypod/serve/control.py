@@ -96,7 +96,7 @@ class Control:
             _refuse_ghosts(self._node.prepared)
             now = self._node.prepared
             wanted = replace(
-                prepare(order.plan, now.folder),
+                await asyncio.to_thread(prepare, order.plan, now.folder),  # looks at the machine
                 engine_memory_bytes=now.engine_memory_bytes,
                 remotes=now.remotes,
             )

@@ -24,6 +24,7 @@ class PromptLog:
         self._path = path
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._file: int | None = os.open(path, flags, 0o600)
+        self._whole_bytes = 0  # the file up to here is whole lines
 
     def write(self, principal: Principal, request_id: str, body: bytes) -> None:
         """Add one line. `body` is JSON, as it came."""
