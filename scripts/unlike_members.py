@@ -5,7 +5,8 @@
 What runs on the second half is halted half of the time, so that the halves are unlike whatever the machine is (`--as-they-are` leaves it out). Each half
 is measured, a pipeline is planned over them, and three deployments are started one after another as `polypod up --plan` starts them: the whole model on the
 first half, the planned pipeline, and one with as many layers on either half. Each answers the same greedy prompts through the node's endpoint. Token
-ids must be equal; what was predicted stands beside what was measured. Exits 1 where a token differs.
+ids must be equal; what was predicted stands beside the best that was
+measured, for whatever else runs on the machine only slows. Exits 1 where a token differs.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import statistics
 import sys
 import tempfile
 import threading
@@ -39,6 +39,7 @@ from polypod.serve.node import LiveNode
 CONTEXT_TOKENS = 1024
 ANSWER_TOKENS = 48
 AT_ONCE = 8
+ROUNDS = 3
 HALT_S = 0.003
 PROMPTS = (
     "What is the capital of France? Answer in one sentence.",
@@ -190,8 +191,9 @@ async def deploy(name: str, plan_file: Path, folder: Path) -> Outcome:
         ) as client:
             alone = [await ask(client, model, prompt, ANSWER_TOKENS) for prompt in PROMPTS]
             one = [(await ask(client, model, PROMPTS[0], 1))[1] for _ in range(3)]
-            prompts_s = (await ask_at_once(client, model, 1))[1]
-            at_once, all_s = await ask_at_once(client, model, ANSWER_TOKENS)
+            prompts_s = min([(await ask_at_once(client, model, 1))[1] for _ in range(ROUNDS)])
+            rounds = [await ask_at_once(client, model, ANSWER_TOKENS) for _ in range(ROUNDS)]
+            all_s = min(seconds for _, seconds in rounds)
         stop.set()
         await serving
     _, times = pool_step_times(service_model(plan.services[0]), pool, plan.fleet)
@@ -203,14 +205,12 @@ async def deploy(name: str, plan_file: Path, folder: Path) -> Outcome:
         or f"30 on {_cores(plan, pool.on)}",
         tokens=tuple(tokens for tokens, _ in alone),
         predicted_tpot_s=likely.step_s(tokens=1, kv_tokens=context, sequences=1),
-        tpot_s=statistics.median(
-            (s - statistics.median(one)) / (ANSWER_TOKENS - 1) for _, s in alone
-        ),
+        tpot_s=min((seconds - min(one)) / (ANSWER_TOKENS - 1) for _, seconds in alone),
         predicted_full_s=likely.step_s(
             tokens=AT_ONCE, kv_tokens=AT_ONCE * context, sequences=AT_ONCE
         ),
         full_s=(all_s - prompts_s) / (ANSWER_TOKENS - 1),
-        is_equal_at_once=at_once == [tokens for tokens, _ in alone],
+        is_equal_at_once=all(ids == [tokens for tokens, _ in alone] for ids, _ in rounds),
     )
 
 
@@ -248,7 +248,7 @@ def plans(folder: Path, model: Path, engine: LocalEngine) -> dict[str, Path]:
 def table(outcomes: Sequence[Outcome]) -> None:
     """What was predicted, beside what was measured."""
     print(
-        f"\n{'':9}{'layers':40}{'one: predicted':>15}{'measured':>10}{f'{AT_ONCE} at once: predicted':>24}{'measured':>10}   (ms a token of each sequence)"
+        f"\n{'':9}{'layers':40}{'one: predicted':>15}{'measured':>10}{f'{AT_ONCE} at once: predicted':>24}{'measured':>10}   (ms a token of each sequence; best measured)"
     )
     for one in outcomes:
         shown = (one.predicted_tpot_s, one.tpot_s, one.predicted_full_s, one.full_s)

@@ -102,6 +102,15 @@ def test_one_sequence_passes_every_stage_and_a_full_round_waits_for_the_slowest(
     assert sum(one.layer_share for one in found) == pytest.approx(1)
 
 
+def test_a_prompt_passes_every_stage_with_its_own_part_of_the_attention() -> None:
+    """Of equal halves: what the whole takes, and half of a head more or less at the slowest stage, twice."""
+    made = plan(group(0), group(1))
+    _, times = pool_step_times(MODEL, made.services[0].pools[0], made.fleet)
+    whole = step_times("vllm", OWN, SHAPE)[1]["likely"]
+    assert times["likely"].prompt_s(255) == pytest.approx(whole.prompt_s(255), rel=0.2)
+    assert 2 * times["likely"].pair_s == pytest.approx(whole.pair_s)
+
+
 def test_two_stages_serve_many_sequences_faster_than_one_half_alone() -> None:
     made = plan(group(0), group(1))
     pool = made.services[0].pools[0]

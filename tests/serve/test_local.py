@@ -183,17 +183,21 @@ def test_an_engine_that_does_not_read_the_format_is_refused_with_those_that_do()
 
 def test_each_half_is_measured_by_itself_for_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second half is beside a busy neighbour."""
-    speeds = {(0,): 100e9, (1,): 50e9}
+    speeds = {(0, 1): 100e9, (2, 3): 50e9}
 
     def measure(cores: tuple[int, ...]) -> HostMeasurement:
         rate = sampled(speeds[cores])
         return HostMeasurement(
             at=datetime(2026, 1, 1, tzinfo=UTC), cpu="m", kernel="6", cores=cores, versions={}, absent={}, seconds=1.0,
-            gemm=(GemmRate(dtype="fp32", threads=1, flops_per_s=rate, kernel="k"),),
-            bandwidth=(Bandwidth(kind="read", threads=1, buffer_bytes=2**27, exceeds_cache=False, bytes_per_s=rate),),
+            gemm=(GemmRate(dtype="fp32", threads=1, flops_per_s=sampled(1.0), kernel="k"), GemmRate(dtype="fp32", threads=2, flops_per_s=rate, kernel="k")),
+            bandwidth=tuple(
+                Bandwidth(kind="read", threads=n, buffer_bytes=2**27, exceeds_cache=False, bytes_per_s=of)
+                for n, of in ((1, sampled(1.0)), (2, rate))
+            ),
         )  # fmt: skip
 
     monkeypatch.setattr("polypod.serve.local.measure_host", measure)
-    groups = measured_groups(machine((0, 1)))
+    groups = measured_groups(machine((0, 1, 2, 3)))
 
     assert [(one.cores, one.rates.gemm_flops_per_s) for one in groups] == [*speeds.items()]
+    assert [one.rates.read_bytes_per_s for one in groups] == [100e9, 50e9]

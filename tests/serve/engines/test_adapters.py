@@ -76,6 +76,7 @@ def test_vllm_serves_on_our_socket_with_what_was_planned() -> None:
     assert after(command, "--kv-cache-memory-bytes") == "12345"
     assert after(command, "--dtype") == "float32"
     assert "--enforce-eager" in command
+    assert "VLLM_PP_LAYER_PARTITION" not in ENGINES["vllm"].environment(spec(port=None))
     assert json.loads(after(command, "--override-generation-config"))["temperature"] == 0.8
 
 

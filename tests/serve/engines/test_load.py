@@ -50,6 +50,11 @@ def test_where_the_gauge_is_not_nothing_is_said(text: str) -> None:
     assert read_load(text, NAMES) is None
 
 
+def test_of_copies_that_differ_the_largest_counts_and_an_idle_engine_says_none() -> None:
+    assert read_load('x:run{tp_rank="0"} 3\nx:run{tp_rank="1"} 2', NAMES).running == 3
+    assert read_load("x:run 0.0", NAMES).running == 0
+
+
 def test_a_name_that_begins_alike_is_another_one() -> None:
     text = 'x:run 1\nx:run_by_reason{reason="a"} 9\nx:wait_seconds_sum 8'
     load = read_load(text, NAMES)
