@@ -103,6 +103,12 @@ def test_of_an_accelerator_nothing_is_said_that_is_a_cpus() -> None:
     assert "VLLM_CPU_OMP_THREADS_BIND" not in environment
 
 
+@pytest.mark.parametrize("engine", FOREIGN)
+def test_processes_that_an_engine_starts_keep_the_mark_they_are_found_by(engine: str) -> None:
+    """A process title is written over the environment unless setproctitle is told not to."""
+    assert ENGINES[engine].environment(spec())["SPT_NOENV"] == "1"
+
+
 @pytest.mark.parametrize("engine", [*FOREIGN, "mindie"])
 def test_each_platform_keeps_the_process_to_its_devices(engine: str) -> None:
     rows = [row for row in facts_of(engine).platforms if row.stack != "cpu"]

@@ -5,7 +5,7 @@ from typing import Final
 
 from polypod.serve.engines.python import python_of, version_in
 from polypod.serve.engines.spec import SECRET_VARIABLE, EngineSpec
-from polypod.serve.engines.vllm import BOOTSTRAP, device_variables
+from polypod.serve.engines.vllm import BOOTSTRAP, FOREIGN, device_variables
 
 MODULE: Final = "sglang.launch_server"
 
@@ -54,8 +54,7 @@ def secret_flag(spec: EngineSpec, flag: str) -> list[str]:
 def port_environment(engine: str, spec: EngineSpec) -> dict[str, str]:
     """Of an engine whose secret `bootstrap.py` hands on."""
     secret = {SECRET_VARIABLE: spec.secret} if spec.secret else {}
-    quiet = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
-    return quiet | secret | device_variables(engine, spec) | dict(spec.variables)
+    return FOREIGN | secret | device_variables(engine, spec) | dict(spec.variables)
 
 
 SGLANG: Final = Sglang()

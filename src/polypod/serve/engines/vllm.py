@@ -16,6 +16,10 @@ from polypod.serve.engines.spec import DEFAULT_SAMPLING, EngineSpec
 MODULE: Final = "vllm.entrypoints.openai.api_server"
 BOOTSTRAP: Final = Path(__file__).with_name("bootstrap.py")
 
+FOREIGN: Final = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "SPT_NOENV": "1"}
+"""Of every engine that is not ours. The last: processes that give themselves a title leave their environment legible, by whose mark they are found when
+the one that started them was killed."""
+
 _SAMPLING: Final = {
     "temperature": DEFAULT_SAMPLING.temperature, "top_k": DEFAULT_SAMPLING.top_k, "top_p": DEFAULT_SAMPLING.top_p,
     "min_p": DEFAULT_SAMPLING.min_p,
@@ -62,14 +66,15 @@ class Vllm:
 
     def environment(self, spec: EngineSpec) -> dict[str, str]:
         """The secret, no calls home, the platform's variables, and the cores of each stage."""
-        quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}  # fmt: skip
+        quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         secret = {"VLLM_API_KEY": spec.secret} if spec.secret else {}
         stages = spec.stages
         cores = [stage.cores for stage in stages] or [spec.cores]
         bound = {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, each)) for each in cores)}
         layers = {"VLLM_PP_LAYER_PARTITION": ",".join(str(stage.layers) for stage in stages)}
         return (
-            quiet
+            FOREIGN
+            | quiet
             | secret
             | device_variables(self.name, spec)
             | (bound if spec.platform == "cpu" else {})
