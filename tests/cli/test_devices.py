@@ -98,6 +98,35 @@ def test_no_fleet_is_made_of_nothing(on, tmp_path: Path, capsys) -> None:
     assert "polypod devices" in capsys.readouterr().err
 
 
+def test_a_fleet_as_json_says_what_was_left_out(on, capsys) -> None:
+    on("nvidia/fail_gpu_lost")
+    assert main(["devices", "--fleet", "--json"]) == 0
+
+    fleet = json.loads(capsys.readouterr().out)
+    assert fleet["sources"] == {"nvidia": {"accelerator": "nvidia-a100-80g-sxm", "count": 1}}
+    assert list(fleet["left_out"].values()) == [["nvidia 0000:3b:00.0"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--fleet", "--conformance"], "not allowed with"),
+        (["--accelerators", "--measure"], "not allowed with"),
+        (["-o", "fleet.yaml"], "say --fleet too"),
+        (["--for", "no-such-plan.yaml"], "no-such-plan.yaml"),
+        (["--fleet", "-o", "/proc/none/fleet.yaml"], "/proc/none/fleet.yaml"),
+    ],
+)
+def test_what_contradicts_itself_or_is_not_there_is_named(on, words, said, capsys) -> None:
+    on("nvidia/h200_idle")
+    try:
+        code = main(["devices", *words])
+    except SystemExit as ended:  # argparse's own way
+        code = ended.code
+    assert code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_plan_for_cards_that_are_not_there_names_them_and_the_nearest_plan(on, tmp_path, capsys) -> None:  # fmt: skip
     plan = tmp_path / "plan.yaml"
     asked = ["plan", "qwen3-8b", "--input", "512", "--output", "64", "--on", "nvidia-h200-sxm:8"]

@@ -16,8 +16,8 @@ from typing import Final
 from polypod.serve.devices.found import Reading, Status
 from polypod.serve.devices.vendor import Vendor
 
-TIMEOUT_S: Final = 10.0
-"""A tool that has not answered by then hangs on its driver; healthy ones take under two seconds for sixteen cards."""
+TIMEOUT_S: Final = 30.0
+"""A library or a tool that has not answered by then hangs on its driver. Without a daemon that keeps them awake, some drivers wake card after card, a second or more each."""
 
 Parser = Callable[[str], Reading]
 
