@@ -1,20 +1,28 @@
-"""What the gateway costs, beside the bare engine in the same run.
+"""What the gateway costs, beside the bare engine and beside other proxies in the same run.
 
     python bench/gateway.py
+    python bench/gateway.py --nginx /usr/sbin/nginx --vllm-router ~/venv/bin/vllm-router
 
-Three processes: an engine that answers at once (a raw uvloop protocol, no HTTP library), the gateway as `polypod up` runs
-it, with one replica, and a client over raw sockets. Client and engine share core 0, the gateway has core 1 to itself where
-there are two. Latency is taken at the client; the gateway's own price is the user and system time of its process, which
-other load on the machine disturbs least. Bounded: about 30 s.
+An engine that answers at once (a raw uvloop protocol, no HTTP library), a proxy before it, and a client over raw sockets, each in a process of its
+own, all over TCP on loopback. The gateway is as `polypod up` runs it, with one replica: an API key with limits, metrics, the record on disk, and
+predicted finish times that choose the replica. Client and engine share core 0, the proxy has core 1 to itself where there are two; they take turns,
+load by load. Latency is taken at the client; a proxy's own price is the time its threads were on a core, user and system, which other load on the
+machine disturbs least. Bounded: about 30 s for each proxy.
 """
 
+import argparse
 import asyncio
+import gc
 import multiprocessing
 import os
+import signal
+import socket
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,12 +34,16 @@ from polypod.policy import Policy, PolicySettings, ServiceSettings
 from polypod.policy.actions import AnyAction
 from polypod.policy.compiled import functions
 from polypod.policy.events import AnyEvent, ReplicaUp
+from polypod.record import Header
 from polypod.serve.attempt import Desk
+from polypod.serve.door import Door, Keyring, Rules
 from polypod.serve.engines.spec import Endpoint
 from polypod.serve.gateway import Gateway
+from polypod.serve.keys import Grant, KeyStore
 from polypod.serve.listen import bind, serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.metrics import Metrics
+from polypod.serve.recorder import Recorder
 from polypod.serve.upstream import Patience, Upstreams
 
 MODEL = "tiny"
@@ -40,6 +52,7 @@ EVENT = (
     b'"choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null}]}\n\n'
 )
 DONE = b"data: [DONE]\n\n"
+HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
 ANSWER = (
     b'{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"tiny","choices":[{"index":0,"message":'
     b'{"role":"assistant","content":"%s"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":'
@@ -61,13 +74,13 @@ class Load:
     chunks: int = 0
 
 
+JSON_16, BURST_1, PACED_16 = "JSON, 16 clients", "64 chunks at once, 1 client", "20 chunks 20 ms apart, 16 clients"  # fmt: skip
 LOADS = (
     Load("JSON, 1 client", "json", 1, 1500),
-    Load("JSON, 16 clients", "json", 16, 6000),
-    Load("64 chunks at once, 1 client", "burst", 1, 300, BURST_CHUNKS),
+    Load(JSON_16, "json", 16, 6000),
+    Load(BURST_1, "burst", 1, 300, BURST_CHUNKS),
     Load("64 chunks at once, 16 clients", "burst", 16, 1000, BURST_CHUNKS),
-    Load("20 chunks 20 ms apart, 16 clients", "paced", 16, 160, PACED_CHUNKS),
-    Load("20 chunks 20 ms apart, 64 clients", "paced", 64, 640, PACED_CHUNKS),
+    Load(PACED_16, "paced", 16, 240, PACED_CHUNKS),
 )
 
 
@@ -83,6 +96,10 @@ class Engine(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
+        if self._received.startswith(b"GET"):  # somebody asks whether we are well
+            self._received = b""
+            self._transport.write(HEALTHY)
+            return
         head, blank, body = self._received.partition(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]) if blank else 1
         if len(body) >= length:
@@ -121,15 +138,12 @@ class Engine(asyncio.Protocol):
         self._transport.write(b"0\r\n\r\n")
 
 
-def run_engine(path: str, core: int, ready: Connection) -> None:
-    """The engine's process: on a Unix socket for the gateway, on TCP for the client."""
+def run_engine(core: int, ready: Connection) -> None:
+    """The engine's process."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        async with (
-            await loop.create_unix_server(Engine, path),
-            await loop.create_server(Engine, "127.0.0.1", 0) as server,
-        ):
+        async with await loop.create_server(Engine, "127.0.0.1", 0, backlog=1024) as server:
             ready.send(server.sockets[0].getsockname()[1])
             await asyncio.Event().wait()
 
@@ -154,26 +168,34 @@ class Timed:
         return actions
 
 
-def run_gateway(path: str, core: int, ready: Connection) -> None:
-    """The gateway's process; answers every message with its CPU seconds so far, and those in the policy."""
+def run_gateway(folder: Path, engine_port: int, core: int, ready: Connection) -> None:  # fmt: skip
+    """The gateway's process: says its port and a key, and then to each message how long the policy took so far."""
 
     async def main() -> None:
-        lines = []
         settings = PolicySettings(services=(ServiceSettings(model=MODEL, context_tokens=4096),))
-        policy = Timed(Policy(settings, compiled=functions()))
-        driver = Driver(policy, Outlets(write=lines.append))
-        upstreams, metrics = Upstreams(Patience()), Metrics([MODEL])
-        gateway = Gateway([MODEL], Desk(driver=driver, upstreams=upstreams, metrics=metrics))
+        policy = Policy(settings, compiled=functions())
+        timed = Timed(policy)
+        header = Header(kind="live", polypod="bench", policy=settings)
+        recorder = Recorder(folder / "record.jsonl", header)
+        driver = Driver(timed, Outlets(write=recorder.write))
+        store = KeyStore(folder / "keys")
+        limits = Grant(requests_per_minute=10**9, tokens_per_minute=10**12)
+        _, token = store.create(limits)
+        door = Door(Rules(needs_key=True), Keyring(store))
+        desk = Desk(driver=driver, upstreams=Upstreams(Patience()), metrics=Metrics([MODEL]))
+        gateway = Gateway([MODEL], desk, door, corrections=policy.corrections)
         listener = bind("127.0.0.1", 0)
-        driver.attach(replica_up(driver.now_s()), Endpoint(socket=Path(path)))
+        driver.attach(replica_up(driver.now_s()), Endpoint(host="127.0.0.1", port=engine_port))
+        recorder.start()
 
-        def tell_times() -> None:
+        def tell() -> None:
             ready.recv()
-            lines.clear()
-            ready.send((time.process_time(), policy.spent_s))
+            ready.send(timed.spent_s)
 
-        asyncio.get_running_loop().add_reader(ready.fileno(), tell_times)
-        ready.send(listener.getsockname()[1])
+        asyncio.get_running_loop().add_reader(ready.fileno(), tell)
+        ready.send((listener.getsockname()[1], token))
+        gc.collect()
+        gc.freeze()  # as `polypod up` does
         await serve(gateway, listener, asyncio.Event())
 
     os.sched_setaffinity(0, {core})
@@ -230,21 +252,25 @@ class Client(asyncio.Protocol):
         return self.first_s - sent_s, time.perf_counter() - sent_s
 
 
-def request_of(load: Load) -> tuple[bytes, bytes]:
+def request_of(load: Load, token: str) -> tuple[bytes, bytes]:
     is_stream = b"false" if load.kind == "json" else b"true"
     body = b'{"model":"tiny","messages":[{"role":"user","content":"How far is it?"}],"stream":%s,"user":"%s"}'
     body %= (is_stream, load.kind.encode())
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    return head % len(body) + body, ANSWER if load.kind == "json" else b"0\r\n\r\n"
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        b"authorization: Bearer %s\r\ncontent-length: %d\r\n\r\n"
+    )
+    end = ANSWER if load.kind == "json" else b"0\r\n\r\n"
+    return head % (token.encode(), len(body)) + body, end
 
 
-async def play(load: Load, port: int) -> list[tuple[float, float]]:
+async def play(load: Load, door: "Entrance") -> list[tuple[float, float]]:
     """Closed loop: each client asks again as soon as it has its answer."""
-    request, end = request_of(load)
+    request, end = request_of(load, door.token)
     loop = asyncio.get_running_loop()
 
     async def one() -> list[tuple[float, float]]:
-        transport, client = await loop.create_connection(Client, "127.0.0.1", port)
+        transport, client = await loop.create_connection(Client, "127.0.0.1", door.port)
         times = [await client.ask(request, end) for _ in range(load.requests // load.clients)]
         transport.close()
         return times
@@ -253,16 +279,178 @@ async def play(load: Load, port: int) -> list[tuple[float, float]]:
     return [times for part in parts for times in part]
 
 
+# ---- who is measured
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """Something that answers chat requests at a port."""
+
+    name: str
+    port: int
+    token: str = "none"
+    pid: int | None = None  # whose time is counted
+    policy_s: Callable[[], float] | None = None
+
+    def cpu_s(self) -> float:
+        """Time on a core so far, of all threads and child processes."""
+        return 0.0 if self.pid is None else sum(map(_on_core_s, _family(self.pid)))
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from _family(int(child))
+
+
+def _on_core_s(pid: int) -> float:
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+@contextmanager
+def process(target: Callable[..., None], *arguments: object) -> Iterator[tuple[int, Connection]]:
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.Process(target=target, args=(*arguments, theirs), daemon=True)
+    child.start()
+    try:
+        yield child.pid, ours
+    finally:
+        child.terminate()
+        child.join()
+
+
+@contextmanager
+def polypod(folder: Path, engine_port: int, core: int) -> Iterator[Entrance]:
+    with process(run_gateway, folder, engine_port, core) as (pid, says):
+        port, token = says.recv()
+
+        def policy_s() -> float:
+            says.send("?")
+            return says.recv()
+
+        yield Entrance("polypod", port, token, pid, policy_s)
+
+
+NGINX = """daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
+events {{ worker_connections 4096; }}
+http {{ access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d;
+  scgi_temp_path {folder}/e; keepalive_requests 1000000; upstream engine {{ server 127.0.0.1:{engine}; keepalive 128; keepalive_requests 1000000; }}
+  server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection "";
+  proxy_buffering off; }} }} }}
+"""
+
+
+@contextmanager
+def nginx(binary: str, folder: Path, engine_port: int, core: int) -> Iterator[Entrance]:
+    port = free_port()
+    config = folder / "nginx.conf"
+    config.write_text(NGINX.format(folder=folder, engine=engine_port, port=port))
+    with program("nginx", [binary, "-p", str(folder), "-c", str(config)], port, core) as entrance:
+        yield entrance
+
+
+@contextmanager
+def vllm_router(binary: str, folder: Path, engine_port: int, core: int) -> Iterator[Entrance]:
+    port = free_port()
+    command = [
+        *(binary, "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin"),
+        *("--worker-urls", f"http://127.0.0.1:{engine_port}", "--log-level", "error"),
+        *("--prometheus-port", str(free_port()), "--max-concurrent-requests", "4096"),
+    ]
+    with program("vllm-router", command, port, core) as entrance:
+        yield entrance
+
+
+@contextmanager
+def program(name: str, command: list[str], port: int, core: int) -> Iterator[Entrance]:
+    child = subprocess.Popen(
+        ["taskset", "-c", str(core), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(port, child)
+        yield Entrance(name, port, pid=child.pid)
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def wait_for(port: int, child: "subprocess.Popen[bytes]") -> None:
+    for _ in range(300):
+        if child.poll() is not None:
+            msg = f"{child.args} ended with {child.returncode}"
+            raise SystemExit(msg)
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            time.sleep(1.0)  # it may still look for its engine
+            return
+    msg = f"{child.args} does not listen"
+    raise SystemExit(msg)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return found.getsockname()[1]
+
+
 # ---- the table
 
 
 @dataclass(frozen=True)
 class Row:
     load: Load
-    direct: list[tuple[float, float]]
-    through: list[tuple[float, float]]
-    cpu_s: float  # of the gateway, per request
+    name: str
+    times: list[tuple[float, float]]
+    cpu_s: float  # of the proxy, per request
     policy_s: float  # of those, in the policy
+
+
+async def measure(entrances: list[Entrance]) -> list[Row]:
+    for each in entrances:
+        await play(Load("warm up", "json", 4, 800), each)
+        await play(Load("warm up", "burst", 4, 40), each)
+    return [await measured(load, each) for load in LOADS for each in entrances]
+
+
+async def measured(load: Load, entrance: Entrance) -> Row:
+    policy_s = entrance.policy_s or (lambda: 0.0)
+    before_s, in_policy_s = entrance.cpu_s(), policy_s()
+    times = await play(load, entrance)
+    count = len(times)
+    await asyncio.sleep(
+        0.6
+    )  # what it does afterwards, such as writing its record, is a part of the price
+    return Row(
+        load, entrance.name, times, (entrance.cpu_s() - before_s) / count, (policy_s() - in_policy_s) / count
+    )  # fmt: skip
+
+
+def print_table(rows: list[Row]) -> None:
+    print(f"{'ms':36}{'first p50':>10}{'p99':>10}{'last p50':>10}{'p99':>10}{'CPU us/request':>16}")
+    for row in rows:
+        if row.name == "direct":
+            print(row.load.name)
+        cost = "" if row.name == "direct" else f"{1e6 * row.cpu_s:16.0f}"
+        policy = f", in the policy {1e6 * row.policy_s:.0f}" if row.policy_s else ""
+        print(f"    {row.name:32}{shown(row.times)}{cost}{policy}")
+    print()
+    for name in dict.fromkeys(row.name for row in rows if row.name != "direct"):
+        of = {row.load.name: row for row in rows if row.name == name}
+        bare = {row.load.name: row for row in rows if row.name == "direct"}
+        added_ms = first_ms(of[BURST_1]) - first_ms(bare[BURST_1])
+        json_us, paced_us = (1e6 * of[load].cpu_s for load in (JSON_16, PACED_16))
+        print(
+            f"{name:14}JSON at 16 {json_us:6.0f} us, paced stream {paced_us:6.0f} us, "
+            f"chunk {(paced_us - json_us) / PACED_CHUNKS:5.1f} us, added TTFT p50 {added_ms:6.3f} ms"
+        )
 
 
 def shown(times: list[tuple[float, float]]) -> str:
@@ -270,76 +458,34 @@ def shown(times: list[tuple[float, float]]) -> str:
     first_ms = sorted(1e3 * first_s for first_s, _ in times)
     worst = len(times) * 99 // 100
     return (
-        f"{statistics.median(first_ms):9.3f} {first_ms[worst]:9.3f} "
-        f"{statistics.median(whole_ms):9.3f} {whole_ms[worst]:9.3f}"
+        f"{statistics.median(first_ms):10.3f}{first_ms[worst]:10.3f}"
+        f"{statistics.median(whole_ms):10.3f}{whole_ms[worst]:10.3f}"
     )
 
 
-async def measure(
-    direct_port: int, port: int, spent_s: Callable[[], tuple[float, float]]
-) -> list[Row]:
-    for each in (direct_port, port):
-        await play(Load("warm up", "json", 4, 400), each)
-        await play(Load("warm up", "burst", 4, 40), each)
-    rows = []
-    for load in LOADS:
-        direct = await play(load, direct_port)
-        before = spent_s()
-        through = await play(load, port)
-        spent = [(after - s) / len(through) for s, after in zip(before, spent_s(), strict=True)]
-        rows.append(Row(load, direct, through, *spent))
-    return rows
-
-
-def print_table(rows: list[Row]) -> None:
-    print(
-        f"{'ms':34}{'first p50':>10}{'p99':>10}{'last p50':>10}{'p99':>10}   CPU us/request, in the policy"
-    )
-    for row in rows:
-        print(f"{row.load.name:34} {shown(row.direct)}")
-        print(
-            f"{'    through the gateway':34} {shown(row.through)}   {1e6 * row.cpu_s:14.0f} {1e6 * row.policy_s:14.0f}"
-        )
-    json_s = next(row.cpu_s for row in rows if row.load.kind == "json")
-    print(f"\nCPU per JSON request, one at a time: {1e3 * json_s:.3f} ms (target 0.45)")
-    base_s = next(row.cpu_s for row in rows if row.load.name == "JSON, 16 clients")
-    for row in rows:
-        if row.load.kind == "paced":
-            chunk_s = (row.cpu_s - base_s) / row.load.chunks
-            print(
-                f"CPU per chunk that comes alone, {row.load.clients} clients: {1e6 * chunk_s:.0f} us (target 40)"
-            )
-
-
-def start(
-    target: Callable[..., None], path: str, core: int
-) -> tuple[multiprocessing.Process, Connection]:
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=target, args=(path, core, theirs), daemon=True)
-    process.start()
-    return process, ours
+def first_ms(row: Row) -> float:
+    return 1e3 * statistics.median(first_s for first_s, _ in row.times)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nginx", metavar="BINARY", help="measure nginx as well")
+    parser.add_argument("--vllm-router", metavar="BINARY", help="measure vllm-router as well")
+    given = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/engine.sock"
-        engine, engine_says = start(run_engine, path, cores[0])
-        direct_port = engine_says.recv()
-        gateway, gateway_says = start(run_gateway, path, cores[-1])
-        port = gateway_says.recv()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _, engine_says = stack.enter_context(process(run_engine, cores[0]))
+        port = engine_says.recv()
+        entrances = [Entrance("direct", port)]
+        entrances.append(stack.enter_context(polypod(folder, port, cores[-1])))
+        if given.nginx:
+            entrances.append(stack.enter_context(nginx(given.nginx, folder, port, cores[-1])))
+        if given.vllm_router:
+            made = vllm_router(given.vllm_router, folder, port, cores[-1])
+            entrances.append(stack.enter_context(made))
         os.sched_setaffinity(0, {cores[0]})
-
-        def spent_s() -> tuple[float, float]:
-            gateway_says.send("times")
-            return gateway_says.recv()
-
-        try:
-            print_table(uvloop.run(asyncio.wait_for(measure(direct_port, port, spent_s), 55)))
-        finally:
-            for process in (gateway, engine):
-                process.terminate()
-                process.join()
+        print_table(uvloop.run(asyncio.wait_for(measure(entrances), 300)))
 
 
 if __name__ == "__main__":

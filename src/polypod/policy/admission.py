@@ -58,6 +58,8 @@ class Queue:
     def remove(self, tracked: Tracked) -> None:
         del self._waiting[tracked.turn]
         del self._turns[bisect_left(self._turns, tracked.turn)]
+        if not self._turns:
+            self._deadlines.clear()  # nobody looks at them while nobody waits
 
     def ahead_of(self, tracked: Tracked) -> int:
         """How many have their turn before one that waits."""
@@ -123,6 +125,11 @@ class Service:
         return prompt + (1 if most is None else most) <= self.settings.context_tokens
 
     # ---- fair turns
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether anybody waits for a replica, from the prompt on or with a computed one."""
+        return bool(self.queue) or bool(self.held)
 
     def charge(self, tracked: Tracked) -> None:
         """Give a newcomer its turn among tenants."""

@@ -442,6 +442,8 @@ class Policy:
     def _serve_queues(self) -> None:
         """Place those there is room for, and end the waiting of those who have waited too long."""
         for service in self._placement.services.values():
+            if not service.has_waiting:
+                continue
             self._give_up_caches(service)
             self._actions += self._placement.hand_over(service, self._now_s)
             if self._end_held(service):  # they kept decode replicas from those behind them

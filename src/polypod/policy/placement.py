@@ -79,37 +79,35 @@ class Placement:
         if not service.queue:
             return starts
         prefill = self._of[service.settings.model]["prefill"]
-        closed_R = np.zeros_like(prefill.up_R)
+        closed_R = np.zeros_like(prefill.up_R) if prefill.most_limit_tokens else prefill.up_R
         if not self._has_slot(service, closed_R, now_s):
             return starts
         refused: Ask | None = None  # there is no room for it, wherever it may go
         for tracked in service.queue:
-            is_plain = (
-                tracked.arrived.only_replica is None
-                and not tracked.failures
-                and not tracked.continued
-            )
             ask = self._ask(tracked)
             if refused is not None and _asks_as_much(ask, refused, prefill):
                 continue
-            start = self.place(tracked, now_s, closed_R)
+            start = self.place(tracked, ask, now_s, closed_R)
             if start is not None:
                 service.queue.remove(tracked)
                 service.placed(tracked)
                 starts.append(start)
             else:
-                refused = ask if is_plain else refused
+                refused = ask if _may_go_anywhere(tracked) else refused
                 if prefill.most_limit_tokens:
                     closed_R |= self._prompt_rows(tracked, ask)
             if not service.queue or not self._has_slot(service, closed_R, now_s):
                 break
         return starts
 
-    def place(self, tracked: Tracked, now_s: float, closed_R: Rows) -> Dispatch | Prefill | None:
+    def place(
+        self, tracked: Tracked, ask: Ask, now_s: float, closed_R: Rows
+    ) -> Dispatch | Prefill | None:
         """Send the request to where it would finish first, on one replica or a pair; ties fall by the seed. None without room."""
-        ask = self._ask(tracked)
         tables = self._of[tracked.model]
-        whole = tables["both"].best(ask, self._allowed(tracked, ask, tables["both"]), now_s)
+        table = tables["both"]
+        among_R = None if _may_go_anywhere(tracked) else self._allowed(tracked, ask, table)
+        whole = table.best(ask, among_R, now_s)
         pair = self._best_pair(tracked, ask, closed_R, now_s)
         if pair is not None and len(whole.rows):
             by_pair_s = self._pair_s(tracked, ask, pair, now_s)
@@ -333,6 +331,8 @@ class Placement:
         """When time alone will change something for those who wait; infinite when it will not."""
         times = [math.inf]
         for model, service in self.services.items():
+            if not service.has_waiting:
+                continue
             tables = self._of[model]
             if service.queue:
                 times += [service.queue.next_deadline_s(), tables["both"].next_unblock_s(now_s)]
@@ -428,6 +428,11 @@ def _continues(up: ReplicaUp, tracked: Tracked) -> bool:
     if tracked.arrived.continuation == "exact":
         return up.continues == "exact" and up.build == tracked.build
     return up.continues != "off"
+
+
+def _may_go_anywhere(tracked: Tracked) -> bool:
+    """Whether any replica with room may have it: it is not pinned, was let down nowhere, and begins its answer."""
+    return tracked.arrived.only_replica is None and not tracked.failures and not tracked.continued
 
 
 def _asks_as_much(ask: Ask, refused: Ask, prefill: ReplicaTable) -> bool:

@@ -1,8 +1,9 @@
 """What the policy remembers of a live request; nothing of one that has ended."""
 
 import math
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import msgspec
 
 from polypod.policy.events import RequestArrived
 
@@ -15,8 +16,7 @@ Phase = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """What a request needs of a replica."""
 
     input_tokens: int
@@ -31,8 +31,7 @@ class Ask:
         return self.input_tokens + self.output_tokens / 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What one dispatched request adds to its row, kept so that exactly this is taken off again."""
 
     row: int
@@ -53,8 +52,7 @@ class Failure(NamedTuple):
     had_answered: bool = False  # it computed the prompt and more, so that it hardly died of that
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where an attempt runs, and what it added there."""
 
     replica: str
@@ -62,8 +60,7 @@ class Place:
     load: Load
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Tracked:
+class Tracked(msgspec.Struct, eq=False, kw_only=True):
     """One live request: it waits while it has no place, runs while it has one, and streams from its first token on.
 
     With prefill and decode apart its place is the prefill replica until the cache leaves, and then the decode replica.

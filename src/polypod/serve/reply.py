@@ -31,7 +31,7 @@ class Outlet(Protocol):
     """Where a reply goes: a connection that knows how to frame it."""
 
     def begin(self, status: int, headers: Headers, length: int | None) -> None:
-        """Status and headers; `length` is that of the body, None where it is not known yet."""
+        """Status and headers, sent with what follows; `length` is that of the body, None where it is not known yet."""
 
     def part(self, data: bytes) -> None:
         """Some of a body of unknown length."""

@@ -14,6 +14,7 @@ import httptools
 from polypod.policy.events import FailureKind
 from polypod.serve.http.sweep import Sweeper
 
+_JOINED_BYTES: Final = 1 << 18
 MOST_HELD_BYTES: Final = 1 << 18  # of a stream
 MOST_ANSWER_BYTES: Final = 64 << 20  # of an answer in one piece
 MOST_HEAD_BYTES: Final = 64 << 10
@@ -172,8 +173,11 @@ class EngineConnection(asyncio.Protocol):
         self._response = response = Response(self)
         self._is_done, self._headers, self._head_bytes, self._interim = False, {}, 0, 0
         self.hurry(silence_s)
-        self._transport.write(head)
-        self._transport.write(body)
+        if len(body) <= _JOINED_BYTES:
+            self._transport.write(head + body)  # each write is a system call
+        else:
+            self._transport.write(head)
+            self._transport.write(body)
         return response
 
     def hurry(self, silence_s: float) -> None:

@@ -126,6 +126,9 @@ class ClientConnection(asyncio.Protocol):
         self._keeps = False  # the connection, after the answer under way
         self._is_chunked = False  # the answer under way
         self._is_bodiless = False
+        self._head = (
+            b""  # waits for the first of the body, to go out with it: each write is a system call
+        )
         self._is_full = False  # the client does not take what is sent
         self._is_deaf = False  # what comes is not read any more
         self._is_leaving = False  # the last answer is sent
@@ -285,18 +288,26 @@ class ClientConnection(asyncio.Protocol):
             headers = [*headers, (b"transfer-encoding", b"chunked")]
         elif self._keeps and request.version == "1.0":
             headers = [*headers, (b"connection", b"keep-alive")]
-        self._transport.write(head(status, headers, length=length, keeps=self._keeps))
+        self._head = head(status, headers, length=length, keeps=self._keeps)
 
     def part(self, data: bytes) -> None:
         if self._transport is not None and data and not self._is_bodiless:
-            self._transport.write(chunk(data) if self._is_chunked else data)
+            framed = chunk(data) if self._is_chunked else data
+            if self._head:
+                framed, self._head = self._head + framed, b""
+            self._transport.write(framed)
 
     def end(self, data: bytes) -> None:
         if self._transport is None or self._answered is None:
             return
-        self.part(data)
-        if self._is_chunked and not self._is_bodiless:
-            self._transport.write(LAST_CHUNK)
+        framed, self._head = self._head, b""
+        if not self._is_bodiless:
+            if data:
+                framed += chunk(data) if self._is_chunked else data
+            if self._is_chunked:
+                framed += LAST_CHUNK
+        if framed:
+            self._transport.write(framed)
         self._ended()
 
     def throttle(self, tell: Throttle | None) -> None:

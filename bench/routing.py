@@ -1,0 +1,108 @@
+"""What it costs to choose a replica: the policy's answer to an arriving request, over more and more replicas.
+
+    python bench/routing.py
+
+The policy is a serving node's, with its rows in C where there is a compiler, and numpy's definition of the same beside it. Every replica has requests
+running and prompts of late, no two alike; half the requests are streamed. What is timed is `Policy.handle` of a `RequestArrived` that is answered with a
+`Dispatch`, CPU seconds of the process. Bounded: about 10 s.
+"""
+
+import time
+from statistics import median
+
+from polypod.cost.steptime import StepTime
+from polypod.policy import Policy, PolicySettings, ServiceSettings
+from polypod.policy.actions import Dispatch
+from polypod.policy.compiled import Functions, functions
+from polypod.policy.events import ReplicaUp, RequestArrived, RequestFinished
+
+REPLICAS = (1, 8, 64, 512, 2000)
+REQUESTS = 2000
+ROUNDS = 5
+MODEL = "tiny"
+
+
+def replica_up(number: int) -> ReplicaUp:
+    factor = 1 + number % 7 / 10
+    return ReplicaUp(
+        at_s=0.0,
+        replica=f"ghost-{number}",
+        epoch=1,
+        model=MODEL,
+        pool="main",
+        role="both",
+        step_time=StepTime(
+            tokens=(1, 64, 512),
+            seconds=(0.01 * factor, 0.012 * factor, 0.05 * factor),
+            kv_token_s=1e-8,
+            pair_s=1e-10,
+        ),
+        context_tokens=32_768,
+        kv_capacity_tokens=400_000,
+        max_sequences=64,
+        max_step_tokens=512,
+    )
+
+
+def arrival_us(replicas: int, compiled: Functions | None) -> float:
+    """Median over rounds of the mean time of an arrival."""
+    settings = PolicySettings(services=(ServiceSettings(model=MODEL, context_tokens=32_768),))
+    policy = Policy(settings, compiled=compiled)
+    for number in range(replicas):
+        policy.handle(replica_up(number))
+    running: list[tuple[int, Dispatch]] = []
+    request, rounds_us = 0, []
+    for _ in range(ROUNDS + 1):
+        spent_s = 0.0
+        for _ in range(REQUESTS // ROUNDS):
+            request += 1
+            at_s = request * 1e-3
+            arrived = RequestArrived(
+                at_s=at_s,
+                request=request,
+                model=MODEL,
+                input_tokens=50 + request % 400,
+                is_streamed=request % 2 == 0,
+            )
+            began_s = time.process_time()
+            actions = policy.handle(arrived)
+            spent_s += time.process_time() - began_s
+            assert isinstance(actions[0], Dispatch)
+            running.append((request, actions[0]))
+            if len(running) > 10 * replicas:
+                finish(policy, at_s, *running.pop(0))
+        rounds_us.append(1e6 * spent_s / (REQUESTS // ROUNDS))
+    return median(rounds_us[1:])
+
+
+def finish(policy: Policy, at_s: float, request: int, where: Dispatch) -> None:
+    policy.handle(
+        RequestFinished(
+            at_s=at_s,
+            request=request,
+            attempt=where.attempt,
+            replica=where.replica,
+            epoch=where.epoch,
+            output_tokens=100,
+        )
+    )
+
+
+def main() -> None:
+    clock_us = 1e6 * min(_empty_s() for _ in range(100))
+    compiled = functions()
+    print(
+        f"{'replicas':>8}  {'in C':>10}  {'in numpy':>10}   us a request, less {clock_us:.1f} us of the clock"
+    )
+    for replicas in REPLICAS:
+        fast = "-" if compiled is None else f"{arrival_us(replicas, compiled) - clock_us:.1f}"
+        print(f"{replicas:8}  {fast:>10}  {arrival_us(replicas, None) - clock_us:10.1f}")
+
+
+def _empty_s() -> float:
+    began_s = time.process_time()
+    return time.process_time() - began_s
+
+
+if __name__ == "__main__":
+    main()
