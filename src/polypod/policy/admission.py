@@ -128,8 +128,8 @@ class Service:
 
     @property
     def has_waiting(self) -> bool:
-        """Whether anybody waits for a replica, from the prompt on or with a computed one."""
-        return bool(self.queue) or bool(self.held)
+        """Whether anybody waits: for a replica from the prompt on, with a computed one, or for its cache."""
+        return bool(self.queue or self.held or self.moving)
 
     def charge(self, tracked: Tracked) -> None:
         """Give a newcomer its turn among tenants."""
