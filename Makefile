@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check test-fast soak kills soak-live live-parity format docs architectures sanitize sweep-ray engines-slow unlike-members download-size bench clean
+.PHONY: help setup up test check test-fast soak kills soak-live continuation live-parity format docs architectures sanitize sweep-ray engines-slow unlike-members download-size bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ kills: $(VENV)/.setup-dev ## 10,000 streams over 8 ghosts, one killed every 5 s 
 
 soak-live: $(VENV)/.setup-dev ## a node under steady traffic and faults for an hour: does anything grow, is anything left behind (ARGS="--minutes 5")
 	$(BIN)/python -m tests.faults.soak_live $(ARGS)
+
+continuation: $(VENV)/.setup-dev ## answers of the two real engines cut after every few tokens and gone on with by either: what that keeps (five minutes; docs/how-to/failover.md)
+	$(BIN)/python scripts/continuation_quality.py $(ARGS)
 
 check: $(VENV)/.setup-dev ## formatting, lints, types, import contracts
 	$(BIN)/ruff format --check

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import openai
 import pytest
 
 from polypod.cost.steptime import StepTime
@@ -128,6 +129,27 @@ def test_the_rest_comes_from_another_replica_as_one_answer(lab, tmp_path):
     assert (sent["continue_final_message"], sent["add_generation_prompt"]) == (True, False)
     assert lab.only(node.told(RequestFailed)).sent_tokens == 2
     assert lab.only(node.told(RequestFinished)).output_tokens == 3
+
+
+def test_the_official_client_reads_it_as_one_answer(lab, tmp_path):
+    async def test(node, _):
+        await node.engine("a", breaks(ROLE, said("one "), said("two ")), build=GHOST)
+        await node.engine("b", REST, step_s=0.5, build=GHOST)
+        url = f"{node.url}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="k", max_retries=0) as client:
+            stream = await client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "hi"}],
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_headers=TEXT,
+            )
+            chunks = [chunk async for chunk in stream]
+        assert "".join(one.choices[0].delta.content or "" for one in chunks if one.choices) == "one two three"  # fmt: skip
+        assert {one.id for one in chunks} == {"c-1"}
+        assert chunks[-1].usage.total_tokens == 10
+
+    lab.run(tmp_path, test)
 
 
 def test_usage_counts_what_was_sent_as_answer_and_not_as_prompt(lab, tmp_path):
