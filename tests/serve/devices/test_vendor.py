@@ -117,3 +117,48 @@ def test_stacks_are_those_of_the_catalog() -> None:
         for entry in vendor.catalog:
             stack = stack_of(entry.id)
             assert stack is None or stack.id == vendor.stack
+
+
+@pytest.mark.parametrize(
+    ("vendor", "name", "device_id", "memory_gib", "entry"),
+    [
+        ("amd", "AMD Instinct MI300X OAM", None, 192, "amd-mi300x"),
+        ("amd", "Arcturus GL-XL [Instinct MI100]", "0x738c", 32, None),
+        ("ascend", "910B2", None, 64, "huawei-ascend-910b2"),
+        ("ascend", "910B4", None, 32, None),
+        ("ascend", "Ascend910", None, 64, "huawei-ascend-910c"),
+        ("ascend", "Ascend950PR", None, 128, "huawei-ascend-950pr"),
+        ("cambricon", "MLU370-X8", None, 23, "cambricon-mlu370-x8"),
+        ("cambricon", "MLU370-X4", None, 23, None),
+        ("cambricon", "MLU590-M9", None, 80, "cambricon-mlu590"),
+        ("hygon", "K100_AI", None, 64, "hygon-k100-ai"),
+        ("hygon", "BW1000", None, 64, "hygon-bw1000"),
+        ("kunlunxin", "P800 OAM", None, 96, "kunlun-p800"),
+        ("moorethreads", "MTT S5000", None, 80, "mthreads-s5000"),
+        ("moorethreads", "MTT S80", None, 16, None),
+        ("metax", "MXC500", None, 64, "metax-c500"),
+        ("metax", "Mars X201", None, 64, None),
+        ("iluvatar", "Iluvatar BI-V150", None, 32, "iluvatar-bi-v150"),
+        ("iluvatar", "Iluvatar BI-V150S", None, 32, None),
+        ("thead", "PPU-ZW810E", None, 96, "thead-zhenwu-810e"),
+        ("enflame", "S60", None, 42, "enflame-s60"),
+        ("enflame", "Enflame L300", None, 144, None),
+        ("biren", "Biren 106M", None, 32, "biren-br106"),
+        ("intel_gaudi", "HL-325L", None, 128, "intel-gaudi3"),
+        ("intel_gaudi", "HL-225", "0x1020", 96, None),
+        ("aws_neuron", None, "0x7364", 96, "aws-trainium2"),
+        ("google_tpu", None, "0x006f", None, "google-tpu-v6e"),
+        ("google_tpu", "TPU v4", "0x005e", 32, None),
+    ],
+)
+def test_a_device_of_any_vendor_is_found_in_the_catalog_or_is_not(
+    vendor: str,
+    name: str | None,
+    device_id: str | None,
+    memory_gib: int | None,
+    entry: str | None,
+) -> None:
+    one = next(one for one in shipped_vendors() if one.vendor == vendor)
+    memory = None if memory_gib is None else memory_gib << 30
+    found = one.entry_of(name, device_id, memory)
+    assert (found.id if found else None) == entry
