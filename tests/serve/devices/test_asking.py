@@ -64,7 +64,7 @@ def test_words_of_a_failure_inside_a_readable_answer_are_no_failure() -> None:
 def test_the_first_odd_line_is_said_where_no_answer_can_be_read() -> None:
     ask = asking({("-a",): Answer(stdout="a table of tomorrow\n")})
 
-    with pytest.raises(UnansweredError, match="^nvidia-smi -a .*'a table of tomorrow'") as raised:
+    with pytest.raises(UnansweredError, match=r"^nvidia-smi -a .*'a table of tomorrow'") as raised:
         ask.first((("-z",), one_card), (("-a",), one_card), (("-y",), one_card))
 
     assert raised.value.status == "parse_error"
