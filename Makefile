@@ -36,7 +36,7 @@ kills: $(VENV)/.setup-dev ## 10,000 streams over 8 ghosts, one killed every 5 s 
 soak-live: $(VENV)/.setup-dev ## a node under steady traffic and faults for an hour: does anything grow, is anything left behind (ARGS="--minutes 5")
 	$(BIN)/python -m tests.faults.soak_live $(ARGS)
 
-continuation: $(VENV)/.setup-dev ## answers of the two real engines cut after every few tokens and gone on with by either: what that keeps (five minutes; docs/how-to/failover.md)
+continuation: $(VENV)/.setup-dev ## answers of the two real engines cut after every few tokens and gone on with by either: what that keeps (some minutes; docs/how-to/failover.md)
 	$(BIN)/python scripts/continuation_quality.py $(ARGS)
 
 check: $(VENV)/.setup-dev ## formatting, lints, types, import contracts

@@ -1,4 +1,4 @@
-"""Real engines go on with a greedy answer that was cut: from its tokens exactly, from its text without a seam.
+"""Real engines go on with a greedy answer that was cut: from its tokens to the same end, from its text without a seam.
 
 After every token of several answers: `make continuation`.
 """
