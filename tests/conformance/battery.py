@@ -1,5 +1,6 @@
 """The battery that every probe passes, for shipped vendors and for one that is being added."""
 
+import random
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,26 @@ def may_be_cut_anywhere(told: kit.Told, folder: Path, finders: Finders) -> None:
             assert report.status == "ok" or report.problem, share
         if len(read) < len(told.case.pci):
             assert {report.status for report in inventory.reports} != {"ok"}, share
+
+
+def may_be_noisy(told: kit.Told, folder: Path, finders: Finders, seeds: int) -> None:
+    """Characters changed at random: no crash, whatever is made of it."""
+    kit.lay_out(told, folder / "root")
+    kit.make_empty_tools(told, folder / "bin")
+    for seed in range(seeds):
+        run = kit.answers(told, partial(_noisy, random.Random(f"{told.id} {seed}")))
+        inventory = kit.look(told, folder / "root", run, folder / "bin", finders)
+
+        for report in inventory.reports:
+            assert report.status in STATUSES
+            assert report.status == "ok" or report.problem, seed
+
+
+def _noisy(seeded: random.Random, text: str) -> str:
+    letters = list(text)
+    for _ in range(1 + len(letters) // 200 if letters else 0):
+        letters[seeded.randrange(len(letters))] = seeded.choice('|+-0aX \n\t,:{}[]"<')
+    return "".join(letters)
 
 
 def _cut(share: float, text: str) -> str:

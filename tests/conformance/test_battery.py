@@ -22,3 +22,8 @@ def test_an_answer_cut_anywhere_is_never_a_crash_and_never_a_device_that_was_not
     told: kit.Told, tmp_path: Path
 ) -> None:
     battery.may_be_cut_anywhere(told, tmp_path, kit.shipped())
+
+
+@each
+def test_noise_in_an_answer_is_never_a_crash(told: kit.Told, tmp_path: Path) -> None:
+    battery.may_be_noisy(told, tmp_path, kit.shipped(), seeds=8)

@@ -31,6 +31,11 @@ class Answer:
     exit_code: int | None = 0
 
 
+REPORT: Final = "the vendor changed its output; please report it, with the command's output"
+
+UNREADABLE: Final = (ValueError, LookupError, TypeError, AttributeError)
+"""What reading an answer of another form ends in."""
+
 Run = Callable[[Sequence[str], float], Answer]
 
 
@@ -135,13 +140,13 @@ def read_text(parse: Parser, text: str, command: str) -> Reading:
         return parse(text)
     except OddLineError as error:
         problem = f"{command} printed a line in a form not known: {error.line[:100]!r}"
-        raise UnansweredError(problem, "parse_error", _REPORT) from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UnansweredError(problem, "parse_error", REPORT) from error
+    except UNREADABLE as error:
         line = next(line for line in text.splitlines() if line.strip())
         problem = (
             f"{command} printed what cannot be read, beginning {line.strip()[:80]!r} ({error})"
         )
-        raise UnansweredError(problem, "parse_error", _REPORT) from error
+        raise UnansweredError(problem, "parse_error", REPORT) from error
 
 
 def first_line(answer: Answer) -> str:
@@ -181,9 +186,6 @@ def _killed(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
         return process.communicate(timeout=1)
     except subprocess.TimeoutExpired:
         return b"", b""
-
-
-_REPORT: Final = "the vendor changed its output; please report it, with the command's output"
 
 
 def _text(raw: bytes) -> str:

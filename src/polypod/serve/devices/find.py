@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from polypod.serve.devices.asking import Ask, UnansweredError
+from polypod.serve.devices.asking import (
+    REPORT,
+    UNREADABLE,
+    Ask,
+    OddLineError,
+    UnansweredError,
+)
 from polypod.serve.devices.found import (
     Card,
     Device,
@@ -159,8 +165,10 @@ def _from_tools(
             return probe.from_cli(ask), ask.answered[0]
         except UnansweredError as failed:
             error = failed
-            if failed.status != "tool_missing":
-                break
+        except (OddLineError, *UNREADABLE) as odd:  # between two answers that each could be read
+            error = UnansweredError(f"{tried[-1]} does not go with what was read before ({odd})", "parse_error", REPORT)  # fmt: skip
+        if error.status != "tool_missing":
+            break
     if error is not None:
         raise error
     return None
