@@ -1,4 +1,4 @@
-"""How long collectives and flows take to play on a fabric, how much memory, and how far equal shares are from max-min; exchanges of experts beside DeepEP's.
+"""How long collectives and flows take to play on a fabric, how much memory, and how far levels and equal shares are from max-min; exchanges of experts beside DeepEP's.
 
     python bench/fabric.py [--collectives | --transfers | --experts]
 
@@ -221,9 +221,9 @@ def transfers() -> None:
         for exact in (0, EXACT_CACHES):
             near_s, most = played(replace(found.ways, exact_caches=exact), placed, asked)
             ratio = (near_s - asked.demand.at_s_F) / exact_s
-            p10, median, p90 = np.quantile(ratio, (0.1, 0.5, 0.9))
-            rule = "equal shares" if exact == 0 else f"max-min up to {exact}"
-            print(f"  {per_s:>6,.0f} a second, up to {most:>4} at once, {rule}: mean {ratio.mean():.3f}, median {median:.3f}, 10 % under {p10:.3f}, 90 % under {p90:.3f}, from {ratio.min():.3f} to {ratio.max():.3f}")  # fmt: skip
+            p10, median, p90, p99 = np.quantile(ratio, (0.1, 0.5, 0.9, 0.99))
+            rule = "levels" if exact == 0 else f"max-min up to {exact}"
+            print(f"  {per_s:>6,.0f} a second, up to {most:>4} at once, {rule}: mean {ratio.mean():.3f}, median {median:.3f}, 10 % under {p10:.3f}, 90 % under {p90:.3f}, 99 % under {p99:.3f}, from {ratio.min():.3f} to {ratio.max():.3f}")  # fmt: skip
     print(f"\n{'requests with a cache each':>28}  {'own links alone':>16}  {'and shared ones':>16}   in a CPU second of the compiled driver, and how many caches go at once")  # fmt: skip
     for replicas, per_s in ((16, 100.0), (512, 1_500.0), (512, 7_000.0), (512, 20_000.0)):
         rates = [driver_rate(apart(2 * replicas), per_s, is_shared=is_shared) for is_shared in (False, True)]  # fmt: skip

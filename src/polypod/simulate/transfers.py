@@ -12,19 +12,27 @@ What an end cannot use of its share is left to nobody: at most as late as by max
 
 With `Ways` a cache also crosses the links that it shares with others, up from its source and down to its target. At most `exact_caches` at once get
 max-min fair rates, by progressive filling: the least share that any link has for the caches whose rate is not fixed yet, or any port, is
-what those on such links and ports get; they take it off all their links, and so on. More at once get the least of the above and, over their
-shared links, of capacity / caches on the link, as it was when the link last told them: once it has moved by more than `TOLERANCE_RATIO`.
+what those on such links and ports get; they take it off all their links, and so on.
+
+More at once get the least that their ports and their links' levels give. A link's level is that to which it fills up with its caches, none of which takes more than its ports and its
+other links let it have:
+
+    sum over caches of min(limit, level) = capacity
+
+or, where all are held back elsewhere, what one of them could have beside the others. A cache that begins or ends, or a link that changes, makes the levels of its own links
+anew, and of no others; a level is told to the link's caches once it has moved by more than `TOLERANCE_RATIO`. Told to everyone again and again, levels would come to max-min fair ones
+(Charny, Clark, Jain 1995); so rates are near them, mostly below and sometimes above, until the next change nearby. Limits are whole bytes a second in such a sum, so that its order changes nothing.
 
 A dead link has no capacity: its caches wait until it is back. All of this is done in the same order of operations by `native/transfers.h`.
 """
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from polypod.policy.events import ReplicaUp
-from polypod.simulate.ways import TOLERANCE_RATIO, Ways
+from polypod.simulate.ways import LEVEL_ROUNDS, TOLERANCE_RATIO, Ways
 
 Key = str | int
 """Of a link: a replica's own by its name, a shared one by its number."""
@@ -63,12 +71,7 @@ class _Shared:
 
     capacity: float
     whole: float
-    told: float
     caches: dict[int, None] = field(default_factory=dict)
-
-    @property
-    def share(self) -> float:
-        return self.capacity / max(len(self.caches), 1)
 
 
 class Transfers:
@@ -90,22 +93,24 @@ class Transfers:
         self._ways = ways
         self._number = {up.replica: number for number, up in enumerate(replicas)}
         self._links: dict[str, ReplicaUp] = {}
+        self._factors: dict[str, float] = {}
         self._caches: dict[int, _Cache] = {}
         self._going: dict[int, None] = {}  # requests whose bytes go
         self._sharing: dict[str, dict[int, None]] = {}  # the same by replica
         self._shared: list[_Shared] = []
+        self._told: dict[Key, float] = {}  # levels
         if ways is not None:
-            self._shared = [_Shared(whole, whole, whole) for one in ways.capacity_bytes_per_s_W.tolist() for whole in (one, one)]  # fmt: skip
+            self._shared = [_Shared(whole, whole) for one in ways.capacity_bytes_per_s_W.tolist() for whole in (one, one)]  # fmt: skip
+            self._told = {key: self._capacity(key) for key in (*self._number, *range(len(self._shared)))}  # fmt: skip
         self._done_bytes = [0.0] * (0 if ways is None else len(ways.tiers))
         self._is_exact = ways is not None
         self._changes: list[tuple[float, int, int]] = []  # a heap of times, orders and requests
-        self._factors: dict[str, float] = {}
         self._order = 0
 
     def slow(self, at_s: float, replica: str, factor: float) -> None:
         """From now on a cache takes `factor` times as long over this replica's link; 1 is as told."""
         self._factors[replica] = factor
-        self._retime(at_s, dict(self._sharing.get(replica, {})), ())
+        self._retime(at_s, dict(self._sharing.get(replica, {})), (replica,))
 
     def slow_way(self, at_s: float, way: int, factor: float) -> None:
         """From now on a way has its capacity divided by this, in both directions; 1 is whole, infinite dead."""
@@ -194,37 +199,29 @@ class Transfers:
                 on_it[request] = None
             else:
                 del on_it[request]
-        beside = self._sharing[cache.source] | self._sharing[cache.target]
-        self._retime(at_s, beside, cache.links)
+        if self._ways is None:
+            beside = self._sharing[cache.source] | self._sharing[cache.target]
+        else:
+            beside = {request: None} if begins else {}
+        self._retime(at_s, beside, _keys(cache))
 
-    def _retime(self, at_s: float, beside: dict[int, None], links: Sequence[int]) -> None:
-        """Something has changed for these caches, and on these shared links."""
+    def _retime(self, at_s: float, beside: dict[int, None], links: Sequence[Key]) -> None:
+        """Something has changed for these caches, and on these links."""
         if self._ways is not None and len(self._going) <= self._ways.exact_caches:
             self._is_exact = True
             for request, rate in self._filled().items():
                 self._time(at_s, self._caches[request], request, rate)
             return
-        if self._is_exact and self._ways is not None:
+        if self._is_exact:
             self._is_exact = False
-            for shared in self._shared:
-                shared.told = shared.share
+            self._tell_all()
             beside = self._going
-        else:
-            beside = beside | self._told(links)
+        elif self._ways is not None:
+            beside = beside | self._tell(links)
         for request in beside:
             cache = self._caches[request]
-            self._time(at_s, cache, request, self._narrowest(cache))
-
-    def _told(self, links: Iterable[int]) -> dict[int, None]:
-        """Caches that hear of a new share of one of these links."""
-        found: dict[int, None] = {}
-        for link in links:
-            shared = self._shared[link]
-            share = shared.share
-            if abs(share - shared.told) > TOLERANCE_RATIO * shared.told:
-                shared.told = share
-                found |= shared.caches
-        return found
+            rate = self._even(cache) if self._ways is None else self._limit(cache)
+            self._time(at_s, cache, request, rate)
 
     def _time(self, at_s: float, cache: _Cache, request: int, rate: float) -> None:
         """Set the rate, and with it when it arrives; one whose rate stays keeps its time to the bit."""
@@ -237,16 +234,55 @@ class Transfers:
         if rate > 0:
             heapq.heappush(self._changes, (cache.due_s, cache.order, request))
 
+    # ---- levels
+
+    def _tell(self, links: Sequence[Key]) -> dict[int, None]:
+        """Make these links' levels anew; returned are the caches that hear of one."""
+        heard: dict[int, None] = {}
+        for link, level in [(link, self._level(link)) for link in links]:
+            if abs(level - self._told[link]) > TOLERANCE_RATIO * self._told[link]:
+                self._told[link] = level
+                heard |= self._on(link)
+        return heard
+
+    def _tell_all(self) -> None:
+        """Levels of all links from nothing, some times over."""
+        for link in self._told:
+            self._told[link] = self._capacity(link)
+        busy = [link for link in self._told if self._on(link)]
+        for _ in range(LEVEL_ROUNDS):
+            self._told |= {link: self._level(link) for link in busy}
+
+    def _level(self, link: Key) -> float:
+        capacity, caches = self._capacity(link), self._on(link)
+        if not caches or capacity == math.inf:
+            return capacity
+        limits = [float(math.floor(min(self._limit(self._caches[request], link), capacity))) for request in caches]  # fmt: skip
+        level = capacity / len(limits)
+        while True:
+            under = [limit for limit in limits if limit < level]
+            if len(under) == len(limits):
+                return capacity - sum(under) + max(under)
+            higher = (capacity - sum(under)) / (len(limits) - len(under))
+            if higher <= level:
+                return level
+            level = higher
+
+    def _limit(self, cache: _Cache, but: Key | None = None) -> float:
+        """What a cache's ports and the levels of its links let it have, one of them left out."""
+        rate = min(self._port(cache.source), self._port(cache.target))
+        return min([rate, *(self._told[link] for link in _keys(cache) if link != but)])
+
+    def _on(self, link: Key) -> dict[int, None]:
+        return self._shared[link].caches if isinstance(link, int) else self._sharing.get(link, {})
+
     # ---- equal shares
 
-    def _narrowest(self, cache: _Cache) -> float:
-        rate = min(self._part(cache.source), self._part(cache.target))
-        for link in cache.links:
-            rate = min(rate, self._shared[link].told)
-        return rate
+    def _even(self, cache: _Cache) -> float:
+        return min(self._part(cache.source), self._part(cache.target))
 
     def _part(self, name: str) -> float:
-        link = self._own(name)
+        link = self._links[name].kv_link_bytes_per_s
         if not link:
             return math.inf
         share = link / max(len(self._sharing[name]), self._links[name].step_time.data_ranks)
@@ -254,8 +290,7 @@ class Transfers:
 
     def _own(self, name: str) -> float:
         """A replica's own link, whole; 0 has no end."""
-        if self._ways is None:
-            return self._links[name].kv_link_bytes_per_s
+        assert self._ways is not None
         return float(self._ways.port_bytes_per_s_R[self._number[name]])
 
     # ---- max-min

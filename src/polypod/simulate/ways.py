@@ -30,7 +30,10 @@ MOST_TIERS: Final = 8
 EXACT_CACHES: Final = 32
 
 TOLERANCE_RATIO: Final = 1 / 32
-"""Beyond `EXACT_CACHES` a shared link tells its caches of a new share once it has moved by more than this."""
+"""Beyond `EXACT_CACHES` a link tells its caches of a new level once it has moved by more than this."""
+
+LEVEL_ROUNDS: Final = 4
+"""In which levels are made where more than `EXACT_CACHES` go for the first time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,7 @@ class Ways:
 
     `way_RT` is what a replica takes into a tier (`NO_WAY`: ports alone), `instance_RT` the instance it lies in (`NOT_IN`: in none), `first_RT` the first tier
     on the same port, `tier_RT` the tier's number in `tiers`. `port_bytes_per_s_R` is a replica's own link as caches find it, over all its ranks and
-    one way; 0 has no end. At most `exact_caches` on the way get max-min rates, more of them equal shares.
+    one way; 0 has no end. At most `exact_caches` on the way get max-min rates, more of them what levels say (`transfers`).
     """
 
     tiers: tuple[str, ...]

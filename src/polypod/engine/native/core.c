@@ -80,6 +80,7 @@ static void make(Core *core, const ServiceSpec *services) {
     core->transfers_due_s = INFINITY;
     for (i64 r = 0; r < replicas; r++) {
         core->links[r].factor = 1.0;
+        core->links[r].told = own_capacity(core, (i32)r);
         core->engine[r].spec = &core->replicas[r];
         core->engine[r].kind = &core->kinds[core->replicas[r].played_kind];
         core->engine[r].due_s = INFINITY;
@@ -139,7 +140,7 @@ void core_free(Core *core) {
         core->remotes, core->request, core->sequence, core->service, core->member, core->engine, core->agenda, core->wakes, core->kind_prompt_s,
         core->kind_steps, core->progress, core->log, core->outcomes,
         core->rows, core->slowdowns, core->links, core->transfers, core->arrived, core->going,
-        core->filling, core->done_bytes,
+        core->filling, core->limits, core->done_bytes,
     };
     for (size_t one = 0; one < sizeof arrays / sizeof *arrays; one++) free(arrays[one]);
     free(core);

@@ -1,6 +1,7 @@
 /* Caches on their way from prefill to decode replicas: simulate/transfers.py, figure for figure. */
 
 #define TOLERANCE_RATIO (1.0 / 32)
+#define LEVEL_ROUNDS 4
 
 static double link_part(const Core *core, i32 replica) {
     const ReplicaSpec *spec = &core->replicas[replica];
@@ -37,8 +38,6 @@ static void find_path(const Core *core, Cache *cache) {
             if (step->way != NONE) cache->links[cache->link_count++] = (i32)(core->settings.replicas + 2 * step->way + down);
         }
 }
-
-static double shared_share(const Link *link) { return link->capacity / (double)(link->count > 1 ? link->count : 1); }
 
 static double whole_of(const Core *core, i64 link) {
     return core->way_capacities[(link - core->settings.replicas) / 2];
@@ -95,53 +94,18 @@ static void time_cache(Core *core, i32 slot, double rate, double at_s) {
     if (rate > 0.0) push_transfer(core, slot);
 }
 
-/* ---- equal shares */
+/* ---- equal shares, where caches have their ends' own links and no others */
 
-static double narrowest(const Core *core, const Cache *cache) {
-    double source = link_part(core, cache->source), rate = link_part(core, cache->target);
-    if (source < rate) rate = source;
-    for (i64 at = 2; at < cache->link_count; at++) {
-        double told = core->links[cache->links[at]].told;
-        if (told < rate) rate = told;
-    }
-    return rate;
-}
-
-static void time_link(Core *core, i64 link, double at_s) {
+static void time_evenly(Core *core, i64 link, double at_s) {
     for (i64 at = 0; at < core->links[link].count; at++) {
         i32 slot = core->links[link].requests[at];
-        time_cache(core, slot, narrowest(core, &core->request[slot].cache), at_s);
+        const Cache *cache = &core->request[slot].cache;
+        double source = link_part(core, cache->source), target = link_part(core, cache->target);
+        time_cache(core, slot, source < target ? source : target, at_s);
     }
 }
 
-/* Of two links, told first, so that caches on both hear of both at once. */
-static void tell_links(Core *core, const i32 *links, i64 count, double at_s) {
-    u8 is_told[MOST_LINKS];
-    for (i64 at = 0; at < count; at++) {
-        Link *link = &core->links[links[at]];
-        double share = shared_share(link);
-        is_told[at] = fabs(share - link->told) > TOLERANCE_RATIO * link->told;
-        if (is_told[at]) link->told = share;
-    }
-    for (i64 at = 0; at < count; at++)
-        if (is_told[at]) time_link(core, links[at], at_s);
-}
-
-static void tell_all(Core *core, double at_s) {
-    i64 replicas = core->settings.replicas;
-    for (i64 link = replicas; link < replicas + 2 * core->settings.ways; link++) core->links[link].told = shared_share(&core->links[link]);
-    for (i64 at = 0; at < core->going_count; at++) {
-        i32 slot = core->going[at];
-        time_cache(core, slot, narrowest(core, &core->request[slot].cache), at_s);
-    }
-}
-
-/* ---- max-min */
-
-typedef struct Filling { /* of a cache that goes */
-    double most, rate;
-    u8 is_fixed, is_next;
-} Filling;
+/* ---- levels */
 
 static double own_capacity(const Core *core, i32 replica) {
     double whole = core->replicas[replica].port_bytes_per_s;
@@ -151,6 +115,93 @@ static double own_capacity(const Core *core, i32 replica) {
 static double port_of(const Core *core, i32 replica) {
     return own_capacity(core, replica) / (double)core->kinds[core->replicas[replica].kind].data_ranks;
 }
+
+static double capacity_of(const Core *core, i64 link) {
+    return link < core->settings.replicas ? own_capacity(core, (i32)link) : core->links[link].capacity;
+}
+
+/* What a cache's ports and the levels of its links let it have, one of them left out. */
+static double limit_of(const Core *core, const Cache *cache, i64 but) {
+    double source = port_of(core, cache->source), rate = port_of(core, cache->target);
+    if (source < rate) rate = source;
+    for (i64 n = 0; n < cache->link_count; n++) {
+        double told = core->links[cache->links[n]].told;
+        if (cache->links[n] != but && told < rate) rate = told;
+    }
+    return rate;
+}
+
+static double level_of(Core *core, i64 number) {
+    const Link *link = &core->links[number];
+    double capacity = capacity_of(core, number);
+    if (!link->count || capacity == INFINITY) return capacity;
+    if (link->count > core->limit_room) {
+        core->limit_room = 2 * link->count;
+        core->limits = grown(core, core->limits, core->limit_room, sizeof *core->limits);
+    }
+    for (i64 at = 0; at < link->count; at++) {
+        double limit = limit_of(core, &core->request[link->requests[at]].cache, number);
+        core->limits[at] = floor(limit < capacity ? limit : capacity);
+    }
+    for (double level = capacity / (double)link->count;;) {
+        double sum = 0.0, most = 0.0;
+        i64 under = 0;
+        for (i64 at = 0; at < link->count; at++) {
+            if (!(core->limits[at] < level)) continue;
+            under++;
+            sum += core->limits[at]; /* whole numbers: in any order the same */
+            if (core->limits[at] > most) most = core->limits[at];
+        }
+        if (under == link->count) return capacity - sum + most;
+        double higher = (capacity - sum) / (double)(link->count - under);
+        if (higher <= level) return level;
+        level = higher;
+    }
+}
+
+static void time_link(Core *core, i64 link, double at_s) {
+    for (i64 at = 0; at < core->links[link].count; at++) {
+        i32 slot = core->links[link].requests[at];
+        time_cache(core, slot, limit_of(core, &core->request[slot].cache, NONE), at_s);
+    }
+}
+
+/* Make these links' levels anew; caches on those that are told hear of all of them at once. */
+static void tell_links(Core *core, const i32 *links, i64 count, double at_s) {
+    double levels[MOST_LINKS];
+    u8 is_told[MOST_LINKS];
+    for (i64 at = 0; at < count; at++) levels[at] = level_of(core, links[at]);
+    for (i64 at = 0; at < count; at++) {
+        Link *link = &core->links[links[at]];
+        is_told[at] = fabs(levels[at] - link->told) > TOLERANCE_RATIO * link->told;
+        if (is_told[at]) link->told = levels[at];
+    }
+    for (i64 at = 0; at < count; at++)
+        if (is_told[at]) time_link(core, links[at], at_s);
+}
+
+/* Levels of all links from nothing, some times over. */
+static void tell_all(Core *core, double at_s) {
+    i64 links = core->settings.replicas + 2 * core->settings.ways;
+    for (i64 link = 0; link < links; link++) core->links[link].told = capacity_of(core, link);
+    for (int round = 0; round < LEVEL_ROUNDS; round++) {
+        for (i64 link = 0; link < links; link++)
+            if (core->links[link].count) core->links[link].left = level_of(core, link);
+        for (i64 link = 0; link < links; link++)
+            if (core->links[link].count) core->links[link].told = core->links[link].left;
+    }
+    for (i64 at = 0; at < core->going_count; at++) {
+        i32 slot = core->going[at];
+        time_cache(core, slot, limit_of(core, &core->request[slot].cache, NONE), at_s);
+    }
+}
+
+/* ---- max-min */
+
+typedef struct Filling { /* of a cache that goes */
+    double most, rate;
+    u8 is_fixed, is_next;
+} Filling;
 
 static double share_left(const Link *link) { return (link->left > 0.0 ? link->left : 0.0) / (double)link->unfixed; }
 
@@ -234,7 +285,12 @@ static int retime_exactly(Core *core, double at_s) {
 
 static void slow_link(Core *core, i32 replica, double factor, double at_s) {
     core->links[replica].factor = factor;
-    if (!retime_exactly(core, at_s)) time_link(core, replica, at_s);
+    if (retime_exactly(core, at_s)) return;
+    if (!core->settings.way_tiers) time_evenly(core, replica, at_s);
+    else {
+        tell_links(core, &replica, 1, at_s);
+        time_link(core, replica, at_s); /* whatever its level is, ports have changed */
+    }
 }
 
 static void slow_way(Core *core, i64 way, double factor, double at_s) {
@@ -282,8 +338,12 @@ static void share_links(Core *core, i32 slot, double at_s, int begins) {
         else leave_link(core, links[n], slot, n);
     }
     if (retime_exactly(core, at_s)) return;
-    tell_links(core, links + 2, count - 2, at_s);
-    for (int end = 0; end < 2; end++) time_link(core, links[end], at_s);
+    if (!core->settings.way_tiers) {
+        for (int end = 0; end < 2; end++) time_evenly(core, links[end], at_s);
+        return;
+    }
+    tell_links(core, links, count, at_s);
+    if (begins) time_cache(core, slot, limit_of(core, &core->request[slot].cache, NONE), at_s);
 }
 
 static void start_transfer(Core *core, i32 slot, double at_s) {

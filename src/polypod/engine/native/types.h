@@ -314,6 +314,8 @@ typedef struct {
     const double *way_capacities;
     i32 *going; /* requests whose caches' bytes go */
     i64 going_count, going_room;
+    double *limits; /* scratch */
+    i64 limit_room;
     struct Filling *filling; /* scratch */
     i64 filling_room;
     u8 is_exact;
