@@ -60,6 +60,19 @@ def test_the_only_one_is_kept_until_the_new_one_is_up_where_memory_allows_it() -
     ]
 
 
+def test_on_a_device_the_old_one_always_goes_first() -> None:
+    def on(device: str, kind: str, name: str) -> Member:
+        return Member(name=name, model="m", cores=frozenset(), devices=frozenset({device}), need_bytes=0, identity=(device + kind).encode())  # fmt: skip
+
+    assert moves([on("0", "", "a-0")], [on("0", "new", "a-0")]) == [
+        "retire a-0",
+        "start a-0.2: m has no replica until it is up",
+    ]
+    two = [on("0", "", "a-0"), on("1", "", "a-1")]
+    assert moves(two, [on("0", "new", "a-0"), on("1", "", "a-1")]) == ["retire a-0", "start a-0.2"]
+    assert moves(two, [on("1", "", "b-0"), on("2", "", "b-1")]) == ["start b-1", "retire a-0"]
+
+
 def test_what_cannot_fit_is_refused_with_figures() -> None:
     with pytest.raises(
         InputError, match=r"needs 9 GB of memory, and 3 GB are free when all that leave"

@@ -15,6 +15,7 @@ import msgspec
 from polypod import units
 from polypod.errors import InputError
 from polypod.plan.spec import Plan, Pool, Service
+from polypod.serve.engines.spec import EngineSpec
 from polypod.serve.memory import need_bytes
 
 
@@ -25,7 +26,8 @@ class Member:
     name: str
     model: str
     cores: frozenset[int]
-    need_bytes: float  # 0 where nothing is predicted
+    devices: frozenset[str] = frozenset()  # whose memory one replica takes whole
+    need_bytes: float  # of the host's memory; 0 where nothing is predicted
     identity: bytes  # equal for replicas that differ in their name only
 
 
@@ -46,14 +48,15 @@ class Change:
     renamed: dict[str, str]
 
 
-def member(plan: Plan, service: Service, pool: Pool, *, name: str, cores: Iterable[int]) -> Member:
-    """A replica of a pool under this name, on all these cores."""
+def member(plan: Plan, service: Service, pool: Pool, spec: EngineSpec) -> Member:
+    """A replica of a pool, as its engine is told."""
     return Member(
-        name=name,
+        name=spec.replica,
         model=service.model,
-        cores=frozenset(cores),
-        need_bytes=need_bytes(pool) or 0.0,
-        identity=identity(plan, service, pool),
+        cores=frozenset(spec.cores),
+        devices=frozenset(spec.devices),
+        need_bytes=0.0 if spec.devices else need_bytes(pool) or 0.0,
+        identity=identity(plan, service, pool) + " ".join(spec.devices).encode(),
     )
 
 
@@ -99,12 +102,12 @@ class _Arranging:
         self._free_bytes = free_bytes
 
     def is_in_the_way(self, new: Member) -> bool:
-        return any(old.cores & new.cores for old in self._leaving)
+        return bool(self._rivals(new))
 
     def bring(self, new: Member, name: str) -> None:
-        rivals = [old for old in self._leaving if old.cores & new.cores]
-        fits = new.need_bytes <= self._free_bytes
-        if rivals and not (fits and self._is_last(rivals)):
+        rivals = self._rivals(new)
+        may_share = new.need_bytes <= self._free_bytes and not new.devices
+        if rivals and not (may_share and self._is_last(rivals)):
             self._retire_all(rivals)
         while new.need_bytes > self._free_bytes and self._leaving:
             self._retire_all(self._leaving[:1])
@@ -115,7 +118,7 @@ class _Arranging:
                 "Give its pool a shorter context or fewer sequences, or a smaller model"
             )
             raise InputError(msg)
-        beside = [old.name for old in self._leaving if old.cores & new.cores]
+        beside = [old.name for old in self._rivals(new)]
         note = f"beside {', '.join(beside)} on the same cores, until it is up" if beside else ""
         if not any(one.model == new.model for one in self._here.values()):
             note = f"{new.model} has no replica until it is up"
@@ -125,6 +128,10 @@ class _Arranging:
 
     def finish(self) -> None:
         self._retire_all(list(self._leaving))
+
+    def _rivals(self, new: Member) -> list[Member]:
+        """Of those that leave, the ones that are where the new one shall be."""
+        return [old for old in self._leaving if old.cores & new.cores or old.devices & new.devices]
 
     def _is_last(self, members: Sequence[Member]) -> bool:
         """Whether a model would be without a replica, were these gone."""

@@ -13,10 +13,9 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 from typing import Final, Self
 
@@ -25,58 +24,39 @@ import msgspec
 from polypod import __version__
 from polypod.cost.cpu import CpuCalibration
 from polypod.errors import EngineError, FileError, InputError, RunError
-from polypod.plan.spec import Plan, to_yaml, write_plan
+from polypod.plan.spec import to_yaml, write_plan
 from polypod.policy.compiled import functions
-from polypod.policy.events import ReplicaDown, ReplicaRetiring, ReplicaUp, StepObserved
+from polypod.policy.events import ReplicaDown, ReplicaRetiring, ReplicaUp
 from polypod.policy.node import Policy
-from polypod.policy.settings import PolicySettings
 from polypod.record import Header, Measure
 from polypod.serve import nodes
 from polypod.serve.ask import Asked, Asker
 from polypod.serve.attempt import Desk
-from polypod.serve.change import Member, member
-from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.door import Door, Keyring, Rules
 from polypod.serve.engines import ENGINES, Engine
-from polypod.serve.engines.openai_url import Remote, Remotes
+from polypod.serve.engines.openai_url import Remotes
 from polypod.serve.gateway import Gateway
-from polypod.serve.ghosts import GhostPlan, Ghosts
+from polypod.serve.ghosts import Ghosts
 from polypod.serve.handover import Caches, Saved, make_handover_directory, poster
-from polypod.serve.launching import Places, engine_spec, remote_replica
+from polypod.serve.launching import Places, remote_replica
 from polypod.serve.listen import GRACE_S, serve
 from polypod.serve.loop import Driver, Outlets
-from polypod.serve.memory import limits_bytes
 from polypod.serve.metrics import Metrics
-from polypod.serve.on_devices import OnDevices
 from polypod.serve.prompts import PromptLog
 from polypod.serve.recorder import Recorder
-from polypod.serve.supervise import Down, Replica, Supervisor, Up, make_socket_directory
+from polypod.serve.seats import Prepared, Seat, seats_of
+from polypod.serve.supervise import Down, Supervisor, Up, make_socket_directory
 from polypod.serve.upstream import Patience, Upstreams
+from polypod.serve.warm_up import WarmUp, ratio, warm_up
 
-WARM_UP_TOKENS: Final = 12
+__all__ = ["Entry", "LiveNode", "Prepared", "Seat", "WarmUp", "run_folder"]
+
 FORESIGHT_S: Final = 60.0
 """How often a record is told how the predictions do; and once at the end."""
 
-WARM_UPS: Final = 3
 DRAIN_LOOK_S: Final = 0.05
 SWEEP_S: Final = 0.5  # a revoked key opens nothing after this long at most
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where it listens, and one way to reach it
-_FILLER: Final = "The warm-up measures how fast this replica computes a prompt and how fast it answers, before anybody waits for it. "
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A plan ready to run here: what each replica is predicted to do, and the folder for its logs and its record."""
-
-    plan: Plan
-    settings: PolicySettings
-    ups: tuple[ReplicaUp, ...]
-    calibrations: dict[str, CpuCalibration]  # by replica
-    folder: Path
-    ghosts: GhostPlan | None = None  # in place of engines
-    engine_memory_bytes: int | None = None  # that each engine may take; None: a share of the host's
-    on_devices: dict[str, OnDevices] = field(default_factory=dict)  # by pool
-    remotes: tuple[Remote, ...] = ()  # engines elsewhere, that have the plan's first model too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,31 +66,6 @@ class Entry:
     rules: Rules = field(default_factory=Rules)
     keys: Keyring | None = None
     logs_prompts: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WarmUp:
-    """How a replica's measured steps compare with the predicted ones; above 1 is slower than predicted."""
-
-    replica: str
-    epoch: int
-    load_s: float
-    prefill_ratio: float
-    decode_ratio: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
-    """A replica of a plan, as this node runs it."""
-
-    replica: Replica
-    up: ReplicaUp
-    calibration: CpuCalibration | None
-    member: Member
-
-    @property
-    def name(self) -> str:
-        return self.up.replica
 
 
 class LiveNode:
@@ -270,7 +225,7 @@ class LiveNode:
         if prepared.ghosts is not None:
             return []
         places = Places(prepared.folder, self._sockets, self._caches.folder)
-        return _seats(prepared, places, self._engines)
+        return seats_of(prepared, places, self._engines)
 
     async def start_replica(self, seat: Seat) -> None:
         """Start it, warm it up, and let requests come. Raises `EngineError`, when it is stopped again."""
@@ -378,7 +333,7 @@ class LiveNode:
         await self._all_loaded(news)
         predicted, calibration = self._foretold(news.replica)
         try:
-            observed = await _warm_up(news, predicted, calibration)
+            observed = await warm_up(news, predicted, calibration)
         except RunError as error:  # the supervisor takes it as a start that failed, and tries again
             msg = f"replica {news.replica} says it is well and does not answer: {error}"
             raise EngineError(msg) from error
@@ -390,7 +345,7 @@ class LiveNode:
         self._driver.attach(up, news.endpoint)
         for step in observed:
             self._driver.tell(msgspec.structs.replace(step, at_s=now_s))
-        prefill, decode = (_ratio(step, predicted) for step in observed)
+        prefill, decode = (ratio(step, predicted) for step in observed)
         self._on_change(
             WarmUp(
                 replica=news.replica,
@@ -402,90 +357,12 @@ class LiveNode:
         )
 
 
-async def _warm_up(
-    news: Up, predicted: ReplicaUp, calibration: CpuCalibration | None
-) -> tuple[StepObserved, StepObserved]:
-    """Ask once to load, then three times to measure; a prompt's step and a decode step as they took, in the median."""
-    endpoint = news.endpoint
-    async with Asker(
-        endpoint.origin,
-        socket=endpoint.socket,
-        headers=endpoint.headers,
-        path_prefix=endpoint.path_prefix,
-    ) as asker:
-        await asker.ask(predicted.model, f"{secrets.token_hex(4)} Hello!", max_tokens=4)
-        several = [
-            await asker.ask(
-                predicted.model, f"{secrets.token_hex(4)} {_FILLER * 2}", max_tokens=WARM_UP_TOKENS
-            )
-            for _ in range(WARM_UPS)
-        ]
-    asked = several[0]
-    outside_s = calibration.first_token_s[1] if calibration else 0.0
-    prompt_s = max(median(one.ttft_s for one in several) - outside_s, 1e-4)
-    decode_s = median(prompt_s if one.tpot_s is None else one.tpot_s for one in several)
-    return (
-        StepObserved(
-            at_s=0.0,
-            replica=news.replica,
-            epoch=news.epoch,
-            prompt_tokens=asked.input_tokens,
-            sequences=0,
-            kv_tokens=0,
-            step_s=prompt_s,
-        ),
-        StepObserved(
-            at_s=0.0,
-            replica=news.replica,
-            epoch=news.epoch,
-            prompt_tokens=0,
-            sequences=1,
-            kv_tokens=asked.input_tokens + asked.output_tokens // 2,
-            step_s=decode_s,
-        ),
-    )
-
-
-def _ratio(step: StepObserved, predicted: ReplicaUp) -> float:
-    times = predicted.step_time
-    expected = (
-        times.prompt_s(step.prompt_tokens)
-        if step.prompt_tokens
-        else times.step_s(tokens=1, kv_tokens=step.kv_tokens, sequences=1)
-    )
-    return step.step_s / expected
-
-
 def _check_names(prepared: Prepared) -> None:
     names = [up.replica for up in prepared.ups] + [remote.name for remote in prepared.remotes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         msg = f"two replicas are called {', '.join(twice)}; give the URL another name"
         raise InputError(msg)
-
-
-def _seats(prepared: Prepared, places: Places, engines: Mapping[str, Engine]) -> list[Seat]:
-    plan, ups = prepared.plan, {up.replica: up for up in prepared.ups}
-    limits = limits_bytes(plan, find_cpu())
-    seats = []
-    for service in plan.services:
-        for pool in service.pools:
-            engine = engines[str(pool.engine)]
-            limit_bytes = prepared.engine_memory_bytes or limits.get(str(pool.name))
-            for index in range(pool.replicas):
-                up = ups[f"{pool.name}-{index}"]
-                spec = engine_spec(plan, service, pool, up, engine, places)
-                if pool.name in prepared.on_devices:
-                    spec = replace(spec, **prepared.on_devices[pool.name].told(index))
-                seats.append(
-                    Seat(
-                        replica=Replica(engine=engine, spec=spec, memory_limit_bytes=limit_bytes),
-                        up=up,
-                        calibration=prepared.calibrations.get(up.replica),
-                        member=member(plan, service, pool, name=up.replica, cores=spec.cores),
-                    )
-                )
-    return seats
 
 
 def _header(prepared: Prepared) -> Header:

@@ -1,0 +1,73 @@
+"""A plan ready to run here, and each of its replicas as this node would run it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from polypod.cost.cpu import CpuCalibration
+from polypod.plan.spec import Plan
+from polypod.policy.events import ReplicaUp
+from polypod.policy.settings import PolicySettings
+from polypod.serve.change import Member, member
+from polypod.serve.devices.cpu import find_cpu
+from polypod.serve.engines import Engine
+from polypod.serve.engines.openai_url import Remote
+from polypod.serve.ghosts import GhostPlan
+from polypod.serve.launching import Places, engine_spec
+from polypod.serve.memory import limits_bytes
+from polypod.serve.on_devices import OnDevices
+from polypod.serve.supervise import Replica
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A plan ready to run here: what each replica is predicted to do, and the folder for its logs and its record."""
+
+    plan: Plan
+    settings: PolicySettings
+    ups: tuple[ReplicaUp, ...]
+    calibrations: dict[str, CpuCalibration]  # by replica
+    folder: Path
+    ghosts: GhostPlan | None = None  # in place of engines
+    engine_memory_bytes: int | None = None  # that each engine may take; None: a share of the host's
+    on_devices: dict[str, OnDevices] = field(default_factory=dict)  # by pool
+    remotes: tuple[Remote, ...] = ()  # engines elsewhere, that have the plan's first model too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """A replica of a plan, as this node runs it."""
+
+    replica: Replica
+    up: ReplicaUp
+    calibration: CpuCalibration | None
+    member: Member
+
+    @property
+    def name(self) -> str:
+        return self.up.replica
+
+
+def seats_of(prepared: Prepared, places: Places, engines: Mapping[str, Engine]) -> list[Seat]:
+    """The replicas of a plan with engines, as they would run in these places; nothing is started."""
+    plan, ups = prepared.plan, {up.replica: up for up in prepared.ups}
+    limits = limits_bytes(plan, find_cpu())
+    seats = []
+    for service in plan.services:
+        for pool in service.pools:
+            engine = engines[str(pool.engine)]
+            limit_bytes = prepared.engine_memory_bytes or limits.get(str(pool.name))
+            for index in range(pool.replicas):
+                up = ups[f"{pool.name}-{index}"]
+                spec = engine_spec(plan, service, pool, up, engine, places)
+                if pool.name in prepared.on_devices:
+                    spec = replace(spec, **prepared.on_devices[pool.name].told(index))
+                seats.append(
+                    Seat(
+                        replica=Replica(engine=engine, spec=spec, memory_limit_bytes=limit_bytes),
+                        up=up,
+                        calibration=prepared.calibrations.get(up.replica),
+                        member=member(plan, service, pool, spec),
+                    )
+                )
+    return seats
