@@ -1,6 +1,8 @@
 """A plan on this machine's accelerators: devices, flags, and what is refused before anything starts."""
 
+import asyncio
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from polypod.serve.engines import ENGINES
 from polypod.serve.engines.facts import facts_of
 from polypod.serve.engines.mindie import CONFIG_VARIABLE
 from polypod.serve.launching import Places, engine_spec
+from polypod.serve.listen import bind
 from polypod.serve.local import prepare
+from polypod.serve.node import LiveNode, run_folder
 
 QWEN = "Qwen/Qwen3-32B"
 
@@ -168,3 +172,63 @@ def test_a_plan_without_weights_says_what_is_missing(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, {"on": "a", "engine": "vllm", "layout": {"tp": 2}}, weights=False, a="nvidia-h200-sxm:2")  # fmt: skip
     with pytest.raises(InputError, match=r"needs weights: the folder with its checkpoint - at `\$\.services\[0\]\.weights`"):  # fmt: skip
         prepare(plan, tmp_path, lambda: machine(nvidia_h200_sxm=[0, 1]))
+
+
+STAND_IN = r"""#!{python}
+import asyncio, json, os, sys
+
+if sys.argv[1] == "-c":
+    print("9.9")
+    sys.exit()
+told = dict(zip(sys.argv, sys.argv[1:]))
+keys = "Bearer " + os.environ["VLLM_API_KEY"]
+
+async def answer(reader, writer):
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    if head.startswith("GET /health "):
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+    elif keys.lower() not in head.lower():
+        writer.write(b"HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n")
+    else:
+        said = told["--served-model-name"] + " on " + os.environ["CUDA_VISIBLE_DEVICES"]
+        chunks = [{{"choices": [{{"index": 0, "delta": {{"content": said}}, "finish_reason": "stop"}}]}}]
+        chunks.append({{"choices": [], "usage": {{"prompt_tokens": 5, "completion_tokens": 2}}}})
+        body = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in chunks) + b"data: [DONE]\n\n"
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    await writer.drain()
+    writer.close()
+
+async def main():
+    server = await asyncio.start_unix_server(answer, told["--uds"])
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+def test_a_node_serves_a_plan_on_accelerators_each_replica_on_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM is a stand-in that says which devices it was shown."""
+    python = tmp_path / "python"
+    python.write_text(STAND_IN.format(python=sys.executable))
+    python.chmod(0o755)
+    monkeypatch.setenv("POLYPOD_PYTHON_VLLM", str(python))
+    pool = {"on": "a", "engine": "vllm", "layout": {"tp": 2}, "replicas": 2}
+    plan = plan_of(tmp_path, pool, a="nvidia-h200-sxm:4")
+    ready = prepare(plan, run_folder(tmp_path), lambda: machine(nvidia_h200_sxm=[2, 3, 0, 1]))
+
+    async def run() -> dict[str | None, str]:
+        stop = asyncio.Event()
+        async with LiveNode(ready, bind("127.0.0.1", 0)) as live:
+            serving = asyncio.create_task(live.serve(stop))
+            names = ("pool0.0-0", "pool0.0-1")
+            said = [await live.ask("who?", max_tokens=4, replica=name) for name in names]
+            stop.set()
+            await serving
+        return {one.replica: one.text for one in said}
+
+    assert asyncio.run(run()) == {
+        "pool0.0-0": f"{QWEN} on 2,3",
+        "pool0.0-1": f"{QWEN} on 0,1",
+    }
