@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.conformance.battery")
+
 FAKES = Path(__file__).parent / "fakes"
 DEFINES = {"hgml": ["-DPREFIX=hgml"], "ixml": ["-DNO_FLAGS"]}
 SOURCES = {"hgml": "nvml", "ixml": "nvml"}

@@ -9,6 +9,7 @@ from polypod.serve.devices.asking import Answer
 from polypod.serve.devices.find import Finders, find_devices
 from polypod.serve.devices.found import Inventory
 from polypod.serve.devices.machine import Machine
+from polypod.serve.devices.probes.aws_neuron import parse_json, parse_table
 from polypod.serve.devices.vendor import shipped_vendors
 
 CSV = "0, GPU-a, NVIDIA H200, 00000000:{bus}:00.0, 143771, 9000, Disabled\n"
@@ -136,3 +137,26 @@ def test_an_engine_that_cannot_be_started_on_the_stack_is_told_apart(tmp_path: P
     assert can_start["vLLM"]
     assert not can_start["llama.cpp"]
     assert not can_start["TensorRT-LLM"]
+
+
+def test_cores_of_a_device_follow_from_its_number_where_they_are_not_listed() -> None:
+    """NEURON_RT_VISIBLE_CORES counts the cores of all devices in a row."""
+    told = '[{"neuron_device": 2, "bdf": "b6:00.0", "nc_count": 4, "memory_size": 1}]'
+    table = "| 2      | 4      | 96 GB  | 1, 3   | b6:00.0 |\n+--+"
+
+    for card in (*parse_json(told).cards, *parse_table(table).cards):
+        assert card.cores == (8, 9, 10, 11)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_lost_card_is_laid_beside_the_function_that_is_left_if_it_is_one(tmp_path: Path, lost: int) -> None:  # fmt: skip
+    functions = [(f"0000:{number}:00.0", *NVIDIA[1:]) for number in (17, 18, 19)[: lost + 1]]
+    bus(tmp_path, *functions)
+    rows = "".join(f"{1 + number}, GPU-b, NVIDIA H200, [N/A], [Unknown Error], [Unknown Error], [N/A]\n" for number in range(lost))  # fmt: skip
+    devices = find(tmp_path, {"nvidia-smi": Answer(stdout=CSV.format(bus="17") + rows)}).devices
+
+    assert [device.health for device in devices] == ["ok", *["error"] * lost]
+    assert [device.pci_address for device in devices] == [
+        "0000:17:00.0",
+        *(["0000:18:00.0"] if lost == 1 else [None, None]),
+    ]

@@ -188,18 +188,21 @@ def _beside_bus(
 ) -> tuple[list[tuple[Card, PciFunction | None]], list[PciFunction]]:
     """Cards with their functions of the bus, and the functions no card belongs to.
 
-    Without addresses a card cannot be laid beside a function; then functions count as the cards', as far as there are as many.
+    A card that tells no address (an old tool, or a card that the library has lost) is laid beside the one function that is left, if it is one; of several it cannot
+    be said which is which, and as many functions count as theirs.
     """
     by_address = {function.address: function for function in functions}
     addresses = [normal_address(card.pci_address) for card in cards]
+    lone = [function for function in functions if function.address not in addresses]
+    if len(lone) == 1 == addresses.count(None):
+        addresses = [address or lone[0].address for address in addresses]
+    lone = [function for function in lone if function.address not in addresses]
     twice = _given_twice(cards, addresses)
-    laid = [
-        (_doubted(structs.replace(card, pci_address=address), address in twice), by_address.get(address or ""))
-        for card, address in zip(cards, addresses, strict=True)
-    ]  # fmt: skip
-    if cards and not any(addresses):
-        return laid, list(functions[len(cards) :])
-    return laid, [function for function in functions if function.address not in addresses]
+    laid = []
+    for card, address in zip(cards, addresses, strict=True):
+        placed = structs.replace(card, pci_address=address)
+        laid.append((_doubted(placed, address in twice), by_address.get(address or "")))
+    return laid, lone[addresses.count(None) :]
 
 
 def _given_twice(cards: Sequence[Card], addresses: Sequence[str | None]) -> set[str]:
