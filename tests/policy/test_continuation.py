@@ -2,7 +2,9 @@
 
 import pytest
 
+from polypod.policy import ServiceSettings
 from polypod.policy.actions import Dispatch, Reject
+from polypod.policy.admission import Service
 from polypod.policy.events import ReplicaDown, RequestArrived
 from polypod.policy.lifecycle import LifecycleError, Validator
 
@@ -139,6 +141,16 @@ def test_what_was_sent_is_computed_as_prompt_and_the_rest_is_what_is_left(new_no
 
     # 40 tokens more at 0.1 ms each
     assert node.dispatches[1].predicted_first_token_s == pytest.approx(before_s + 0.004)
+
+
+def test_what_is_left_of_the_answer_is_expected_to_be_that_much_shorter():
+    service = Service(ServiceSettings(model="m", context_tokens=4096, mean_output_tokens=100.0))
+    arrived = RequestArrived(at_s=0, request=1, model="m", input_tokens=50)
+    asks = [service.ask(arrived, 4096, sent_tokens=sent) for sent in (0, 30, 500)]
+
+    assert [ask.output_tokens for ask in asks] == [100.0, 70.0, 1.0]
+    assert [ask.input_tokens for ask in asks] == [50, 80, 550]
+    assert [ask.need_tokens for ask in asks] == [51, 81, 551]
 
 
 def test_a_context_that_the_sent_tokens_fill_is_no_place_to_go_on(new_node):

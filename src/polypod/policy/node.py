@@ -335,7 +335,7 @@ class Policy:
         self, tracked: Tracked, replica: Replica, sent_tokens: int, what: str, reason: RetryReason, *, is_free: bool
     ) -> None:  # fmt: skip
         """Its stream broke off at this replica, which it has left: let it go on elsewhere, or end it in words."""
-        tracked.build = tracked.build or replica.up.build
+        tracked.build = replica.up.build
         why_not = self._why_not_continued(tracked)
         if why_not is not None:
             self._end(tracked, answers.replica_lost(tracked.request, what + why_not))

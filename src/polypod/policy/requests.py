@@ -81,7 +81,7 @@ class Tracked(msgspec.Struct, eq=False, kw_only=True):
     first_token_s: float | None = None  # of the attempt that runs
     continued: int = 0  # times that its stream went on, or waits to go on, elsewhere
     sent_tokens: int = 0  # that its client had by then
-    build: str = ""  # of the replica that began its answer, once it has broken off there
+    build: str = ""  # of the replica where it broke off last
     attempts_failed: int = 0
     deaths: int = 0  # of replicas, while it was there
     failures: tuple[Failure, ...] = ()
