@@ -179,6 +179,13 @@ def test_an_answer_that_lacks_only_its_end_gets_it(lab, tmp_path):
     assert (b.visits, node.answered(Reject)) == ([], [])
 
 
+def test_usage_that_was_told_is_not_told_again(lab, tmp_path):
+    heard, *_ = two(lab, tmp_path, breaks(ROLE, said("all"), chunk({}, "stop"), usage(7, 1)))
+
+    assert [one["completion_tokens"] for one in heard.usages] == [1]
+    assert heard.is_done
+
+
 def test_one_that_ends_cleanly_and_too_early_goes_on_too(lab, tmp_path):
     heard, *_ = two(lab, tmp_path, goes(ROLE, said("one two ")), REST)
 
