@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,15 @@ def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
         KeyStore(tmp_path)
 
 
+def test_a_key_of_a_later_version_is_said_and_not_half_understood(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path)
+    store.create(Grant())
+    with closing(sqlite3.connect(tmp_path / "keys.db")) as other, other:
+        other.execute("""UPDATE keys SET grant_json = '{"may_fly": true}'""")
+    with pytest.raises(FileError, match=r"does not understand .*may_fly"):
+        store.all()
+
+
 # One line for each acknowledged change, as a shell would see it.
 MAKER = """
 import sys
@@ -161,8 +171,8 @@ def test_what_was_acknowledged_survives_kill_9_at_any_moment(tmp_path: Path, see
         assert id_ in states
         if word == "revoked":
             assert states[id_] == "revoked"
-    check = sqlite3.connect(tmp_path / "keys.db").execute("PRAGMA integrity_check").fetchall()
-    assert check == [("ok",)]
+    with closing(sqlite3.connect(tmp_path / "keys.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 FULL = """

@@ -15,6 +15,7 @@ import sqlite3
 import stat
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,6 +163,7 @@ class KeyStore:
         old = os.umask(0o077)  # nobody else reads who the tenants are
         try:
             self._db = sqlite3.connect(self._path, timeout=self._busy_s, isolation_level=None)
+            weakref.finalize(self, self._db.close)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_TABLES)
@@ -244,6 +246,9 @@ class KeyStore:
             problem = (
                 f"cannot be read as a database of keys ({error}); move it away and make new keys"
             )
+            raise FileError(self._path, problem) from error
+        except msgspec.ValidationError as error:
+            problem = f"has a key that this version does not understand ({error}); use the version that made it"
             raise FileError(self._path, problem) from error
         except OSError as error:
             problem = f"{error.strerror or error}; keys are kept there, so nothing was changed"

@@ -188,6 +188,7 @@ class LiveNode:
     async def serve(self, stop: asyncio.Event, *, grace_s: float = GRACE_S) -> None:
         """Answer until `stop` is set and what was in flight has ended; what takes longer than the grace ends in words."""
         sweeping = asyncio.create_task(self._sweep())
+        sweeping.add_done_callback(_complain)
         try:
             await serve(self._gateway, self._listener, stop, grace_s=grace_s)
         finally:
@@ -251,6 +252,7 @@ class LiveNode:
         self._driver.tell(ReplicaDown(at_s=now_s, replica=name, epoch=epoch, reason=reason))
         await self._supervisor.remove(name)
         self._driver.forget(name)
+        self._upstreams.forget(name)
         del self.seats[name]
         return left
 
@@ -355,6 +357,13 @@ class LiveNode:
                 decode_ratio=decode,
             )
         )
+
+
+def _complain(sweeping: asyncio.Task[None]) -> None:
+    """Without it a revoked key would stay open, and nobody would know."""
+    if not sweeping.cancelled() and (error := sweeping.exception()):
+        context = {"message": "keys and limits of time are not looked at any more", "exception": error, "task": sweeping}  # fmt: skip
+        sweeping.get_loop().call_exception_handler(context)
 
 
 def _check_names(prepared: Prepared) -> None:

@@ -157,6 +157,12 @@ class Upstreams:
         self._by_replica[replica] = (epoch, upstream)
         return upstream
 
+    def forget(self, replica: str) -> None:
+        """It was taken out for good; what it has is broken off."""
+        _, upstream = self._by_replica.pop(replica, (0, None))
+        if upstream is not None:
+            upstream.abort()
+
     async def close(self) -> None:
         """Close them all."""
         upstreams = [upstream for _, upstream in self._by_replica.values()]
