@@ -1,8 +1,8 @@
-"""Play random scenarios through the simulator's core, compiled with the address and undefined-behaviour sanitizers.
+"""Play random scenarios through the simulator's core, and random trials through one engine, both compiled with the address and undefined-behaviour sanitizers.
 
     python scripts/sanitize.py [FIRST] [LAST]
 
-The scenarios are those of tests/simulate/test_compiled.py. Ends with the sanitizer's words and a code above 0 where it finds something.
+The scenarios are those of tests/simulate/test_compiled.py, the trials of tests/engine/test_compiled.py. Ends with the sanitizer's words and a code above 0 where it finds something.
 """
 
 import ctypes
@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
+from polypod.engine import compiled as emulated
 from polypod.engine.native import build
 from polypod.simulate import compiled
 
@@ -34,45 +35,47 @@ def outside(first: str, last: str) -> int:
     found = build.compiler()
     assert found is not None, "no C compiler is here"
     with tempfile.TemporaryDirectory() as folder:
-        core = Path(folder) / "core.so"
-        source = ROOT / "src/polypod/engine/native/core.c"
-        subprocess.run(
-            [
-                found,
-                *FLAGS,
-                "-ffp-contract=off",
-                "-fPIC",
-                "-shared",
-                "-o",
-                str(core),
-                str(source),
-                "-lm",
-            ],
-            check=True,
-        )
+        for part in ("core", "emulate"):
+            source = ROOT / f"src/polypod/engine/native/{part}.c"
+            made = ("-o", str(Path(folder) / f"{part}.so"), str(source), "-lm")
+            subprocess.run(
+                [found, *FLAGS, "-ffp-contract=off", "-fPIC", "-shared", *made], check=True
+            )
         runtime = subprocess.run(
             [found, "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
         ).stdout.strip()
-        own = {INSIDE: str(core), "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+        own = {INSIDE: folder, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
         return subprocess.run(
             [sys.executable, __file__, first, last], env=os.environ | own, check=False
         ).returncode
 
 
 def inside(first: int, last: int) -> None:
-    spec = importlib.util.spec_from_file_location(
-        "scenarios", ROOT / "tests/simulate/test_compiled.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    scenarios: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scenarios)
-    core = ctypes.CDLL(os.environ[INSIDE])
+    folder = Path(os.environ[INSIDE])
+    core, one = (ctypes.CDLL(str(folder / f"{part}.so")) for part in ("core", "emulate"))
     compiled.library = lambda: core
+    emulated.library = lambda _: one
+    scenarios, trials = read("simulate"), read("engine")
     events = 0
     for seed in range(first, last):
         events += compiled.play_compiled(scenarios.scenario(seed)).events
-    print(f"{last - first} scenarios, {events:,} events: nothing found")
+        for phase in ("both", "prefill", "decode"):
+            emulated.emulate(*trials.asked(seed, phase))
+    print(
+        f"{last - first} scenarios, {events:,} events, {3 * (last - first)} trials: nothing found"
+    )
+
+
+def read(part: str) -> ModuleType:
+    """The tests of a compiled part."""
+    spec = importlib.util.spec_from_file_location(
+        f"compiled_{part}", ROOT / f"tests/{part}/test_compiled.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 if __name__ == "__main__":

@@ -139,35 +139,35 @@ def played(capsys: pytest.CaptureFixture[str], path: Path, rate: str) -> dict[st
     path.write_text(
         re.sub(r"( +)(output: \d+)\n", rf"\1\2\n\1rate: {rate}\n", text), encoding="utf-8"
     )
-    assert main(["simulate", str(path), "--requests", "600", "--json"]) == 0
+    assert main(["simulate", str(path), "--requests", "1000", "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
 
 @pytest.mark.parametrize(
-    ("words", "rate", "ttft_s", "tpot_s"),
+    ("words", "ttft_s", "tpot_s"),
     [
-        (("qwen3-32b", "--on", "nvidia-h100-sxm:16", "--apart", "--input", "4096"), "16 /s", 2.0, 0.030),
-        (("qwen3-32b", "--on", "nvidia-h20:32+huawei-ascend-910c:16", "--apart", "--unproven", "--fabric", "400Gb/s", "--input", "4096"), "20 /s", 2.0, 0.040),
-        (("deepseek-v3", "--on", "nvidia-h20:48+nvidia-l40s:64", "--afd", "--fabric", "200Gb/s", "--input", "2048"), "25 /s", 4.0, 0.060),
+        (("qwen3-32b", "--on", "nvidia-h100-sxm:16", "--apart", "--input", "4096"), 2.0, 0.015),
+        (("qwen3-32b", "--on", "nvidia-h20:32+huawei-ascend-910c:16", "--apart", "--unproven", "--fabric", "400Gb/s", "--input", "4096"), 2.0, 0.040),
+        (("deepseek-v3", "--on", "nvidia-h20:48+nvidia-l40s:64", "--afd", "--fabric", "200Gb/s", "--input", "2048"), 4.0, 0.060),
     ],
     ids=["one vendor", "two vendors", "experts apart too"],
 )  # fmt: skip
-def test_workers_apart_are_played_inside_the_limits_they_were_planned_for(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...], rate: str, ttft_s: float, tpot_s: float
+def test_workers_apart_are_played_inside_the_limits_at_the_rate_they_were_planned_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...], ttft_s: float, tpot_s: float
 ) -> None:  # fmt: skip
-    """A plan's rate is what keeps its limits by a closed form at nine tenths of full: played, all requests keep them."""
+    """The plan's emulation gives every worker arrivals of its own; the router, which sees their queues, has requests wait less."""
     path = tmp_path / "plan.yaml"
     limits = ("--ttft", f"{ttft_s:g}s", "--tpot", f"{1000 * tpot_s:g}ms", "--output", "512")
-    assert main(["plan", *words, *limits, "-o", str(path)]) == 0
+    planned = asked(capsys, "plan", *words, *limits, "-o", str(path))["models"][0]["served_per_s"]
     plan = read_plan(path)
     assert {"prefill", "decode"} <= {pool.role for pool in plan.services[0].pools}
-    found = played(capsys, path, rate)
+    found = played(capsys, path, f"{planned} /s")
 
-    assert found["finished"] == 600
+    assert found["finished"] == 1000
     assert found["goodput"]["fraction"] >= 0.99
     assert found["ttft"]["p99_s"] < ttft_s
-    assert 0.3 * tpot_s < found["tpot"]["p50_s"] < tpot_s
+    assert 0.5 * tpot_s < found["tpot"]["p50_s"] < tpot_s
     retried = found["retries"]
     assert retried == 0
 

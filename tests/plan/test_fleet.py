@@ -11,7 +11,7 @@ from polypod.cli.asking import model_of
 from polypod.cost.deployment import native_precision
 from polypod.errors import InfeasibleError
 from polypod.plan.compose_fleet import fleet_answer
-from polypod.plan.fleet import Chosen, Short, choose, prompt_wait_s
+from polypod.plan.fleet import Chosen, Short, choose
 from polypod.plan.fleet_offers import Aim
 from polypod.plan.fleet_program import domain_ranks
 from polypod.plan.milp import Milp, Solved
@@ -95,13 +95,13 @@ def test_a_slow_fabric_is_no_worse_than_none() -> None:
 
 
 def test_a_prompts_cache_is_at_its_decode_worker_inside_the_limit_and_its_links_are_not_overrun() -> None:  # fmt: skip
-    question = ask()
+    question = ask(tpot_s=0.03)
     width = 2e9
-    found = chosen("nvidia-h100-sxm:8+nvidia-h20:8", (("qwen3-32b", None),), Aim(fabric_bytes_per_s=width, unproven=True))  # fmt: skip
+    found = choose([question], islands(parse_fleet("nvidia-h100-sxm:8+nvidia-h20:8")), Aim(fabric_bytes_per_s=width, unproven=True))  # fmt: skip
     assert isinstance(found, Chosen)
     crossing = {key: rate for key, rate in found.flows_per_s.items() if key[1] != key[2]}
     assert crossing
-    assert max(prompt_wait_s(0, question, found).values()) <= 2.0
+    assert all(np.mean(seconds <= 2.0) >= 0.99 for seconds in found.flows_ttft_s.values())
     sent = sum(rate * cache_bytes(question, one.shape) for (_, start, _), rate in crossing.items() for one in found.used[:1])  # fmt: skip
     for role, end in (("prefill", 1), ("decode", 2)):
         names = {key[end] for key in crossing}

@@ -57,7 +57,8 @@ def test_drafts_are_verified_in_each_step_and_those_accepted_are_tokens() -> Non
         assert one.tpot_s == pytest.approx(float(step_s) * longer / accepted_tokens(2, 0.8))
         assert one.tpot_s <= 0.05
         assert one.max_step_tokens == 3 * one.sequences_per_rank
-    assert best(question, "prefill") == best(ask(), "prefill")
+    # a cache waits for a step that lasts longer, and the prompt has that much less time
+    assert 0.95 * best(ask(), "prefill") < best(question, "prefill") < best(ask(), "prefill")
 
 
 def test_the_better_drafts_are_kept_the_more_is_decoded() -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, get_args
@@ -60,7 +61,8 @@ def is_fleet(args: argparse.Namespace, fleet: dict[str, Source]) -> bool:
 
 
 def run_fleet(args: argparse.Namespace, fleet: Fleet) -> int:
-    prepare()
+    if not prepare():
+        print("no C compiler is here, so that emulation takes some hundred times as long; install cc, or name one in CC", file=sys.stderr)  # fmt: skip
     demands = [demand_of(args, text) for text in args.models]
     questions, slos = [one.question for one in demands], [one.slo for one in demands]
     kept = not_excluded(args.exclude, fleet.sources)

@@ -1,8 +1,8 @@
-"""One engine under arrivals of one length, in C: what `ReplicaEmulation` does, to the bit, a hundred times faster."""
+"""One engine under arrivals of one length, in C: what `engine.trial` does, to the bit, a hundred times faster."""
 
 import ctypes
 import math
-from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,33 +11,14 @@ from polypod.cost.steptime import StepTime
 from polypod.engine.native.build import library
 from polypod.engine.native.structs import KIND, REPLICA, TRIAL
 from polypod.engine.replica import EngineLimits
+from polypod.engine.trial import Phase, Trial, Tried
 from polypod.errors import RunError
-
-Floats = NDArray[np.float64]
 
 _PLAYED, _GIVEN_UP, _NO_MEMORY = range(3)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """What arrives, and what it has to keep. Of those from `warm` on so many may miss a limit; a limit of None does not bind."""
-
-    arrivals_s: Floats
-    prompt_tokens: int
-    output_tokens: int
-    warm: int
-    allowed: int
-    ttft_s: float | None
-    tpot_s: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """When each request gave its first and its last token, and for how long the engine was busy."""
-
-    first_s: Floats
-    last_s: Floats
-    busy_s: float
+_ROLES: Final[dict[Phase, int]] = {"both": 0, "prefill": 1, "decode": 2}
+"""`Role` of the core."""
 
 
 def emulate(step_time: StepTime, limits: EngineLimits, trial: Trial) -> Tried | None:
@@ -47,13 +28,14 @@ def emulate(step_time: StepTime, limits: EngineLimits, trial: Trial) -> Tried | 
     """
     count, busy_s = len(trial.arrivals_s), np.zeros(1)
     first_s, last_s = np.full(count, math.nan), np.full(count, math.nan)
+    arrivals_s = np.ascontiguousarray(trial.arrivals_s)
     arrays = [
         _kind(step_time, limits), np.array(step_time.tokens, dtype=np.float64), np.array(step_time.seconds), _replica(limits), _trial(trial),
-        np.ascontiguousarray(trial.arrivals_s),
+        arrivals_s, arrivals_s if trial.asked_s is None else np.ascontiguousarray(trial.asked_s),
     ]  # fmt: skip
     found = [first_s, last_s, busy_s]
-    run = library().core_emulate
-    run.restype, run.argtypes = ctypes.c_int, [ctypes.c_void_p] * 6 + [ctypes.c_int64] + [ctypes.c_void_p] * 3  # fmt: skip
+    run = library("emulate").core_emulate
+    run.restype, run.argtypes = ctypes.c_int, [ctypes.c_void_p] * 7 + [ctypes.c_int64] + [ctypes.c_void_p] * 3  # fmt: skip
     status = run(*(one.ctypes.data for one in arrays), count, *(one.ctypes.data for one in found))
     if status == _NO_MEMORY:
         msg = f"emulating {count:,} requests needs more memory than this machine gives; ask for shorter ones"
@@ -92,7 +74,11 @@ def _replica(limits: EngineLimits) -> NDArray[np.void]:
 
 def _trial(trial: Trial) -> NDArray[np.void]:
     limits_s = (math.inf if one is None else one for one in (trial.ttft_s, trial.tpot_s))
-    return np.array(
-        [(trial.prompt_tokens, trial.output_tokens, trial.warm, trial.allowed, *limits_s)],
-        dtype=TRIAL,
+    whole = (
+        trial.prompt_tokens,
+        trial.output_tokens,
+        trial.warm,
+        trial.allowed,
+        _ROLES[trial.phase],
     )
+    return np.array([(*whole, *limits_s, trial.way_s)], dtype=TRIAL)

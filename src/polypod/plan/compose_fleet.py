@@ -1,6 +1,6 @@
 """From what the program chose to a plan file: pools with what they are expected to do, and by how much assumptions would move it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -15,8 +15,9 @@ from polypod.cost.deployment import Deployment
 from polypod.engine.settings import Move
 from polypod.plan.afd import Split
 from polypod.plan.compose import full_and_warm, played_args
+from polypod.plan.confirm import Floats
 from polypod.plan.contention import blocking_notes
-from polypod.plan.fleet import Chosen, Used, prompt_wait_s
+from polypod.plan.fleet import Chosen, Used
 from polypod.plan.fleet_cost import fleet_running
 from polypod.plan.fleet_offers import Objective, Pair
 from polypod.plan.launchable import state_of
@@ -107,9 +108,8 @@ def fleet_answer(  # noqa: PLR0913  # what was asked, what was chosen, and what 
 
 
 def _service(m: int, question: Question, chosen: Chosen, slo: Slo) -> Service:
-    waits_s = prompt_wait_s(m, question, chosen)
     pools = [
-        _pool(f"{m}-{number}", question, one, waits_s)
+        _pool(f"{m}-{number}", question, one, _ttft_s(one, chosen))
         for number, one in enumerate(one for one in chosen.used if one.model == m)
     ]
     ways = {(start, end) for of, start, end in chosen.flows_per_s if of == m}
@@ -123,9 +123,7 @@ def _service(m: int, question: Question, chosen: Chosen, slo: Slo) -> Service:
     )
 
 
-def _pool(
-    name: str, question: Question, used: Used, waits_s: Mapping[tuple[str, str], float]
-) -> Pool:
+def _pool(name: str, question: Question, used: Used, ttft_s: Floats) -> Pool:
     shape, split = used.shape, used.shape.split
     per_package = shape.island.rank.ranks_per_accelerator
     memory = shape.deployment.memory() if split is None else split.attention_memory()
@@ -155,8 +153,8 @@ def _pool(
             memory_per_accelerator=units.show(held * per_package, "bytes"),
             tokens_per_s_per_accelerator=round(tokens, 1),
             bound=bound(question, shape),
-            ttft=_spread(question, shape, "ttft", _ttft_s(shape, waits_s)),
-            tpot=_spread(question, shape, "tpot", shape.tpot_s or None),
+            ttft=_spread(question, shape, "ttft", ttft_s),
+            tpot=_spread(question, shape, "tpot", _tpot_s(shape)),
         ),
     )
 
@@ -177,20 +175,29 @@ def _joined(
     )
 
 
-def _ttft_s(shape: Shape, waits_s: Mapping[tuple[str, str], float]) -> float | None:
-    """Of workers together the closed form's; of prefill the longest way to a decode worker; of decode none of its own."""
+def _ttft_s(used: Used, chosen: Chosen) -> Floats:
+    """Of requests emulated: those of workers together, or that a prefill worker began; a decode worker has none of its own."""
+    shape = used.shape
     if shape.role == "both":
-        return shape.ttft_s
-    mine = [wait for (start, _), wait in waits_s.items() if start == shape.island.name]
-    return max(mine) if shape.role == "prefill" and mine else None
+        return np.array([]) if shape.seen is None else shape.seen.ttft_s
+    mine = [found for (m, start, _), found in chosen.flows_ttft_s.items() if shape.role == "prefill" and (m, start) == (used.model, shape.island.name)]  # fmt: skip
+    return np.concatenate(mine) if mine else np.array([])
 
 
-def _spread(question: Question, shape: Shape, what: Metric, likely_s: float | None) -> Spread | None:  # fmt: skip
-    if likely_s is None:
+def _tpot_s(shape: Shape) -> Floats:
+    """Of requests emulated; of what no emulation plays the closed form's."""
+    if shape.role == "prefill":
+        return np.array([])
+    return np.array([shape.tpot_s]) if shape.seen is None else shape.seen.tpot_s
+
+
+def _spread(question: Question, shape: Shape, what: Metric, seconds: Floats) -> Spread | None:
+    if not seconds.size:
         return None
     band = shape_band(question, shape, what)
-    ends = (units.show(likely_s * band.low, "s"), units.show(likely_s * band.high, "s"))
-    return Spread(p50=units.show(likely_s, "s"), band=ends)
+    p50, p99 = (float(one) for one in np.percentile(seconds, (50, 99)))
+    ends = (units.show(p50 * band.low, "s"), units.show(p50 * band.high, "s"))
+    return Spread(p50=units.show(p50, "s"), p99=units.show(p99, "s") if seconds.size > 1 else None, band=ends)  # fmt: skip
 
 
 def bound(question: Question, shape: Shape) -> dict[Literal["prefill", "decode"], str]:
@@ -314,6 +321,7 @@ def _assumptions(questions: Sequence[Question], islands: Sequence[Island], chose
     notes += _own_factors(chosen)
     ways = {(start, end) for _, start, end in chosen.flows_per_s}
     notes += [_UNPROVEN_APART] if any(one.shape.split for one in chosen.used) else []
+    notes += [f"{one.shape.role} of {questions[one.model].model.name} is in closed form, not emulated: {one.shape.unplayed}" for one in chosen.used if one.shape.unplayed]  # fmt: skip
     notes += [_way(pair) for pair in chosen.pairs if (pair.prefill, pair.decode) in ways]
     return notes
 

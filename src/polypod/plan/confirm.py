@@ -9,23 +9,24 @@ the same load per rank.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from polypod.cost.steptime import StepTime
-from polypod.engine import EngineLimits, ReplicaEmulation
-from polypod.engine.compiled import Trial, Tried
+from polypod.engine import EngineLimits
 from polypod.engine.compiled import emulate as emulate_compiled
 from polypod.engine.native.build import is_built
-from polypod.engine.replica import Progress
+from polypod.engine.trial import Trial, Tried, tried
 from polypod.plan.search import Candidate, Question
 
 Floats = NDArray[np.float64]
+Found = TypeVar("Found")
 
 MOST_RANKS = 32
 LEAST_REQUESTS = 300
@@ -70,6 +71,10 @@ class Limits:
     @property
     def none(self) -> bool:
         return self.ttft_s is None and self.tpot_s is None
+
+    def allowed(self, counted: int) -> int:
+        """Of so many requests those that may miss."""
+        return math.floor(counted * (1 - self.percentile / 100) + 1e-9)
 
     def by(self, outcome: Outcome) -> bool:
         """Whether an outcome keeps them."""
@@ -156,18 +161,27 @@ class _Run:
 
 @lru_cache(maxsize=256)
 def _highest(run: _Run) -> Outcome | None:
-    """The outcome at the highest share of the closed form's rate that keeps the limits.
+    """The outcome at the highest share of the closed form's rate that keeps the limits."""
 
-    Of the shares that halving finds, in another order: most lie between 0.7 and 0.95 of it, so these are asked first. Where a rate is kept whenever a higher one
-    is, the answer is that of halving.
+    def at(part: int) -> Outcome | None:
+        outcome = _emulated(run, share(part) * run.ceiling_per_s, give_up=True)
+        return outcome if outcome is not None and run.kept.by(outcome) else None
+
+    return highest(at, SHARES if run.kept.none else _FIRST)
+
+
+def highest(at: Callable[[int], Found | None], first: int) -> Found | None:
+    """What there is at the highest part of the range at which there is anything, asked first where it is likely.
+
+    Of the parts that halving finds, in another order: where there is something at every part below one that has it, the answer is that of halving.
     """
-    best: Outcome | None = None
-    low, high = 0, SHARES + 1  # kept or not asked, and lost, in parts
-    asked = SHARES if run.kept.none else _FIRST
+    best: Found | None = None
+    low, high = 0, SHARES + 1  # found or not asked, and lost, in parts
+    asked = first
     while high - low > 1:
-        outcome = _emulated(run, share(asked) * run.ceiling_per_s, give_up=True)
-        if outcome is not None and run.kept.by(outcome):
-            best, low = outcome, asked
+        found = at(asked)
+        if found is not None:
+            best, low = found, asked
             asked = (low + high) // 2
         else:
             high = asked
@@ -199,11 +213,11 @@ def _emulated(run: _Run, rate_per_s: float, *, give_up: bool) -> Outcome | None:
         prompt_tokens=run.prompt_tokens,
         output_tokens=run.output_tokens,
         warm=warm,
-        allowed=_allowed(run, count - warm) if give_up else count,
+        allowed=run.kept.allowed(count - warm) if give_up else count,
         ttft_s=run.kept.ttft_s,
         tpot_s=run.kept.tpot_s,
     )
-    tried = emulate_compiled(run.step_time, run.limits, trial) if is_built() else _tried(run, trial)
+    tried = played(run.step_time, run.limits, trial)
     if tried is None:
         return None
     return Outcome(
@@ -214,57 +228,6 @@ def _emulated(run: _Run, rate_per_s: float, *, give_up: bool) -> Outcome | None:
     )
 
 
-def _allowed(run: _Run, counted: int) -> int:
-    """Of so many requests those that may miss a limit."""
-    return math.floor(counted * (1 - run.kept.percentile / 100) + 1e-9)
-
-
-def _tried(run: _Run, trial: Trial) -> Tried | None:
-    """The same in Python, where the core is not compiled."""
-    seen = _Seen(trial)
-    replica = ReplicaEmulation(run.step_time, run.limits)
-    if not _play(replica, seen):
-        return None
-    return Tried(first_s=seen.first_s, last_s=seen.last_s, busy_s=replica.busy_s)
-
-
-class _Seen:
-    """When requests gave their first and last tokens, and how many of those counted have missed a limit."""
-
-    def __init__(self, trial: Trial) -> None:
-        self.trial = trial
-        self.first_s, self.last_s = np.full_like(trial.arrivals_s, np.nan), np.full_like(trial.arrivals_s, np.nan)  # fmt: skip
-        self.steps = max(trial.output_tokens - 1, 1)
-        self._missed: set[int] = set()
-
-    def note(self, several: list[Progress]) -> bool:
-        """Whether too many have missed."""
-        limits = self.trial
-        for progress in several:
-            request, at_s = progress.request, progress.at_s
-            if progress.kind == "first":
-                self.first_s[request] = at_s
-                waited_s = at_s - limits.arrivals_s[request]
-                late = limits.ttft_s is not None and waited_s > limits.ttft_s
-            else:
-                self.last_s[request] = at_s
-                token_s = (at_s - self.first_s[request]) / self.steps
-                late = limits.tpot_s is not None and token_s > limits.tpot_s
-            if late and request >= limits.warm:
-                self._missed.add(request)
-        return len(self._missed) > limits.allowed
-
-
-def _play(replica: ReplicaEmulation, seen: _Seen) -> bool:
-    """Play all requests; False where it gave up."""
-    trial = seen.trial
-    for request, at_s in enumerate(trial.arrivals_s.tolist()):
-        if seen.note(replica.advance(at_s)):
-            return False
-        replica.submit(
-            at_s,
-            request=request,
-            prompt_tokens=trial.prompt_tokens,
-            output_tokens=trial.output_tokens,
-        )
-    return not seen.note(replica.advance(math.inf))
+def played(step_time: StepTime, limits: EngineLimits, trial: Trial) -> Tried | None:
+    """By the compiled core where it is there."""
+    return (emulate_compiled if is_built("emulate") else tried)(step_time, limits, trial)

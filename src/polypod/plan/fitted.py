@@ -30,6 +30,7 @@ from polypod.plan.milp import Milp
 from polypod.plan.spec import Traffic
 from polypod.plan.stages import SENT_TENSORS
 from polypod.plan.workers import Part, part_s
+from polypod.workload.layout import Layout
 from polypod.workload.ops import ACTIVATION_BYTES
 
 Floats = NDArray[np.float64]
@@ -162,6 +163,15 @@ def split_fit(split: Split, traffic: Traffic, most_sequences: int) -> Fit:
     knots = _spaced(float(most_sequences))
     found = fit(form_s, steps(knots, _SPREADS), steps(_middles(knots), _BETWEEN), knots)
     return replace(found, step_time=_with_prompts(split, found.step_time))
+
+
+def split_step(split: Split, traffic: Traffic, most_sequences: int) -> Fit:
+    """The same for all of a replica's data-parallel groups; a preempted one's prompt is attended to by the attention ranks alone."""
+    found = split_fit(split, traffic, most_sequences)
+    layout = split.attention.layout
+    whole = replace(split.attention, layout=Layout(tp=layout.tp)).step_time()
+    step_time = msgspec.structs.replace(found.step_time, data_ranks=layout.dp, pair_s=whole.pair_s)
+    return replace(found, step_time=step_time)
 
 
 def _with_prompts(split: Split, fitted: StepTime) -> StepTime:

@@ -11,8 +11,8 @@ workers of another. For every model m and island i, j:
                a decode replica with its experts on another island (`plan.afd`) takes cards of both
     demand     served_m >= rate_m, or served_m = rate_m * t with t as large as can be where no rate is to be met
 
-Pairs are those whose chips the catalog says a cache goes between (`interop.kv_handover`), at one width of the cache. The chosen co-located shapes are
-then emulated, their rates set to what the emulation gave, and the program solved again until nothing chosen is unconfirmed.
+Pairs are those whose chips the catalog says a cache goes between (`interop.kv_handover`), at one width of the cache. The chosen shapes are then emulated,
+their rates set to what the emulation gave, and the program solved again until nothing chosen is unconfirmed (`plan.fleet_emulated`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,25 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from polypod.errors import InfeasibleError
-from polypod.plan.confirm import confirm
+from polypod.plan.confirm import Floats
+from polypod.plan.fleet_emulated import (
+    LEAST,
+    all_emulated,
+    flow_ttft_s,
+    of_its_own,
+    until_emulated,
+)
 from polypod.plan.fleet_offers import Aim, Offers, Pair, exchanges
-from polypod.plan.fleet_program import Program, build, sends
-from polypod.plan.milp import Milp, Solved
+from polypod.plan.fleet_program import Program, build
+from polypod.plan.milp import Solved
 from polypod.plan.place import Island
 from polypod.plan.search import Miss, Question
 from polypod.plan.shapes import Shape
-from polypod.plan.workers_apart import transfer_s
 from polypod.workload.layout import describe
 
 _GAP: Final = 1e-4
 _ROUGH_GAP: Final = 1e-3
-_MOST_GAP: Final = 5e-3
+_MOST_GAP: Final = 1e-2
 """What may be left open of the value: by the solver, by it where more than a thousand accelerators are used, and then beside the relaxation."""
 
 
@@ -60,6 +66,7 @@ class Chosen:
     used: tuple[Used, ...]
     served_per_s: tuple[float, ...]
     flows_per_s: Mapping[tuple[int, str, str], float]
+    flows_ttft_s: Mapping[tuple[int, str, str], Floats]  # of requests that were emulated
     value: float
     gap: float
     status: str
@@ -106,46 +113,56 @@ def choose(questions: Sequence[Question], islands: Sequence[Island], aim: Aim) -
                 m: found for m in lacking if (found := offers.nearest(m, islands)) is not None
             },
         )
-    program, solved = _confirmed(build(questions, islands, aim, offers), islands)
+    confirmed = _confirmed(build(questions, islands, aim, offers), islands)
+    solved = confirmed.solved
     if solved.status == "time limit" and not solved.has_solution:
         msg = f"the solver found no plan at all in {aim.time_limit_s:g} s; give it longer, as --time-limit {max(10 * aim.time_limit_s, 1):g}s"
         raise InfeasibleError(msg)
     if not solved.has_solution:
         return _short(questions, islands, aim, offers)
-    return _chosen((program, solved), islands)
+    return _chosen(confirmed, islands)
 
 
-def _confirmed(bare: Program, islands: Sequence[Island]) -> tuple[Program, Solved]:
-    """Solve, emulate what was chosen, and solve again under what the emulation gave, until all that is chosen is emulated.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The program without its rates, at those of emulation, and its solution."""
+
+    bare: Program
+    program: Program
+    solved: Solved
+
+
+def _confirmed(bare: Program, islands: Sequence[Island]) -> _Found:
+    """Solve, emulate what was chosen and what stands beside it, and solve again under what the emulation gave (`plan.fleet_emulated`).
 
     Where a large part of a large fleet is used, first without whole numbers, then with them among what was emulated; the gap is to the first, which may
     choose from all. Where that leaves too much open it is solved as any other.
     """
     if _is_large(islands):
-        program, relaxed = _until_emulated(bare, relaxed=True)
-        emulated = program.milp.copied()
-        for (m, s), number in program.counts.items():
-            shape = program.offers.shapes[m][s]
-            if shape.candidate is not None and not shape.confirmed:
-                emulated.highs[number] = 0.0
-        solved = emulated.solve(time_limit_s=program.aim.time_limit_s, gap=_ROUGH_GAP)
+        _, relaxed = all_emulated(bare, _relaxed)
+        program, solved = until_emulated(bare, _among_emulated)
         told = replace(solved, bound=relaxed.value)
         if _uses_many(program, solved) and told.gap <= _MOST_GAP:
             program.rough = True
-            return program, told
-    return _until_emulated(bare, relaxed=False)
+            return _Found(bare=bare, program=program, solved=told)
+    program, solved = all_emulated(bare, _solve)
+    return _Found(bare=bare, program=program, solved=solved)
 
 
-def _until_emulated(bare: Program, *, relaxed: bool) -> tuple[Program, Solved]:
-    while True:
-        program = bare.at_rates()
-        solved = program.milp.relaxed() if relaxed else _solve(program.milp, program.aim)
-        if not solved.has_solution or not _confirm_used(program, solved):
-            return program, solved
+def _relaxed(program: Program) -> Solved:
+    return program.milp.relaxed()
 
 
-def _solve(milp: Milp, aim: Aim) -> Solved:
-    return milp.solve(time_limit_s=aim.time_limit_s, gap=_GAP)
+def _among_emulated(program: Program) -> Solved:
+    emulated = program.milp.copied()
+    for (m, s), number in program.counts.items():
+        if not program.offers.shapes[m][s].confirmed:
+            emulated.highs[number] = 0.0
+    return emulated.solve(time_limit_s=program.aim.time_limit_s, gap=_ROUGH_GAP)
+
+
+def _solve(program: Program) -> Solved:
+    return program.milp.solve(time_limit_s=program.aim.time_limit_s, gap=_GAP)
 
 
 def _is_large(islands: Sequence[Island]) -> bool:
@@ -159,20 +176,6 @@ def _uses_many(program: Program, solved: Solved) -> bool:
         return False
     used = sum(float(solved.x[number]) * program.offers.shapes[m][s].accelerators for (m, s), number in program.counts.items())  # fmt: skip
     return used > 1 / _ROUGH_GAP
-
-
-def _confirm_used(program: Program, solved: Solved) -> bool:
-    """Emulate every chosen co-located shape that was not yet; whether any rate changed."""
-    changed, offers = False, program.offers
-    for (m, s), number in program.counts.items():
-        shape = offers.shapes[m][s]
-        if round(solved.x[number]) < 1 or shape.confirmed or shape.candidate is None:
-            continue
-        outcome = confirm(program.questions[m], shape.candidate)
-        rate = 0.0 if outcome is None else outcome.outcome.rate_per_s
-        offers.shapes[m][s] = replace(shape, rate_per_s=rate, confirmed=True)
-        changed = True
-    return changed
 
 
 def _short(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: Offers) -> Short:  # fmt: skip
@@ -200,8 +203,7 @@ def _short(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, o
 
 def _stretched(questions: Sequence[Question], islands: Sequence[Island], aim: Aim, offers: Offers) -> tuple[Program, Solved, float]:  # fmt: skip
     """The largest share of every demand at once."""
-    program = build(questions, islands, aim, offers, stretch=True).at_rates()
-    solved = _solve(program.milp, program.aim)
+    program, solved = until_emulated(build(questions, islands, aim, offers, stretch=True), _solve)
     assert program.scale is not None
     fraction = float(solved.x[program.scale]) if solved.has_solution else 0.0
     return program, solved, fraction
@@ -211,8 +213,8 @@ def _sum(terms: Mapping[int, float], solved: Solved) -> float:
     return sum(value * float(solved.x[number]) for number, value in terms.items()) if solved.has_solution else 0.0  # fmt: skip
 
 
-def _chosen(found: tuple[Program, Solved], islands: Sequence[Island]) -> Chosen:
-    program, solved = found
+def _chosen(found: _Found, islands: Sequence[Island]) -> Chosen:
+    program, solved = found.program, found.solved
     offers, aim = program.offers, program.aim
     used = [
         Used(model=m, shape=offers.shapes[m][s], replicas=round(float(solved.x[number])))
@@ -221,10 +223,12 @@ def _chosen(found: tuple[Program, Solved], islands: Sequence[Island]) -> Chosen:
     ]
     used.sort(key=lambda one: (one.model, one.shape.role != "both", one.shape.role, -one.accelerators))  # fmt: skip
     largest = max(program.counts, key=lambda key: float(solved.x[program.counts[key]]) * offers.shapes[key[0]][key[1]].accelerators)  # fmt: skip
+    flows = {key: float(solved.x[n]) for key, n in program.flows.items() if solved.x[n] > LEAST}
     return Chosen(
         used=tuple(used),
         served_per_s=tuple(_sum(program.served(m), solved) for m in range(len(program.questions))),
-        flows_per_s={key: float(solved.x[n]) for key, n in program.flows.items() if solved.x[n] > 1e-9},
+        flows_per_s=flows,
+        flows_ttft_s={key: flow_ttft_s(program, solved, key) for key in flows},
         value=solved.value,
         gap=solved.gap,
         status=solved.status,
@@ -258,44 +262,31 @@ def _words(shape: Shape) -> str:
     )
 
 
-def _without(found: tuple[Program, Solved], number: int) -> float | None:
+def _without(found: _Found, number: int) -> float | None:
     """The value where a shape may not be used, of a large fleet by how much the relaxation loses; None where nothing is left."""
-    program, solved = found
-    other = program.milp.copied()
-    other.highs[number] = 0.0
+    program, solved = found.program, found.solved
     if program.rough:
+        other = program.milp.copied()
+        other.highs[number] = 0.0
         before, after = program.milp.relaxed(), other.relaxed()
         return solved.value + after.value - before.value if after.has_solution else None
-    solved = _solve(other, program.aim)
+    bare = of_its_own(found.bare)
+    bare.milp.highs[number] = 0.0
+    _, solved = until_emulated(bare, _solve)
     return solved.value if solved.has_solution else None
 
 
-def _changed(found: tuple[Program, Solved], islands: Sequence[Island], by: int) -> dict[str, float]:  # fmt: skip
+def _changed(found: _Found, islands: Sequence[Island], by: int) -> dict[str, float]:
     """The value with so many accelerators more on each island: solved anew, or of a large fleet by the duals of the relaxation."""
-    program, value = found[0], found[1].value
+    program, value = found.program, found.solved.value
     rows = [program.card_rows[island.name] for island in islands]
     if program.rough:
         return {one.name: value + by * dual for one, dual in zip(islands, program.milp.duals(rows), strict=True)}  # fmt: skip
     values = {}
     for island, row in zip(islands, rows, strict=True):
-        other = program.milp.copied()
-        terms, low, high = other.rows[row]
-        other.rows[row] = (terms, low, high + by)
-        solved = _solve(other, program.aim)
+        bare = of_its_own(found.bare)
+        terms, low, high = bare.milp.rows[row]
+        bare.milp.rows[row] = (terms, low, high + by)
+        _, solved = until_emulated(bare, _solve)
         values[island.name] = solved.value if solved.has_solution else float("nan")
     return values
-
-
-def prompt_wait_s(m: int, question: Question, chosen: Chosen) -> dict[tuple[str, str], float]:
-    """TTFT of each of a model's flows: the prefill worker's time and wait, and the cache's way."""
-    waits = {}
-    for of, start, end in chosen.flows_per_s:
-        if of != m:
-            continue
-        pair = next(one for one in chosen.pairs if (one.prefill, one.decode) == (start, end))
-        waits[start, end] = max(
-            one.shape.ttft_s + transfer_s(question, one.shape, pair.bytes_per_s)
-            for one in chosen.used
-            if one.model == m and sends(one.shape, start, pair.bytes_per_s)
-        )
-    return waits

@@ -10,6 +10,7 @@ from polypod.catalog.interop import HandoverAnswer, kv_handover
 from polypod.cost.deployment import native_precision
 from polypod.errors import InputError
 from polypod.plan.afd_link import exchange_of, own_way_bytes_per_s
+from polypod.plan.confirm_apart import Fed
 from polypod.plan.place import Island, way_between_bytes_per_s
 from polypod.plan.search import Miss, Question, Search, search
 from polypod.plan.shapes import Shape, together
@@ -64,6 +65,9 @@ class Offers:
     costs: dict[tuple[int, int, float], float] = field(
         default_factory=dict
     )  # of a replica, by model, shape and rate
+    fed: dict[tuple[int, int, frozenset[int]], Fed | None] = field(
+        default_factory=dict
+    )  # by model, decode shape and the prefill shapes that feed it, what emulation gave
     notes: list[str]
 
     @classmethod

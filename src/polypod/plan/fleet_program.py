@@ -45,6 +45,10 @@ class Program:
         }
         return terms | {number: 1.0 for (of, *_), number in self.flows.items() if of == m}
 
+    def width(self, start: str, end: str) -> float:
+        """Of one rank, between two islands that caches go between."""
+        return next(one.bytes_per_s for one in self.offers.pairs if (one.prefill, one.decode) == (start, end))  # fmt: skip
+
     def at_rates(self) -> "Program":
         """One of its own, with what is asked at the shapes' rates of now."""
         found = replace(self, milp=self.milp.copied())

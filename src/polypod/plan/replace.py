@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+
 from polypod.catalog.dates import parse_date
 from polypod.catalog.interop import EngineAnswer, engines_on, events_of, regimes_of
 from polypod.catalog.market_schema import Event, Regime
@@ -193,13 +195,15 @@ def _island(name: str, chip: str, most: int) -> Island:
 
 
 def speeds(questions: Sequence[Question], found: Chosen) -> tuple[Speed, ...]:
-    """By model, the slowest of what is used."""
+    """By model, the slowest median of what is used."""
     each = []
     for m in range(len(questions)):
         mine = [one.shape for one in found.used if one.model == m]
+        firsts_s = [one.ttft_s for one in mine if one.role == "both"]
+        firsts_s += [float(np.median(seen_s)) for (of, *_), seen_s in found.flows_ttft_s.items() if of == m]  # fmt: skip
         each.append(
             Speed(
-                ttft_s=max((one.ttft_s for one in mine), default=0.0),
+                ttft_s=max(firsts_s, default=0.0),
                 tpot_s=max((one.tpot_s for one in mine), default=0.0),
             )
         )

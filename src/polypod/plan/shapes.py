@@ -3,12 +3,13 @@
 Together is `plan.search`'s closed form; apart is `plan.workers_apart`'s.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from polypod.cost.bands import Band, Metric
 from polypod.cost.deployment import Deployment
 from polypod.plan.afd import Split
+from polypod.plan.confirm import Outcome
 from polypod.plan.place import Island
 from polypod.plan.search import (
     UTILISATION_LIMIT,
@@ -39,8 +40,16 @@ class Shape:
     narrowest_bytes_per_s: float = (
         0.0  # of prefill: the way of a cache, of one rank, that leaves time for this rate
     )
+    most_per_s: float = 0.0  # of workers apart: at nine tenths of full, whatever the limit on TTFT
     candidate: Candidate | None = None  # what the emulation can confirm
+    seen: Outcome | None = field(
+        default=None, compare=False, repr=False
+    )  # by its requests, emulated
     confirmed: bool = False
+    fed: frozenset[frozenset[int]] = (
+        frozenset()
+    )  # of decode: the sets of prefill shapes, by number, behind which it was emulated
+    unplayed: str = ""  # of decode: why no emulation plays it
     also: tuple[tuple[Island, int], ...] = ()  # further ranks that a replica takes
     split: Split | None = None  # of decode with its experts on those
     link_bytes_per_s: float = 0.0  # of one rank to them, before what an exchange reaches of it

@@ -1,9 +1,7 @@
 """Replicas on several kinds of ranks, read from a plan's pool: experts apart, and pipelines of unequal stages."""
 
 import math
-from dataclasses import dataclass, replace
-
-import msgspec
+from dataclasses import dataclass
 
 from polypod.cost.deployment import Deployment, native_precision
 from polypod.cost.steptime import StepTime
@@ -12,7 +10,7 @@ from polypod.engine.settings import NOTHING
 from polypod.errors import InputError
 from polypod.plan.afd import Split, attention_memory
 from polypod.plan.afd_link import link_between, own_way_bytes_per_s
-from polypod.plan.fitted import Line, line_fit, said_bytes_per_s, split_fit, traffic_of
+from polypod.plan.fitted import Line, line_fit, said_bytes_per_s, split_step, traffic_of
 from polypod.plan.place import island, joined_by_network, way_between_bytes_per_s
 from polypod.plan.spec import Plan, Pool, Service
 from polypod.plan.workers import Part, cut_out, fabric_bytes_per_s, part_memory
@@ -70,16 +68,13 @@ def with_experts_apart(plan: Plan, service: Service, model: Model, pool: Pool) -
         micro_batches=micro_batches,
         sequences=max(per_group // micro_batches, 1),
     )
-    fitted = split_fit(split, traffic, per_group)
-    whole = replace(attention, layout=Layout(tp=pool.layout.tp)).step_time()
+    fitted = split_step(split, traffic, per_group)
     tokens = int(attention_memory(attention, float(split.sequences)).kv_tokens)
     if tokens < 2:
         msg = f"the attention's weights leave no room for a cache on {first.rank.chip}; raise tp, or lower the precision"
         raise InputError(msg)
     return Timed(
-        step_time=msgspec.structs.replace(
-            fitted.step_time, data_ranks=pool.layout.dp, pair_s=whole.pair_s
-        ),
+        step_time=fitted.step_time,
         kv_capacity_tokens=tokens * pool.layout.dp,
         error_fraction=fitted.error_fraction,
     )

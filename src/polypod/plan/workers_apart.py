@@ -2,13 +2,17 @@
 
 With L tokens in, of which f are computed anew (`prefix_hits` leaves out the rest), and O out:
 
-    prefill   a step of c tokens a rank takes T; a prompt takes ceil(f / c) of them or shares one with c / f - 1 others; dp ranks side by side give
-              dp c / (f T) prompts a second. At a utilisation r a prompt waits W = T r / (2 (1 - r)) ln(r / (1 - p)) or less in p of all cases (the
-              exponential tail of M/D/1 with its mean), and r is the highest with T + W + the cache's way inside the limit
+    prefill   a step of c tokens a rank takes T; a prompt takes k = ceil(f / c) of them or shares one with n - 1 others, n = max(floor(c / f), 1); dp
+              ranks side by side need S = k T / (dp n) a prompt. At a utilisation r = rate * S a prompt waits W or less in p of all cases: until the
+              step that runs ends, and for those before it as in M/D/1, whose tail falls exponentially at t, the root of r (e^t - 1) = t,
+
+                  W = max(T - S, 0) (1 - (1 - p) / r) + S ln((1 - r) / ((r + t - 1) (1 - p))) / t
+
+              and r is the highest with k T + W + the cache's way + a step of the decode worker inside the limit
     decode    the most sequences b a rank whose step of T, over the g tokens it gives each, is inside the limit and the memory; dp b g / (O T)
               requests a second
 
-Both are taken to nine tenths at most. A prefill worker is offered once for every width its prompts' caches may leave at, with that much less time to wait. The
+Both are taken to nine tenths at most. `plan.confirm_apart` emulates what is chosen. A prefill worker is offered once for every width its prompts' caches may leave at, with that much less time to wait. The
 whole cache of a prompt goes over, also what was cached before. A decode replica can have its experts on ranks of their own, of the same island or
 another (`plan.afd`). A person's own calibration of workers apart makes every step longer or shorter (`cost.own`).
 """
@@ -75,22 +79,26 @@ def _prefill(
     if room < length or not steps.size:
         return None
     step_s = np.asarray(deployment.step_s(prompt_tokens=steps, pairs=question.pairs(steps)))
+    whole = np.maximum(steps // fresh, 1.0)  # of a rank's prompts in a step
     own_s = np.ceil(fresh / steps) * step_s
-    way_s = cache_s(question, deployment, way_bytes_per_s)
-    share = _share(question, own_s + way_s, step_s)
-    rate = share * deployment.layout.dp * steps / (fresh * step_s)
+    each_s = own_s / (deployment.layout.dp * whole)
+    waits_s = np.asarray(_waits_s(step_s[:, None], each_s[:, None], question.percentile / 100))
+    way_s = cache_s(question, deployment, way_bytes_per_s) + boundary_s(question)
+    share = _share(question, own_s + way_s, waits_s)
+    rate = share / each_s
     if not (rate > 0).any():
         return None
     best = int(np.argmax(rate))
-    waits_s = _wait_s(float(step_s[best]), float(share[best]), question.percentile / 100)
+    waited_s = float(waits_s[best, np.searchsorted(SHARES, share[best])])
     return Shape(
         role="prefill",
         island=island,
         deployment=deployment,
-        sequences_per_rank=max(int(steps[best] // fresh), 1),
+        sequences_per_rank=int(whole[best]),
         max_step_tokens=int(steps[best]),
         rate_per_s=float(rate[best]),
-        ttft_s=float(own_s[best]) + waits_s,
+        most_per_s=UTILISATION_LIMIT / float(each_s[best]),
+        ttft_s=float(own_s[best]) + waited_s,
         tpot_s=0.0,
         narrowest_bytes_per_s=way_bytes_per_s,
     )
@@ -101,23 +109,43 @@ def _step_tokens(question: Question) -> Floats:
     return STEPS if budget is None else np.array([budget])
 
 
-def _share(question: Question, own_s: Floats, step_s: Floats) -> Floats:
+SHARES: Final = np.linspace(0.02, UTILISATION_LIMIT, 45)
+"""Utilisations of a prefill worker worth asking."""
+
+
+def _share(question: Question, own_s: Floats, waits_s: Floats) -> Floats:
     """The highest utilisation that keeps the limit on TTFT: 0 where a prompt alone does not."""
-    shares = np.linspace(0.02, UTILISATION_LIMIT, 45)
     if question.ttft_s is None:
         return np.full_like(own_s, UTILISATION_LIMIT)
-    waits_s = _waits_s(step_s[:, None], shares[None, :], question.percentile / 100)
     kept = own_s[:, None] + waits_s <= question.ttft_s
-    return np.where(kept.any(axis=1), shares[kept.shape[1] - 1 - kept[:, ::-1].argmax(axis=1)], 0.0)
+    return np.where(kept.any(axis=1), SHARES[kept.shape[1] - 1 - kept[:, ::-1].argmax(axis=1)], 0.0)
 
 
-def _waits_s(service_s: Floats, share: Floats, percentile: float) -> Floats:
-    tail = np.log(np.maximum(share / (1 - percentile), 1.0))
-    return np.asarray(service_s * share / (2 * (1 - share)) * tail)
+def _waits_s(step_s: Floats, each_s: Floats, percentile: float) -> Floats:
+    """W of the head of this module at all utilisations, along the last axis."""
+    tail = _decay(SHARES)
+    more = (1 - SHARES) / ((SHARES + tail - 1) * (1 - percentile))
+    running = np.maximum(1 - (1 - percentile) / SHARES, 0.0)
+    behind = np.log(np.maximum(more, 1.0)) / tail
+    return np.asarray(np.maximum(step_s - each_s, 0.0) * running + each_s * behind)
 
 
-def _wait_s(service_s: float, share: float, percentile: float) -> float:
-    return float(_waits_s(np.array([service_s]), np.array([share]), percentile)[0])
+def _decay(share: Floats) -> Floats:
+    """How fast the tail of M/D/1 falls, over service times: by Newton's way from above.
+
+    >>> [round(float(t), 3) for t in _decay(np.array([0.3, 0.9]))]
+    [2.065, 0.207]
+    """
+    found = -2 * np.log(share)
+    for _ in range(10):
+        found = found - (share * np.expm1(found) - found) / (share * np.exp(found) - 1)
+    return np.asarray(found)
+
+
+def boundary_s(question: Question) -> float:
+    """What a cache waits at most for the decode worker's step under way: one within the limit; where there is none it is not counted."""
+    limit_s = 0.0 if question.tpot_s is None else question.tpot_s
+    return limit_s * float(question.given(1.0))
 
 
 def _decode(question: Question, island: Island, deployment: Deployment) -> Shape | None:
@@ -146,6 +174,7 @@ def _decode(question: Question, island: Island, deployment: Deployment) -> Shape
         sequences_per_rank=sequences,
         max_step_tokens=sequences * (1 + (question.engine_args.num_speculative_tokens or 0)),
         rate_per_s=UTILISATION_LIMIT * float(rate[best]),
+        most_per_s=UTILISATION_LIMIT * float(rate[best]),
         ttft_s=0.0,
         tpot_s=float(tpot_s[best]),
     )
@@ -168,6 +197,7 @@ def experts_apart(question: Question, first: Island, second: Island, bytes_per_s
             sequences_per_rank=split.sequences_per_rank,
             max_step_tokens=split.sequences_per_rank,
             rate_per_s=rate_per_s(question, split),
+            most_per_s=rate_per_s(question, split),
             ttft_s=0.0,
             tpot_s=split.step_s(context),
             also=((second, split.expert_ranks),),

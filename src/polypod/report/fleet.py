@@ -146,7 +146,10 @@ def _batch(pool: Pool) -> str:
 
 
 def _spread(name: str, spread: Spread | None) -> str:
-    return "" if spread is None else f"{name} {spread.p50} (80 % band {spread.band[0]} to {spread.band[1]})"  # fmt: skip
+    if spread is None:
+        return ""
+    tail = f", {spread.p99} at the 99th percentile" if spread.p99 else ""
+    return f"{name} {spread.p50} median{tail} (80 % band of the median {spread.band[0]} to {spread.band[1]})"
 
 
 def _fleet(answer: FleetAnswer) -> list[str]:

@@ -1,6 +1,6 @@
-"""Compile the C of this folder once on this machine, and load it.
+"""Compile the C of this folder once on this machine, and load it: `core` plays whole runs, `emulate` one engine.
 
-The library is kept under `$XDG_CACHE_HOME/polypod` (`~/.cache/polypod`) by the hash of its source, the compiler and its flags.
+A library is kept under `$XDG_CACHE_HOME/polypod` (`~/.cache/polypod`) by the hash of its source, the compiler and its flags.
 """
 
 import ctypes
@@ -11,12 +11,14 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from polypod.errors import RunError
 
 FLAGS: Final = ("-std=c11", "-O2", "-ffp-contract=off", "-fPIC", "-shared")
 """No fast-math and no contraction of a product and a sum into one rounding: every figure is to be the one that Python computes."""
+
+Part = Literal["core", "emulate"]
 
 _SOURCE: Final = Path(__file__).parent
 
@@ -32,50 +34,50 @@ def compiler() -> str | None:
 
 
 @cache
-def is_built() -> bool:
+def is_built(part: Part = "core") -> bool:
     """Whether loading takes no compiling, as of the first time that this is asked."""
     found = compiler()
-    return found is not None and _kept(found).is_file()
+    return found is not None and _kept(found, part).is_file()
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """The compiled core. Raises `RunError` where there is no compiler, or it fails."""
+def library(part: Part = "core") -> ctypes.CDLL:
+    """The compiled library. Raises `RunError` where there is no compiler, or it fails."""
     found = compiler()
     if found is None:
         msg = "no C compiler is here (cc, gcc, clang, or what CC names); install one, or take the plain driver with --driver plain"
         raise RunError(msg)
-    kept = _kept(found)
-    return ctypes.CDLL(str(kept if kept.is_file() else _compiled(found, kept)))
+    kept = _kept(found, part)
+    return ctypes.CDLL(str(kept if kept.is_file() else _compiled(found, part, kept)))
 
 
 def prepare() -> bool:
-    """Compile the core if it is not; whether it is there. For who has much to emulate, and can do without it."""
+    """Compile `emulate` if it is not; whether it is there. For who has much to emulate, and can do without it."""
     try:
-        library()
+        library("emulate")
     except RunError:
         return False
     is_built.cache_clear()
     return True
 
 
-def _kept(found: str) -> Path:
+def _kept(found: str, part: Part) -> Path:
     digest = hashlib.sha256(repr((found, FLAGS)).encode())
     for source in sorted(_SOURCE.glob("*.[ch]")):
         digest.update(source.read_bytes())
     root = os.environ.get("XDG_CACHE_HOME")
     folder = Path(root) if root and Path(root).is_absolute() else Path.home() / ".cache"
-    return folder / "polypod" / f"core-{digest.hexdigest()[:16]}.so"
+    return folder / "polypod" / f"{part}-{digest.hexdigest()[:16]}.so"
 
 
-def _compiled(found: str, kept: Path) -> Path:
+def _compiled(found: str, name: Part, kept: Path) -> Path:
     """Compile, and move the library to its place whole: another process may do the same at the same time.
 
     Where the place cannot be written the library serves this process alone, and is compiled again by the next.
     """
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / kept.name
-        command = [found, *FLAGS, "-o", str(part), str(_SOURCE / "core.c"), "-lm"]
+        command = [found, *FLAGS, "-o", str(part), str(_SOURCE / f"{name}.c"), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own source, by the machine's compiler)
         if done.returncode:
             msg = f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}; take the plain driver with --driver plain"

@@ -8,7 +8,6 @@
 #include "step.h"
 #include "prefix.h"
 #include "engine.h"
-#include "emulate.h"
 #include "router.h"
 #include "pairing.h"
 #include "policy.h"
@@ -122,13 +121,7 @@ void core_free(Core *core) {
         free(service->moving.deadlines);
         for (int role = 0; role < ROLES; role++) free_table(&service->tables[role]);
     }
-    for (i64 r = 0; core->engine != NULL && r < core->settings.replicas; r++) {
-        free(core->engine[r].ranks);
-        free(core->engine[r].heap);
-        free(core->engine[r].cancelled);
-        free(core->engine[r].told);
-        free_store(&core->engine[r].prefix.store);
-    }
+    for (i64 r = 0; core->engine != NULL && r < core->settings.replicas; r++) free_engine(&core->engine[r]);
     for (i64 link = 0; core->links != NULL && link < core->settings.replicas + 2 * core->settings.ways; link++) free(core->links[link].requests);
     for (i64 r = 0; core->remotes != NULL && r < core->settings.remotes; r++) free_store(&core->remotes[r]);
     for (i32 slot = 0; slot < core->request_room; slot++) {
@@ -267,23 +260,4 @@ void core_totals(Core *core, i64 replica, double *totals) {
     totals[2] = (double)engine->total_preemptions;
     for (int tier = 0; tier < 3; tier++) totals[3 + tier] = (double)(engine->total_found[tier] * engine->prefix.block_tokens);
     for (int tier = 0; tier < 2; tier++) totals[6 + tier] = (double)(engine->total_evicted[tier] * engine->prefix.block_tokens);
-}
-
-enum { TRIAL_PLAYED, TRIAL_GIVEN_UP, TRIAL_NO_MEMORY };
-
-/* Arrivals of one length through one engine: times of first and last tokens, and busy seconds; given up once too many have missed a limit. */
-int core_emulate(
-    const Kind *kind, const double *knot_tokens, const double *knot_seconds, const ReplicaSpec *spec, const Trial *trial, const double *arrivals_s,
-    i64 count, double *first_s, double *last_s, double *busy_s
-) {
-    Core *volatile core = calloc(1, sizeof *core);
-    if (core == NULL) return TRIAL_NO_MEMORY;
-    core->settings.replicas = 1;
-    core->kinds = kind;
-    core->knot_tokens = knot_tokens;
-    core->knot_seconds = knot_seconds;
-    volatile int status = TRIAL_NO_MEMORY;
-    if (!setjmp(core->no_memory)) status = emulate(core, spec, trial, arrivals_s, count, first_s, last_s, busy_s) ? TRIAL_PLAYED : TRIAL_GIVEN_UP;
-    core_free(core);
-    return status;
 }

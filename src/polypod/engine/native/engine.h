@@ -797,3 +797,11 @@ static void engine_stop(Core *core, i32 replica) {
     engine->segment.is_running = 0;
     engine->due_s = INFINITY;
 }
+
+static void free_engine(Engine *engine) {
+    free(engine->ranks);
+    free(engine->heap);
+    free(engine->cancelled);
+    free(engine->told);
+    free_store(&engine->prefix.store);
+}

@@ -27,4 +27,4 @@ REPLICA: Final = struct(
     "role pool_bit to_pools kv_token_bytes kv_link_bytes_per_s kv_link_latency_s imbalance_cv "
     "hbm_host_tokens host_blocks remote remote_blocks block_bytes host_bytes_per_s remote_bytes_per_s remote_latency_s port_bytes_per_s",
 )
-TRIAL: Final = struct("prompt_tokens output_tokens warm allowed", "ttft_s tpot_s")
+TRIAL: Final = struct("prompt_tokens output_tokens warm allowed role", "ttft_s tpot_s way_s")
