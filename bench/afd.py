@@ -3,7 +3,7 @@
     python bench/afd.py
 
 Step-3 (https://arxiv.org/abs/2507.19427): up to 4,039 tokens/s per GPU, Hopper, fp8, contexts of 4,096 tokens, 50 ms a token, no drafts; and 2,324 of DeepSeek-V3 in the
-same setup. The number of GPUs on either side is not in the abstract: every split of up to 64 is asked here, and the best printed.
+same setup. The number of GPUs on either side is not in the abstract: every split of up to 64 is asked here, the best printed, and below the table what it is made of and waits for.
 
 MegaScale-Infer (https://arxiv.org/abs/2504.02263): up to 1.90 times the decoding throughput per GPU of the best engine of its day on one kind of GPU, and up to 1.86
 times per unit of cost with attention on H20 and experts on L40S. Its models were of 132 to 317 billion parameters; Mixtral-8x22B (141) is the one in the catalog. The engine's
@@ -14,6 +14,7 @@ H20 1.85 and L40S 1.08 of an L20, are assumptions of this script.
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -32,6 +33,8 @@ from polypod.workload.precision import Precision
 
 PRICES: Final = {"nvidia-h20": 1.85, "nvidia-l40s": 1.08}
 ROCE_BYTES_PER_S: Final = 25e9
+STEP3: Final = "stepfun-ai/step3"
+STEP3_CONTEXT: Final = 4096
 
 
 def main() -> None:
@@ -40,16 +43,16 @@ def main() -> None:
     for what, published, predicted in rows():
         said = "none" if published is None else f"{published:,}"
         print(f"{what:62} {said:>10} {predicted:>10,}")
+    for kv in ("bf16", "fp8"):
+        print(f"\nStep-3, {kv} cache: {made_of(step3_split(STEP3, STEP3_CONTEXT, kv))}")
 
 
 def rows() -> Iterator[tuple[str, float | None, float]]:
     """What it is of, what was published, what is predicted."""
-    step3 = replace(model_of("stepfun-ai/step3"), weight_dtype="fp8")
-    limit = 4096
     for kv in ("bf16", "fp8"):
         name = f"Step-3 on H800 in fp8, {kv} cache: tokens/s per GPU"
-        yield name, 4039, round(step3_tokens_per_s(step3, limit, kv))
-    v3 = Question(model=model_of("deepseek-ai/DeepSeek-V3"), input_tokens=limit - 1, output_tokens=2, tpot_s=0.05)  # fmt: skip
+        yield name, 4039, round(per_gpu(step3_split(STEP3, STEP3_CONTEXT, kv)))
+    v3 = Question(model=model_of("deepseek-ai/DeepSeek-V3"), input_tokens=STEP3_CONTEXT - 1, output_tokens=2, tpot_s=0.05)  # fmt: skip
     h800 = place("nvidia-h800-sxm:144")
     whole = max(decode_tokens_per_s(v3, h800, dp=True).values())
     yield "DeepSeek-V3 on H800, whole: tokens/s per GPU", 2324, round(whole)
@@ -71,23 +74,40 @@ def megascale() -> Iterator[tuple[str, float | None, float]]:
         yield f"Mixtral-8x22B, H20 + L40S over {over} on H20, per cost", 1.86, round(two / base, 2)
 
 
-def step3_tokens_per_s(model: Model, context: int, kv: str) -> float:
+@lru_cache
+def step3_split(name: str, context: int, kv: str) -> Split:
     """The best per GPU of up to 64, at a width of the cache that native precision does not take."""
+    model = replace(model_of(name), weight_dtype="fp8")
     island = place("nvidia-h800-sxm:64")
     precision = native_precision(model, island.rank)
     width = own_way_bytes_per_s(island)
     assert width is not None
-    best = 0.0
+    kept: list[Split] = []
     for experts in (8, 12, 16, 24):
         for groups in range(8, 65 - experts, 4):
             deployment = Deployment.make(model, Layout(dp=groups), replace_kv(precision, kv), island.rank)  # fmt: skip
             for sequences in range(32, 129, 4):
                 split = Split(attention=deployment, experts=island.rank, expert_ranks=experts, expert_precision=precision, link=link_between(island, island, width), micro_batches=3, sequences=sequences)  # fmt: skip
-                step_s = split.step_s(float(context))
-                if step_s > 0.05 or split.expert_free_bytes < 0:
+                if split.step_s(float(context)) > 0.05 or split.expert_free_bytes < 0:
                     break
-                best = max(best, groups * split.sequences_per_rank / step_s / (groups + experts))
-    return best
+                kept.append(split)
+    return max(kept, key=per_gpu)
+
+
+def per_gpu(split: Split) -> float:
+    """Tokens a second."""
+    groups = split.attention.layout.dp
+    return groups * split.sequences_per_rank / split.step_s(float(STEP3_CONTEXT)) / (groups + split.expert_ranks)  # fmt: skip
+
+
+def made_of(split: Split) -> str:
+    """Ranks of both sides, and of a step the layers with experts and what they wait for."""
+    step_s = split.step_s(float(STEP3_CONTEXT))
+    layers_s = sum(one.layers * float(one.layer_s(split.micro_batches)) for one in split.rounds(float(STEP3_CONTEXT)))  # fmt: skip
+    return (
+        f"{split.attention.layout.dp} attention and {split.expert_ranks} expert ranks, {split.micro_batches} x {split.sequences} sequences a rank; "
+        f"of a step of {1000 * step_s:.1f} ms layers with experts take {1000 * layers_s:.1f}, waiting for {split.bound(float(STEP3_CONTEXT))}"
+    )
 
 
 def apart_tokens_per_s(question: Question, first: Island, second: Island, prices: dict[str, float] | None = None) -> float:  # fmt: skip

@@ -3,16 +3,19 @@
     python bench/plan.py [--aiconfigurator PATH]
 
 PATH is the command of an environment of its own (`pip install aiconfigurator==0.12.0`). Every job starts a new interpreter; CPU seconds are those of the child,
-user and system. The job is aiconfigurator's own: DeepSeek-V3, 4,000 tokens in and 1,000 out, TTFT 1,000 ms, TPOT 40 ms. What each predicts is printed beside the
+user and system. The first one is the first call on a machine too: what emulates is compiled for it, and the catalog is read from its own files. The job is aiconfigurator's own: DeepSeek-V3, 4,000 tokens in and 1,000 out, TTFT 1,000 ms, TPOT 40 ms. What each predicts is printed beside the
 measured rows of DeepSeek models that ship and are nearest: prompts longer than answers, inside the limit on TPOT, on H100 and B200, since none on H200 ships.
 """
 
 import argparse
 import json
+import os
 import re
 import resource
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from polypod.validate.shipped import shipped_rows
@@ -50,8 +53,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--aiconfigurator", metavar="PATH")
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        spent_s, _ = child(command(JOBS[0]), os.environ | {"XDG_CACHE_HOME": folder})
+        print(f"{JOBS[0].name}, first call on a machine: {spent_s:.2f} s CPU, {spent_s / JOBS[0].target_s:.2f} of the {JOBS[0].target_s:g} s allowed")  # fmt: skip
     for job in JOBS:
-        spent_s, out = child([sys.executable, "-m", "polypod", "plan", *job.words, "--json"])
+        spent_s, out = child(command(job))
         answer = json.loads(out)
         served = [one["served_per_s"] for one in answer["models"]]
         print(f"{job.name}: {spent_s:.2f} s CPU, {spent_s / job.target_s:.2f} of the {job.target_s:g} s allowed")  # fmt: skip
@@ -62,16 +68,20 @@ def main() -> None:
     measured()
 
 
-def child(words: list[str]) -> tuple[float, str]:
+def command(job: Job) -> list[str]:
+    return [sys.executable, "-m", "polypod", "plan", *job.words, "--json"]
+
+
+def child(words: list[str], environment: Mapping[str, str] | None = None) -> tuple[float, str]:
     """CPU seconds of one process, and what it printed."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    out = subprocess.run(words, check=True, capture_output=True, text=True)
+    out = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, out.stdout + out.stderr  # fmt: skip
 
 
-def peer(command: str, job: Job, ours_s: float) -> None:
-    words = [command, "cli", "default", "--model", "deepseek-ai/DeepSeek-V3", "--system", "h200_sxm", "--isl", "4000", "--osl", "1000", "--ttft", "1000", "--tpot", "40", "--total-gpus", str(job.gpus), "--backend", "trtllm", "--no-color"]  # fmt: skip
+def peer(path: str, job: Job, ours_s: float) -> None:
+    words = [path, "cli", "default", "--model", "deepseek-ai/DeepSeek-V3", "--system", "h200_sxm", "--isl", "4000", "--osl", "1000", "--ttft", "1000", "--tpot", "40", "--total-gpus", str(job.gpus), "--backend", "trtllm", "--no-color"]  # fmt: skip
     spent_s, out = child(words)
     found = re.search(r"Per-GPU Throughput:\s*([\d.,]+)", out)
     print(f"  aiconfigurator   {found[1] if found else '?'} tokens/s an accelerator in {spent_s:.1f} s CPU: {spent_s / ours_s:.0f} times ours")  # fmt: skip

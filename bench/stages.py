@@ -7,14 +7,21 @@ LLaMA-30B on 4 A100 40GB, 8 L4 and 12 T4 joined at 10 Gb/s, prompts of 763 token
 339.6, 309.0 and 151.6. Helix's own placement is three pipelines of one kind each as well: what it gains over them it gains by scheduling.
 The profiles are in tests/data/helix. Nothing here is fitted to any of them.
 
-Last, the same pipelines played request by request: clients who go round, as many as the pipelines hold, and as many as Helix's prototype had in flight by Little's law; tokens/s
+Then the same pipelines played request by request: clients who go round, as many as the pipelines hold, and as many as Helix's prototype had in flight by Little's law; tokens/s
 of the middle half of the run.
+
+Last, as Helix runs them (`simulator/event_simulator` and `simulator/scheduler` of the same commit): nobody keeps micro-batches apart. A stage takes whatever has come to it, prompts and
+decoding sequences in one step that lasts as long as both, up to some prompts and sequences; requests are let in while 0.8 of the cache's blocks are expected to be full, of
+so many blocks of 16 tokens as vLLM finds beside so many layers, and of requests of 990 tokens. All of this is from the artifact, with its profiles and its 1 ms between
+machines; nothing is fitted. Its simulator also has what comes to a stage put together and copied to the GPU, at "4 * gbps" and "5 * gbps"; here once without and once with
+that, in bits as the name has it and as its 10 gbps network is (its own code divides bytes by it).
 """
 
+import heapq
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +49,10 @@ KINDS = {"a100": (198.9, 0.169), "l4": (64.8, 0.533), "t4": (57.5, 0.697)}
 """What Helix's prototype measured of each kind: tokens/s, and mean seconds between a sequence's tokens."""
 MEASURED, MEASURED_SEPARATE = 321.2, 295.1
 IN_FLIGHT = round(sum(tokens_per_s * tpot_s for tokens_per_s, tpot_s in KINDS.values()))
+EXPECTED_TOKENS, FULL_FRACTION, BLOCK_TOKENS = 750 + 240, 0.8, 16
+"""Of a request, of the cache when no more are let in, and of a block: `AVG_INPUT_LEN`, `AVG_OUTPUT_LEN`, `feed_hwm` and `VLLM_BLOCK_SIZE` of the artifact."""
+LATENCY_S = 0.001
+COPIES_S_PER_BYTE = 8 / 4e9 + 8 / 5e9
 SIMULATED, SIMULATED_SEPARATE = 339.6, 309.0
 QUESTION = Question(model=model_of("huggyllama/llama-30b"), input_tokens=763, output_tokens=232)
 
@@ -99,6 +110,16 @@ def main() -> None:
     ):  # fmt: skip
         in_flight, tokens_per_s = played(written(chips), clients)
         print(f"{what:<44}{in_flight:>14}{tokens_per_s:>15.1f}")
+    print(f"\n{'as Helix runs them, its profiles':<34}{'in flight':>10}{'tokens/s':>10}{'measured':>10}{'ratio':>7}{'TPOT, s':>9}{'measured':>10}{'sequences a step':>18}")  # fmt: skip
+    for copies_s in (0.0, COPIES_S_PER_BYTE):
+        total = 0.0
+        for name, stages in FIRST_COME.items():
+            tokens_per_s, tpot_s, batch = FirstCome(stages, copies_s).run()
+            measured_per_s, measured_s = KINDS[name]
+            total += tokens_per_s
+            what = f"{name}{' with copies' if copies_s else ''}"
+            print(f"{what:<34}{stages.in_flight:>10}{tokens_per_s:>10.1f}{measured_per_s:>10.1f}{tokens_per_s / measured_per_s:>7.2f}{tpot_s:>9.3f}{measured_s:>10.3f}{batch:>18.1f}")  # fmt: skip
+        print(f"{'all three':<34}{'':>10}{total:>10.1f}{MEASURED:>10.1f}{total / MEASURED:>7.2f}")
 
 
 def written(chips: dict[str, int]) -> Plan:
@@ -131,6 +152,120 @@ def played(plan: Plan, clients: int | None) -> tuple[int, float]:
     at_s = np.quantile(rows["end_s"], (0.25, 0.75))
     inside = (rows["end_s"] > at_s[0]) & (rows["end_s"] <= at_s[1])
     return clients, float(rows["output_tokens"][inside].sum() / (at_s[1] - at_s[0]))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A pipeline of one kind as Helix placed it, and what a step of its artifact's engine may hold: `llama1_30b_<kind>.py`."""
+
+    name: str
+    layers: tuple[int, ...]
+    prompts: int
+    sequences: int
+    blocks: int  # beside the most layers that a stage has
+
+    @property
+    def in_flight(self) -> int:
+        return int(FULL_FRACTION * self.blocks * BLOCK_TOKENS / EXPECTED_TOKENS)
+
+
+FIRST_COME = {
+    one.name: one
+    for one in (
+        Stages("a100", (15,) * 4, 3, 50, 3021),
+        Stages("l4", (7,) * 4 + (8,) * 4, 3, 50, 2943),
+        Stages("t4", (5,) * 12, 1, 60, 3353),
+    )
+}
+
+
+@dataclass
+class Asked:
+    """A request: what is left of it, and when its last token came."""
+
+    prompt_tokens: int
+    answer_tokens: int
+    is_prompt: bool = True
+    last_s: float = 0.0
+
+
+def token_bytes(one: Asked) -> int:
+    """What goes from a stage to the next."""
+    return 2 * QUESTION.model.hidden * (one.prompt_tokens if one.is_prompt else 1)
+
+
+@dataclass
+class FirstCome:
+    """Stages that take what has come. Events are requests that come to a stage, and steps that end."""
+
+    stages: Stages
+    copies_s_per_byte: float = 0.0
+    until_s: float = 900.0
+    warm_s: float = 150.0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def __post_init__(self) -> None:
+        self.times = {phase: curve(self.stages.name, phase) for phase in ("prompt", "decode")}
+        self.queues: list[list[Asked]] = [[] for _ in self.stages.layers]
+        self.busy = [False] * len(self.stages.layers)
+        self.agenda: list[tuple[float, int, int, list[Asked], bool]] = []
+        self.gaps_s: list[float] = []
+        self.batches: list[int] = []
+        self.pushed = 0
+
+    def run(self) -> tuple[float, float, float]:
+        """Tokens/s of decode, mean seconds between a sequence's tokens, and sequences of a decoding step."""
+        for client in range(self.stages.in_flight):
+            self.come(0.1 * client, 0, self.drawn())
+        while self.agenda[0][0] <= self.until_s:
+            now_s, _, stage, several, ended = heapq.heappop(self.agenda)
+            if ended:
+                self.busy[stage] = False
+                for one in several:
+                    self.passed(now_s, stage, one)
+            else:
+                self.queues[stage] += several
+            self.start(now_s, stage)
+        return len(self.gaps_s) / (self.until_s - self.warm_s), float(np.mean(self.gaps_s)), float(np.mean(self.batches))  # fmt: skip
+
+    def drawn(self) -> Asked:
+        prompt, answer = (round(mean * self.rng.uniform(0.8, 1.2)) for mean in (763, 232))
+        return Asked(prompt, answer)
+
+    def push(self, at_s: float, stage: int, several: list[Asked], *, ended: bool) -> None:
+        self.pushed += 1
+        heapq.heappush(self.agenda, (at_s, self.pushed, stage, several, ended))
+
+    def come(self, at_s: float, stage: int, one: Asked) -> None:
+        way_s = LATENCY_S + (token_bytes(one) / FABRIC_BYTES_PER_S if stage else 0.0)
+        self.push(at_s + way_s, stage, [one], ended=False)
+
+    def start(self, now_s: float, stage: int) -> None:
+        if self.busy[stage] or not self.queues[stage]:
+            return
+        queue = self.queues[stage]
+        prompts = [one for one in queue if one.is_prompt][: self.stages.prompts]
+        sequences = [one for one in queue if not one.is_prompt][: self.stages.sequences]
+        self.queues[stage] = [one for one in queue if all(one is not other for other in (*prompts, *sequences))]  # fmt: skip
+        tokens = {"prompt": sum(one.prompt_tokens for one in prompts), "decode": len(sequences)}
+        layer_s = sum(float(np.interp(tokens[phase], *self.times[phase])) for phase in tokens)
+        if sequences and now_s > self.warm_s:
+            self.batches.append(len(sequences))
+        self.busy[stage] = True
+        several = [*prompts, *sequences]
+        copied_s = self.copies_s_per_byte * sum(map(token_bytes, several)) if stage else 0.0
+        self.push(now_s + copied_s + self.stages.layers[stage] * layer_s, stage, several, ended=True)  # fmt: skip
+
+    def passed(self, now_s: float, stage: int, one: Asked) -> None:
+        """On to the next stage; from the last one back to the first, by the coordinator, or the next request in its place."""
+        if stage < len(self.stages.layers) - 1:
+            self.come(now_s, stage + 1, one)
+            return
+        if not one.is_prompt and now_s > self.warm_s:
+            self.gaps_s.append(now_s - one.last_s)
+        one.is_prompt, one.last_s = False, now_s
+        one.answer_tokens -= 1
+        self.come(now_s + LATENCY_S, 0, one if one.answer_tokens > 0 else self.drawn())
 
 
 def places() -> dict[str, Island]:

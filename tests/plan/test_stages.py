@@ -1,6 +1,8 @@
 """Unequal stages, against laws, every choice tried out, and Helix (ASPLOS 2025)."""
 
 import csv
+import importlib.util
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -409,10 +411,27 @@ def test_the_kinds_serve_in_the_proportions_that_helix_measured(
 def test_full_pipelines_are_promised_three_times_what_helixs_engine_served(
     timing: str, request: pytest.FixtureRequest
 ) -> None:
-    # a closed form of full pipelines; Helix's prototype runs whatever has arrived, in small batches (docs/how-to)
+    # a closed form of full pipelines; Helix's prototype runs whatever has arrived, in small batches (below)
     found = request.getfixturevalue(timing)
     assert 2.8 < found.tokens_per_s / 321.2 < 3.2
     assert 3.0 < total_tokens_per_s(found.separate) / 295.1 < 3.4
+
+
+def test_stages_that_take_what_has_come_serve_what_helix_measured_where_steps_are_long() -> None:
+    """`bench/stages.py` plays them by Helix's profiles and rules alone: L4 and T4 within a fifth in a short run, the A100's short steps not."""
+    spec = importlib.util.spec_from_file_location("stages", HELIX.parents[2] / "bench/stages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    for name, between_s in (("l4", 0.533), ("t4", 0.697)):
+        pipeline = bench.FirstCome(bench.FIRST_COME[name], until_s=450.0)
+        tokens_per_s, tpot_s, batch = pipeline.run()
+        assert tokens_per_s == pytest.approx(MEASURED_PER_S[name], rel=0.2)
+        assert tpot_s == pytest.approx(between_s, rel=0.1)
+        assert 2 < batch < 5, "of 38 to 43 in flight"
+    tokens_per_s, *_ = bench.FirstCome(bench.FIRST_COME["a100"], until_s=300.0).run()
+    assert 1.4 < tokens_per_s / MEASURED_PER_S["a100"] < 1.8
 
 
 @pytest.mark.parametrize(("name", "within"), [("a100", 0.35), ("l4", 0.1), ("t4", 0.15)])
