@@ -183,7 +183,7 @@ def run_gateway(folder: Path, engine_port: int, core: int, ready: Connection) ->
         _, token = store.create(limits)
         door = Door(Rules(needs_key=True), Keyring(store))
         desk = Desk(driver=driver, upstreams=Upstreams(Patience()), metrics=Metrics([MODEL]))
-        gateway = Gateway([MODEL], desk, door, corrections=policy.corrections)
+        gateway = Gateway([MODEL], desk, door, foresight=policy.foresight)
         listener = bind("127.0.0.1", 0)
         driver.attach(replica_up(driver.now_s()), Endpoint(host="127.0.0.1", port=engine_port))
         recorder.start()

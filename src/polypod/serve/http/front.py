@@ -147,11 +147,12 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
-        was_idle = self._is_idle
-        problem = self._reader.feed(data)
+        reader = self._reader
+        was_idle = reader.request is None and self._answered is None
+        problem = reader.feed(data)
         if problem is not None:
             self._refuse_for_good(problem)
-        elif was_idle and self._reader.is_reading_head:
+        elif was_idle and reader.is_head:
             self._wait(self._waits.head_s)
 
     def eof_received(self) -> None:
@@ -188,7 +189,7 @@ class ClientConnection(asyncio.Protocol):
             self._app.client_cut()
             self.cut()
         elif self._answered is None and not self._is_leaving and self._is_reading:
-            wait_s = self._waits.head_s if self._reader.is_reading_head else self._waits.body_s
+            wait_s = self._waits.head_s if self._reader.is_head else self._waits.body_s
             message = f"the request was not complete within {wait_s:g} s"
             self._refuse_for_good(Problem(status=408, code="request_timeout", message=message))
         elif self._is_leaving:
@@ -208,7 +209,7 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def _is_reading(self) -> bool:
-        return self._reader.is_reading_head or self._reader.is_reading_body
+        return self._reader.request is not None
 
     @property
     def _is_idle(self) -> bool:
@@ -222,10 +223,10 @@ class ClientConnection(asyncio.Protocol):
             self._wait(self._waits.leaving_s)
         elif self._answered is not None:
             self.deadline_s = math.inf  # others wait for their engines, and look to that
-        elif self._reader.is_reading_body:
-            self._wait(self._waits.body_s)
+        elif self._reader.request is None:
+            self._wait(self._waits.idle_s)
         else:
-            self._wait(self._waits.head_s if self._reader.is_reading_head else self._waits.idle_s)
+            self._wait(self._waits.head_s if self._reader.is_head else self._waits.body_s)
 
     # ---- the reader's side
 

@@ -69,19 +69,11 @@ class RequestReader:
         self._owner = owner
         self._sizes = sizes
         self._parser: Any = httptools.HttpRequestParser(self)
-        self._request: Request | None = None  # being read
+        self.request: Request | None = None  # being read
         self._target = b""
         self._head_bytes = 0
-        self._is_head = False  # being read
+        self.is_head = False  # being read
         self._problem: Problem | None = None
-
-    @property
-    def is_reading_head(self) -> bool:
-        return self._is_head
-
-    @property
-    def is_reading_body(self) -> bool:
-        return self._request is not None and not self._is_head
 
     def feed(self, data: bytes) -> Problem | None:
         """Read on; return what is wrong with it."""
@@ -91,7 +83,7 @@ class RequestReader:
             return None  # not wanted here: the request was read as if nothing else were asked for, and is the last one
         except httptools.HttpParserError as error:
             return self._problem or _bad(f"not HTTP/1.1: {error}")
-        if self._is_head:
+        if self.is_head:
             self._head_bytes += len(data)
             if self._head_bytes > 2 * self._sizes.head_bytes:  # no header ended in all that
                 return _large_head(self._sizes)
@@ -104,8 +96,8 @@ class RequestReader:
     # ---- the parser's side
 
     def on_message_begin(self) -> None:
-        self._request = Request()
-        self._target, self._head_bytes, self._is_head = b"", 0, True
+        self.request = Request()
+        self._target, self._head_bytes, self.is_head = b"", 0, True
 
     def on_url(self, part: bytes) -> None:
         self._target += part
@@ -114,14 +106,12 @@ class RequestReader:
             self._stop(Problem(status=414, code="uri_too_long", message=problem))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        request = self._request
-        assert request is not None
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > self._sizes.head_bytes:
             self._stop(_large_head(self._sizes))
-        if not self._is_head:
+        if not self.is_head:
             return  # trailers say nothing here
-        name, headers = name.lower(), request.headers
+        name, headers = name.lower(), self.request.headers  # type: ignore[union-attr]
         if name in headers:
             if name in _ONCE:
                 self._stop(_bad(f"the header {name.decode('latin-1')} stands there twice"))
@@ -131,9 +121,9 @@ class RequestReader:
             self._stop(_large_head(self._sizes))
 
     def on_headers_complete(self) -> None:
-        request, parser = self._request, self._parser
+        request, parser = self.request, self._parser
         assert request is not None
-        self._is_head = False
+        self.is_head = False
         request.method = parser.get_method().decode("latin-1")
         request.version = parser.get_http_version()
         request.keeps = parser.should_keep_alive() and not parser.should_upgrade()
@@ -143,7 +133,7 @@ class RequestReader:
             self._stop(problem)
 
     def on_body(self, part: bytes) -> None:
-        request = self._request
+        request = self.request
         assert request is not None
         if request.refused is not None:
             return  # nobody will read it
@@ -157,7 +147,7 @@ class RequestReader:
             self._stop(too_large(self._sizes.body_bytes))
 
     def on_message_complete(self) -> None:
-        request, self._request = self._request, None
+        request, self.request = self.request, None
         assert request is not None
         if isinstance(request.body, bytearray):
             request.body = bytes(request.body)
