@@ -35,15 +35,15 @@ class Queue:
     ) -> None:
         self._due_s = due_s
         self._waiting: dict[Turn, Tracked] = {}
-        self._turns: list[Turn] = []
+        self.turns: list[Turn] = []  # of those who wait, in order
         self._deadlines: list[tuple[float, Turn]] = []
 
     def __len__(self) -> int:
-        return len(self._turns)
+        return len(self.turns)
 
     def __iter__(self) -> Iterator[Tracked]:
         """In turn; the one just given may be taken out."""
-        for turn in self._turns.copy():
+        for turn in self.turns.copy():
             yield self._waiting[turn]
 
     def __contains__(self, tracked: Tracked) -> bool:
@@ -52,18 +52,18 @@ class Queue:
     def add(self, tracked: Tracked) -> None:
         assert tracked not in self, f"request {tracked.request} waits already"
         self._waiting[tracked.turn] = tracked
-        insort(self._turns, tracked.turn)
+        insort(self.turns, tracked.turn)
         heapq.heappush(self._deadlines, (self._due_s(tracked), tracked.turn))
 
     def remove(self, tracked: Tracked) -> None:
         del self._waiting[tracked.turn]
-        del self._turns[bisect_left(self._turns, tracked.turn)]
-        if not self._turns:
+        del self.turns[bisect_left(self.turns, tracked.turn)]
+        if not self.turns:
             self._deadlines.clear()  # nobody looks at them while nobody waits
 
     def ahead_of(self, tracked: Tracked) -> int:
         """How many have their turn before one that waits."""
-        return bisect_left(self._turns, tracked.turn)
+        return bisect_left(self.turns, tracked.turn)
 
     def pop_expired(self, now_s: float) -> list[Tracked]:
         """Take out those whose deadline has come."""
@@ -129,7 +129,7 @@ class Service:
     @property
     def has_waiting(self) -> bool:
         """Whether anybody waits: for a replica from the prompt on, with a computed one, or for its cache."""
-        return bool(self.queue or self.held or self.moving)
+        return bool(self.queue.turns or self.held.turns or self.moving.turns)
 
     def charge(self, tracked: Tracked) -> None:
         """Give a newcomer its turn among tenants."""
