@@ -88,7 +88,7 @@ LOADS = (
 
 
 class Engine(asyncio.Protocol):
-    """Answers what the `user` key asks for. One request at a time per connection."""
+    """Answers what the `x_kind` key asks for, which no proxy knows. One request at a time per connection."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -254,7 +254,7 @@ class Client(asyncio.Protocol):
 
 def request_of(load: Load, token: str) -> tuple[bytes, bytes]:
     is_stream = b"false" if load.kind == "json" else b"true"
-    body = b'{"model":"tiny","messages":[{"role":"user","content":"How far is it?"}],"stream":%s,"user":"%s"}'
+    body = b'{"model":"tiny","messages":[{"role":"user","content":"How far is it?"}],"stream":%s,"x_kind":"%s"}'
     body %= (is_stream, load.kind.encode())
     head = (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"

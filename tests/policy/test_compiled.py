@@ -112,6 +112,10 @@ class Twins:
         choices = [table.best(ask, among_R, self.now_s) for table in self.tables]
         assert choices[0].rows.tolist() == choices[1].rows.tolist()
         assert len({table.has_room(self.now_s) for table in self.tables}) == 1
+        may_R = self.tables[0].fits(ask) & self.tables[0].open(self.now_s)
+        assert [
+            self.tables[1].takes(row, ask, self.now_s) for row in range(len(may_R))
+        ] == may_R.tolist()
         if len(choices[0].rows):
             self.chosen += 1
             row = int(chance.choice(choices[0].rows.tolist()))

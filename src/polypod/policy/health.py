@@ -100,6 +100,8 @@ class Health:
 
     def any_up(self, model: str, pin: str | None = None) -> bool:
         """Whether the model can be served from prompt to end; with a pin, by this replica or with it as one of a pair."""
+        if pin is None and self.tables[model, "both"].num_up:
+            return True
         up = {role: self.tables[model, role].num_up > 0 for role in ROLES}
         if pin is None:
             return up["both"] or (up["prefill"] and up["decode"])

@@ -157,13 +157,16 @@ class Placement:
         if there is None or not there.is_up or self._health.table_of(there) is not table:
             return None
         row = there.row
-        if not (self._allowed(tracked, ask, table)[row] and table.open(now_s)[row]):
+        if not (table.takes(row, ask, now_s) and self._may_go_to(row, tracked, ask, table)):
             return None
         best_s, there_s = (
             float(choice.first_s_R[at] + ask.output_tokens * choice.token_s_R[at])
             for at in (choice.rows[0], row)
         )
         return row if there_s <= (1 + self._stay_fraction) * best_s else None
+
+    def _may_go_to(self, row: int, tracked: Tracked, ask: Ask, table: ReplicaTable) -> bool:
+        return _may_go_anywhere(tracked) or bool(self._allowed(tracked, ask, table)[row])
 
     def _start_prompt(self, tracked: Tracked, ask: Ask, choice: Choice, now_s: float) -> Prefill:
         table = self._of[tracked.model]["prefill"]

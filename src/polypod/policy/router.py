@@ -179,6 +179,13 @@ class ReplicaTable:
         """Rows that could ever take the request."""
         return self.up_R & (self.limit_tokens_R >= ask.need_tokens)
 
+    def takes(self, row: int, ask: Ask, now_s: float) -> bool:
+        """Whether this replica could ever take the request, and has room for it now: `fits` and `open` of one row."""
+        has_slot = bool(self.in_flight_R[row] < self.slots_R[row])
+        is_long_enough = bool(self.limit_tokens_R[row] >= ask.need_tokens)
+        is_up = self.up[row] is not None and bool(self.blocked_until_s_R[row] <= now_s)
+        return has_slot and is_long_enough and is_up
+
     def has_room(self, now_s: float) -> bool:
         """Whether any replica can take a request now."""
         if self._core is not None:
