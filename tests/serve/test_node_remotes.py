@@ -9,6 +9,9 @@ import pytest
 from aiohttp import web
 
 from polypod.errors import EngineError, InputError
+from polypod.policy.events import LoadReported
+from polypod.record import Step, read
+from polypod.serve.engines.load import EngineLoad
 from polypod.serve.engines.openai_url import Remote
 from polypod.serve.engines.spec import Endpoint
 from polypod.serve.listen import bind
@@ -24,6 +27,8 @@ class Elsewhere:
     def __init__(self, model: str = MODEL) -> None:
         self.model = model
         self.heads: list[tuple[str | None, str | None]] = []
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
 
     async def start(self) -> Remote:
         app = web.Application()
@@ -45,6 +50,7 @@ class Elsewhere:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         headers = request.headers
         self.heads.append((headers.get("authorization"), headers.get("cookie")))
+        await self.goes_on.wait()
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         chunks = [{"choices": [{"index": 0, "delta": {"content": "far away"}, "finish_reason": "stop"}]}]  # fmt: skip
@@ -61,6 +67,11 @@ def node(tmp_path: Path, *remotes: Remote) -> LiveNode:
     return LiveNode(made, bind("127.0.0.1", 0), engines={"llama.cpp": tiny})
 
 
+def steps(folder: Path) -> list[Step]:
+    (record,) = folder.rglob("record.jsonl")
+    return [line for line in read(record) if isinstance(line, Step)]
+
+
 def test_a_url_is_one_more_replica_and_hears_its_own_key_alone(tmp_path: Path) -> None:
     elsewhere = Elsewhere()
 
@@ -73,12 +84,27 @@ def test_a_url_is_one_more_replica_and_hears_its_own_key_alone(tmp_path: Path) -
             far = await live.ask("count", max_tokens=3, replica="far")
             assert {near.replica, far.replica} <= {"llama.cpp-0", "far"}
             assert (far.text, far.replica) == ("far away", "far")
+            elsewhere.goes_on.clear()
+            before = len(elsewhere.heads)
+            ours = asyncio.create_task(live.ask("count", max_tokens=3, replica="far"))
+            while len(elsewhere.heads) == before:
+                await asyncio.sleep(0.01)
+            for running in (7, 0):
+                load = EngineLoad(running=running, waiting=running // 3, kv_fraction=None)
+                live._hear_load("far", 1, load)
+            elsewhere.goes_on.set()
+            await ours
             stop.set()
             await serving
         await elsewhere.stop()
 
     asyncio.run(run())
 
+    told = [step.event for step in steps(tmp_path) if isinstance(step.event, LoadReported)]
+    assert [(one.replica, one.epoch, one.running) for one in told] == [
+        ("far", 1, 8),
+        ("far", 1, 0),
+    ]  # of 9, one is ours
     assert len(elsewhere.heads) >= 5  # the warm-up's four, and what was asked
     assert set(elsewhere.heads) == {("Bearer sesame", None)}
 

@@ -26,7 +26,7 @@ from polypod.cost.cpu import CpuCalibration
 from polypod.errors import EngineError, FileError, InputError, RunError
 from polypod.plan.spec import to_yaml, write_plan
 from polypod.policy.compiled import functions
-from polypod.policy.events import ReplicaDown, ReplicaRetiring, ReplicaUp
+from polypod.policy.events import LoadReported, ReplicaDown, ReplicaRetiring, ReplicaUp
 from polypod.policy.node import Policy
 from polypod.record import Header, Measure
 from polypod.serve import nodes
@@ -34,6 +34,7 @@ from polypod.serve.ask import Asked, Asker
 from polypod.serve.attempt import Desk
 from polypod.serve.door import Door, Keyring, Rules
 from polypod.serve.engines import ENGINES, Engine
+from polypod.serve.engines.load import EngineLoad
 from polypod.serve.engines.openai_url import Remotes
 from polypod.serve.gateway import Gateway
 from polypod.serve.ghosts import Ghosts
@@ -132,7 +133,7 @@ class LiveNode:
         replicas += self._ghosts.replicas(self._sockets, prepared.folder)
         self._supervisor = Supervisor(replicas, self._hear)
         watched = [(remote, self._models[0]) for remote in prepared.remotes]
-        self._remotes = Remotes(watched, self._hear)
+        self._remotes = Remotes(watched, self._hear, self._hear_load)
 
     @property
     def latest_handover(self) -> tuple[Saved, float] | None:
@@ -320,6 +321,19 @@ class LiveNode:
             return self._far[replica], None
         seat = self.seats[replica]
         return seat.up, seat.calibration
+
+    def _hear_load(self, replica: str, epoch: int, load: EngineLoad) -> None:
+        """What an engine elsewhere has beside our own requests is other people's, and counts as such."""
+        others = load.running + load.waiting - self._upstreams.in_use(replica)
+        event = LoadReported(
+            at_s=self._driver.now_s(),
+            replica=replica,
+            epoch=epoch,
+            gateway="others",
+            running=max(0, others),
+            queued_prompt_tokens=0,
+        )
+        self._driver.tell(event)
 
     async def _hear(self, news: Up | Down) -> None:
         if news.replica in self._ghosts:

@@ -48,6 +48,11 @@ class Upstream:
         self._idle: list[EngineConnection] = []
         self._all: set[EngineConnection] = set()
 
+    @property
+    def in_use(self) -> int:
+        """Connections with a request on them."""
+        return len(self._all) - len(self._idle)
+
     async def post(
         self, body: bytes, *, request_id: str, is_stream: bool, path: str | None = None
     ) -> Response:
@@ -162,6 +167,11 @@ class Upstreams:
         _, upstream = self._by_replica.pop(replica, (0, None))
         if upstream is not None:
             upstream.abort()
+
+    def in_use(self, replica: str) -> int:
+        """Requests of ours that the replica has now."""
+        known = self._by_replica.get(replica)
+        return 0 if known is None else known[1].in_use
 
     async def close(self) -> None:
         """Close them all."""

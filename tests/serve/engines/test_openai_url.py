@@ -86,7 +86,7 @@ def start(answer: Answer) -> list[Up | Down]:
         told.append(word)
 
     async def test(remote: Remote) -> None:
-        remotes = Remotes([(remote, "m")], tell, QUICK)
+        remotes = Remotes([(remote, "m")], tell, patience=QUICK)
         await remotes.start()
         await remotes.stop()
 
@@ -133,7 +133,7 @@ def test_one_that_is_not_there_says_so() -> None:
         async def tell(_: Any) -> None: ...
 
         endpoint = Endpoint(host="127.0.0.1", port=1)
-        await Remotes([(Remote(name="far", endpoint=endpoint), "m")], tell, QUICK).start()
+        await Remotes([(Remote(name="far", endpoint=endpoint), "m")], tell, patience=QUICK).start()
 
     with pytest.raises(EngineError, match=r"replica far at http://127\.0\.0\.1:1 does not answer"):
         asyncio.run(main())
@@ -148,7 +148,7 @@ def test_it_is_down_after_some_missed_answers_and_up_again_with_a_good_one() -> 
         return models("m") if state["good"] else web.Response(status=503)
 
     async def test(remote: Remote) -> None:
-        remotes = Remotes([(remote, "m")], told.put, QUICK)
+        remotes = Remotes([(remote, "m")], told.put, patience=QUICK)
         await remotes.start()
         first = await told.get()
         state["good"] = False
@@ -165,3 +165,45 @@ def test_it_is_down_after_some_missed_answers_and_up_again_with_a_good_one() -> 
         assert down.reason == "answers 503 when asked for its models"
 
     asyncio.run(served(answer, test))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "heard"),
+    [
+        ('vllm:num_requests_running{engine="0"} 5.0\nvllm:num_requests_waiting{engine="0"} 2.0', (5, 2)),
+        ("sglang:num_running_reqs 1\nsglang:num_queue_reqs 0", (1, 0)),
+    ],
+)  # fmt: skip
+def test_one_with_an_engines_metrics_says_how_busy_it_is(metrics: str, heard: tuple[int, int]) -> None:  # fmt: skip
+    loads: asyncio.Queue[tuple[str, int, Any]] = asyncio.Queue()
+
+    async def listed(_: web.Request) -> web.Response:
+        return models("x" * 100_000, "m")
+
+    async def measured(_: web.Request) -> web.Response:
+        return web.Response(text=metrics)
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_get("/v1/models", listed)
+        app.router.add_get("/metrics", measured)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        endpoint = Endpoint(host="127.0.0.1", port=runner.addresses[0][1])
+
+        async def tell(_: Any) -> None: ...
+
+        remotes = Remotes(
+            [(Remote(name="far", endpoint=endpoint), "m")],
+            tell,
+            lambda *said: loads.put_nowait(said),
+            QUICK,
+        )
+        await remotes.start()
+        replica, epoch, load = await loads.get()
+        assert (replica, epoch, (load.running, load.waiting)) == ("far", 1, heard)
+        await remotes.stop()
+        await runner.cleanup()
+
+    asyncio.run(main())

@@ -81,6 +81,14 @@ def facts_of(engine: str) -> EngineFacts | None:
     return msgspec.convert(tomllib.loads(file.read_text("utf-8")), EngineFacts)
 
 
+def known_loads() -> tuple[LoadNames, ...]:
+    """What every engine on record calls its load."""
+    folder = resources.files("polypod.serve.engines").joinpath("data")
+    names = sorted(file.name.removesuffix(".toml") for file in folder.iterdir())
+    found = [facts.load for name in names if (facts := facts_of(name)) and facts.load]
+    return tuple(found)
+
+
 def listens_on_port(engine: str) -> bool:
     """Whether the engine knows no unix socket."""
     facts = facts_of(engine)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from polypod.serve.engines.facts import LoadNames
+from polypod.serve.engines.facts import LoadNames, known_loads
 
 _LINE: Final = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{([^}]*)\})?\s+(\S+)", re.ASCII | re.MULTILINE)
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -43,6 +43,12 @@ def read_load(text: str, names: LoadNames) -> EngineLoad | None:
         waiting=round(sum(waiting.values())),
         kv_fraction=min(max(usage.values()), 1.0) if usage else None,
     )
+
+
+def read_any(text: str) -> EngineLoad | None:
+    """The same of an engine that did not say which it is; None where its names are nobody's."""
+    loads = (read_load(text, names) for names in known_loads())
+    return next((load for load in loads if load is not None), None)
 
 
 def _series(text: str, name: str) -> dict[tuple[tuple[str, str], ...], float]:

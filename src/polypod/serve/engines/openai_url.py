@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ import aiohttp
 import msgspec
 
 from polypod.errors import EngineError, InputError
+from polypod.serve.engines.load import EngineLoad, read_any
 from polypod.serve.engines.spec import Endpoint
 from polypod.serve.keeper import Down, Tell, Up
 
@@ -91,6 +92,10 @@ def read_url(text: str) -> Remote:
     return Remote(name=name, endpoint=endpoint)
 
 
+Report = Callable[[str, int, EngineLoad], None]
+"""Hears of a replica, by its start, how busy it says it is with whatever anybody asked of it."""
+
+
 class Remotes:
     """Watches the URLs, and tells of them what a supervisor tells of processes."""
 
@@ -98,10 +103,11 @@ class Remotes:
         self,
         remotes: Sequence[tuple[Remote, str]],
         tell: Tell,
+        report: Report = lambda *_: None,
         patience: RemotePatience | None = None,
     ) -> None:
         patience = patience or RemotePatience()
-        self._watches = [_Watch(remote, model, tell, patience) for remote, model in remotes]
+        self._watches = [_Watch(remote, model, tell, report, patience) for remote, model in remotes]
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -117,8 +123,11 @@ class Remotes:
 
 
 class _Watch:
-    def __init__(self, remote: Remote, model: str, tell: Tell, patience: RemotePatience) -> None:
+    def __init__(
+        self, remote: Remote, model: str, tell: Tell, report: Report, patience: RemotePatience
+    ) -> None:
         self._remote = remote
+        self._report = report
         self._model = model
         self._tell = tell
         self._patience = patience
@@ -142,6 +151,7 @@ class _Watch:
                 if is_down:
                     await self._up()
                 missed = 0
+                await self._report_load()
             elif not is_down:
                 missed += 1
                 if missed >= self._patience.missed:
@@ -161,22 +171,40 @@ class _Watch:
     def _down(self, problem: str) -> Down:
         return Down(replica=self._remote.name, epoch=self._epoch, reason=problem, log_tail=())
 
+    async def _report_load(self) -> None:
+        """Where the host has an engine's own metrics at /metrics; an answer that is none says nothing."""
+        answered = await self._get("/metrics")
+        if isinstance(answered, str) or answered[0] != 200:
+            return
+        load = read_any(answered[1].decode(errors="replace"))
+        if load is not None:
+            self._report(self._remote.name, self._epoch, load)
+
     async def _problem(self) -> str | None:
         """Why it is of no use; None where it has the model. Nothing that it says is repeated: it may be anything."""
+        answered = await self._get(f"{self._remote.endpoint.path_prefix}/models")
+        if isinstance(answered, str):
+            return f"does not answer: {answered}"
+        status, body = answered
+        return self._lacking(body) if status == 200 else _meaning(status, self._remote.name)
+
+    async def _get(self, path: str) -> tuple[int, bytes] | str:
+        """Status and body, or the kind of failure. No redirect is followed."""
         endpoint = self._remote.endpoint
-        url = f"{endpoint.origin}{endpoint.path_prefix}/models"
         timeout = aiohttp.ClientTimeout(total=self._patience.answer_s)
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout, headers=endpoint.headers) as client,
-                client.get(url, allow_redirects=False) as response,
+                client.get(endpoint.origin + path, allow_redirects=False) as response,
             ):
-                if response.status != 200:
-                    return _meaning(response.status, self._remote.name)
-                body = await response.content.read(_LONGEST_LIST_BYTES)
+                body = bytearray()
+                async for part in response.content.iter_any():
+                    body += part
+                    if len(body) > _LONGEST_BYTES:
+                        return "TooLong"
+                return response.status, bytes(body)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return f"does not answer: {type(error).__name__}"
-        return self._lacking(body)
+            return type(error).__name__
 
     def _lacking(self, body: bytes) -> str | None:
         try:
@@ -190,7 +218,7 @@ class _Watch:
         return f"has no model {self._model!r}; it has {shown}"
 
 
-_LONGEST_LIST_BYTES: Final = 4 << 20
+_LONGEST_BYTES: Final = 4 << 20
 
 
 class _Model(msgspec.Struct):
