@@ -4,13 +4,13 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 
-from polypod.policy.actions import Decode, Dispatch, Prefill, TransferKv
+from polypod.policy.actions import Decode, Dispatch, Prefill, TransferKv, WakeAt
 from polypod.policy.events import KvArrived, KvLost, PrefillFinished, RequestFailed
 
 TOKENS = 5
@@ -118,7 +118,8 @@ def test_the_prompt_is_computed_here_and_every_token_of_the_answer_there(
         assert 'polypod_tokens_total{direction="output",model="tiny"} 6.0' in shown
 
     node = pair(lab, tmp_path, test)
-    kinds = [type(action) for step in node.steps for action in step.actions]
+    actions = [action for step in node.steps for action in step.actions]
+    kinds = [type(action) for action in actions if not isinstance(action, WakeAt)]
     assert kinds == [Prefill, TransferKv, Decode] * 2
     assert [event.kv_tokens for event in node.told(PrefillFinished)] == [TOKENS] * 2
 
@@ -212,3 +213,21 @@ def test_a_decode_replica_that_dies_before_the_first_token_costs_only_time(
         assert (await asking)[0] == 200
 
     pair(lab, tmp_path, test, decode={"chat": 1, "hang": 1})
+
+
+def test_an_answer_that_breaks_off_where_it_is_decoded_goes_on_at_a_whole_replica(
+    lab: ModuleType, tmp_path: Path
+) -> None:
+    async def test(node: Any, client: aiohttp.ClientSession, first: Slotted, second: Slotted) -> None:  # fmt: skip
+        body, headers = lab.ask(stream=True), {"x-polypod-continue": "text"}
+        gone_on = await node.engine("whole", build="ghost 1", step_s=5.0)
+        second.lab = SimpleNamespace(good=lambda: lab.cut_after(2, cleanly=False))
+        async with client.post("/v1/chat/completions", json=body, headers=headers) as response:
+            text = await response.text()
+        assert ": polypod continued on whole after 2 tokens (text)" in text
+        assert text.endswith("data: [DONE]\n\n")
+        sent = json.loads(lab.only(gone_on.visits).body)
+        assert sent["messages"][-1] == {"role": "assistant", "content": "t0 t1 "}
+        assert "id_slot" not in sent
+
+    pair(lab, tmp_path, test)
