@@ -106,7 +106,8 @@ def two(lab, tmp_path, first, *later, builds=(GHOST, GHOST), headers=TEXT, **bod
     async def test(node, client):
         found["a"] = await node.engine("a", first, build=builds[0])
         found["b"] = await node.engine("b", *later, step_s=0.5, build=builds[1])
-        found["heard"] = await hear(client, asked(lab, **body), headers)
+        async with asyncio.timeout(45):  # engines may be silent for 60 s
+            found["heard"] = await hear(client, asked(lab, **body), headers)
 
     node = lab.run(tmp_path, test)
     return found["heard"], node, found["a"], found["b"]
