@@ -7,6 +7,8 @@ import pytest
 
 from polypod.cli.asking import model_of
 from polypod.cost.deployment import native_precision
+from polypod.errors import InputError
+from polypod.plan.compose_fleet import fleet_answer
 from polypod.plan.confirm import Floats, Limits, Outcome
 from polypod.plan.confirm_apart import (
     Fed,
@@ -19,9 +21,11 @@ from polypod.plan.confirm_apart import (
 )
 from polypod.plan.fleet import Chosen, choose
 from polypod.plan.fleet_offers import Aim
+from polypod.plan.money import site
 from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question
 from polypod.plan.shapes import Shape
+from polypod.plan.spec import Slo
 from polypod.plan.workers_apart import SHARES, _decay, _waits_s, apart, boundary_s
 
 NOTHING = Limits(ttft_s=None, tpot_s=None, percentile=0.0)
@@ -166,3 +170,23 @@ def test_all_that_a_plan_uses_is_emulated_and_its_limits_are_kept_by_the_asked_s
     for role in ("prefill", "decode"):
         able = sum(one.replicas * one.shape.rate_per_s for one in found.used if one.shape.role == role)  # fmt: skip
         assert sum(found.flows_per_s.values()) <= able * (1 + 1e-6)
+
+
+def test_what_no_step_time_says_stays_in_closed_form_and_the_plan_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object) -> None:
+        msg = "no sum of tokens comes nearer"
+        raise InputError(msg)
+
+    monkeypatch.setattr("polypod.plan.fleet_emulated.confirm_decode", refused)
+    question, _ = shapes("deepseek-v3", "nvidia-h200-sxm:32")
+    places = islands(parse_fleet("nvidia-h200-sxm:32"))
+    found = choose([question], places, Aim())
+    assert isinstance(found, Chosen)
+    (decode,) = [one.shape for one in found.used if one.shape.role == "decode"]
+    assert (decode.confirmed, decode.rate_per_s) == (False, decode.most_per_s)
+    (ttft_s,) = found.flows_ttft_s.values()
+    assert np.mean(ttft_s <= 2.0) >= 0.99, "of the prompts, with the way and a step on top"
+    answer = fleet_answer([question], places, found, parse_fleet("nvidia-h200-sxm:32"), [Slo()], "throughput", site())  # fmt: skip
+    assert any("decode of deepseek-ai/DeepSeek-V3 is in closed form, not emulated: no sum of tokens" in note for note in answer.assumptions)  # fmt: skip

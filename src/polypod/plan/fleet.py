@@ -156,7 +156,8 @@ def _relaxed(program: Program) -> Solved:
 def _among_emulated(program: Program) -> Solved:
     emulated = program.milp.copied()
     for (m, s), number in program.counts.items():
-        if not program.offers.shapes[m][s].confirmed:
+        shape = program.offers.shapes[m][s]
+        if not (shape.confirmed or shape.unplayed):
             emulated.highs[number] = 0.0
     return emulated.solve(time_limit_s=program.aim.time_limit_s, gap=_ROUGH_GAP)
 

@@ -66,16 +66,13 @@ def state_of(chip: str, model: Model, engine: str | None = None) -> tuple[Launch
     >>> state_of("huawei-ascend-910c", model)[0], state_of("thead-zhenwu-810e", model)[0]
     ('launchable', 'modelled')
 
-    A chip that the catalog does not have, or no stack of, is modelled.
+    A chip that the catalog does not have, or no stack of, is modelled. Where one engine is asked for that cannot be launched, the reason names one that can.
     """
     if chip.casefold() not in known_names():
         return "modelled", f"no software of {chip} is on record"
-    answers = engines_on(chip)
     if engine is not None:
-        name = ENGINE_NAMES.get(engine, engine)
-        answers = [one for one in answers if one.engine.casefold() == name.casefold()]
-        if not answers:
-            return "modelled", f"no source on record says whether {name} runs on {chip}"
+        return _of_engine(chip, model, ENGINE_NAMES.get(engine, engine))
+    answers = engines_on(chip)
     if not answers:
         return "modelled", f"no engine on {chip} is on record{_nearest(chip)}"
     missing = [_missing(answer, chip, model) for answer in answers]
@@ -83,6 +80,16 @@ def state_of(chip: str, model: Model, engine: str | None = None) -> tuple[Launch
         if reason is None:
             return "launchable", f"{_named(answer)} on {chip}: {answer.state}, {answer.reason}"
     return "modelled", str(missing[0])
+
+
+def _of_engine(chip: str, model: Model, name: str) -> tuple[LaunchState, str]:
+    """Of one engine; where it cannot be launched, another that can."""
+    answer = next((one for one in engines_on(chip) if one.engine.casefold() == name.casefold()), None)  # fmt: skip
+    reason = f"no source on record says whether {name} runs on {chip}" if answer is None else _missing(answer, chip, model)  # fmt: skip
+    if answer is not None and reason is None:
+        return "launchable", f"{_named(answer)} on {chip}: {answer.state}, {answer.reason}"
+    other = next((one for one in engines_on(chip) if _missing(one, chip, model) is None), None)
+    return "modelled", f"{reason}; {'no other does' if other is None else f'{_named(other)} does'}"
 
 
 def _nearest(chip: str) -> str:
