@@ -6,6 +6,7 @@ One JSON object a line: when, the request's id, the key it came with, and its bo
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -38,10 +39,21 @@ class PromptLog:
         }
         data = _ENCODER.encode(line).replace(b"\n", b" ") + b"\n"
         try:
-            os.write(self._file, data)
+            written_bytes = os.write(self._file, data)
         except OSError as error:
-            _LOG.error("%s: %s; prompts are not logged any more", self._path, error.strerror)
-            self.close()
+            self._give_up(self._file, error.strerror or str(error))
+            return
+        if written_bytes < len(data):
+            self._give_up(self._file, "the disk is full")
+        else:
+            self._whole_bytes += written_bytes
+
+    def _give_up(self, file: int, reason: str) -> None:
+        """A line written in part is taken off again."""
+        _LOG.error("%s: %s; prompts are not logged any more", self._path, reason)
+        with suppress(OSError):
+            os.ftruncate(file, self._whole_bytes)
+        self.close()
 
     def close(self) -> None:
         if self._file is not None:
