@@ -1,6 +1,7 @@
 """Workers apart, emulated: against closed forms, and the laws that no emulation may break."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from polypod.plan.confirm_apart import (
     prompts_of,
 )
 from polypod.plan.fleet import Chosen, choose
+from polypod.plan.fleet_emulated import fed_by
 from polypod.plan.fleet_offers import Aim
 from polypod.plan.money import site
 from polypod.plan.place import islands, parse_fleet
@@ -81,6 +83,16 @@ def test_at_a_prefill_workers_rate_the_asked_share_of_prompts_is_in_time_and_at_
         assert outcome.rate_per_s <= shape.most_per_s
         beyond = waits_at(prompts, 1.15 * outcome.rate_per_s)
         assert np.mean(beyond <= left_s) < 0.995
+
+
+def test_emulation_may_give_a_prefill_worker_more_than_its_closed_form() -> None:
+    question, found = shapes("deepseek-v3", "nvidia-h200-sxm:32", 1.0)
+    ratios = []
+    for shape in of("prefill", found):
+        outcome = confirm_prefill(question, shape)
+        assert outcome is not None
+        ratios.append(outcome.rate_per_s / shape.rate_per_s)
+    assert min(ratios) < 1 < max(ratios)
 
 
 def test_without_a_limit_on_ttft_prefill_is_taken_to_nine_tenths() -> None:
@@ -190,3 +202,23 @@ def test_what_no_step_time_says_stays_in_closed_form_and_the_plan_says_so(
     assert np.mean(ttft_s <= 2.0) >= 0.99, "of the prompts, with the way and a step on top"
     answer = fleet_answer([question], places, found, parse_fleet("nvidia-h200-sxm:32"), [Slo()], "throughput", site())  # fmt: skip
     assert any("decode of deepseek-ai/DeepSeek-V3 is in closed form, not emulated: no sum of tokens" in note for note in answer.assumptions)  # fmt: skip
+
+
+def test_caches_come_from_prefill_shapes_in_the_proportions_of_their_flows_and_rates() -> None:
+    """Two islands feed one, the second by two shapes: parts worked by hand."""
+    shapes = [
+        SimpleNamespace(role="decode", island=SimpleNamespace(name="a"), rate_per_s=9.0, narrowest_bytes_per_s=0.0),
+        SimpleNamespace(role="prefill", island=SimpleNamespace(name="a"), rate_per_s=2.0, narrowest_bytes_per_s=0.0),
+        SimpleNamespace(role="prefill", island=SimpleNamespace(name="b"), rate_per_s=3.0, narrowest_bytes_per_s=5.0),
+        SimpleNamespace(role="prefill", island=SimpleNamespace(name="b"), rate_per_s=1.0, narrowest_bytes_per_s=0.0),
+        SimpleNamespace(role="prefill", island=SimpleNamespace(name="b"), rate_per_s=1.0, narrowest_bytes_per_s=50.0),
+    ]  # fmt: skip
+    program = SimpleNamespace(
+        flows={(0, "a", "a"): 5, (0, "b", "a"): 6, (0, "b", "b"): 7},
+        offers=SimpleNamespace(shapes={0: shapes}),
+        counts={(0, s): s for s in range(5)},
+        width=lambda *_: 10.0,
+    )
+    solved = SimpleNamespace(x=[1.0, 2.0, 1.0, 3.0, 1.0, 4.0, 6.0, 8.0])
+    # 4 and 6 requests/s; of the latter 1 x 3 and 3 x 1 by shape; the last needs a wider way
+    assert fed_by(program, solved, 0, "a") == {1: (0.4, 10.0), 2: (0.3, 10.0), 3: (0.3, 10.0)}  # type: ignore[arg-type]
