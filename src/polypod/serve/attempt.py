@@ -19,8 +19,10 @@ from polypod.policy.events import (
     ReplicaBusy,
     RequestFailed,
     RequestFinished,
+    StepObserved,
 )
-from polypod.serve.continuation import OFF, Opted
+from polypod.serve.alone import Alone
+from polypod.serve.continuation import HOW, OFF, Opted, engine_of
 from polypod.serve.door import Lease
 from polypod.serve.handover import Caches
 from polypod.serve.links import Links
@@ -78,6 +80,7 @@ class Desk:
     metrics: Metrics
     caches: Caches = field(default_factory=Caches)
     links: Links = field(default_factory=Links)
+    alone: Alone = field(default_factory=Alone)
 
 
 class Attempt:
@@ -90,6 +93,8 @@ class Attempt:
         self._desk = desk
         self._arrived_s = arrived_s
         self._model = desk.metrics.label(call.chat.model)
+        self._sent_s = 0.0
+        self._alone = 0
 
     async def run(self, reply: Reply) -> Ending:
         """Ask and read. Only a stream is passed on from here, part by part; its end is left to the caller."""
@@ -98,12 +103,16 @@ class Attempt:
         if endpoint is None:
             return self._failed("refused", "the replica has no address")
         upstream = self._desk.upstreams.of(dispatch.replica, dispatch.epoch, endpoint)
+        self._sent_s = self._desk.driver.now_s()
+        self._alone = self._desk.alone.begun(dispatch.replica)
         try:
             return await self._ask(upstream, reply)
         except UpstreamError as error:
             if error.kind in _OF_THE_DEAD:
                 await asyncio.sleep(NOTICE_S)
             return self._failed(error.kind, error.detail)
+        finally:
+            self._desk.alone.ended(dispatch.replica)
 
     async def _ask(self, upstream: Upstream, reply: Reply) -> Ending:
         call, is_stream = self._call, bool(self._call.chat.stream)
@@ -150,6 +159,7 @@ class Attempt:
             self._model, self._dispatch.replica, first_s - self._arrived_s
         )
         self._desk.driver.tell(FirstToken(**at))
+        self._observe(first_s)
         reply.begin(200, self._call.stream_headers)
         reply.part(opening)
         last_s = await self._pass_on(response, events, reply)
@@ -198,6 +208,27 @@ class Attempt:
             self.held = Answer(status=status, headers=headers, body=body)
             return self._failed("client", "an error event", status)
         return self._failed("engine", "an error event", 200)
+
+    def _observe(self, first_s: float) -> None:
+        """Tell how long the prompt took, where that can be seen: alone, whole, and none of it from a cache."""
+        action, driver = self._dispatch, self._desk.driver
+        prompt_s = self._desk.alone.prompt_s(action.replica, self._alone, first_s - self._sent_s)
+        if prompt_s is None or not isinstance(action, Dispatch) or action.continues_after_tokens:
+            return
+        endpoint = driver.endpoint(action.replica, action.epoch)
+        how = None if endpoint is None else HOW.get(engine_of(endpoint))
+        if how is not None and not how.caches_prefixes:
+            driver.tell(
+                StepObserved(
+                    at_s=first_s,
+                    replica=action.replica,
+                    epoch=action.epoch,
+                    prompt_tokens=self._call.chat.input_tokens,
+                    sequences=0,
+                    kv_tokens=0,
+                    step_s=prompt_s,
+                )
+            )
 
     def _time_tokens(self, all_s: float, usage: Usage) -> None:
         if usage.completion_tokens and usage.completion_tokens > 1:

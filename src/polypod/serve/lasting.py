@@ -97,6 +97,7 @@ class LastingAttempt(Attempt):
         if not reply.has_begun:
             self._desk.metrics.first_token(self._model, action.replica, at_s - self._arrived_s)
         self._desk.driver.tell(FirstToken(**self._now()))
+        self._observe(at_s)
         if not reply.has_begun:
             reply.begin(200, self._call.stream_headers)
         return at_s

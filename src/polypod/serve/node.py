@@ -30,6 +30,7 @@ from polypod.policy.events import LoadReported, ReplicaDown, ReplicaRetiring, Re
 from polypod.policy.node import Policy
 from polypod.record import Header, Measure
 from polypod.serve import nodes
+from polypod.serve.alone import Alone
 from polypod.serve.ask import Asked, Asker
 from polypod.serve.attempt import Desk
 from polypod.serve.door import Door, Keyring, Rules
@@ -112,6 +113,9 @@ class LiveNode:
             upstreams=self._upstreams,
             metrics=self._metrics,
             caches=self._caches,
+            alone=Alone(
+                {name: one.first_token_s[1] for name, one in prepared.calibrations.items()}
+            ),
         )
         self._gateway = Gateway(
             self._models,
