@@ -3,6 +3,7 @@
     python bench/unlike.py                     llama.cpp and OpenVINO, one core each: two rounds of every router, a quarter of an hour
     python bench/unlike.py --ghost             the same plan by ghosts, which no other work on this machine disturbs
     python bench/unlike.py --ghost --splits    fixed shares on a grid as well, to find the best one by trying
+    python bench/unlike.py --predict           by the simulator alone: several loads, and the best of 30 fixed shares at each
 
 Traffic is mixed and comes at random times whatever becomes of it (open loop): short chats, and long prompts with short answers. Goodput is requests a
 second that keep both limits, as their client sees it. A router other than ours names the replica of each request (`x-polypod-replica`), as any client
@@ -26,7 +27,7 @@ import msgspec
 import uvloop
 
 from polypod.plan.predict import policy_settings, pool_replicas
-from polypod.plan.spec import Plan
+from polypod.plan.spec import Plan, PolicySpec, Slo
 from polypod.policy.events import FirstToken, ReplicaUp, RequestArrived, RequestFinished
 from polypod.record import Step
 from polypod.serve.devices.cpu import find_cpu
@@ -318,11 +319,34 @@ def prefer() -> None:
         Path(f"/proc/{process}/autogroup").write_text("-18")
 
 
+def guarded(plan: Plan, options: argparse.Namespace) -> Plan:
+    """The same plan with these limits promised, and nobody let in who would come too late."""
+    slo = Slo(ttft=f"{options.ttft} s", tpot=f"{options.tpot} s")
+    services = (msgspec.structs.replace(plan.services[0], slo=slo),)
+    return msgspec.structs.replace(plan, services=services, policy=PolicySpec(admission="slo"))
+
+
+def show_predicted(plan: Plan, options: argparse.Namespace) -> None:
+    """Goodput at several loads, by the simulator."""
+    print(f"{'requests/s':>10}{'ours':>8}{'of best':>9}{'ours, admission: slo':>22}{'of best':>9}{'round robin':>13}{'best fixed share':>18}")  # fmt: skip
+    for load in (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4):
+        at = argparse.Namespace(**vars(options) | {"load": load})
+        requests = drawn(at, options.seed)
+        mine, held = (predicted(one, requests, None, at, {}) for one in (plan, guarded(plan, at)))
+        turns = predicted(plan, requests, round_robin(), at, {})
+        best = max(predicted(plan, requests, fixed(c / 20, n), at, {}) for c in range(8, 18) for n in (0.5, 0.75, 1.0))  # fmt: skip
+        print(f"{len(requests) / at.seconds:>10.2f}{mine:>8.2f}{mine / best:>9.0%}{held:>22.2f}{held / best:>9.0%}{turns:>13.2f}{best:>18.2f}")  # fmt: skip
+
+
 async def run(options: argparse.Namespace) -> None:
     cpu = find_cpu()
     plan = plan_local(
         cpu, host_measurement(cpu, cpu.cores[: cpu.usable_cores]), Wishes(context_tokens=2048)
     )
+    if options.predict:
+        show_predicted(plan, options)
+        return
+    plan = guarded(plan, options) if options.admission == "slo" else plan
     with tempfile.TemporaryDirectory() as folder:
         ready = prepare_ghosts if options.ghost else prepare
         prepared = ready(plan, Path(folder))
@@ -341,6 +365,13 @@ async def run(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--predict", action="store_true")
+    parser.add_argument(
+        "--admission",
+        choices=("queue", "slo"),
+        default="queue",
+        help="of the node, for all routers",
     )
     parser.add_argument("--ghost", action="store_true")
     parser.add_argument(
