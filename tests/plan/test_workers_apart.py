@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from polypod.cli.asking import model_of
@@ -19,7 +20,14 @@ from polypod.plan.place import islands, parse_fleet
 from polypod.plan.search import Question
 from polypod.plan.shapes import Shape
 from polypod.plan.spec import Slo
-from polypod.plan.workers_apart import apart, cache_bytes, experts_apart, step_of
+from polypod.plan.workers_apart import (
+    _waits_s,
+    apart,
+    cache_bytes,
+    experts_apart,
+    step_of,
+    transfer_s,
+)
 
 (ISLAND,) = islands(parse_fleet("nvidia-h100-sxm:8"))
 MODEL = model_of("qwen3-32b")
@@ -137,3 +145,20 @@ def test_whole_prompts_are_held_while_what_is_fresh_of_them_is_computed() -> Non
         prompts = one.max_step_tokens / question.fresh_tokens
         room = one.deployment.memory(one.max_step_tokens).tokens_of(4096.0)
         assert prompts * 4096 <= room * 1.001
+
+
+def test_a_prompt_takes_its_steps_and_waits_for_those_before_it() -> None:
+    """4,096 tokens in steps of 2,048: two of them, and nobody beside it on one rank."""
+    question = replace(ask(max_num_batched_tokens=2048), ttft_s=None)
+    shape = next(one for one in of(question, "prefill") if one.deployment.layout.dp == 1)
+    step_s = float(shape.deployment.step_s(**step_of(question, shape)))
+    waits_s = _waits_s(np.array([step_s]), np.array([2 * step_s]), 0.99)
+    assert shape.ttft_s == pytest.approx(2 * step_s + float(waits_s[-1]))
+    assert shape.rate_per_s == pytest.approx(0.9 / (2 * step_s))
+
+
+def test_of_the_limit_on_ttft_a_step_of_the_decode_worker_is_kept_back() -> None:
+    limited = of(ask(), "prefill")
+    tighter = of(replace(ask(), ttft_s=1.95, tpot_s=None), "prefill")
+    assert [one.rate_per_s for one in limited] == [one.rate_per_s for one in tighter]
+    assert all(one.ttft_s + transfer_s(ask(), one, 50e9) + 0.05 <= 2.0 for one in limited)
