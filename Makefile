@@ -19,10 +19,10 @@ up: $(VENV)/.setup ## set up what is missing, then serve the embedded model on t
 	@$(BIN)/polypod up $(ARGS)
 
 test: $(VENV)/.setup-dev check ## set up what is missing, then every check and the whole suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
 
 test-fast: $(VENV)/.setup-dev ## the suite without the tests that start real engines
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not engines' $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not engines' $(ARGS)
 
 live-parity: $(VENV)/.setup ## two live runs of this machine's node under the same traffic, and how well the simulator foretells one (ten minutes; docs/how-to/replay.md)
 	$(BIN)/python scripts/live_parity.py $$(mktemp -d) $(ARGS)

@@ -90,6 +90,14 @@ def workers(pid: int) -> list[int]:
     ]
 
 
+def runs(pid: int) -> bool:
+    """Whether the process is there, and has not ended unburied."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_rows_stand_in_the_order_of_the_file(whole: list[dict[str, str]]) -> None:
     order = [(row["on"], row["input_tokens"]) for row in whole]
     lengths = ["500", "700", "900", "1100", "1300", "1500"]
@@ -109,7 +117,7 @@ def test_a_sweep_killed_outright_goes_on_where_it_was_and_leaves_no_worker(
     assert not (folder / "out.csv").exists()
     assert len(orphans) == 2
     deadline_s = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in orphans):
+    while any(runs(pid) for pid in orphans):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     ended(folder, whole, kept(folder))

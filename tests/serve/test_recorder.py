@@ -99,7 +99,8 @@ def test_a_line_written_in_part_is_taken_off_again(tmp_path: Path) -> None:
     with pytest.warns(ResourceWarning, match="unclosed file"):
         asyncio.run(main())
 
-    assert list(record.read(tmp_path / "run.jsonl")) == [HEADER]
+    assert list(record.read(tmp_path / "run.jsonl")) == [HEADER, step(0)]
+    assert (tmp_path / "run.jsonl").read_bytes().endswith(b"\n")
 
 
 def test_a_disk_that_does_not_keep_up_ends_the_record(

@@ -95,13 +95,13 @@ class Recorder:
 
 def _append(file: FileIO, lines: list[record.Line], whole_bytes: int) -> int:
     """Write all lines; return the new end of the file. A line written in part is taken off again."""
-    data = memoryview(b"".join(record.encode(line) for line in lines))
-    end = whole_bytes + len(data)
+    data = b"".join(record.encode(line) for line in lines)
+    written_bytes = 0
     try:
-        while data:
-            data = data[file.write(data) or 0 :]
+        while written_bytes < len(data):
+            written_bytes += file.write(memoryview(data)[written_bytes:]) or 0
     except OSError:
         with suppress(OSError):
-            file.truncate(whole_bytes)
+            file.truncate(whole_bytes + data.rfind(b"\n", 0, written_bytes) + 1)
         raise
-    return end
+    return whole_bytes + len(data)
