@@ -120,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.port <= 65535:
         msg = f"--port {args.port} is no port; give 0 to 65535"
         raise InputError(msg)
+    _check_layout(args)
     state = state_directory()
     who = entry(args, state)
     listener = bind(args.host, args.port, has_keys=who.rules.needs_key)
@@ -133,9 +134,6 @@ def run(args: argparse.Namespace) -> int:
                 print(ghosts_text(prepared, args.ghost_speed), flush=True)
             return uvloop.run(_up(args, prepared, listener, who))
         remotes = tuple(map(read_url, args.engine_url))
-        if args.stages and args.apart:
-            msg = "--stages and --apart each lay the cores out in a way of their own; say one"
-            raise InputError(msg)
         given = read_for_here(args)
         cpu = find_cpu()
         measured = measured_host(cpu, fresh=args.measure)
@@ -163,6 +161,13 @@ def _with_continuation(prepared: Prepared, mode: Continuation | None) -> Prepare
 
 def _engine_memory_bytes(args: argparse.Namespace) -> int | None:
     return None if args.engine_memory is None else int(units.parse(args.engine_memory, "bytes"))
+
+
+def _check_layout(args: argparse.Namespace) -> None:
+    said = [f"--{name}" for name in ("stages", "apart", "plan") if getattr(args, name)]
+    if len(said) > 1:
+        msg = f"{' and '.join(said)} each lay the cores out in a way of their own; say one"
+        raise InputError(msg)
 
 
 async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket, who: Entry) -> int:
