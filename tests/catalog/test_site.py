@@ -15,11 +15,12 @@ from polypod.errors import UnknownNameError
 def test_every_record_has_an_id_of_its_own() -> None:
     several = (*reliability(), *repair_times(), *cooling_pue(), *grid_co2())
     assert {one.id for one in several} < set(site_entries())
-    assert len(site_entries()) == len(lines("site")) == 48
+    assert len(site_entries()) == len(lines("site")) == 54
 
 
 def test_a_repair_is_told_in_hours() -> None:
     assert site_title(find_site("REP-DRAIN")) == "node drained, tested, returned without parts: 2 to 24 h"  # fmt: skip
+    assert site_title(find_site("rep-power")).endswith("distribution unit failed: 6 h")
 
 
 def test_an_unknown_name_has_its_nearest() -> None:

@@ -42,7 +42,7 @@ def test_the_answer_fits_the_terminal_and_says_needs_time_causes_spares_and_sour
     assert max(len(line) for line in out.splitlines() if "https://" not in line) <= 80
     for said in (
         "20 runs of 10 years of 64 cards:", "8 replicas, 7 needed", "Markov  ", "no spares ", "99.99 %  ", "rel-llama3: Llama 3 405B",
-        "268 in 21,233,664 GPU h", "not drawn     rack, island, cooling, power", "recovery      1 spare card for each part, crews enough;", "assumed  ",
+        "268 in 21,233,664 GPU h", "not drawn     rack, island, cooling, nic", "of rack and cooling see `polypod catalog show rel-google-2008`", "counts say    card 70,", "recovery      1 spare card for each part, crews enough;", "assumed  ",
     ):  # fmt: skip
         assert said in out
 
@@ -75,7 +75,7 @@ def test_json_has_the_same_figures_twice_from_the_same_seed(plan, capsys):
         (["--storage", "0GB/s"], 2, "it has to be above 0"),
         (["--failover", "soon"], 2, "--failover: 'soon' is not a quantity"),
         (["--crews", "0"], 2, "--crews '0' is no number"),
-        (["--mtbf", "card=never,node=never,link=never,software=never,hang=never,uplink=never"], 1, "nothing of this plan ever fails"),
+        (["--mtbf", "card=never,node=never,link=never,software=never,hang=never,uplink=never,power=never"], 1, "nothing of this plan ever fails"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_one_line(plan, capsys, said, code, problem):

@@ -106,14 +106,16 @@ def test_of_forty_intervals_some_two_miss():
 
 
 def test_software_and_hardware_add_in_the_chain():
-    rates = rates_of(["card=9000h,node=never,link=never,uplink=never,software=4000h,hang=6000h"], ["card=40h,software=1h,hang=1h"])  # fmt: skip
+    rates = rates_of(["card=9000h,node=never,link=never,uplink=never,power=never,software=4000h,hang=6000h"], ["card=40h,software=1h,hang=1h"])  # fmt: skip
     _, found, markov = asked(plan(), rates, recovery=replace(INSTANT, spares=3, failover_s=H), need={"p": 8}, years=50)  # fmt: skip
 
     assert found.up_fraction.low <= markov.up_fraction <= found.up_fraction.high
 
 
 def test_what_stops_several_replicas_at_once_makes_it_worse_than_independent():
-    rates = rates_of(["node=4000h,card=never,link=never,software=never,hang=never,uplink=never"])
+    rates = rates_of(
+        ["node=4000h,card=never,link=never,software=never,hang=never,uplink=never,power=never"]
+    )
     of = plan(pool(tp=1, replicas=64))
     _, found, markov = asked(of, rates, need={"p": 57}, years=50)
 
@@ -126,7 +128,7 @@ def test_minutes_add_up_to_the_time_down_and_to_its_causes():
 
     assert found.down_minutes.mean == pytest.approx(365 * 1440 * (1 - found.up_fraction.mean))
     assert sum(found.minutes_by_cause.values()) == pytest.approx(found.down_minutes.mean)
-    assert set(found.minutes_by_cause) <= {"card", "node", "software", "hang", "link"}
+    assert set(found.minutes_by_cause) <= {"card", "node", "software", "hang", "link", "power"}
 
 
 def test_capacity_is_what_is_carried_or_more_in_that_share_of_the_time():

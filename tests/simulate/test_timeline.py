@@ -46,7 +46,7 @@ def test_a_rate_changed_leaves_the_other_kinds_as_they_were():
 def test_rates_add_whatever_the_kind():
     # superposition: Poisson processes together are one of the summed rate
     found = draw(FLEET, default_rates(), 5 * YEAR_S, seed=0)
-    per = {"node": 1280, "uplink": 320}
+    per = {"node": 1280, "uplink": 320, "power": 320}
     expected = sum(per.get(name, 10_240) * rate.per_year for name, rate in default_rates().items()) * 5  # fmt: skip
 
     assert abs(len(found) - expected) < 4 * math.sqrt(expected)
@@ -75,7 +75,7 @@ def test_the_last_rack_of_a_part_ends_with_it():
 
 @pytest.mark.parametrize("shape", [0.7, 2.0])
 def test_lives_of_another_shape_keep_their_mean_and_have_weibull_s_spread(shape):
-    rates = rates_of(["card=1000h", "node=never,link=never,software=never,hang=never,uplink=never"], ["card=1h"], [f"card={shape}"])  # fmt: skip
+    rates = rates_of(["card=1000h", "node=never,link=never,software=never,hang=never,uplink=never,power=never"], ["card=1h"], [f"card={shape}"])  # fmt: skip
     found = draw(placed(64), rates, 20 * YEAR_S, seed=0)
     lives_s = np.concatenate([
         np.diff(found.at_s_F[found.number_F == card]) - found.repair_s_F[found.number_F == card][:-1]

@@ -44,7 +44,8 @@ def site_title(entry: SiteEntry) -> str:
     if isinstance(entry, GridCo2):
         return f"{entry.region}: {entry.kg_co2_per_kwh:g} kg CO2 per kWh ({entry.kind}, {entry.year})"  # fmt: skip
     if isinstance(entry, Repair):
-        return f"{entry.what}: {entry.least_s / 3600:g} to {entry.most_s / 3600:g} h"
+        hours = dict.fromkeys(f"{end_s / 3600:g}" for end_s in (entry.least_s, entry.most_s))
+        return f"{entry.what}: {' to '.join(hours)} h"
     return entry.what
 
 

@@ -15,7 +15,7 @@ from polypod.report.tables import entry, table
 from polypod.simulate.availability import MINUTES, Availability, Runs, SparesFor
 from polypod.simulate.closed_form import ClosedForm, hits_R
 from polypod.simulate.demand import Demand, needed_alone
-from polypod.simulate.failure_rates import Rate
+from polypod.simulate.failure_rates import ONLY_CLAIMED, Rate
 from polypod.simulate.seats import Recovery, Seated, sources
 
 
@@ -62,6 +62,7 @@ def _service_json(answer: Answer, number: int) -> dict[str, Any]:
 def _rate_json(rate: Rate) -> dict[str, Any]:
     return {
         "mtbf_s": rate.mtbf_s,
+        "mtbf_limits_s": rate.mtbf_limits_s,
         "mttr_s": rate.repair_s,
         "shape": rate.shape,
         "counted": rate.counted,
@@ -189,6 +190,15 @@ def _rates(answer: Answer, marks: Sources) -> Iterator[str]:
         rows.append([name, f"{rate.mtbf_s / 3600:,.0f} h", units.show(rate.repair_s, "s"), a_year, f"{rate.counted} {cited}"])  # fmt: skip
     yield table(["fails", "MTBF", "MTTR", "a year", "counted"], rows, right=(1, 2, 3))
     yield "a year: failures that stop a replica, of each replica on average"
+    told = [f"{name} {low / 3600:,.0f} to {high / 3600:,.0f} h" for name, (low, high) in _limits(answer)]  # fmt: skip
+    if told:
+        yield entry("counts say", f"{', '.join(told)}: 95 % by how few were seen, were those fleets like yours")  # fmt: skip
+
+
+def _limits(answer: Answer) -> Iterator[tuple[str, tuple[float, float]]]:
+    for name, rate in answer.rates.items():
+        if rate.mtbf_limits_s is not None:
+            yield name, rate.mtbf_limits_s
 
 
 def _source(record: str) -> str:
@@ -201,7 +211,10 @@ def _source(record: str) -> str:
 def _told(answer: Answer) -> Iterator[str]:
     runs = answer.runs
     recovery = runs.seated.recovery
-    yield entry("not drawn", f"{', '.join(answer.unrated)}: nobody on record counted these; say --mtbf KIND=TIME")  # fmt: skip
+    yield entry("not drawn", f"{', '.join(answer.unrated)}: no count on record; say --mtbf KIND=TIME")  # fmt: skip
+    claimed = {name: ONLY_CLAIMED[name] for name in answer.unrated if name in ONLY_CLAIMED}
+    if claimed:
+        yield entry("", f"of {' and '.join(claimed)} see `polypod catalog show {next(iter(claimed.values()))}`")  # fmt: skip
     yield entry("recovery", _recovery_text(recovery, max(runs.seated.seats.load_s_R.tolist())))
     for name, cards in idle_cards(runs.seated).items():
         yield entry("idle", f"{cards:,} cards of {name!r} hold no replica: as many spares are there already")  # fmt: skip

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from polypod.errors import InfeasibleError, InputError
 from polypod.simulate.demand import ENOUGH, Demand
-from polypod.simulate.failure_rates import YEAR_S, Rate
+from polypod.simulate.failure_rates import YEAR_S, Rate, poisson_limits
 from polypod.simulate.outages import Outages, compiled, reach
 from polypod.simulate.seats import Seated
 from polypod.simulate.spots import count_of, size_of
@@ -240,15 +240,13 @@ def _interval(values: Sequence[float]) -> Interval:
 
 
 def _widened(down: Interval, outages: int, each: float) -> Interval:
-    """With few outages the runs' spread says too little: at least the 95 % limits of their number, as of a Poisson count (Byar's approximation).
+    """With few outages the runs' spread says too little: at least the 95 % limits of their number, as of a Poisson count.
 
     `each` is what one outage as long as a replica's takes of the whole time, for where none was seen.
     """
-    more = outages + 1
-    high = more * (1 - 1 / (9 * more) + 1.96 / (3 * math.sqrt(more))) ** 3
+    low, high = poisson_limits(outages)
     if not outages:
         return Interval(mean=0.0, low=0.0, high=high * each)
-    low = outages * max(0.0, 1 - 1 / (9 * outages) - 1.96 / (3 * math.sqrt(outages))) ** 3
     return Interval(
         mean=down.mean,
         low=min(down.low, down.mean * low / outages),

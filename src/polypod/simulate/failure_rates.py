@@ -4,8 +4,16 @@ A rate is of one component: a card, a node, a rack, one card's link. Defaults ar
 
     mtbf_s = hours of all components watched * 3600 / failures counted
 
-and a mean repair is the geometric middle of the least and the most on record. Kinds that nobody counted (racks, cooling units, power
-feeds, whole islands, slow cards, slow and flapping links) have no default: they are drawn where a person gives their rate, and only then.
+with the 95 % limits of the count as a Poisson one's, which say how few were seen and nothing of how another fleet differs. A mean repair is the
+geometric middle of the least and the most on record. What each was counted on:
+
+* cards, nodes, links, software: the 419 interruptions of Llama 3's 54 days, each once (`rel-llama3`);
+* uplinks, power feeds: a cloud's 180,000 switches over three months (`rel-azure-switches`). Of those that were not interrupted a share S was left, so that
+  failures = -ln S * switches; 28 % were losses of power where a switch stood, which is one feed as a rack sees it, the rest the switch's own. A little of it is
+  counted twice: at that rate 9 of Llama 3's 35 failures of switches and cables are of a rack's switch, 3 of its nodes' of a feed.
+
+Kinds that nobody counted have no default (whole islands, a node's way out, slow cards, slow and flapping links), nor have racks and cooling: the one list on record, of
+2008 (`rel-google-2008`), has round figures, and for racks more than Llama 3's table has room for. They are drawn where a person gives their rate, and only then.
 """
 
 import math
@@ -66,6 +74,7 @@ class Rate:
     counted: str  # what the MTBF is from: a count, or the flag that says it
     repair: str  # and the mean repair
     records: tuple[str, ...] = ()  # of the catalog, that these are read in
+    watched_s: float = 0.0  # of all components that the count is of; 0: it is from none
     shape: float = 1.0
     factor: float = 1.0  # of what is slow: times as long
     burst_s: float = 0.0  # of a flapping link: slow for so long,
@@ -75,6 +84,34 @@ class Rate:
     def per_year(self) -> float:
         """Failures of one component in a year of 365 days."""
         return YEAR_S / self.mtbf_s
+
+    @property
+    def failures(self) -> float:
+        """That were counted."""
+        return self.watched_s / self.mtbf_s
+
+    @property
+    def mtbf_limits_s(self) -> tuple[float, float] | None:
+        """What the MTBF may be by the number of failures alone, 95 %; None where it is from no count."""
+        if not self.watched_s:
+            return None
+        few, many = poisson_limits(self.failures)
+        return self.watched_s / many, self.watched_s / few
+
+
+def poisson_limits(count: float) -> tuple[float, float]:
+    """The 95 % limits of what a Poisson count may be the mean of (Byar's approximation).
+
+    >>> [round(limit, 1) for limit in poisson_limits(35)]  # exactly 24.4 and 48.7
+    [24.4, 48.7]
+    >>> [round(limit, 1) for limit in poisson_limits(0)]  # exactly 0 and 3.7
+    [0.0, 3.7]
+    """
+    more = count + 1
+    high = more * (1 - 1 / (9 * more) + 1.96 / (3 * math.sqrt(more))) ** 3
+    if not count:
+        return 0.0, high
+    return count * max(0.0, 1 - 1 / (9 * count) - 1.96 / (3 * math.sqrt(count))) ** 3, high
 
 
 YEAR_S: Final = 365 * 86400.0
@@ -93,8 +130,11 @@ _NODE_CARDS: Final = 8
 
 _REPAIRS: Final = {
     "card": "rep-swap", "node": "rep-drain", "link": "rep-drain", "nic": "rep-drain", "uplink": "rep-drain",
-    "software": "rep-soft", "hang": "rep-soft",
+    "software": "rep-soft", "hang": "rep-soft", "power": "rep-power", "rack": "rep-rack", "cooling": "rep-overheated",
 }  # fmt: skip
+ONLY_CLAIMED: Final = {"rack": "rel-google-2008", "cooling": "rel-google-2008"}
+"""Kinds of which the catalog has a figure that is no count, and where."""
+
 _OTHER_REPAIR: Final = "rep-drain"
 
 
@@ -102,7 +142,7 @@ def default_rates() -> dict[str, Rate]:
     """The kinds that somebody counted, by name.
 
     >>> {name: round(rate.mtbf_s / 3600) for name, rate in default_rates().items()}
-    {'card': 79230, 'node': 57700, 'link': 505563, 'software': 379173, 'hang': 3033381, 'uplink': 1431373}
+    {'card': 79230, 'node': 57700, 'link': 505563, 'software': 379173, 'hang': 3033381, 'uplink': 150557, 'power': 387148}
     """
     llama = _record("rel-llama3")
     watched_h = float(llama.derived["gpu_hours"])
@@ -111,13 +151,26 @@ def default_rates() -> dict[str, Rate]:
         counted = sum(float(llama.breakdown[row]) for row in rows)
         hours = watched_h / _NODE_CARDS if name == "node" else watched_h
         what = "server" if name == "node" else "GPU"
-        told = f"{counted:g} in {hours:,.0f} {what} h"
-        found[name] = _rate(name, hours / counted * 3600.0, told, llama.id)
-    hpn = _record("rel-hpn")
-    share = float(hpn.figures["tor_critical_per_month"])
-    told = f"{100 * share:g} % of switches a month"
-    found["uplink"] = _rate("uplink", _MONTH_H / share * 3600.0, told, hpn.id)
-    return found
+        found[name] = _counted(name, counted, hours, what, llama.id)
+    return found | _of_switches()
+
+
+def _of_switches() -> dict[str, Rate]:
+    """A rack's way out, and the power it stands on."""
+    azure = _record("rel-azure-switches")
+    switches, months, uninterrupted, power = (float(azure.figures[name]) for name in ("switches", "months", "uninterrupted", "share_power"))  # fmt: skip
+    failures = -math.log(uninterrupted) * switches
+    shares = {"uplink": 1 - power, "power": power}
+    return {
+        name: _counted(name, share * failures, switches * months * _MONTH_H, "switch", azure.id)
+        for name, share in shares.items()
+    }
+
+
+def _counted(name: str, failures: float, watched_h: float, what: str, record: str) -> Rate:
+    told = f"{failures:,.0f} in {watched_h:,.0f} {what} h"
+    rate = _rate(name, watched_h / failures * 3600.0, told, record)
+    return replace(rate, watched_s=watched_h * 3600.0)
 
 
 def rates_of(
@@ -157,19 +210,20 @@ def rates_of(
 
 
 def unrated(rates: Mapping[str, Rate]) -> list[str]:
-    """Kinds that are not drawn, because nothing on record and nobody says how often they fail."""
+    """Kinds that are not drawn, because no count on record and nobody says how often they fail."""
     return [name for name in KINDS if name not in rates]
 
 
 def _rate(name: str, mtbf_s: float, counted: str, *records: str) -> Rate:
     entry = find_site(_REPAIRS.get(name, _OTHER_REPAIR))
     assert isinstance(entry, Repair), "repairs are listed as such"
+    ends = (units.show(end_s, "s") for end_s in (entry.least_s, entry.most_s))
     return Rate(
         kind=KINDS[name],
         mtbf_s=mtbf_s,
         repair_s=math.sqrt(entry.least_s * entry.most_s),
         counted=counted,
-        repair=f"{units.show(entry.least_s, 's')} to {units.show(entry.most_s, 's')}",
+        repair=" to ".join(dict.fromkeys(ends)),
         records=(*records, entry.id),
     )
 
@@ -224,7 +278,7 @@ def _above_zero(flag: str, name: str, value: float) -> float:
 
 def _known(flag: str, name: str, rates: Mapping[str, Rate]) -> Rate:
     if name not in rates:
-        msg = f"{flag} {name}: no rate of it is on record, so it never fails; give one with --mtbf {name}=TIME"  # fmt: skip
+        msg = f"{flag} {name}: no count of it is on record, so it never fails; give one with --mtbf {name}=TIME"  # fmt: skip
         raise InputError(msg)
     return rates[name]
 
