@@ -1,4 +1,4 @@
-"""Laws that hold under any driver: one that fails, repeats itself, is late, and loses replicas and caches."""
+"""Laws that hold under any driver: one that fails, repeats itself, is late, loses replicas and caches, and changes its models and limits."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polypod.cost.steptime import StepTime
+from polypod.errors import InputError
 from polypod.policy import Policy, PolicySettings, ServiceSettings
 from polypod.policy.actions import (
     AnyAction,
@@ -28,10 +29,12 @@ from polypod.policy.events import (
     PrefillFinished,
     ReplicaBusy,
     ReplicaDown,
+    ReplicaRetiring,
     ReplicaUp,
     RequestArrived,
     RequestFailed,
     RequestFinished,
+    SettingsChanged,
     StepObserved,
     Woke,
 )
@@ -72,9 +75,18 @@ class Driver:
     def __post_init__(self) -> None:
         self.policy = Policy(self.settings, seed=self.seed)
         self.validator = Validator()
+        self.models = {service.model for service in self.settings.services}
 
     def tell(self, event: AnyEvent) -> None:
-        actions = self.policy.handle(event)
+        try:
+            actions = self.policy.handle(event)
+        except InputError:  # a replica of a model that left; it changes nothing
+            assert isinstance(event, ReplicaUp)
+            assert event.model not in self.models
+            self.policy.check()
+            return
+        if isinstance(event, SettingsChanged):
+            self.models = {service.model for service in event.settings.services}
         self.log.append((event, actions))
         self.validator.feed(event, actions)
         self.policy.check()
@@ -186,8 +198,37 @@ class Driver:
         there = [one.request for one in self.running.values() if one.replica == name]
         sent = tuple((request, size % 60) for request in there)
         self.tell(
-            ReplicaDown(at_s=self.at, replica=name, epoch=epoch, reason="x", sent_tokens=sent)
+            ReplicaDown(
+                at_s=self.at,
+                replica=name,
+                epoch=epoch,
+                reason="x",
+                sent_tokens=sent,
+                back_in_s=(None, 0.3, 7.0)[size % 3],
+            )
         )
+
+    def retire(self, n: int, size: int) -> None:
+        name = REPLICAS[n % 4]
+        epoch = self.epochs.get(name, 0) - (size % 7 == 0)
+        self.tell(ReplicaRetiring(at_s=self.at, replica=name, epoch=epoch))
+
+    def told(self, n: int, size: int) -> None:
+        """Other models, and other limits of theirs and of all."""
+        models = (("m", "n"), ("m",), ("n", "m"), ("n",))[n % 4]
+        services = tuple(
+            ServiceSettings(model=model, context_tokens=(1000, 250)[size % 3 == 0])
+            for model in models
+        )
+        settings = msgspec.structs.replace(
+            self.settings,
+            services=services,
+            queue_requests=size % 6,
+            turns=("arrival", "tenants")[size % 2],
+            tenant_weights={"a": 1.0 + n % 3},
+            admission=("queue", "slo")[n % 2],
+        )
+        self.tell(SettingsChanged(at_s=self.at, settings=settings))
 
     def again(self, n: int, size: int) -> None:
         """Say something a second time; a request number is never used twice."""
@@ -251,7 +292,7 @@ class Driver:
             self.go_on(chosen, states[chosen.request])
 
 
-ALL = ("arrive", "first", "finish", "fail", "busy", "moved", "gone", "up", "down", "again", "measure", "later", "step")  # fmt: skip
+ALL = ("arrive", "first", "finish", "fail", "busy", "moved", "gone", "up", "down", "again", "measure", "later", "step", "retire", "told")  # fmt: skip
 
 
 def deeds(*weighted: str) -> Any:

@@ -57,3 +57,20 @@ def test_word_of_an_older_start_changes_nothing(new_node) -> None:
     assert retire(node, "a", epoch=1) == []
     assert retire(node, "nobody") == []
     assert node.arrive(1) == ["Dispatch a"]
+
+
+def test_who_asks_for_one_that_is_to_go_is_told_at_once(new_node) -> None:
+    node = new_node()
+    node.up("a", max_sequences=1)
+    node.up("b")
+    node.arrive(1, only_replica="a")
+    assert node.arrive(2, only_replica="a") == ["WakeAt"]
+    assert retire(node, "a") == ["Drain a", "Reject 503 replica_retiring"]
+    assert node.arrive(3, only_replica="a") == ["Reject 503 replica_retiring"]
+    assert "'a' is to go" in node.last[0].message
+    assert node.busy(1) == ["Reject 503 replica_retiring"]
+    assert node.arrive(4) == ["Dispatch b"]
+    node.down("a")
+    assert node.arrive(5, only_replica="a") == ["Reject 503 no_replica"]
+    node.up("a", epoch=2)
+    assert node.arrive(6, only_replica="a") == ["Dispatch a"]

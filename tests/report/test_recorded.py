@@ -9,7 +9,7 @@ import pytest
 from polypod import record
 from polypod.errors import FileError, InputError
 from polypod.policy import PolicySettings, ServiceSettings
-from polypod.policy.events import RequestFinished
+from polypod.policy.events import RequestFinished, SettingsChanged
 from polypod.record import Line, Step
 from polypod.report.recorded import check_whole, is_record, read_recorded, renamed
 from tests.report import conftest as made
@@ -41,6 +41,17 @@ def path(tmp_path: Path) -> Path:
         made.gone(12, 106.0),
         made.arrived(13, 107.0, made.place(13)),
     )
+
+
+def test_a_model_that_was_added_on_the_way_was_served(tmp_path: Path) -> None:
+    services = (ServiceSettings(model="n", context_tokens=9),)
+    told = SettingsChanged(at_s=99.0, settings=PolicySettings(services=services))
+    came = made.arrived(7, 100.0, made.place(7), model="n")
+    lines = (Step(event=told, actions=[]), came, made.finished(7, 102.0, tokens=2))
+    found = read_recorded(written(tmp_path / "record.jsonl", *lines))
+    assert found.served == ("m", "n")
+    with pytest.raises(InputError, match="'n', which the plan does not serve"):
+        renamed(found, ["m"], {}, "")
 
 
 def test_times_count_from_the_first_request_and_lengths_are_what_engines_counted(path):

@@ -61,6 +61,14 @@ class Queue:
         if not self.turns:
             self._deadlines.clear()  # nobody looks at them while nobody waits
 
+    def by_arrival(self) -> None:
+        """Let nobody's turn be a tenant's any more."""
+        waiting = list(self)
+        for tracked in waiting:
+            self.remove(tracked)
+            tracked.start_tokens = 0.0
+            self.add(tracked)
+
     def ahead_of(self, tracked: Tracked) -> int:
         """How many have their turn before one that waits."""
         return bisect_left(self.turns, tracked.turn)
@@ -94,6 +102,7 @@ class Service:
     held: Queue = field(default_factory=Queue)  # whose caches wait for a decode replica
     moving: Queue = field(default_factory=lambda: Queue(lambda tracked: tracked.kv_deadline_s))
     shares: Shares | None = None  # None: tenants are not told apart
+    is_leaving: bool = False  # it takes nothing new
     mean_output_tokens: float = 0.0
     mean_stay_s: float | None = None  # from its place to its end
     finish_gap_s: float | None = None
@@ -123,6 +132,16 @@ class Service:
         prompt = arrived.input_tokens if arrived.input_is_exact else 0
         most = arrived.max_output_tokens
         return prompt + (1 if most is None else most) <= self.settings.context_tokens
+
+    def told(self, settings: ServiceSettings, shares: Shares | None) -> None:
+        """Other limits hold, or other turns: where tenants are no longer told apart, those who wait go by their arrival."""
+        if settings.mean_output_tokens != self.settings.mean_output_tokens:
+            self.mean_output_tokens = settings.mean_output_tokens
+        self.settings, self.is_leaving = settings, False
+        if shares is None and self.shares is not None:
+            for queue in (self.queue, self.held, self.moving):
+                queue.by_arrival()
+        self.shares = shares
 
     # ---- fair turns
 

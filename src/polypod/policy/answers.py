@@ -2,6 +2,7 @@
 
 400  context_length_exceeded  no replica of the model could hold it
 404  model_not_found          this node does not serve the model
+404  model_removed            the model was taken out while the request waited
 404  replica_not_found        no replica of that name has been up here
 429  queue_full               as many wait already as may
 429  too_late                 it would wait longer than it may
@@ -9,7 +10,8 @@
 500  quarantined              replicas died with this request
 502  replica_lost             the answer broke off after its first byte, and may not or cannot go on elsewhere
 502  attempts_exhausted       it failed as often as it may
-503  no_replica               none is up
+503  no_replica               none is up, nor expected in time
+503  replica_retiring         the one that was asked for is to go
 503  queue_timeout            some are up; none had room in time
 503  retry_budget             too many requests are on a retry
 """
@@ -27,6 +29,16 @@ def model_not_found(arrived: RequestArrived, models: Iterable[str]) -> Reject:
         status=404,
         code="model_not_found",
         message=f"no model {arrived.model!r} here; there are: {', '.join(models)}",
+        param="model",
+    )
+
+
+def model_removed(arrived: RequestArrived, models: Iterable[str]) -> Reject:
+    return Reject(
+        request=arrived.request,
+        status=404,
+        code="model_removed",
+        message=f"model {arrived.model!r} was taken out of this node while the request waited; there are: {', '.join(models)}",
         param="model",
     )
 
@@ -55,6 +67,18 @@ def replica_not_found(arrived: RequestArrived) -> Reject:
         status=404,
         code="replica_not_found",
         message=f"no replica {arrived.only_replica!r} of {arrived.model!r} has been up here",
+    )
+
+
+def replica_retiring(arrived: RequestArrived) -> Reject:
+    return Reject(
+        request=arrived.request,
+        status=503,
+        code="replica_retiring",
+        message=(
+            f"replica {arrived.only_replica!r} is to go: it ends what it has, and takes nothing new; "
+            "ask without `x-polypod-replica`, or for another one"
+        ),
     )
 
 

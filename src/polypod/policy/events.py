@@ -13,6 +13,7 @@ from polypod.cost.steptime import StepTime
 from polypod.engine.closed_loop import Behaviour
 from polypod.engine.imbalance import MOST_CV
 from polypod.engine.prefix import TierSettings
+from polypod.policy.settings import PolicySettings
 
 Role = Literal["prefill", "decode", "both"]
 Continuation = Literal[
@@ -140,11 +141,13 @@ class ReplicaUp(_OfReplica, frozen=True, kw_only=True):
 class ReplicaDown(_OfReplica, frozen=True, kw_only=True):
     """A replica stopped answering: its process ended, or it hangs.
 
-    `sent_tokens` says, by request, how much of the answers that were under way there their clients have.
+    `sent_tokens` says, by request, how much of the answers that were under way there their clients have. `back_in_s` is when its next start, or that of
+    another in its place, is expected to answer; None where nobody is known to come.
     """
 
     reason: str
     sent_tokens: tuple[tuple[int, int], ...] = ()
+    back_in_s: float | None = None
 
 
 class ReplicaRetiring(_OfReplica, frozen=True, kw_only=True):
@@ -178,6 +181,15 @@ class LoadReported(_OfReplica, frozen=True, kw_only=True):
     queued_prompt_tokens: int
 
 
+class SettingsChanged(Event, frozen=True, kw_only=True):
+    """From here on the node has these settings: other models, limits of theirs, or limits of all.
+
+    A model that is not among them takes nothing new; what runs of it runs to its end.
+    """
+
+    settings: PolicySettings
+
+
 class Woke(Event, frozen=True, kw_only=True):
     """The time asked for by `WakeAt` has come."""
 
@@ -197,5 +209,6 @@ AnyEvent = (
     | ReplicaRetiring
     | ReplicaBusy
     | LoadReported
+    | SettingsChanged
     | Woke
 )

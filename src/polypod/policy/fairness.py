@@ -44,6 +44,10 @@ class Shares:
         self._tags: dict[str, tuple[float, float]] = {}  # of its latest request: start, end
         self._virtual = 0.0
 
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """From here on tenants have these weights; what they were charged stays."""
+        self._weights = weights
+
     def charge(self, tenant: str, tokens: float) -> float:
         """Take in a request of so many tokens; returns its start tag."""
         start = max(self._virtual, *self._tags.get(tenant, (0.0, 0.0)))

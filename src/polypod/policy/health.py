@@ -1,9 +1,10 @@
-"""Whom to trust: which start of a replica is the current one, breakers, and what retries may cost.
+"""Whom to trust: which start of a replica is the current one, which is expected back, breakers, and what retries may cost.
 
 A failure that could be the replica's opens its breaker after so many in a row. A 4xx answer never counts, and a busy answer only
 pauses. After its time out an open breaker admits one request at a time; the first success closes it.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,8 +30,15 @@ class Replica:
     up: ReplicaUp
     row: int
     is_up: bool = True
+    is_retiring: bool = False  # or was, before it went down
+    back_at_s: float | None = None  # while it is down: when one is expected in its place
     failures: int = 0  # in a row
     requests: dict[int, Tracked] = field(default_factory=dict)
+
+    @property
+    def takes_its_leave(self) -> bool:
+        """Whether it is up, and to go."""
+        return self.is_up and self.is_retiring
 
     def is_current(self, epoch: int) -> bool:
         return self.is_up and self.up.epoch == epoch
@@ -43,25 +51,35 @@ class Health:
         self._settings = settings
         self._charged: set[int] = set()  # live requests whose retry the budget pays
         self.replicas: dict[str, Replica] = {}
-        self._models = tuple(service.model for service in settings.services)
         self._pools: dict[str, int] = {}  # bits of those with replicas for one phase
-        self.tables: dict[tuple[str, Role], ReplicaTable] = {
-            (service.model, role): ReplicaTable(
-                Affinity(block_tokens=service.block_tokens, most_blocks=settings.prefix_blocks),
-                compiled=compiled,
-            )
-            for service in settings.services
-            for role in ROLES
-        }
+        self._compiled = compiled
+        self.tables: dict[tuple[str, Role], ReplicaTable] = {}
+        self.told(settings)
+
+    def told(self, settings: PolicySettings) -> None:
+        """Other settings hold; models that are new have no replica yet."""
+        self._settings = settings
+        for service in settings.services:
+            for role in ROLES:
+                if (service.model, role) not in self.tables:
+                    blocks = Affinity(
+                        block_tokens=service.block_tokens, most_blocks=settings.prefix_blocks
+                    )
+                    self.tables[service.model, role] = ReplicaTable(blocks, compiled=self._compiled)
+
+    def forget_model(self, model: str) -> None:
+        """It has no replica any more, and gets none."""
+        for role in ROLES:
+            del self.tables[model, role]
 
     # ---- starts and deaths
 
     def is_news(self, up: ReplicaUp) -> bool:
         """Whether this start is later than any known. Raises `InputError` for one that cannot be driven."""
-        if up.model not in self._models:
+        if (up.model, up.role) not in self.tables:
             msg = (
                 f"replica {up.replica!r} serves {up.model!r}, which is none of this node's models "
-                f"({', '.join(self._models)}); list it in the settings' services"
+                f"({', '.join(dict.fromkeys(model for model, _ in self.tables))}); list it in the settings' services"
             )
             raise InputError(msg)
         pools = {*self._pools, *pools_of(up)}
@@ -90,6 +108,11 @@ class Health:
         self.table_of(replica).remove(replica.row)
         replica.is_up = False
 
+    def retire(self, replica: Replica) -> None:
+        """Give it nothing new."""
+        replica.is_retiring = True
+        self.table_of(replica).block(replica.row, math.inf)
+
     def table_of(self, replica: Replica) -> ReplicaTable:
         return self.tables[replica.up.model, replica.up.role]
 
@@ -108,6 +131,25 @@ class Health:
         replica = self.replicas[pin]
         other: dict[Role, Role] = {"both": "both", "prefill": "decode", "decode": "prefill"}
         return replica.is_up and up[other[replica.up.role]]
+
+    def has_replica(self, model: str) -> bool:
+        """Whether any replica of it is up, of whatever role."""
+        return any(self.tables[model, role].num_up for role in ROLES)
+
+    def expected_in_s(self, model: str, pin: str | None, now_s: float) -> float:
+        """When the model can be served from prompt to end, of the replicas that are up or expected back; infinite where they do not suffice.
+
+        One that is overdue by d seconds is expected in d more.
+        """
+        least_s = dict.fromkeys(ROLES, math.inf)
+        for name, replica in self.replicas.items():
+            if replica.up.model == model and pin in (None, name):
+                role = replica.up.role
+                least_s[role] = min(least_s[role], _expected_in_s(replica, pin, now_s))
+        if pin is not None and (role := self.replicas[pin].up.role) != "both":
+            other: Role = "decode" if role == "prefill" else "prefill"
+            least_s[other] = 0.0 if self.tables[model, other].num_up else math.inf
+        return min(least_s["both"], max(least_s["prefill"], least_s["decode"]))
 
     # ---- failures
 
@@ -148,6 +190,14 @@ class Health:
 
     def forget(self, request: int) -> None:
         self._charged.discard(request)
+
+
+def _expected_in_s(replica: Replica, pin: str | None, now_s: float) -> float:
+    if replica.is_up:
+        return 0.0
+    if replica.back_at_s is None or (pin is not None and replica.is_retiring):
+        return math.inf  # what comes in the place of one that went has another name
+    return abs(replica.back_at_s - now_s)
 
 
 def pools_of(up: ReplicaUp) -> tuple[str, ...]:

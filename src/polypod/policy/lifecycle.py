@@ -40,6 +40,7 @@ from polypod.policy.events import (
     RequestArrived,
     RequestFailed,
     RequestFinished,
+    SettingsChanged,
     StepObserved,
     Woke,
 )
@@ -182,7 +183,7 @@ class Validator:
                     self._step(event.request, event)
             case ReplicaUp() | ReplicaDown():
                 self._replica(event)
-            case ReplicaRetiring() | StepObserved() | LoadReported() | Woke():
+            case ReplicaRetiring() | StepObserved() | LoadReported() | SettingsChanged() | Woke():
                 pass
             case _:
                 if self._is_current(event):

@@ -31,6 +31,7 @@ from polypod.policy.events import (
     RequestArrived,
     RequestFailed,
     RequestFinished,
+    SettingsChanged,
     StepObserved,
     Woke,
 )
@@ -40,7 +41,7 @@ from polypod.policy.health import Health, Replica
 from polypod.policy.invariants import check_policy
 from polypod.policy.placement import Placement
 from polypod.policy.requests import Failure, Phase, Tracked
-from polypod.policy.settings import PolicySettings
+from polypod.policy.settings import PolicySettings, check_change
 
 WAKE_SLACK_S: Final = 1e-3
 """A timer may ring this early."""
@@ -76,7 +77,7 @@ class Policy:
     def handle(self, event: AnyEvent) -> list[AnyAction]:
         """Take in one event; return what the driver must now do, in order.
 
-        Raises `InputError`, and changes nothing, for a replica that cannot be driven.
+        Raises `InputError`, and changes nothing, for a replica that cannot be driven, and for settings that cannot change.
         """
         self._now_s = max(self._now_s, event.at_s)
         self._actions = []
@@ -159,17 +160,40 @@ class Policy:
     def _refusal(self, event: RequestArrived) -> Reject | None:
         """The answer to a request that may not even wait, or None."""
         service = self._placement.services.get(event.model)
-        if service is None:
-            return answers.model_not_found(event, self._placement.services)
-        if not service.can_hold(event):
-            return answers.context_length_exceeded(event, service.settings.context_tokens)
-        is_up = self._health.any_up(event.model)
+        if service is None or service.is_leaving:
+            return answers.model_not_found(event, self._placement.models())
         if event.only_replica is not None:
             replica = self._health.replicas.get(event.only_replica)
             if replica is None or replica.up.model != event.model:
                 return answers.replica_not_found(event)
-            is_up = self._health.any_up(event.model, event.only_replica)
-        return None if is_up else answers.no_replica(event, self._settings.breaker_open_s)
+        hopeless = self._hopeless(event)
+        if hopeless is not None:
+            return hopeless
+        is_up = self._health.any_up(event.model, event.only_replica)
+        return None if is_up else self._unless_expected(event, service)
+
+    def _hopeless(self, arrived: RequestArrived) -> Reject | None:
+        """The answer to a request that would wait in vain whatever comes, or None."""
+        service = self._placement.services[arrived.model]
+        if service.is_leaving:
+            return answers.model_removed(arrived, self._placement.models())
+        if not service.can_hold(arrived):
+            return answers.context_length_exceeded(arrived, service.settings.context_tokens)
+        pin = arrived.only_replica
+        if pin is not None and self._health.replicas[pin].takes_its_leave:
+            return answers.replica_retiring(arrived)
+        return None
+
+    def _unless_expected(self, event: RequestArrived, service: Service) -> Reject | None:
+        """None is up: the answer to a newcomer, unless one is expected before it has waited too long."""
+        expected_s = self._health.expected_in_s(event.model, event.only_replica, self._now_s)
+        limit_s = self._settings.queue_wait_s
+        if self._settings.admission == "slo":
+            limit_s = min(limit_s, service.settings.first_token_limit_s or math.inf)
+        if expected_s <= limit_s:
+            return None
+        retry_after_s = self._settings.breaker_open_s if expected_s == math.inf else expected_s
+        return answers.no_replica(event, retry_after_s)
 
     def _first_token(self, event: FirstToken) -> None:
         tracked = self._running(event, "whole", "decode")
@@ -297,13 +321,44 @@ class Policy:
     def _retiring(self, event: ReplicaRetiring) -> None:
         replica = self._health.current(event.replica, event.epoch)
         if replica is not None:
-            self._health.table_of(replica).block(replica.row, math.inf)
+            self._health.retire(replica)
             self._actions.append(Drain(replica=event.replica, epoch=event.epoch))
+            self._end_hopeless(self._placement.services[replica.up.model])
 
     def _down(self, event: ReplicaDown) -> None:
-        replica = self._health.current(event.replica, event.epoch)
-        if replica is not None:
+        replica = self._health.replicas.get(event.replica)
+        if replica is None or event.epoch < replica.up.epoch:
+            return
+        back_in_s = event.back_in_s
+        replica.back_at_s = None if back_in_s is None else self._now_s + back_in_s
+        if replica.is_current(event.epoch):
             self._died(replica, dict(event.sent_tokens))
+            self._forget_models()
+
+    def _told(self, event: SettingsChanged) -> None:
+        check_change(self._settings, event.settings)
+        self._settings = event.settings
+        self._health.told(event.settings)
+        self._placement.told(event.settings)
+        for service in self._placement.services.values():
+            self._end_hopeless(service)
+        self._forget_models()
+
+    def _end_hopeless(self, service: Service) -> None:
+        """Answer those who wait for what will not come any more."""
+        for tracked in service.queue:
+            answer = self._hopeless(tracked.arrived)
+            if answer is not None:
+                service.queue.remove(tracked)
+                self._end(tracked, answer)
+
+    def _forget_models(self) -> None:
+        """Of a model that left nothing is kept once its last replica is down: what ran there has ended with it."""
+        leaving = [model for model, one in self._placement.services.items() if one.is_leaving]
+        for model in leaving:
+            if not self._health.has_replica(model):
+                self._placement.forget_model(model)
+                self._health.forget_model(model)
 
     def _died(self, replica: Replica, sent_tokens: Mapping[int, int]) -> None:
         """Move on those that were aboard, and mark those that it had just let down: both may be the cause."""
@@ -408,6 +463,10 @@ class Policy:
         self._end(tracked, answers.retry_budget(tracked.request, what, retry_after_s))
 
     def _requeue(self, tracked: Tracked, reason: RetryReason) -> None:
+        hopeless = self._hopeless(tracked.arrived)
+        if hopeless is not None:
+            self._end(tracked, hopeless)
+            return
         self._actions.append(Retry(request=tracked.request, attempt=tracked.attempt, reason=reason))
         self._placement.wait(tracked)
 
@@ -508,5 +567,6 @@ _HANDLERS: Final[dict[type, Callable[[Policy, Any], None]]] = {
     ReplicaRetiring: Policy._retiring,
     StepObserved: Policy._observed,
     LoadReported: Policy._load,
+    SettingsChanged: Policy._told,
     Woke: Policy._woke,
 }

@@ -42,18 +42,38 @@ class Placement:
         self._seed = seed
         self._health = health
         self._kv_wait_s = settings.kv_wait_s
-        self.services = {
-            service.model: Service(
-                service,
-                shares=Shares(settings.tenant_weights) if settings.turns == "tenants" else None,
-            )
-            for service in settings.services
-        }
+        self.services: dict[str, Service] = {}
+        self._of: dict[str, dict[Role, ReplicaTable]] = {}
+        self.told(settings)
         self._sessions = Sessions(most=settings.session_entries)
         self._stay_fraction = settings.session_stay_fraction
-        self._of = {
-            model: {role: health.tables[model, role] for role in ROLES} for model in self.services
-        }
+
+    def told(self, settings: PolicySettings) -> None:
+        """Other settings hold, which `health` was told before. A model that is not among them is leaving."""
+        for service in self.services.values():
+            service.is_leaving = True
+        for one in settings.services:
+            known = self.services.get(one.model)
+            shares = None if known is None else known.shares
+            if settings.turns == "arrival":
+                shares = None
+            elif shares is None:
+                shares = Shares(settings.tenant_weights)
+            else:
+                shares.weigh(settings.tenant_weights)
+            if known is None:
+                self.services[one.model] = Service(one, shares=shares)
+                self._of[one.model] = {role: self._health.tables[one.model, role] for role in ROLES}
+            else:
+                known.told(one, shares)
+
+    def models(self) -> list[str]:
+        """Those that take requests."""
+        return [model for model, service in self.services.items() if not service.is_leaving]
+
+    def forget_model(self, model: str) -> None:
+        """Nothing of it waits or runs, and nothing will."""
+        del self.services[model], self._of[model]
 
     def wait(self, tracked: Tracked) -> None:
         self.services[tracked.model].queue.add(tracked)

@@ -1,8 +1,10 @@
-"""What the policy is told once: the models it may serve and its limits. Part of every record's header."""
+"""What the policy is told: the models it may serve and its limits. In every record's header, and in an event of it whenever they change."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+
+from polypod.errors import InputError
 
 
 class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,3 +59,21 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     admission: Literal["queue", "slo"] = "queue"
     session_entries: Annotated[int, msgspec.Meta(ge=0)] = 65_536
     session_stay_fraction: Annotated[float, msgspec.Meta(ge=0)] = 0.5
+
+
+FIXED: Final = ("kv_wait_s", "prefix_blocks", "session_entries", "session_stay_fraction")
+"""Memory that is laid out by these, and waits that are under way by them, stay as a policy began."""
+
+
+def check_change(old: PolicySettings, new: PolicySettings) -> None:
+    """Raise `InputError` for what a policy cannot be told while it runs."""
+    changed = [name for name in FIXED if getattr(old, name) != getattr(new, name)]
+    blocks = {service.model: service.block_tokens for service in old.services}
+    changed += [
+        f"block_tokens of {service.model}"
+        for service in new.services
+        if service.block_tokens != blocks.get(service.model, service.block_tokens)
+    ]
+    if changed:
+        msg = f"{', '.join(changed)} cannot change while a node runs; stop it and start it anew"
+        raise InputError(msg)

@@ -22,8 +22,10 @@ from polypod.policy.events import (
     ReplicaUp,
     RequestArrived,
     RequestFinished,
+    SettingsChanged,
     StepObserved,
 )
+from polypod.policy.settings import ServiceSettings
 from polypod.record import Header, Step
 from polypod.report.outcomes import Bools, Ints
 from polypod.report.reading import Reading, record_file
@@ -45,12 +47,10 @@ class Recorded:
     is_drawn: Bools  # n long: whose answer's length is drawn
     is_pinned: Bools  # n long: who asked for a replica by name
     is_streamed: Bools  # n long
+    served: tuple[
+        str, ...
+    ]  # models that the run ever was to serve; a request for another was refused
     note: str | None  # what is wrong with the file, where it can be read all the same
-
-    @property
-    def served(self) -> tuple[str, ...]:
-        """Models that the run was to serve; a request for another was refused."""
-        return tuple(service.model for service in self.header.policy.services)
 
 
 def is_record(path: Path) -> bool:
@@ -81,6 +81,7 @@ def read_recorded(path: Path, *, seed: int = 0) -> Recorded:
         is_drawn=is_drawn,
         is_pinned=np.array([event.only_replica is not None for event in came]),
         is_streamed=np.array([event.is_streamed for event in came]),
+        served=tuple(dict.fromkeys(service.model for service in lines.services)),
         note=lines.note,
     )
 
@@ -94,6 +95,7 @@ class _Lines:
     finished: dict[int, RequestFinished] = field(default_factory=dict)
     changes: list[ReplicaUp | ReplicaDown] = field(default_factory=list)
     warm_ups: list[StepObserved] = field(default_factory=list)
+    services: list[ServiceSettings] = field(default_factory=list)
     note: str | None = None
 
 
@@ -102,7 +104,7 @@ def _read(file: Path) -> _Lines:
     lines = itertools.chain.from_iterable(reading)
     header = next(lines)
     assert isinstance(header, Header), "a record begins with its header"
-    found = _Lines(header=header)
+    found = _Lines(header=header, services=list(header.policy.services))
     for line in lines:
         if not isinstance(line, Step):
             continue
@@ -115,6 +117,8 @@ def _read(file: Path) -> _Lines:
                 found.changes.append(event)
             case StepObserved() as event:
                 found.warm_ups.append(event)
+            case SettingsChanged() as event:
+                found.services += event.settings.services
     found.note = reading.note
     return found
 
