@@ -1,4 +1,4 @@
-"""`polypod apply` as a person types it: against ghosts, which refuse, and against two real engines under streams."""
+"""`polypod apply` as a person types it: against ghosts, and against two real engines under streams."""
 
 import json
 import os
@@ -48,17 +48,23 @@ def stop(process: subprocess.Popen[str], state: Path) -> None:
     process.stdout.close()
 
 
-def test_what_cannot_be_applied_is_said_and_the_node_stays(tmp_path: Path) -> None:
+def test_ghosts_are_changed_and_what_cannot_be_applied_is_said(tmp_path: Path) -> None:
     plan = str(ROOT / "examples" / "three-chips.yaml")
     alone = apply(tmp_path, plan)
     assert (alone.returncode, "no node runs here: start one with `polypod up`" in alone.stderr) == (2, True)  # fmt: skip
 
     process, ready = start(tmp_path, "--plan", plan, "--ghost")
     try:
-        for words in ((), ("--node", ready["endpoint"])):
-            done = apply(tmp_path, plan, *words)
-            assert done.returncode == 2
-            assert "this node serves ghosts" in done.stderr
+        same = apply(tmp_path, plan, "--node", ready["endpoint"])
+        assert "the node has these replicas already" in same.stdout
+        changed = tmp_path / "changed.yaml"
+        text = (ROOT / "examples" / "three-chips.yaml").read_text()
+        changed.write_text(text.replace("queue_requests: 1024", "queue_requests: 9"))
+        done = apply(tmp_path, str(changed))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "1/1 set limits (queue_requests 1024 to 9)" in done.stdout
+        absent = apply(tmp_path, str(tmp_path / "absent.yaml"))
+        assert absent.returncode == 2
         other = apply(tmp_path, plan, "--node", "http://127.0.0.1:1")
         assert f"there is {ready['endpoint'].removesuffix('/v1')}" in other.stderr
     finally:

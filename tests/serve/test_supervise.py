@@ -28,6 +28,10 @@ mode = os.environ["TINY_MODE"]
 options = settle()
 if mode == "dies":
     sys.exit("no tensor called blk.0")
+was_here = options.socket.with_suffix(".was")
+if mode == "once" and was_here.exists():
+    sys.exit("no second time")
+was_here.touch()
 if mode == "mute":
     time.sleep(60)
 if mode == "stubborn":
@@ -230,6 +234,33 @@ def test_the_wait_doubles_with_every_death_up_to_its_limit(directory: Path) -> N
     waits_s = asyncio.run(scene())
     for wait_s, expected_s in zip(waits_s, (0.1, 0.2, 0.4, 0.4), strict=True):
         assert expected_s <= wait_s + 0.01 < expected_s + 0.1
+
+
+def test_a_start_is_promised_until_so_many_have_failed(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        patience = Patience(first_restart_s=0.1, longest_restart_s=0.2, promised_starts=2)
+        async with Supervisor([tiny(directory, "once")], heard.tell, patience) as supervisor:
+            took_s = supervisor.took_s("tiny-0")
+            assert took_s >= heard.words[0].load_s > 0
+            os.kill(heard.words[0].process, signal.SIGKILL)
+            await heard.until(4)
+        back_in_s = [word.back_in_s for word in heard.words[1:4]]
+        assert back_in_s == [0.1 + took_s, 0.2 + took_s, None]
+
+    asyncio.run(scene())
+
+
+def test_one_that_is_to_go_is_promised_to_nobody(directory: Path) -> None:
+    async def scene() -> None:
+        heard = Heard()
+        async with Supervisor([tiny(directory)], heard.tell) as supervisor:
+            supervisor.let_end("tiny-0")
+            os.kill(heard.words[0].process, signal.SIGKILL)
+            await heard.until(2)
+            assert heard.words[1].back_in_s is None
+
+    asyncio.run(scene())
 
 
 def test_a_replica_that_was_up_long_enough_is_restarted_quickly_again(directory: Path) -> None:

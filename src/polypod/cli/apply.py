@@ -87,7 +87,8 @@ def _line(word: Word) -> str:
     took = "" if word.took_s is None else f", {units.show(word.took_s, 's')}"
     cut = f", {word.cut_requests} requests took too long" if word.cut_requests else ""
     note = f" ({word.note})" if word.note and word.state != "done" else ""
-    return entry(said[word.state], f"{step}{word.does} {word.replica}{took}{cut}{note}")
+    what = word.replica or word.model or "limits"
+    return entry(said[word.state], f"{step}{word.does} {what}{took}{cut}{note}")
 
 
 def _ending(words: list[Word], *, dry_run: bool) -> str:

@@ -20,6 +20,10 @@ class Alone:
         self._aboard: dict[str, int] = {}
         self._starts: dict[str, int] = {}
 
+    def know(self, replica: str, outside_s: float) -> None:
+        """One more replica may come, with what a request costs there beside its steps."""
+        self._outside_s[replica] = outside_s
+
     def begun(self, replica: str) -> int:
         """A request is sent there. Its number, where it found the replica idle; else 0, which is nobody's."""
         is_idle = not self._aboard.get(replica)

@@ -15,8 +15,12 @@ import msgspec
 from polypod import units
 from polypod.errors import InputError
 from polypod.plan.spec import Plan, Pool, Service
+from polypod.policy.events import ReplicaUp
+from polypod.policy.settings import PolicySettings
 from polypod.serve.engines.spec import EngineSpec
 from polypod.serve.memory import need_bytes
+
+Does = Literal["start", "retire", "add", "remove", "set"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,7 @@ class Member:
 
     name: str
     model: str
+    role: str = "both"
     cores: frozenset[int]
     devices: frozenset[str] = frozenset()  # whose memory one replica takes whole
     need_bytes: float  # of the host's memory; 0 where nothing is predicted
@@ -33,11 +38,16 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """One step of a change."""
+    """One step of a change: a replica that comes or goes, or what the policy is told of a model or of its limits."""
 
-    does: Literal["start", "retire"]
+    does: Does
     name: str
     note: str = ""
+    settings: PolicySettings | None = None  # that it is told
+
+    @property
+    def is_of_replica(self) -> bool:
+        return self.settings is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +58,40 @@ class Change:
     renamed: dict[str, str]
 
 
-def member(plan: Plan, service: Service, pool: Pool, spec: EngineSpec) -> Member:
+def member(plan: Plan, service: Service, pool: Pool, up: ReplicaUp, spec: EngineSpec) -> Member:
     """A replica of a pool, as its engine is told."""
     return Member(
         name=spec.replica,
         model=service.model,
+        role=up.role,
         cores=frozenset(spec.cores),
         devices=frozenset(spec.devices),
         need_bytes=0.0 if spec.devices else need_bytes(pool) or 0.0,
-        identity=identity(plan, service, pool) + " ".join(spec.devices).encode(),
+        identity=identity(plan, service, pool) + handing_on(up) + " ".join(spec.devices).encode(),
     )
+
+
+def ghost_member(up: ReplicaUp, mean_output_tokens: float) -> Member:
+    """A ghost, which is what is predicted of it."""
+    alike = msgspec.structs.replace(up, replica="", pool="", kv_pools=())
+    told = msgspec.json.encode([alike, mean_output_tokens], order="sorted")
+    return Member(
+        name=up.replica,
+        model=up.model,
+        role=up.role,
+        cores=frozenset(),
+        need_bytes=0.0,
+        identity=told + handing_on(up),
+    )
+
+
+def handing_on(up: ReplicaUp) -> bytes:
+    """What others call the replica's pool by, and how it hands caches on; nothing of one that has no need to."""
+    if up.role == "both":
+        return b""
+    pool = up.pool if up.role == "decode" else ""
+    ways = (up.kv_token_bytes, up.kv_link_bytes_per_s, up.kv_link_latency_s)
+    return msgspec.json.encode([pool, up.kv_pools, ways])
 
 
 def identity(plan: Plan, service: Service, pool: Pool) -> bytes:
@@ -120,7 +154,7 @@ class _Arranging:
             raise InputError(msg)
         beside = [old.name for old in self._rivals(new)]
         note = f"beside {', '.join(beside)} on the same cores, until it is up" if beside else ""
-        if not any(one.model == new.model for one in self._here.values()):
+        if not any((one.model, one.role) == (new.model, new.role) for one in self._here.values()):
             note = f"{new.model} has no replica until it is up"
         self.moves.append(Move(does="start", name=name, note=note))
         self._here[name] = new
@@ -135,11 +169,11 @@ class _Arranging:
 
     def _is_last(self, members: Sequence[Member]) -> bool:
         """Whether a model would be without a replica, were these gone."""
-        left = {one.model for one in self._here.values() if one not in members}
-        return any(one.model not in left for one in members)
+        left = {(one.model, one.role) for one in self._here.values() if one not in members}
+        return any((one.model, one.role) not in left for one in members)
 
     def _retire_all(self, members: Sequence[Member]) -> None:
-        for one in members:
+        for one in sorted(members, key=lambda one: one.role == "decode"):  # last: prompts go there
             self.moves.append(Move(does="retire", name=one.name))
             self._leaving.remove(one)
             del self._here[one.name]

@@ -7,21 +7,22 @@ it is carried out all the same. A step that fails is undone with all before it, 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, TypedDict
 
 import msgspec
 
 from polypod.errors import InputError, PolypodError, RunError
 from polypod.plan.spec import Plan, check, write_plan
-from polypod.policy.settings import PolicySettings
-from polypod.serve.change import Change, Move, change
+from polypod.policy.settings import check_change
+from polypod.serve.change import Change, Does, Move, change
 from polypod.serve.devices.cpu import find_cpu
-from polypod.serve.local import prepare
+from polypod.serve.local import prepare, prepare_ghosts
 from polypod.serve.node import LiveNode, Prepared, Seat
+from polypod.serve.words import LIMITS, all_of, with_words
 
 LONGEST_ORDER_BYTES: Final = 16 << 20
 _RESTART: Final = "stop the node and start it with this plan"
@@ -40,8 +41,9 @@ class Word(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is being done, or how it ended."""
 
     state: Literal["planned", "begun", "done", "undone", "applied", "failed", "refused"]
-    does: Literal["start", "retire"] | None = None
+    does: Does | None = None
     replica: str | None = None
+    model: str | None = None  # that is added, removed, or has another context
     note: str = ""
     step: int = 0  # from 1
     steps: int = 0
@@ -51,6 +53,12 @@ class Word(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def is_last(self) -> bool:
         return self.state in ("applied", "failed", "refused")
+
+
+class _What(TypedDict, total=False):
+    does: Does
+    replica: str
+    model: str
 
 
 Tell = Callable[[Word], Awaitable[None]]
@@ -93,23 +101,21 @@ class Control:
             raise RunError(msg)
         async with self._busy:
             check(order.plan)
-            _refuse_ghosts(self._node.prepared)
             now = self._node.prepared
-            wanted = replace(
-                await asyncio.to_thread(prepare, order.plan, now.folder),  # looks at the machine
-                engine_memory_bytes=now.engine_memory_bytes,
-                remotes=now.remotes,
-            )
+            wanted = await asyncio.to_thread(_prepared, order.plan, now)  # looks at the machine
             _refuse(now, wanted)
             seats = self._node.seats_of(wanted)
             found = self._change(seats)
-            if order.dry_run:
-                for number, move in enumerate(found.moves, 1):
-                    await tell(_word("planned", move, number, len(found.moves)))
-                return
             named = {found.renamed.get(seat.name, seat.name): seat for seat in seats}
+            models = {name: seat.up.model for name, seat in (self._node.seats | named).items()}
+            settings = now.settings, wanted.settings
+            moves = with_words(found.moves, models, *settings, _continuation(now, wanted))
+            if order.dry_run:
+                for number, move in enumerate(moves, 1):
+                    await tell(_word("planned", move, number, len(moves)))
+                return
             coming = {move.name: _renamed(named[move.name], move.name) for move in found.moves if move.does == "start"}  # fmt: skip
-            await _Carrying(self._node, coming, order.drain_s, tell).carry_out(found.moves)
+            await _Carrying(self._node, coming, order.drain_s, tell).carry_out(moves)
             self._keep(wanted)
 
     def _change(self, seats: list[Seat]) -> Change:
@@ -124,7 +130,7 @@ class Control:
 
     def _keep(self, wanted: Prepared) -> None:
         self._plans += 1
-        self._node.prepared = wanted
+        self._node.run_plan(wanted)
         write_plan(wanted.plan, wanted.folder / f"plan-{self._plans}.yaml")
 
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -172,7 +178,7 @@ class _Carrying:
             for number, move in enumerate(moves, 1):
                 await self._tell(_word("begun", move, number, len(moves)))
                 began_s = asyncio.get_running_loop().time()
-                cut = await self._do(move, gone)
+                cut = await self._do(move, gone, moves[number:])
                 done.append(move)
                 took_s = asyncio.get_running_loop().time() - began_s
                 word = _word("done", move, number, len(moves))
@@ -186,36 +192,65 @@ class _Carrying:
     async def _tell(self, word: Word) -> None:
         await self.tell(word)
 
-    async def _do(self, move: Move, gone: dict[str, Seat]) -> int:
+    async def _do(self, move: Move, gone: dict[str, Seat], rest: Sequence[Move]) -> int:
+        if move.settings is not None:
+            self.node.tell_settings(move.settings)
+            return 0
         if move.does == "start":
             await self.node.start_replica(self.coming[move.name])
             return 0
-        gone[move.name] = self.node.seats[move.name]
-        return await self.node.retire_replica(move.name, drain_s=self.drain_s)
+        seat = gone[move.name] = self.node.seats[move.name]
+        back_in_s = self.node.took_s(move.name) if self._is_replaced(seat, rest) else None
+        return await self.node.retire_replica(move.name, drain_s=self.drain_s, back_in_s=back_in_s)
+
+    def _is_replaced(self, seat: Seat, rest: Sequence[Move]) -> bool:
+        """Whether another one of its model starts later on."""
+        starts = [self.coming[move.name].up for move in rest if move.does == "start"]
+        return seat.up.model in {up.model for up in starts}
 
     async def _undo(self, done: list[Move], gone: dict[str, Seat]) -> None:
-        """Backwards. An old replica that does not start again is said, and the node goes on with the others."""
+        """Backwards, with the old models and limits. An old replica that does not start again is said, and the node goes on with the others."""
+        before = self.node.prepared
+        told = [move.settings for move in done if move.settings is not None]
+        if told:  # what starts again is known again, and what goes still is
+            self.node.tell_settings(all_of(before.settings, told[-1]))
         for move in reversed(done):
             try:
-                if move.does == "start":
+                if move.settings is not None:
+                    pass
+                elif move.does == "start":
                     await self.node.retire_replica(move.name, drain_s=self.drain_s)
                 else:
                     await self.node.start_replica(gone[move.name])
             except PolypodError as error:
                 _LOG.error("%s could not be undone: %s", move, error)
-                await self._tell(Word(state="undone", does=move.does, replica=move.name, note=f"failed: {error}"))  # fmt: skip
+                await self._tell(Word(state="undone", note=f"failed: {error}", **_what(move)))
             else:
-                await self._tell(Word(state="undone", does=move.does, replica=move.name))
+                await self._tell(Word(state="undone", **_what(move)))
+        if told:
+            self.node.tell_settings(before.settings)
+            self.node.run_plan(before)
 
 
 def _word(state: Literal["planned", "begun", "done"], move: Move, step: int, steps: int) -> Word:
-    return Word(
-        state=state, does=move.does, replica=move.name, note=move.note, step=step, steps=steps
-    )
+    return Word(state=state, note=move.note, step=step, steps=steps, **_what(move))
+
+
+def _what(move: Move) -> _What:
+    found = _What(does=move.does)
+    if move.is_of_replica:
+        found["replica"] = move.name
+    elif move.name != LIMITS:
+        found["model"] = move.name
+    return found
 
 
 def _renamed(seat: Seat, name: str) -> Seat:
     """The same replica under another name, with a socket and a log of its own."""
+    up = msgspec.structs.replace(seat.up, replica=name)
+    seat = replace(seat, up=up, member=replace(seat.member, name=name))
+    if seat.replica is None:
+        return seat
     spec = seat.replica.spec
     spec = replace(
         spec,
@@ -223,40 +258,38 @@ def _renamed(seat: Seat, name: str) -> Seat:
         socket=spec.socket.with_name(f"{name}.sock"),
         log=spec.log.with_name(f"{name}.log"),
     )
-    return Seat(
-        replica=replace(seat.replica, spec=spec),
-        up=msgspec.structs.replace(seat.up, replica=name),
-        calibration=seat.calibration,
-        member=replace(seat.member, name=name),
+    return replace(seat, replica=replace(seat.replica, spec=spec))
+
+
+def _prepared(plan: Plan, now: Prepared) -> Prepared:
+    """The plan, ready to run as the node runs its present one."""
+    if now.ghosts is not None:
+        return prepare_ghosts(
+            plan,
+            now.folder,
+            speed_ratio=now.ghosts.speed_ratio,
+            processes=now.ghosts.processes,
+        )
+    return replace(
+        prepare(plan, now.folder),
+        engine_memory_bytes=now.engine_memory_bytes,
+        remotes=now.remotes,
     )
 
 
-def _refuse_ghosts(now: Prepared) -> None:
-    if now.ghosts is not None:
-        msg = f"this node serves ghosts, which have no replicas of their own to change; {_RESTART}"
-        raise InputError(msg)
+def _continuation(now: Prepared, wanted: Prepared) -> list[str]:
+    old, new = now.plan.policy.continuation, wanted.plan.policy.continuation
+    return [] if old == new else [f"continuation {old} to {new}"]
 
 
 def _refuse(now: Prepared, wanted: Prepared) -> None:
-    """What a node is told once, at its start. Raises `InputError`."""
-    if any(up.role != "both" for up in (*now.ups, *wanted.ups)):
-        msg = f"prompts and answers are computed apart here or in this plan, and such pools are not changed while they run; {_RESTART}"
+    """What cannot change while it runs. Raises `InputError`."""
+    first, new = now.plan.services[0], wanted.plan.services[0]
+    if now.remotes and (first.model, first.context) != (new.model, new.context):
+        names = ", ".join(remote.name for remote in now.remotes)
+        msg = f"the engines elsewhere ({names}) serve {first.model}, the plan's first model, with its context, and the plan changes that; {_RESTART}"
         raise InputError(msg)
-    for name in PolicySettings.__struct_fields__:
-        old, new = getattr(now.settings, name), getattr(wanted.settings, name)
-        if old != new:
-            told = "its services" if name == "services" else name
-            msg = f"the plan changes {told} ({_short(old)} to {_short(new)}), which a node is told at its start; {_RESTART}"
-            raise InputError(msg)
-
-
-def _short(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(
-            f"{one.model} with a context of {one.context_tokens:,} tokens, {one.mean_output_tokens:g} of them answered"
-            for one in value
-        )
-    return str(value)
+    check_change(now.settings, wanted.settings)
 
 
 async def give(socket: Path, order: Order) -> AsyncIterator[Word]:

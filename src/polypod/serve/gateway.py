@@ -65,6 +65,11 @@ class Gateway:
             "/metrics": self._metrics,
         }
 
+    def offer(self, models: Iterable[str], continuation: Continuation | None = None) -> None:
+        """List these models, and no others; streams that do not say go on elsewhere as that says, where it does."""
+        self._models = tuple(models)
+        self._continuation = continuation or self._continuation
+
     @property
     def sizes(self) -> Sizes:
         """The most a request may have."""

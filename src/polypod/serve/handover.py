@@ -186,11 +186,15 @@ class Slots:
 
     def attach(self, replica: str, epoch: int, slots: int) -> None:
         """A replica is up with so many slots, all of them empty; its earlier starts have none any more."""
-        for known in [known for known in self._free if known[0] == replica]:
-            del self._free[known]
+        self.forget(replica)
         free = self._free[replica, epoch] = asyncio.Queue()
         for slot in range(slots):
             free.put_nowait(slot)
+
+    def forget(self, replica: str) -> None:
+        """It is gone for good."""
+        for known in [known for known in self._free if known[0] == replica]:
+            del self._free[known]
 
     async def take(self, replica: str, epoch: int) -> Slot:
         """A free slot, as soon as there is one. Raises `HandoverError` for a start that is over."""

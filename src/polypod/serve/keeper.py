@@ -43,6 +43,9 @@ class Patience:
     first_restart_s: float = 0.5  # doubles with every death ...
     longest_restart_s: float = 30.0
     settled_s: float = 60.0  # ... until it was up this long
+    promised_starts: int = (
+        3  # in a row that may fail before nobody is told any more that another will do
+    )
     stop_s: float = 5.0  # from SIGTERM to SIGKILL
 
 
@@ -75,6 +78,9 @@ class Down:
     epoch: int
     reason: str
     log_tail: tuple[str, ...]
+    back_in_s: float | None = (
+        None  # until it should answer again; None where that is not to be counted on
+    )
 
 
 Tell = Callable[[Up | Down], Awaitable[None]]
@@ -104,6 +110,7 @@ class Keeper:
         self._patience = patience
         self.epoch = epoch  # of the latest start
         self.is_wanted = True  # to be started again when it ends
+        self.took_s = 0.0  # the latest start that went well, warm-up and all
         self._process: Process | None = None
         self._oom_kills = 0  # of the kernel's, when it started
 
@@ -126,6 +133,7 @@ class Keeper:
             load_s=loop.time() - began_s,
         )
         await self._tell(up)
+        self.took_s = loop.time() - began_s
 
     async def keep(self) -> None:
         """Watch, and restart what dies, until cancelled."""
@@ -136,7 +144,7 @@ class Keeper:
             reason = await self._until_down()
             if loop.time() - began_s >= self._patience.settled_s:
                 delay_s = self._patience.first_restart_s
-            await self._report_down(reason)
+            await self._report_down(reason, delay_s + self.took_s if self.is_wanted else None)
             if not self.is_wanted:
                 return
             delay_s = await self._restart(delay_s)
@@ -170,20 +178,30 @@ class Keeper:
 
     async def _restart(self, delay_s: float) -> float:
         """Try until it answers; return the delay for the next death."""
+        failed = 0
         while True:
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, self._patience.longest_restart_s)
             try:
                 await self.start()
             except (EngineError, InputError, OSError) as error:
-                await self._report_down(str(error).partition("; its last lines:")[0])
+                failed += 1
+                is_promised = failed < self._patience.promised_starts
+                back_in_s = delay_s + self.took_s if is_promised else None
+                await self._report_down(str(error).partition("; its last lines:")[0], back_in_s)
             else:
                 return delay_s
 
-    async def _report_down(self, reason: str) -> None:
+    async def _report_down(self, reason: str, back_in_s: float | None) -> None:
         tail = self.log_tail()
         await self.stop()
-        down = Down(replica=self._spec.replica, epoch=self.epoch, reason=reason, log_tail=tail)
+        down = Down(
+            replica=self._spec.replica,
+            epoch=self.epoch,
+            reason=reason,
+            log_tail=tail,
+            back_in_s=back_in_s,
+        )
         await self._tell(down)
 
     def _reached(self, spec: EngineSpec) -> Endpoint:

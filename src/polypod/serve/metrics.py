@@ -110,6 +110,10 @@ class Metrics:
             "polypod_record_failures", "Times recording had to stop", registry=registry
         )
 
+    def serve(self, models: Iterable[str]) -> None:
+        """From here on these are the node's models."""
+        self._models = frozenset(models)
+
     def label(self, model: str) -> str:
         """The label that stands for a model a client named."""
         return model if model in self._models else UNKNOWN_MODEL

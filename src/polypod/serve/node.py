@@ -26,8 +26,15 @@ from polypod.cost.cpu import CpuCalibration
 from polypod.errors import EngineError, FileError, InputError, RunError
 from polypod.plan.spec import to_yaml, write_plan
 from polypod.policy.compiled import functions
-from polypod.policy.events import LoadReported, ReplicaDown, ReplicaRetiring, ReplicaUp
+from polypod.policy.events import (
+    LoadReported,
+    ReplicaDown,
+    ReplicaRetiring,
+    ReplicaUp,
+    SettingsChanged,
+)
 from polypod.policy.node import Policy
+from polypod.policy.settings import PolicySettings
 from polypod.record import Header, Measure
 from polypod.serve import nodes
 from polypod.serve.alone import Alone
@@ -46,7 +53,7 @@ from polypod.serve.loop import Driver, Outlets
 from polypod.serve.metrics import Metrics
 from polypod.serve.prompts import PromptLog
 from polypod.serve.recorder import Recorder
-from polypod.serve.seats import Prepared, Seat, seats_of
+from polypod.serve.seats import Prepared, Seat, ghost_seats, seats_of
 from polypod.serve.supervise import Down, Supervisor, Up, make_socket_directory
 from polypod.serve.upstream import Patience, Upstreams
 from polypod.serve.warm_up import WarmUp, ratio, warm_up
@@ -96,7 +103,8 @@ class LiveNode:
         self._engines = engines
         self._listener = listener
         self._on_change = on_change
-        self._models = [service.model for service in prepared.plan.services]
+        self._settings = prepared.settings  # as the policy has them
+        self._models = [service.model for service in prepared.plan.services]  # that are offered
         self._metrics = Metrics(self._models)
         self._recorder = Recorder(
             prepared.folder / "record.jsonl",
@@ -106,16 +114,14 @@ class LiveNode:
         self.policy = Policy(prepared.settings, compiled=functions())
         self._driver = Driver(self.policy, Outlets(write=self._recorder.write))
         self._upstreams = Upstreams(Patience())
-        is_apart = any(up.role != "both" for up in prepared.ups)
-        self._caches = Caches(make_handover_directory() if is_apart else None)
+        self._caches = Caches()
+        self._alone = Alone()
         desk = Desk(
             driver=self._driver,
             upstreams=self._upstreams,
             metrics=self._metrics,
             caches=self._caches,
-            alone=Alone(
-                {name: one.first_token_s[1] for name, one in prepared.calibrations.items()}
-            ),
+            alone=self._alone,
         )
         self._gateway = Gateway(
             self._models,
@@ -132,8 +138,10 @@ class LiveNode:
         self._loaded = asyncio.Event()
         self._sockets = make_socket_directory()
         self._registered: Path | None = None
-        self.seats = {seat.name: seat for seat in self.seats_of(prepared)}
-        replicas = [seat.replica for seat in self.seats.values()]
+        self.seats: dict[str, Seat] = {}
+        for seat in self.seats_of(prepared):
+            self._sit(seat)
+        replicas = [seat.replica for seat in self.seats.values() if seat.replica is not None]
         replicas += self._ghosts.replicas(self._sockets, prepared.folder)
         self._supervisor = Supervisor(replicas, self._hear)
         watched = [(remote, self._models[0]) for remote in prepared.remotes]
@@ -155,7 +163,7 @@ class LiveNode:
         self._recorder.start()
         folder = self.prepared.folder
         write_plan(self.prepared.plan, folder / "plan.yaml")
-        self._registered = nodes.register(folder.parents[1], self._described())
+        self._register()
         try:
             await self._start()
         except BaseException:
@@ -229,37 +237,83 @@ class LiveNode:
     def seats_of(self, prepared: Prepared) -> list[Seat]:
         """The replicas of a plan, as they would run here; nothing is started."""
         if prepared.ghosts is not None:
-            return []
+            return ghost_seats(prepared.ghosts)
+        if self._caches.folder is None and _is_apart(prepared):
+            self._caches.folder = make_handover_directory()
+            if self._registered is not None:  # so that a crash leaves no cache
+                self._register()
         places = Places(prepared.folder, self._sockets, self._caches.folder)
         return seats_of(prepared, places, self._engines)
 
     async def start_replica(self, seat: Seat) -> None:
         """Start it, warm it up, and let requests come. Raises `EngineError`, when it is stopped again."""
         known = self.seats.get(seat.name)
-        self.seats[seat.name] = seat
+        self._sit(seat)
         try:
-            await self._supervisor.add(seat.replica)
+            if seat.replica is None:
+                await self._ghosts.add(seat.up, seat.mean_output_tokens)
+            else:
+                await self._supervisor.add(seat.replica)
         except BaseException:
             if known is None:
                 del self.seats[seat.name]
             raise
+        self._offer()
 
-    async def retire_replica(self, name: str, *, drain_s: float) -> int:
-        """Send nothing new there, wait until it has ended what it has, and stop it; return how many requests took too long."""
-        self._supervisor.let_end(name)
-        epoch = self._supervisor.epoch(name)
+    async def retire_replica(
+        self, name: str, *, drain_s: float, back_in_s: float | None = None
+    ) -> int:
+        """Send nothing new there, wait until it has ended what it has, and stop it; return how many requests took too long.
+
+        Another one in its place is expected `back_in_s` later, where that is said.
+        """
+        keeps = self._supervisor if self.seats[name].replica is not None else self._ghosts
+        keeps.let_end(name)
+        epoch = keeps.epoch(name)
         self._tell_retiring(name, epoch)
         late_s = self._driver.now_s() + drain_s
         while (left := self.policy.aboard(name)) and self._driver.now_s() < late_s:
             await asyncio.sleep(DRAIN_LOOK_S)
         now_s = self._driver.now_s()
         reason = "it is not in the plan any more"
-        self._driver.tell(ReplicaDown(at_s=now_s, replica=name, epoch=epoch, reason=reason))
-        await self._supervisor.remove(name)
+        self._driver.tell(
+            ReplicaDown(at_s=now_s, replica=name, epoch=epoch, reason=reason, back_in_s=back_in_s)
+        )
+        await keeps.remove(name)
         self._driver.forget(name)
         self._upstreams.forget(name)
+        self._caches.slots.forget(name)
         del self.seats[name]
         return left
+
+    def took_s(self, name: str) -> float:
+        """How long the replica's latest start took."""
+        return 0.0 if self.seats[name].replica is None else self._supervisor.took_s(name)
+
+    def tell_settings(self, settings: PolicySettings) -> None:
+        """Let the policy have other settings. A model that is new is offered once a replica of it is up; one that is removed, no more."""
+        self._driver.tell(SettingsChanged(at_s=self._driver.now_s(), settings=settings))
+        self._settings = settings
+        self._metrics.serve(service.model for service in settings.services)
+        self._offer()
+
+    def run_plan(self, prepared: Prepared) -> None:
+        """Its replicas are here now, and all of its models are offered."""
+        self.prepared = prepared
+        self._models = [service.model for service in prepared.settings.services]
+        self._gateway.offer(self._models, prepared.plan.policy.continuation)
+
+    def _offer(self) -> None:
+        served = {known.model for known in self._driver.replicas() if known.state == "up"}
+        served |= set(self._models)
+        models = [service.model for service in self._settings.services]
+        self._models = [model for model in models if model in served]
+        self._gateway.offer(self._models)
+
+    def _sit(self, seat: Seat) -> None:
+        self.seats[seat.name] = seat
+        if seat.calibration is not None:
+            self._alone.know(seat.name, seat.calibration.first_token_s[1])
 
     def _tell_retiring(self, name: str, epoch: int) -> None:
         self._driver.tell(ReplicaRetiring(at_s=self._driver.now_s(), replica=name, epoch=epoch))
@@ -268,6 +322,10 @@ class LiveNode:
     def control_socket(self) -> Path:
         """Where orders are taken."""
         return self._sockets / "control"
+
+    def _register(self) -> None:
+        state = self.prepared.folder.parents[1]
+        self._registered = nodes.register(state, self._described())
 
     def _described(self) -> nodes.NodeFile:
         pid, started_ticks, boot_id = nodes.this_process()
@@ -344,10 +402,14 @@ class LiveNode:
             await self._ghosts.hear(news)
             return
         if isinstance(news, Down):
-            now_s = self._driver.now_s()
-            self._driver.tell(
-                ReplicaDown(at_s=now_s, replica=news.replica, epoch=news.epoch, reason=news.reason)
+            down = ReplicaDown(
+                at_s=self._driver.now_s(),
+                replica=news.replica,
+                epoch=news.epoch,
+                reason=news.reason,
+                back_in_s=news.back_in_s,
             )
+            self._driver.tell(down)
             self._on_change(news)
             return
         await self._all_loaded(news)
@@ -382,6 +444,10 @@ def _complain(sweeping: asyncio.Task[None]) -> None:
     if not sweeping.cancelled() and (error := sweeping.exception()):
         context = {"message": "keys and limits of time are not looked at any more", "exception": error, "task": sweeping}  # fmt: skip
         sweeping.get_loop().call_exception_handler(context)
+
+
+def _is_apart(prepared: Prepared) -> bool:
+    return any(up.role != "both" for up in prepared.ups)
 
 
 def _check_names(prepared: Prepared) -> None:

@@ -8,7 +8,7 @@ from polypod.cost.cpu import CpuCalibration
 from polypod.plan.spec import Plan
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings
-from polypod.serve.change import Member, member
+from polypod.serve.change import Member, ghost_member, member
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.engines import Engine
 from polypod.serve.engines.openai_url import Remote
@@ -38,10 +38,11 @@ class Prepared:
 class Seat:
     """A replica of a plan, as this node runs it."""
 
-    replica: Replica
+    replica: Replica | None  # None: it is a ghost, which lives with others
     up: ReplicaUp
     calibration: CpuCalibration | None
     member: Member
+    mean_output_tokens: float = 0.0  # of a ghost's answers that nothing cuts
 
     @property
     def name(self) -> str:
@@ -67,7 +68,22 @@ def seats_of(prepared: Prepared, places: Places, engines: Mapping[str, Engine]) 
                         replica=Replica(engine=engine, spec=spec, memory_limit_bytes=limit_bytes),
                         up=up,
                         calibration=prepared.calibrations.get(up.replica),
-                        member=member(plan, service, pool, spec),
+                        member=member(plan, service, pool, up, spec),
                     )
                 )
     return seats
+
+
+def ghost_seats(ghosts: GhostPlan) -> list[Seat]:
+    """The ghosts of a plan."""
+    means = ghosts.mean_output_tokens
+    return [
+        Seat(
+            replica=None,
+            up=up,
+            calibration=None,
+            member=ghost_member(up, means[up.model]),
+            mean_output_tokens=means[up.model],
+        )
+        for up in ghosts.ups
+    ]

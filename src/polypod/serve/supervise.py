@@ -137,6 +137,10 @@ class Supervisor:
         """Of its latest start."""
         return self._keepers[replica].epoch
 
+    def took_s(self, replica: str) -> float:
+        """Its latest start that went well, warm-up and all."""
+        return self._keepers[replica].took_s
+
     def processes(self) -> dict[str, int]:
         """The engine process of each replica that has one."""
         found = {name: keeper.process for name, keeper in self._keepers.items()}

@@ -5,6 +5,8 @@
     GET  /r/NAME/health, /r/NAME/metrics, /r/NAME/v1/models
     POST /r/NAME/v1/chat/completions          one phase of a request with {"made_up": {"phase": "prefill", "cache": "7"}}, or "decode"
     POST /r/NAME/release                      {"cache": "7"}: what its prompt left is not needed any more
+    POST /ghosts                              {"up": {...}, "mean_output_tokens": 256}: one more; one that lives here already stays as it is
+    POST /r/NAME/leave                        it lives here no more
     POST /r/NAME/fault                        {"what": "die", "for_s": 5}: also hang, slow (with a factor), flap, heal
 
 All but /health want the secret. One that dies breaks its connections and refuses others until it lives again; one that hangs takes requests and
@@ -25,6 +27,7 @@ from typing import Final, Literal
 import msgspec
 import uvloop
 
+from polypod.policy.events import ReplicaUp
 from polypod.serve.engines.chat import refused
 from polypod.serve.engines.child import Forgiving, die_with_parent
 from polypod.serve.engines.ghost import GhostFile
@@ -58,6 +61,13 @@ class Cache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     cache: str
 
 
+class NewGhost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One more, and how long the answers of its model are that nothing cuts."""
+
+    up: ReplicaUp
+    mean_output_tokens: float
+
+
 class News(msgspec.Struct, frozen=True, kw_only=True):
     """A ghost died, or lives again."""
 
@@ -71,7 +81,8 @@ class GhostServer:
 
     def __init__(self, file: GhostFile, secret: str | None) -> None:
         self.ghosts = {up.replica: GhostReplica(up, n) for n, up in enumerate(file.ghosts)}
-        self._means = file.mean_output_tokens
+        self._most = len(self.ghosts)  # that there ever were
+        self._means = dict(file.mean_output_tokens)
         self._wanted = f"Bearer {secret}".encode() if secret else None
         self._loop = asyncio.get_running_loop()
         self._created_unix_s = int(time.time())
@@ -79,9 +90,10 @@ class GhostServer:
         self._ends: dict[str, asyncio.TimerHandle] = {}  # of faults
         self._kept: dict[tuple[str, str], int] = {}  # tickets, by ghost and name of a cache
         self._flapping: dict[str, bool] = {}  # whether the next request is broken
-        self._pages: dict[tuple[str, str], Callable[[Connection], None]] = {
+        self._pages: dict[tuple[str, str], Callable[[Connection, bytes], None]] = {
             ("GET", "/metrics"): self._all_metrics,
             ("GET", "/news"): self._news,
+            ("POST", "/ghosts"): self._add,
         }
         self._of_ghost: dict[tuple[str, str], Callable[[Connection, GhostReplica, bytes], None]] = {
             ("GET", "health"): self._health,
@@ -90,6 +102,7 @@ class GhostServer:
             ("POST", "v1/chat/completions"): self._chat,
             ("POST", "fault"): self._fault,
             ("POST", "release"): self._release,
+            ("POST", "leave"): self._leave,
         }
 
     def connection(self) -> Connection:
@@ -157,7 +170,7 @@ class GhostServer:
         self._check_secret(request)
         page = self._pages.get((request.method, request.path))
         if page is not None:
-            page(connection)
+            page(connection, request.body)
             return
         _, _, rest = request.path.partition("/r/")
         name, _, what = rest.partition("/")
@@ -173,10 +186,34 @@ class GhostServer:
             msg = "wrong or missing bearer token"
             raise refused(msg, code="invalid_api_key", status=401)
 
-    def _all_metrics(self, connection: Connection) -> None:
+    def _add(self, connection: Connection, body: bytes) -> None:
+        try:
+            new = msgspec.json.decode(body, type=NewGhost)
+        except msgspec.DecodeError as error:
+            raise refused(str(error), code="invalid_ghost") from error
+        self._means[new.up.model] = new.mean_output_tokens
+        if new.up.replica not in self.ghosts:
+            self.ghosts[new.up.replica] = GhostReplica(new.up, self._most)
+            self._most += 1
+        connection.whole(200, JSON, b"{}")
+
+    def _leave(self, connection: Connection, ghost: GhostReplica, _: bytes) -> None:
+        """What it still has breaks off."""
+        name = ghost.up.replica
+        end = self._ends.pop(name, None)
+        if end is not None:
+            end.cancel()
+        if ghost.state != "down":
+            ghost.die()
+        self._forget_caches(name)
+        self._flapping.pop(name, None)
+        del self.ghosts[name]
+        connection.whole(200, JSON, b"{}")
+
+    def _all_metrics(self, connection: Connection, _: bytes) -> None:
         connection.whole(200, _PLAIN, metrics_text(self.ghosts.values()))
 
-    def _news(self, connection: Connection) -> None:
+    def _news(self, connection: Connection, _: bytes) -> None:
         """All that are down, and from then on every change."""
         down = [
             msgspec.json.encode(News(replica=name, state="down", reason="it is down")) + b"\n"
