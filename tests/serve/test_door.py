@@ -103,6 +103,25 @@ def test_one_letter_of_the_secret_matters(store: KeyStore, clock: Clock) -> None
     assert ask(door, f"Bearer {token}x").code == "invalid_api_key"
 
 
+def test_a_token_that_was_right_is_known_again_until_the_keys_change(
+    store: KeyStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, token = store.create(Grant())
+    door = door_of(store, clock)
+    digested: list[str] = []
+    digest = store.digest
+    monkeypatch.setattr(store, "digest", lambda given: digested.append(given) or digest(given))
+    wrong = token[:-1] + ("a" if token[-1] != "a" else "b")
+    for given in (token, token, wrong, token, wrong):
+        expected = Principal if given is token else Problem
+        assert isinstance(ask(door, f"Bearer {given}"), expected)
+    assert digested == [token, wrong, wrong]
+    KeyStore(store._folder, now_unix_s=clock).create(Grant())  # another process writes
+    door.sweep()
+    assert isinstance(ask(door, f"Bearer {token}"), Principal)
+    assert digested[3:] == [token]
+
+
 def test_a_revoked_and_an_expired_key_open_nothing(store: KeyStore, clock: Clock) -> None:
     revoked, first = store.create(Grant())
     _, second = store.create(Grant(), life_s=60)

@@ -150,6 +150,11 @@ class Service:
         """Whether anybody waits: for a replica from the prompt on, with a computed one, or for its cache."""
         return bool(self.queue.turns or self.held.turns or self.moving.turns)
 
+    @property
+    def has_caches(self) -> bool:
+        """Whether any computed prompt waits for a decode replica, or is on its way to one."""
+        return bool(self.held.turns or self.moving.turns)
+
     def charge(self, tracked: Tracked) -> None:
         """Give a newcomer its turn among tenants."""
         if self.shares is not None:

@@ -503,12 +503,13 @@ class Policy:
         for service in self._placement.services.values():
             if not service.has_waiting:
                 continue
-            self._give_up_caches(service)
-            self._actions += self._placement.hand_over(service, self._now_s)
-            if self._end_held(service):  # they kept decode replicas from those behind them
+            if service.has_caches:
+                self._give_up_caches(service)
                 self._actions += self._placement.hand_over(service, self._now_s)
+                if self._end_held(service):  # they kept decode replicas from those behind them
+                    self._actions += self._placement.hand_over(service, self._now_s)
             self._actions += self._placement.serve(service, self._now_s)
-            if self._end_queued(service):  # and these prefill replicas
+            if service.queue.turns and self._end_queued(service):  # and these prefill replicas
                 self._actions += self._placement.serve(service, self._now_s)
 
     def _give_up_caches(self, service: Service) -> None:

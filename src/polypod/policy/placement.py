@@ -385,6 +385,8 @@ class Placement:
 
     def _pick(self, tracked: Tracked, choice: Choice) -> int:
         rows = choice.rows
+        if len(rows) == 1:
+            return int(rows[0])
         return int(rows[pick(self._seed, tracked.request, tracked.attempt, len(rows))])
 
     def _take(self, tracked: Tracked, up: ReplicaUp, load: Load) -> Place:

@@ -8,7 +8,7 @@ Every token of the answer is the decode replica's own, the first too, so that no
 policy says; if it is lost again, the decode replica computes the prompt itself, in the slot that was meant for the cache.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Apart:
         """The client's request, for the slot that has its cache."""
         assert self._slot is not None, "decoding without a slot"
         body = with_slot(self.call.body, self._slot.number, cache_prompt=True)
-        return replace(self.call, body=body)
+        return msgspec.structs.replace(self.call, body=body)
 
     def leave(self) -> None:
         """Give back what is held anywhere."""
@@ -109,7 +109,7 @@ class Apart:
     def _prompt(self, slot: Slot) -> Call:
         chat = msgspec.structs.replace(self.call.chat, stream=False)
         body = prompt_only(self.call.body, slot.number)
-        return replace(self.call, body=body, chat=chat, is_counted=False)
+        return msgspec.structs.replace(self.call, body=body, chat=chat, is_counted=False)
 
     def _path(self, action: Prefill) -> Path:
         folder = self.desk.caches.folder

@@ -50,8 +50,7 @@ _BUSY: Final = (429, 503)
 _OURS: Final = (401,)  # our secret was refused: the client's own credentials never reach an engine
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asked."""
 
     body: bytes

@@ -6,7 +6,8 @@ or a `Reject` abandons it. An answer that has begun and cannot be finished ends 
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Final, assert_never
 
 from polypod.policy.actions import (
@@ -27,6 +28,8 @@ from polypod.serve.made_up import MadeUp
 from polypod.serve.reply import Answer, Reply, refusal
 from polypod.serve.transcript import Transcript
 from polypod.serve.wire import Problem
+
+Work = Callable[[], Coroutine[None, None, None]]
 
 _LOG: Final = logging.getLogger("polypod.serve")
 _BUG: Final = Problem(
@@ -86,16 +89,16 @@ class Exchange:
         """Carry out one action of the policy."""
         match action:
             case Dispatch():
-                self._begin(action, self._run(action, self._call))
+                self._begin(action, partial(self._run, action, self._call))
             case Prefill():
                 self._apart = self._apart or self._new_apart(action)
-                self._begin(action, self._prefill(action, self._apart))
+                self._begin(action, partial(self._prefill, action, self._apart))
             case TransferKv():
                 assert self._apart is not None, f"{action} without a prefill"
-                self._begin(action, self._transfer(action, self._apart))
+                self._begin(action, partial(self._transfer, action, self._apart))
             case Decode():
                 assert self._apart is not None, f"{action} without a prefill"
-                self._begin(action, self._run(action, self._apart.answer()))
+                self._begin(action, partial(self._run, action, self._apart.answer()))
             case Retry():
                 self._retry(action)
             case Cancel():
@@ -124,12 +127,19 @@ class Exchange:
             self._give_up()
             self._decide("client_gone")
 
-    def _begin(self, action: Starts | TransferKv, work: Coroutine[None, None, None]) -> None:
+    def _begin(self, action: Starts | TransferKv, work: Work) -> None:
         assert self._attempt is None, f"{action} while another attempt is running"
         self._number = action.attempt
         self._reply.route(action.replica, action.attempt)
-        self._attempt = asyncio.get_running_loop().create_task(work)
-        self._attempt.add_done_callback(self._ran)
+        self._attempt = asyncio.get_running_loop().create_task(self._carry(work))
+
+    async def _carry(self, work: Work) -> None:
+        """An attempt that ends by an exception is our own fault; its client and the policy are told like any others."""
+        try:
+            await work()
+        except Exception as error:
+            _LOG.error("an attempt failed", exc_info=error)
+            self.stop(_BUG)
 
     def _new_apart(self, action: Prefill) -> Apart | MadeUp:
         endpoint = self._desk.driver.endpoint(action.replica, action.epoch)
@@ -162,13 +172,6 @@ class Exchange:
         if transcript is None:
             return Attempt(action, call, self._desk, arrived_s=arrived_s)
         return LastingAttempt(action, call, self._desk, arrived_s=arrived_s, transcript=transcript)
-
-    def _ran(self, attempt: asyncio.Task[None]) -> None:
-        """An attempt that ends by an exception is our own fault; its client and the policy are told like any others."""
-        error = None if attempt.cancelled() else attempt.exception()
-        if error is not None:
-            _LOG.error("an attempt failed", exc_info=error)
-            self.stop(_BUG)
 
     def _refuse(self, problem: Problem, held: Answer | None = None) -> None:
         answer = held or refusal(problem)

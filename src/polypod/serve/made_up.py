@@ -49,7 +49,7 @@ class MadeUp:
         name = f"{action.request}-{action.attempt}"
         chat = msgspec.structs.replace(self.call.chat, stream=False)
         body = with_fields(self._body("prefill", name), stream=False, max_tokens=1)
-        call = replace(self.call, body=body, chat=chat, is_counted=False)
+        call = msgspec.structs.replace(self.call, body=body, chat=chat, is_counted=False)
         kept = _Kept(replica=action.replica, epoch=action.epoch, name=name, tokens=0)
         try:
             attempt = Attempt(action, call, self.desk, arrived_s=0.0)
@@ -77,7 +77,7 @@ class MadeUp:
 
     def answer(self) -> Call:
         """The client's request, for a ghost that has its cache."""
-        return replace(self.call, body=self._body("decode", ""))
+        return msgspec.structs.replace(self.call, body=self._body("decode", ""))
 
     def leave(self) -> None:
         """Free what is kept."""

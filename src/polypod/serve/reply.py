@@ -1,9 +1,10 @@
 """The client's side of one exchange: what has been sent to it, and what may still be."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Protocol
+
+import msgspec
 
 from polypod.serve.wire import Problem
 
@@ -13,8 +14,7 @@ Throttle = Callable[..., None]  # called with `is_full`
 JSON: Final[Headers] = ((b"content-type", b"application/json"),)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """An answer in one piece."""
 
     status: int
