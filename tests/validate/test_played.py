@@ -1,6 +1,11 @@
 """Rows played request by request, against the closed form where both are exact, hand counts, and what was measured where caches are full."""
 
+import csv
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
+from importlib import resources
 
 import msgspec
 import numpy as np
@@ -13,7 +18,15 @@ from polypod.errors import InputError
 from polypod.validate.beside import by_kind, paired
 from polypod.validate.played import Played, Worker, drawn, play_load
 from polypod.validate.predict import as_sent, played, predict
-from polypod.validate.scheduling import cache_of, scheduled, sent
+from polypod.validate.rows import Row
+from polypod.validate.scheduling import (  # fmt: skip
+    COUNTED_REQUESTS,
+    MOST_REQUESTS,
+    cache_of,
+    requests_sent,
+    scheduled,
+    sent,
+)
 from polypod.validate.shipped import scored, shipped_rows
 
 STEP = StepTime(tokens=(1, 8192), seconds=(0.010, 0.500), kv_token_s=0.0, pair_s=0.0)
@@ -162,19 +175,47 @@ def test_playing_beats_the_formula_on_benchmark_dumps_of_one_place_without_draft
 
 
 def test_sweeps_are_played_as_they_were_sent_and_not_as_the_formula_was_set() -> None:
-    """Ten requests a client (genai-perf's `--request-count` in aiconfigurator's runner), which the formula takes for 8.5; dumps are the same to both."""
+    """Twenty requests a client, as their means tell, which the formula takes for 8.5; dumps are the same to both."""
     rows, _ = shipped_rows()
-    sweep = next(r for r in rows if r.sweep and r.mode == "agg" and r.concurrency == 8)
-    assert len(played(sweep).ttft_s_N) == 80
+    sweep = next(r for r in rows if r.version == "1.0.0rc3" and r.concurrency == 8)
+    most = next(r for r in rows if r.version == "1.0.0rc3" and r.concurrency == 128)
+    assert (len(played(sweep).ttft_s_N), len(played(most).ttft_s_N)) == (160, 2000)
     assert len(played(sweep, said=EngineArgs(requests_per_client=3)).ttft_s_N) == 24
     load = sent(
         sweep, Load(input_tokens=9, output_tokens=9, concurrency=8, start=2.7, length_spread=0)
     )
-    assert (load.start, load.waves, load.length_spread) == (1.2, 10, 0)
+    assert (load.start, load.waves, load.length_spread) == (1.2, 20, 0)
+    assert load.input_tokens == 9 + 35  # a message in the template of Llama 3.1
     assert as_sent(sweep).ttft_s < predict(sweep).ttft_s
     dump = next(r for r in rows if not r.sweep and r.mode == "agg")
     assert as_sent(dump).ttft_s == predict(dump).ttft_s
     assert sent(dump, load) == load
+
+
+def is_mean_of(ms: str, requests: int) -> bool:
+    """Whether it is a sum of whole nanoseconds over so many, as near as a double can tell."""
+    total_ns = Fraction(ms) * 10**6 * requests
+    return abs(total_ns - round(total_ns)) <= 2 * Fraction(math.ulp(float(ms))) * 10**6 * requests
+
+
+def test_means_of_sweeps_tell_how_many_requests_they_are_of() -> None:
+    """TTFT and TPOT both, less at most two requests that are missing from either. Other numbers do not fit."""
+    text = resources.files("polypod.validate").joinpath("data/serving.csv").read_text()
+    lines = csv.DictReader(text.splitlines())
+    means = {line["id"]: (line["silicon_ttft_ms"], line["silicon_tpot_ms"]) for line in lines}
+    rows = [row for row in shipped_rows()[0] if row.sweep and (row.backend, row.version) in COUNTED_REQUESTS]  # fmt: skip
+
+    def fitting(each: Callable[[Row], float]) -> int:
+        counts = [round(each(row) * row.concurrency) for row in rows]
+        return sum(
+            any(all(is_mean_of(ms, count - lost) for ms in means[row.id]) for lost in range(3))
+            for row, count in zip(rows, counts, strict=True)
+        )
+
+    assert len(rows) > 450
+    assert fitting(requests_sent) > 0.98 * len(rows)
+    for other in (8.0, 10.0, 16.0, 32.0):
+        assert fitting(lambda row, each=other: min(each, MOST_REQUESTS / row.concurrency)) < 0.5 * len(rows)  # fmt: skip
 
 
 def test_without_what_was_set_on_sweeps_the_play_is_twice_as_near_as_the_formula() -> None:

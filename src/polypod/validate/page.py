@@ -191,10 +191,22 @@ benchmark draws them, a cache as large as the memory leaves, and what scripts an
 prompt waits for others comes of the play, where the formula has a constant for dumps (1.2 prompts) and one for sweeps (2.7). Dumps are InferenceX's runs, sweeps NVIDIA's.
 Only rows that were played are in any column.
 
-Of sweeps the formula has two constants that were set while looking at these very rows: the 2.7 prompts, and 8.5 requests a client. The play has neither. It sends the ten requests a client that
-aiconfigurator's runner for such sweeps asks genai-perf for, all of one length, and clients that come back in step wait for each other's prompts by themselves. "Formula as sent" is the formula under that
-load, with the 1.2 prompts of dumps. What the play does not show either: TTFT of Llama-3.1-8B grows with the length of the answer there, as if one client of each
-wave waited for another's whole answer; nothing on record says why."""
+Of sweeps the formula has two constants that were set while looking at these very rows: the 2.7 prompts, and 8.5 requests a client. The play has neither: clients that come back in step wait for
+each other's prompts by themselves, and how many requests were sent is told by the measured means, which times the requests are whole nanoseconds: 20 a client, at most 2,000 in all, with TensorRT-LLM
+and SGLang, 10 with vLLM. All are of one length, and a chat's template is around each. "Formula as sent" is the formula under that load, with the 1.2 prompts of dumps.
+
+The play does not reach the formula over all rows, and is not made to: nothing of it was set on them. Looked at, row by row, for what it lacks:
+
+* Sent ten requests a client, as the runner's script has it and as they were played before, the burst at the start hid in the mean that TensorRT-LLM's prompts wait longer than played. Of that
+  remainder the most is Llama-3.1-8B: its TTFT grows with the length of the answer, by about as many whole answers in all with 8 clients as with 32, and one or two of its requests are missing
+  from means of 32 clients and more. That speaks for answers that the client takes long to see the beginning of, and not for waiting in the engine; no row says why.
+* With 128 clients Llama-3.1-8B gives no more tokens a second on eight chips than on four, while TTFT grows to seconds: a front end that is full. What a token costs it is on record nowhere.
+* Engines that schedule ahead do so: without the step more that a prompt waits for, TensorRT-LLM's TTFT is played far too short. With vLLM's default of 8,192 tokens a step in the
+  place of what aiconfigurator asks for its sweeps would be played far too long: they were not run so.
+* How a wait before the engine is spread decides who comes back in step with whom. A fixed one makes prompts of 4,096 wait as measured and those of 1,024 too long, with both engines; none fits all, and
+  the two waits in series that are drawn were not chosen by score.
+* Dumps of SGLang without a version wait some seconds in the mean from four clients up, as if the first of each had met an engine that still compiled; those of 0.5.9 are within a tenth or two.
+* Where TPOT says that prompts take longer than their kernels (Llama-3.1-70B in FP8 and gpt-oss under vLLM, prompts of 8,192), the formula and the play are short alike: step times, not waiting."""
 
 _POINTS = """\
 From papers, blogs, documentation and continuous integration, each under the conditions that its source states; what is assumed is said. The band of a

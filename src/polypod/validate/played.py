@@ -9,8 +9,9 @@ request is with the engine:
 
     front = fixed + cold / waves + (poll / 2 + wait) * T_decode + (own - prompt) * queued
 
-`own - prompt` is what launching a prompt's kernels takes beyond computing it, 0 for most; measured TPOT shows that decode does not wait for it. The wait is drawn
-from an exponential distribution of that mean, since clients that come back in step would stay so. Apart, a first token leaves a stream interval later.
+`own - prompt` is what launching a prompt's kernels takes beyond computing it, 0 for most; measured TPOT shows that decode does not wait for it. A client's way back and its way
+in again are two waits in series, each exponential and half of it in the mean: clients that come back in step would stay so if it were fixed, and scatter if it were one.
+Apart, a first token leaves a stream interval later.
 """
 
 import math
@@ -181,7 +182,8 @@ def _replica(
 def _outcomes(replicas: tuple[ReplicaUp, ...], load: Load, front_s: float) -> Rows:
     """What became of every request."""
     trace = drawn(load)
-    think_s = np.random.default_rng([_SEED, 1]).exponential(front_s, len(trace))
+    rng = np.random.default_rng([_SEED, 1])
+    think_s = rng.exponential(front_s / 2, (len(trace), 2)).sum(axis=1)
     loop = ClosedLoop(users=_clients(load), trace=trace, think_s=think_s)
     service = ServiceSettings(
         model=_MODEL, context_tokens=_longest(load), mean_output_tokens=load.output_tokens

@@ -8,8 +8,13 @@
 * Tokens of a step: of InferenceX's TensorRT-LLM scripts `max_num_tokens`: for DeepSeek clients (a quarter of them with data-parallel attention in those that draft,
   each with its drafts) and a prompt and 64 in full 64s, since 21 January 2026 8,192 at least but where they draft; for gpt-oss 20,000, for Llama 16,384. Sweeps were run on what
   aiconfigurator generates: a prompt, as many as the batch, and 1,500.
-* Sweeps send ten requests a client, all of one length, after two that warm up (aiconfigurator's eval/benchmarks/genai_perf_runner.py at 3a40d4eaf, 2025-09: `--request-count` ten times
-  the concurrency). The closed form reads instead what was set while looking at these rows: 8.5 requests a client, and that one who comes alone waits for 2.7 prompts.
+* Sweeps send as many requests a client as their means tell, all of one length, after two that warm up. genai-perf takes a mean over nanoseconds, so that mean * requests is whole:
+  of 20 a client and 2,000 in all in 556 of 563 rows of TensorRT-LLM 1.0.0rc3 and SGLang 0.5.1 and 0.5.8, of 10 in 90 of 93 of vLLM 0.12; in 36 rows of Llama-3.1-8B one or two are
+  missing from the mean. Where the means do not tell, ten, which aiconfigurator's runner asks for
+  (eval/benchmarks/genai_perf_runner.py at 3a40d4eaf, 2025-09). The closed form reads instead what was set while looking at these rows: 8.5 requests a client, and that one who comes
+  alone waits for 2.7 prompts.
+* The same runner asks the chat endpoint, whose template adds to each prompt: 8 tokens with Qwen3, 35 with Llama 3.1 (with a system message of the day), 3 with DeepSeek. With 8,192 tokens a step,
+  prompts of 1,024 then fit seven and a piece at a time and not eight.
 * The cache of sweeps is of 8 bits where weights are, as aiconfigurator asks on Hopper and later.
 
 Read off https://github.com/SemiAnalysisAI/InferenceX (benchmarks/, Apache-2.0) and https://github.com/ai-dynamo/aiconfigurator
@@ -23,7 +28,21 @@ from polypod.engine.closed_loop import Behaviour, Load
 from polypod.validate.rows import DRAWN_LENGTHS, Row
 
 _SWEEP_REQUESTS: Final = 10.0
-"""That each client of a sweep sends."""
+"""That each client of a sweep sends, as the runner has it."""
+
+COUNTED_REQUESTS: Final = {
+    ("trtllm", "1.0.0rc3"): 20.0,
+    ("sglang", "0.5.1.post1"): 20.0,
+    ("sglang", "0.5.8.post1"): 20.0,
+    ("vllm", "0.12.0"): 10.0,
+}
+"""The same, of those whose means tell it."""
+
+MOST_REQUESTS: Final = 2000
+"""Of all clients of a sweep together, as its means tell too."""
+
+_TEMPLATE_TOKENS: Final = {"qwen3": 8.0, "llama-3.1": 35.0, "deepseek": 3.0}
+"""What a chat's template puts around a message."""
 
 _SPARE_TOKENS: Final = 1500
 """What aiconfigurator adds to a prompt and a batch."""
@@ -37,13 +56,24 @@ def sent(row: Row, load: Load, requests_per_client: float | None = None) -> Load
     if not row.sweep:
         return load
     return Load(
-        input_tokens=load.input_tokens,
+        input_tokens=load.input_tokens + _template_tokens(row),
         output_tokens=load.output_tokens,
         concurrency=load.concurrency,
-        waves=_SWEEP_REQUESTS if requests_per_client is None else requests_per_client,
+        waves=requests_sent(row) if requests_per_client is None else requests_per_client,
         length_spread=load.length_spread,
         cold_s=load.cold_s,
     )
+
+
+def requests_sent(row: Row) -> float:
+    """That each client of a sweep sent."""
+    each = COUNTED_REQUESTS.get((row.backend, row.version), _SWEEP_REQUESTS)
+    return min(each, MOST_REQUESTS / row.concurrency)
+
+
+def _template_tokens(row: Row) -> float:
+    model = row.model.casefold()
+    return next((tokens for name, tokens in _TEMPLATE_TOKENS.items() if name in model), 0.0)
 
 
 def scheduled(row: Row, behaviour: Behaviour) -> Behaviour:
