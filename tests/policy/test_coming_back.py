@@ -83,3 +83,15 @@ def test_prompts_wait_only_where_both_phases_are_there_or_expected(new_node) -> 
     assert node.arrive(5, only_replica="d") == ["Reject 503 no_replica"]
     down(node, "d", back_in_s=2.0)
     assert node.arrive(6) == []
+
+
+def test_who_waits_for_one_by_name_is_told_when_it_is_not_to_come_back_after_all(new_node) -> None:
+    node = new_node()
+    node.up("a")
+    down(node, back_in_s=1.0)
+    assert node.arrive(1, only_replica="a") == ["WakeAt"]
+    assert node.arrive(2) == []
+    told = node.tell(ReplicaRetiring(at_s=node.at, replica="a", epoch=2))
+    assert told == ["Reject 503 no_replica"]
+    assert node.arrive(3, only_replica="a") == ["Reject 503 no_replica"]
+    assert node.up("b") == ["Dispatch b"]

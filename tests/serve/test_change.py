@@ -1,5 +1,7 @@
 """Which replicas stay, and in which order the others come and go."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,3 +119,22 @@ def test_whatever_is_asked_the_end_is_what_was_wanted_within_memory(before, afte
             del here[move.name]
             left += 1
     assert here == coming
+
+
+def test_prompts_and_answers_are_counted_apart_and_the_taker_of_caches_goes_last() -> None:
+    def of(role: str, cores: set[int], kind: str = "") -> Member:
+        return replace(one(f"{role[0]}-0", cores, kind=role + kind), role=role)
+
+    running = [of("decode", {1}), of("prefill", {0})]
+    wanted = [of("prefill", {0}, "new"), of("decode", {1}, "new")]
+    assert moves(running, wanted) == [
+        "start p-0.2: beside p-0 on the same cores, until it is up",
+        "start d-0.2: beside d-0 on the same cores, until it is up",
+        "retire p-0",
+        "retire d-0",
+    ]
+    assert moves(running, [of("both", {0})], free=0) == [
+        "retire p-0",
+        "start b-0: m has no replica until it is up",
+        "retire d-0",
+    ]

@@ -35,11 +35,6 @@ class Replica:
     failures: int = 0  # in a row
     requests: dict[int, Tracked] = field(default_factory=dict)
 
-    @property
-    def takes_its_leave(self) -> bool:
-        """Whether it is up, and to go."""
-        return self.is_up and self.is_retiring
-
     def is_current(self, epoch: int) -> bool:
         return self.is_up and self.up.epoch == epoch
 
@@ -108,11 +103,6 @@ class Health:
         self.table_of(replica).remove(replica.row)
         replica.is_up = False
 
-    def retire(self, replica: Replica) -> None:
-        """Give it nothing new."""
-        replica.is_retiring = True
-        self.table_of(replica).block(replica.row, math.inf)
-
     def table_of(self, replica: Replica) -> ReplicaTable:
         return self.tables[replica.up.model, replica.up.role]
 
@@ -145,7 +135,7 @@ class Health:
         for name, replica in self.replicas.items():
             if replica.up.model == model and pin in (None, name):
                 role = replica.up.role
-                least_s[role] = min(least_s[role], _expected_in_s(replica, pin, now_s))
+                least_s[role] = min(least_s[role], _expected_in_s(replica, now_s))
         if pin is not None and (role := self.replicas[pin].up.role) != "both":
             other: Role = "decode" if role == "prefill" else "prefill"
             least_s[other] = 0.0 if self.tables[model, other].num_up else math.inf
@@ -192,12 +182,10 @@ class Health:
         self._charged.discard(request)
 
 
-def _expected_in_s(replica: Replica, pin: str | None, now_s: float) -> float:
+def _expected_in_s(replica: Replica, now_s: float) -> float:
     if replica.is_up:
         return 0.0
-    if replica.back_at_s is None or (pin is not None and replica.is_retiring):
-        return math.inf  # what comes in the place of one that went has another name
-    return abs(replica.back_at_s - now_s)
+    return math.inf if replica.back_at_s is None else abs(replica.back_at_s - now_s)
 
 
 def pools_of(up: ReplicaUp) -> tuple[str, ...]:

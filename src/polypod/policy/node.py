@@ -180,9 +180,11 @@ class Policy:
         if not service.can_hold(arrived):
             return answers.context_length_exceeded(arrived, service.settings.context_tokens)
         pin = arrived.only_replica
-        if pin is not None and self._health.replicas[pin].takes_its_leave:
+        if pin is None or not self._health.replicas[pin].is_retiring:
+            return None
+        if self._health.replicas[pin].is_up:
             return answers.replica_retiring(arrived)
-        return None
+        return answers.no_replica(arrived, self._settings.breaker_open_s)
 
     def _unless_expected(self, event: RequestArrived, service: Service) -> Reject | None:
         """None is up: the answer to a newcomer, unless one is expected before it has waited too long."""
@@ -319,11 +321,16 @@ class Policy:
         self._health.add(event)
 
     def _retiring(self, event: ReplicaRetiring) -> None:
-        replica = self._health.current(event.replica, event.epoch)
-        if replica is not None:
-            self._health.retire(replica)
+        replica = self._health.replicas.get(event.replica)
+        if replica is None or event.epoch < replica.up.epoch:
+            return
+        replica.is_retiring = True
+        if replica.is_current(event.epoch):
+            self._health.table_of(replica).block(replica.row, math.inf)
             self._actions.append(Drain(replica=event.replica, epoch=event.epoch))
-            self._end_hopeless(self._placement.services[replica.up.model])
+        service = self._placement.services.get(replica.up.model)
+        if service is not None:
+            self._end_hopeless(service)
 
     def _down(self, event: ReplicaDown) -> None:
         replica = self._health.replicas.get(event.replica)

@@ -154,11 +154,16 @@ class _Arranging:
             raise InputError(msg)
         beside = [old.name for old in self._rivals(new)]
         note = f"beside {', '.join(beside)} on the same cores, until it is up" if beside else ""
-        if not any((one.model, one.role) == (new.model, new.role) for one in self._here.values()):
+        if not self._is_served(new.model):
             note = f"{new.model} has no replica until it is up"
         self.moves.append(Move(does="start", name=name, note=note))
         self._here[name] = new
         self._free_bytes -= new.need_bytes
+
+    def _is_served(self, model: str) -> bool:
+        """Whether a request for it can be answered, by one replica or by two."""
+        roles = {one.role for one in self._here.values() if one.model == model}
+        return "both" in roles or {"prefill", "decode"} <= roles
 
     def finish(self) -> None:
         self._retire_all(list(self._leaving))
