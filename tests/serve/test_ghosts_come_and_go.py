@@ -31,6 +31,14 @@ def plan_of(replicas: int, name: str = "one-pool.yaml", **pool: object) -> Plan:
     return msgspec.structs.replace(plan, services=(msgspec.structs.replace(service, pools=pools),))
 
 
+def with_model(plan: Plan, model: str) -> Plan:
+    """The same with one more model, on two ghosts of its own."""
+    (service,) = plan.services
+    pool = msgspec.structs.replace(service.pools[0], replicas=2, name="more")
+    more = msgspec.structs.replace(service, model=model, pools=(pool,))
+    return msgspec.structs.replace(plan, services=(service, more))
+
+
 def play(
     tmp_path: Path, plan: Plan, test: Callable[[Scene], Awaitable[None]], processes: int = 2
 ) -> None:
@@ -89,6 +97,19 @@ def test_a_killed_process_comes_back_with_who_lives_there_now(tmp_path: Path) ->
         for asked in pinned:
             async with asked as response:
                 assert response.status == 200, await response.text()
+
+    play(tmp_path, plan_of(2), test)
+
+
+def test_a_model_moves_in_and_out(tmp_path: Path) -> None:
+    async def test(scene: Scene) -> None:
+        words = await scene.order(with_model(plan_of(2), "qwen3-8b"))
+        assert said(words) == ["add None", "start more-0", "start more-1"]
+        assert await scene.models() == [scene.model, "qwen3-8b"]
+        assert (await scene.stream(2, "qwen3-8b"))[0] in ("more-0", "more-1")
+        words = await scene.order(plan_of(2))
+        assert said(words) == ["remove None", "retire more-0", "retire more-1"]
+        assert await scene.models() == [scene.model]
 
     play(tmp_path, plan_of(2), test)
 

@@ -1,6 +1,7 @@
 """A running node gets another model, gives one up, holds longer prompts or other limits, while streams run; its record replays."""
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_when_a_new_model_does_not_start_the_old_ones_are_there_as_before(tmp_pa
     assert settings_told(tmp_path)[-1] == ("m",)
 
 
-def test_a_context_becomes_longer_and_shorter(tmp_path: Path) -> None:
+def test_a_context_becomes_longer_and_shorter_and_weights_others(tmp_path: Path) -> None:
     async def test(scene: Scene) -> None:
         assert await scene.refused(3000) == "400 context_length_exceeded"
         words = await scene.order(plan_with("m", context=4096))
@@ -115,6 +116,15 @@ def test_a_context_becomes_longer_and_shorter(tmp_path: Path) -> None:
         assert await scene.refused(3000) == "400 context_length_exceeded"
         assert (await scene.stream(2))[0] == "m-0.3"
         await stream
+
+        plan = plan_with("m", context=1024)
+        (service,) = plan.services
+        assert said(await scene.order(plan)) == []
+        copied = tmp_path / "copy.gguf"
+        shutil.copy(str(service.weights), copied)
+        service = msgspec.structs.replace(service, weights=str(copied))
+        words = await scene.order(msgspec.structs.replace(plan, services=(service,)))
+        assert said(words) == ["start m-0.4", "retire m-0.3"]
 
     play(tmp_path, plan_with("m"), test)
 
