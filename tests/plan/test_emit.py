@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from polypod.cost.deployment import Deployment
 from polypod.errors import InputError
 from polypod.plan.emit import Wanted, emit, read_wanted
 from polypod.plan.flags import TARGETS, Target, flags_of
+from polypod.plan.place import island
+from polypod.plan.predict import service_model
 from polypod.plan.spec import Plan, read_plan
 
 DEEPSEEK = "deepseek-ai/DeepSeek-V3"
@@ -83,7 +86,7 @@ def start(files: Mapping[str, str], name: str, folder: Path, *arguments: str, **
     stand_in = "#!/bin/bash\nprintf '%s\\0' \"$@\"\nprintf '\\0'\nenv\n"
     bin_folder = folder / "bin"
     bin_folder.mkdir(exist_ok=True)
-    for program in ("vllm", "python3", "mindie_llm_server"):
+    for program in ("vllm", "python3", "lmdeploy", "mindie_llm_server"):
         (bin_folder / program).write_text(stand_in, encoding="utf-8")
         (bin_folder / program).chmod(0o755)
     for file, text in files.items():
@@ -103,19 +106,24 @@ def wanted(engine: Target, *, force: bool = False, node_ranks: int | None = None
     return Wanted(default=engine, force=force, node_ranks=node_ranks)
 
 
+SPREAD: tuple[Target, ...] = ("vllm", "sglang", "mindie")
+"""Engines that spread one replica over nodes."""
+
+
 def many(tmp_path: Path) -> list[tuple[Target, dict[str, str]]]:
     """Launch files of many kinds of pool."""
     drafts = {"num_speculative_tokens": 1, "acceptance": 0.7}
     ascend = {"a": "huawei-ascend-910c:64"}
     plans: list[tuple[Plan, tuple[Target, ...]]] = [
-        (plan_of(tmp_path, pool(replicas=4)), ("vllm", "sglang")),
+        (plan_of(tmp_path, pool(replicas=4)), ("vllm", "sglang", "lmdeploy")),
         (plan_of(tmp_path, pool(layout={"tp": 8}), a="huawei-ascend-910c:8"), TARGETS),
-        (plan_of(tmp_path, deepseek(engine_args=drafts | {"prefix_hits": 0.5}), model=DEEPSEEK, **ascend), TARGETS),
-        (plan_of(tmp_path, deepseek("prefill", name="p"), deepseek("decode", name="d"), model=DEEPSEEK, a="huawei-ascend-910c:64"), TARGETS),
+        (plan_of(tmp_path, deepseek(engine_args=drafts | {"prefix_hits": 0.5}), model=DEEPSEEK, **ascend), SPREAD),
+        (plan_of(tmp_path, deepseek("prefill", name="p"), deepseek("decode", name="d"), model=DEEPSEEK, a="huawei-ascend-910c:64"), SPREAD),
         (plan_of(tmp_path, *apart()), ("vllm", "sglang")),
         (plan_of(tmp_path, pool(layout={"tp": 8, "pp": 2}, engine="sglang"), a="nvidia-h20:16"), ("vllm", "sglang")),
         (plan_of(tmp_path, pool(engine_args=drafts | {"prefix_hits": 0.0, "prefill": "chunked"})), ("vllm", "sglang")),
-        (plan_of(tmp_path, pool(precision={"weights": "fp8", "kv": "fp8"})), ("vllm", "sglang")),
+        (plan_of(tmp_path, pool(precision={"weights": "fp8", "kv": "fp8"})), ("vllm", "sglang", "lmdeploy")),
+        (plan_of(tmp_path, deepseek(layout={"tp": 16}, engine_args=drafts), model=DEEPSEEK, a="huawei-ascend-910c:16"), ("lmdeploy",)),
         (plan_of(tmp_path, pool(precision={"weights": "int8", "kv": "bf16"})), ("vllm", "sglang")),
         (plan_of(tmp_path, pool(engine_args={"prefill": "exclusive", "prefix_hits": 0.3}, max_step_tokens=16384)), ("vllm", "sglang")),
         (plan_of(tmp_path, pool(layout={"dp": 4})), ("vllm", "sglang")),
@@ -136,7 +144,7 @@ def test_every_script_parses_and_every_flag_is_documented(tmp_path: Path) -> Non
                 seen[engine] |= set(_keys(json.loads(text)))
     for engine, flags in seen.items():
         assert flags <= flags_of(engine).names, engine
-        assert len(flags) >= 25
+        assert len(flags) >= (15 if engine == "lmdeploy" else 25)
     assert {"--headless", "--nnodes", "--kv-transfer-config", "--all2all-backend"} <= seen["vllm"]
     assert {"--disaggregation-mode", "--moe-a2a-backend", "--pp-size"} <= seen["sglang"]
 
@@ -243,6 +251,53 @@ def test_copies_of_a_model_without_experts_are_no_attention_groups(tmp_path: Pat
     assert (run["--tp-size"], run["--dp-size"]) == ("1", "4")
     assert "--enable-dp-attention" not in run
     assert (run["--max-running-requests"], run["--chunked-prefill-size"]) == ("16", "2048")
+
+
+def test_lmdeploy_gets_the_cache_as_its_part_of_what_weights_and_activations_leave(tmp_path: Path) -> None:  # fmt: skip
+    """Referee: `_get_runtime_size` and `_update_num_gpu_blocks` of LMDeploy 0.18, which multiply what is free by it."""
+    plan = plan_of(tmp_path, pool(replicas=4, max_step_tokens=4096))
+    run = start(emit(plan, wanted("lmdeploy")), "pool0.0-both.sh", tmp_path, "2")
+
+    assert run.words[:3] == ["serve", "api_server", "/models/the one"]
+    assert (run["--tp"], run["--device"], run["--backend"]) == ("2", "cuda", "pytorch")
+    assert (run["--session-len"], run["--max-batch-size"]) == ("16384", "64")
+    assert (run["--max-prefill-token-num"], run["--quant-policy"]) == ("4096", "none")
+    assert run["--server-port"] == "23335"
+    assert run.env["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert "--enable-prefix-caching" in run
+    memory = Deployment(
+        model=service_model(plan.services[0]),
+        layout=plan.services[0].pools[0].layout,
+        precision=plan.services[0].pools[0].precision,
+        rank=island("a", plan.fleet["a"], None).rank,
+    ).memory()
+    free_bytes = 141e9 - memory.weight_bytes - memory.activation_bytes
+    assert float(run["--cache-max-entry-count"]) * free_bytes == pytest.approx(memory.kv_bytes, rel=2e-3)  # fmt: skip
+
+
+def test_lmdeploy_drafts_with_the_models_own_layers(tmp_path: Path) -> None:
+    drafts = {"num_speculative_tokens": 2, "acceptance": 0.7}
+    plan = plan_of(tmp_path, deepseek(layout={"tp": 16}, engine_args=drafts), model=DEEPSEEK, a="huawei-ascend-910c:16")  # fmt: skip
+    run = start(emit(plan, wanted("lmdeploy")), "pool0.0-both.sh", tmp_path)
+    assert (run["--speculative-algorithm"], run["--speculative-num-draft-tokens"]) == ("deepseek_mtp", "2")  # fmt: skip
+    assert run["--device"] == "ascend"
+
+
+@pytest.mark.parametrize(
+    ("said", "fleet", "says"),
+    [
+        ({"layout": {"dp": 4}}, "nvidia-h200-sxm:8", r"dp=4, ep=1: LMDeploy's data-parallel ranks are servers"),
+        ({"layout": {"tp": 8, "pp": 2}}, "nvidia-h200-sxm:16", "pp=2: LMDeploy has no pipeline stages"),
+        ({"layout": {"tp": 16}}, "nvidia-h200-sxm:16", "16 ranks on nodes of 8 devices"),
+        ({"precision": {"weights": "mxfp4", "kv": "bf16"}}, "nvidia-h200-sxm:8", "weights in mxfp4"),
+        ({"engine_args": {"prefill": "chunked"}}, "nvidia-h200-sxm:8", "prefill=chunked: LMDeploy computes prompts"),
+        ({"engine_args": {"num_speculative_tokens": 1, "acceptance": 0.7}}, "nvidia-h200-sxm:8", "1 drafts: with layers of its own LMDeploy drafts for deepseek_v3"),
+        ({"role": "prefill", "name": "p"}, "nvidia-h200-sxm:8", "a prefill pool without a decode pool"),
+    ],
+)  # fmt: skip
+def test_what_lmdeploy_has_no_flag_for_is_refused_with_the_way_out(tmp_path: Path, said: dict[str, Any], fleet: str, says: str) -> None:  # fmt: skip
+    with pytest.raises(InputError, match=says):
+        emit(plan_of(tmp_path, pool(**said), a=fleet), wanted("lmdeploy"))
 
 
 def test_mindie_gets_a_config_of_the_same_world_and_budget(tmp_path: Path) -> None:
@@ -450,7 +505,10 @@ def test_a_node_is_as_large_as_it_is_said_to_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        (["trtllm"], "--engine 'trtllm': launch files are written for vllm, sglang, mindie"),
+        (
+            ["trtllm"],
+            "--engine 'trtllm': launch files are written for vllm, sglang, lmdeploy, mindie",
+        ),
         (["vllm", "sglang"], "--engine is said twice, vllm and sglang; say POOL=sglang"),
         (["z=vllm"], "no engine is given for pool 'pool0.0' on 'a'"),
         (

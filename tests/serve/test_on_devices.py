@@ -68,7 +68,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 9.9\n")
     python.chmod(0o755)
-    for engine in ("VLLM", "SGLANG"):
+    for engine in ("VLLM", "SGLANG", "LMDEPLOY"):
         monkeypatch.setenv(f"POLYPOD_PYTHON_{engine}", str(python))
     (tmp_path / "mindie_llm_server").write_text("#!/bin/sh\n")
     (tmp_path / "mindie_llm_server").chmod(0o755)
@@ -114,7 +114,7 @@ def test_each_replica_gets_its_devices_by_the_numbers_they_were_found_with(tmp_p
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "lmdeploy"])
 def test_every_flag_from_a_plan_is_documented(tmp_path: Path, engine: str) -> None:
     pool = {"on": "a", "engine": engine, "layout": {"tp": 4}, "engine_args": {"prefix_hits": 0.5}}
     ((command, _),) = started(plan_of(tmp_path, pool, a="nvidia-h200-sxm:4"), machine(nvidia_h200_sxm=[0, 1, 2, 3]), tmp_path)  # fmt: skip
@@ -149,7 +149,7 @@ def test_devices_that_are_not_here_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pool", "says"),
     [
-        ({"engine": "llama.cpp"}, r"engine 'llama\.cpp' on 'a': on accelerators vllm, sglang, mindie are started"),
+        ({"engine": "llama.cpp"}, r"engine 'llama\.cpp' on 'a': on accelerators vllm, sglang, lmdeploy, mindie are started"),
         ({"engine": "mindie"}, r"MindIE on nvidia-h200-sxm"),
     ],
 )  # fmt: skip

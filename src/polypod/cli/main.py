@@ -23,7 +23,7 @@ VERBS = {
     "catalog": "facts about chips, pods and models, and where they come from",
     "estimate": "one explicit configuration: time, memory, what bounds it",
     "plan": "the best deployment of one or more models on a fleet, inside SLOs",
-    "emit": "a plan as launch commands for vLLM, SGLang or MindIE",
+    "emit": "a plan as launch commands for vLLM, SGLang, LMDeploy or MindIE",
     "replace": "the chips that hold the same traffic when others go",
     "sweep": "many plans from one file, resumable, as one table",
     "compare": "the best deployment on each of several pods, side by side",

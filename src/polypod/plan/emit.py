@@ -1,4 +1,4 @@
-"""A plan as launch files: from its pools to {file name: text}, for vLLM, SGLang and MindIE. Nothing is written here.
+"""A plan as launch files: from its pools to {file name: text}, for vLLM, SGLang, LMDeploy and MindIE. Nothing is written here.
 
 Every pool gets the engine that was asked for, if a source says that the engine runs on its chip. What is not on record is said to be
 unknown, and written only under `force`; what a source rules out, and what the engine has no flag for, is refused with the way out.
@@ -10,10 +10,10 @@ from typing import Final
 
 from polypod.catalog.interop import EngineAnswer, HandoverAnswer, engine_on, engines_on, kv_handover
 from polypod.catalog.market import stack_of
-from polypod.cost.deployment import Deployment
+from polypod.cost.deployment import Deployment, Memory
 from polypod.cost.measured import BACKENDS
 from polypod.errors import InputError
-from polypod.plan import emit_mindie, emit_sglang, emit_vllm
+from polypod.plan import emit_lmdeploy, emit_mindie, emit_sglang, emit_vllm
 from polypod.plan.emit_readme import Emitted, readme
 from polypod.plan.emitted import Apart, Launch, Written
 from polypod.plan.flags import TARGETS, Target
@@ -22,11 +22,17 @@ from polypod.plan.place import Island, island, node_ranks_of
 from polypod.plan.predict import pool_replicas, service_model
 from polypod.plan.spec import Plan, Pool, Service, refuse_stages
 
-_WRITERS: Final = {"vllm": emit_vllm, "sglang": emit_sglang, "mindie": emit_mindie}
+_WRITERS: Final = {
+    "vllm": emit_vllm,
+    "sglang": emit_sglang,
+    "lmdeploy": emit_lmdeploy,
+    "mindie": emit_mindie,
+}
 
 _CONNECTORS: Final[dict[Target, dict[str, str]]] = {
     "vllm": emit_vllm.CONNECTORS,
     "sglang": emit_sglang.CONNECTORS,
+    "lmdeploy": emit_lmdeploy.CONNECTORS,
     "mindie": emit_mindie.CONNECTORS,
 }
 
@@ -221,8 +227,14 @@ def _launch(plan: Plan, wanted: Wanted, pool: _Pool, before: list[_Pool]) -> Lau
         first_rank=first,
         memory_fraction=fraction,
         static_fraction=fraction - memory.activation_bytes / place.rank.memory_bytes,
+        kv_fraction=_kv_fraction(memory, place.rank.memory_bytes),
         context_tokens=pool.context_tokens,
     )
+
+
+def _kv_fraction(memory: Memory, memory_bytes: float) -> float:
+    free_bytes = memory_bytes - memory.weight_bytes - memory.activation_bytes
+    return max(memory.kv_bytes, 0.0) / free_bytes
 
 
 def _assumed(pools: list[_Pool]) -> tuple[str, ...]:

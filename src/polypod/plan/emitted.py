@@ -60,6 +60,7 @@ class Launch:
     first_rank: int  # of the island's, where this pool begins
     memory_fraction: float
     static_fraction: float  # of the memory, less activations
+    kv_fraction: float  # of what weights and activations leave of the memory, the cache's part
     context_tokens: int
     apart: Apart | None = None
 

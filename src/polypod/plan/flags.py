@@ -9,8 +9,8 @@ import msgspec
 
 from polypod.catalog.schema import Strict
 
-Target = Literal["vllm", "sglang", "mindie"]
-TARGETS: Final[tuple[Target, ...]] = ("vllm", "sglang", "mindie")
+Target = Literal["vllm", "sglang", "lmdeploy", "mindie"]
+TARGETS: Final[tuple[Target, ...]] = ("vllm", "sglang", "lmdeploy", "mindie")
 
 
 class Flag(Strict, frozen=True, kw_only=True, omit_defaults=True):

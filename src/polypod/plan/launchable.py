@@ -18,6 +18,7 @@ LaunchState = Literal["launchable", "modelled"]
 ENGINE_NAMES: Final = {
     "vllm": "vLLM",
     "sglang": "SGLang",
+    "lmdeploy": "LMDeploy",
     "mindie": "MindIE",
     "trtllm": "TensorRT-LLM",
     "llama.cpp": "llama.cpp",

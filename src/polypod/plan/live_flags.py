@@ -10,23 +10,17 @@ import shlex
 from math import prod
 from typing import Final
 
-from polypod.plan import emit_mindie, emit_sglang, emit_vllm
+from polypod.plan import emit_lmdeploy, emit_mindie, emit_sglang, emit_vllm
 from polypod.plan.emitted import Arg, Launch, thousandths
 from polypod.plan.flags import Target
 
-_SAID: Final = frozenset(
-    (
-        *(
-            '"$MODEL"',
-            "--served-model-name",
-            "--host",
-            "--port",
-            "--max-model-len",
-            "--max-num-seqs",
-        ),
-        *("--model-path", "--context-length", "--max-running-requests"),
-    )
-)
+_SAID: Final = {
+    "vllm": ('"$MODEL"', "--served-model-name", "--host", "--port", "--max-model-len", "--max-num-seqs"),
+    "sglang": ("--model-path", "--served-model-name", "--host", "--port", "--context-length", "--max-running-requests"),
+    "lmdeploy": ('"$MODEL"', "--model-name", "--server-name", "--server-port", "--backend", "--device", "--session-len", "--max-batch-size"),
+}  # fmt: skip
+
+_WRITERS: Final = {"vllm": emit_vllm, "sglang": emit_sglang, "lmdeploy": emit_lmdeploy}
 
 _SUM: Final = re.compile(r"\$\(\(([^()]*)\)\)")
 
@@ -41,12 +35,12 @@ def live_arguments(launch: Launch, engine: Target, replica: int) -> list[str]:
     _check(launch)
     if engine == "mindie":
         return []
-    writer = emit_vllm if engine == "vllm" else emit_sglang
+    writer = _WRITERS[engine]
     writer.write(launch)  # for what the engine has no flag for
     return [
         word
         for one in writer.on_one_node(launch)
-        if one.flag not in _SAID
+        if one.flag not in _SAID[engine]
         for word in _words(one, replica)
     ]
 

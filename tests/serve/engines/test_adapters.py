@@ -39,7 +39,7 @@ def after(command: list[str], flag: str) -> str:
 
 def documented(engine: str) -> set[str]:
     facts = facts_of(engine)
-    planned = flags_of(engine).names if engine in ("vllm", "sglang") else ()
+    planned = flags_of(engine).names if engine in FOREIGN else ()
     return {*planned, *facts.flags}
 
 

@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
+from polypod.plan.emit_lmdeploy import DEVICES
 from polypod.serve.engines.python import python_of, version_in
 from polypod.serve.engines.sglang import port_environment, secret_flag
 from polypod.serve.engines.spec import EngineSpec
 from polypod.serve.engines.vllm import BOOTSTRAP
-
-DEVICES: Final = {"cuda": "cuda", "cann": "ascend", "maca": "maca", "neuware": "camb"}
-"""What `--device` calls a stack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
