@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test coverage check test-fast soak kills soak-live continuation live-parity format docs architectures sanitize sweep-ray engines-slow unlike-members download-size bench clean
+.PHONY: help setup up test coverage check test-fast soak kills soak-live continuation live-parity format docs architectures sanitize sweep-ray trace-readers engines-slow unlike-members download-size bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,13 @@ sweep-ray: .venv-ray/.setup ## a sweep on a Ray cluster of this machine, killed 
 .venv-ray/.setup: pyproject.toml
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[sweep,ray]' ray==2.60.0 pyarrow==26.0.1 pytest pytest-timeout
+	@touch $@
+
+trace-readers: $(VENV)/.setup-dev .npm-trace/.setup ## traces of runs read by Chrome's own engine and by TraceBench, beside the record (ten seconds; needs Node)
+	$(BIN)/python scripts/trace_readers.py .npm-trace/node_modules
+
+.npm-trace/.setup: Makefile
+	npm install --silent --no-audit --no-fund --no-save --prefix .npm-trace @paulirish/trace_engine@0.0.65 @tracerbench/trace-model@8.0.0 @tracerbench/trace-event@8.0.0
 	@touch $@
 
 engines-slow: .venv-vllm/.setup ## vLLM and Transformers for real behind one node, killed and asked again (ten minutes and 3 GB more for their environment)

@@ -1,7 +1,7 @@
 """Traces for Perfetto, against a check written from the published format, and against the record they come from.
 
 The referee here is the Trace Event Format as https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU describes it; Perfetto's own reader is a
-binary that has to be downloaded, so it is not asked.
+binary that has to be downloaded, so it is not asked. Two readers that Node runs are, by `make trace-readers`.
 """
 
 import gzip
@@ -18,11 +18,11 @@ from polypod.report.fold import fold
 from polypod.report.perfetto import save_perfetto, write_perfetto
 
 REQUIRED = {
-    "M": {"pid", "name", "args"},
+    "M": {"pid", "name", "cat", "args"},
     "b": {"pid", "tid", "name", "cat", "id", "ts"},
     "e": {"pid", "tid", "name", "cat", "id", "ts"},
-    "C": {"pid", "name", "ts", "args"},
-    "i": {"pid", "tid", "name", "ts", "s"},
+    "C": {"pid", "name", "cat", "ts", "args"},
+    "i": {"pid", "tid", "name", "cat", "ts", "s"},
 }
 METADATA = {"process_name": "name", "process_sort_index": "sort_index"}
 

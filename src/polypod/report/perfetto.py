@@ -1,7 +1,8 @@
 """A run as a trace that https://ui.perfetto.dev opens: JSON of the Trace Event Format, written as it is made.
 
 The format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU (Google's "Trace Event Format"); of it, what Perfetto's importer
-reads (https://perfetto.dev/docs/getting-started/other-formats): asynchronous slices `b` and `e`, counters `C`, instants `i`, metadata `M`. Times are microseconds.
+reads (https://perfetto.dev/docs/getting-started/other-formats): asynchronous slices `b` and `e`, counters `C`, instants `i`, metadata `M`, each with a category, without
+which some readers stop. Times are microseconds. `make trace-readers` holds such files against readers of other people.
 
 Process 1 is the run, with the requests that wait; then come pools, with their counters, and replicas, with the requests they have: `prefill` until the first
 token, `decode` after it, `transfer` while a cache is on the way, `answer` where it comes in one piece. A request's slices are joined by a flow from
@@ -27,6 +28,7 @@ MOST_REQUESTS: Final = 100_000
 _RUN: Final = 1
 _INTERVALS: Final = 1000
 _COUNTED: Final = ("queue", "running", "kv_tokens", "tokens_per_s", "goodput_per_s", "watts", "pue")
+_CATEGORY: Final = "polypod"
 _ENCODER: Final = msgspec.json.Encoder()
 
 Event = dict[str, Any]
@@ -75,8 +77,9 @@ def _events(outcomes: Outcomes, most: int) -> Iterator[Event]:
 
 
 def _named(pid: int, name: str, order: int) -> Iterator[Event]:
-    yield {"ph": "M", "pid": pid, "tid": 0, "name": "process_name", "args": {"name": name}}
-    yield {"ph": "M", "pid": pid, "tid": 0, "name": "process_sort_index", "args": {"sort_index": order}}  # fmt: skip
+    common = {"ph": "M", "cat": "__metadata", "pid": pid, "tid": 0}
+    yield {**common, "name": "process_name", "args": {"name": name}}
+    yield {**common, "name": "process_sort_index", "args": {"sort_index": order}}
 
 
 def _us(at_s: float) -> float:
@@ -96,7 +99,7 @@ def _counters(outcomes: Outcomes, pools: dict[str, int]) -> Iterator[Event]:
         before = math.inf
         for at_s, value in zip(series.edges_s[:-1].tolist(), curve.values.tolist(), strict=True):
             if not math.isnan(value) and not math.isclose(value, before, rel_tol=1e-9):
-                yield {"ph": "C", "pid": pid, "tid": 0, "name": name, "ts": _us(max(at_s, 0.0)), "args": {"value": value}}  # fmt: skip
+                yield {"ph": "C", "cat": _CATEGORY, "pid": pid, "tid": 0, "name": name, "ts": _us(max(at_s, 0.0)), "args": {"value": value}}  # fmt: skip
                 before = value
 
 
@@ -105,9 +108,9 @@ def _fault(fault: FaultSeen, outcomes: Outcomes, first: int) -> Iterator[Event]:
     pids = [first + n for n, one in enumerate(outcomes.replicas) if one.name in fault.replicas]
     until_s = min(outcomes.end_s if fault.over_s is None else fault.over_s, outcomes.end_s)
     args = {"id": fault.id, "noticed_s": fault.noticed_s, "repaired_s": fault.repaired_s}
-    yield {"ph": "i", "s": "g", "pid": _RUN, "tid": 0, "name": name, "ts": _us(fault.at_s), "args": args}  # fmt: skip
+    yield {"ph": "i", "s": "g", "cat": _CATEGORY, "pid": _RUN, "tid": 0, "name": name, "ts": _us(fault.at_s), "args": args}  # fmt: skip
     for pid in pids:
-        yield {"ph": "i", "s": "p", "pid": pid, "tid": 0, "name": name, "ts": _us(fault.at_s)}
+        yield {"ph": "i", "s": "p", "cat": _CATEGORY, "pid": pid, "tid": 0, "name": name, "ts": _us(fault.at_s)}  # fmt: skip
         yield from _slice(
             pid, "fault", f"fault-{fault.id}", (fault.at_s, max(until_s, fault.at_s)), {"what": name}
         )  # fmt: skip
@@ -116,7 +119,7 @@ def _fault(fault: FaultSeen, outcomes: Outcomes, first: int) -> Iterator[Event]:
 def _slice(
     pid: int, name: str, identity: str, span_s: tuple[float, float], more: Event
 ) -> Iterator[Event]:
-    common = {"cat": "polypod", "id": identity, "pid": pid, "tid": 0, "name": name}
+    common = {"cat": _CATEGORY, "id": identity, "pid": pid, "tid": 0, "name": name}
     flow: Event = {key: more.pop(key) for key in ("bind_id", "flow_in", "flow_out") if key in more}
     yield {"ph": "b", **common, "ts": _us(span_s[0]), **flow, "args": more}
     yield {"ph": "e", **common, "ts": _us(span_s[1])}
