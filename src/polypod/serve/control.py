@@ -7,22 +7,25 @@ it is carried out all the same. A step that fails is undone with all before it, 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal, Self, TypedDict
+from typing import Final, Self
 
 import msgspec
 
 from polypod.errors import InputError, PolypodError, RunError
 from polypod.plan.spec import Plan, check, write_plan
 from polypod.policy.settings import check_change
-from polypod.serve.change import Change, Does, Move, change
+from polypod.serve.carrying import Carrying, Tell, Word, word_of
+from polypod.serve.change import Change, change
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.local import prepare, prepare_ghosts
 from polypod.serve.node import LiveNode, Prepared, Seat
-from polypod.serve.words import LIMITS, all_of, with_words
+from polypod.serve.words import with_words
+
+__all__ = ["Control", "Order", "Word", "give"]
 
 LONGEST_ORDER_BYTES: Final = 16 << 20
 _RESTART: Final = "stop the node and start it with this plan"
@@ -35,33 +38,6 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     plan: Plan
     dry_run: bool = False
     drain_s: float = 600.0  # that a replica which goes may take to end what it has
-
-
-class Word(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is being done, or how it ended."""
-
-    state: Literal["planned", "begun", "done", "undone", "applied", "failed", "refused"]
-    does: Does | None = None
-    replica: str | None = None
-    model: str | None = None  # that is added, removed, or has another context
-    note: str = ""
-    step: int = 0  # from 1
-    steps: int = 0
-    took_s: float | None = None
-    cut_requests: int = 0  # that took longer than the drain
-
-    @property
-    def is_last(self) -> bool:
-        return self.state in ("applied", "failed", "refused")
-
-
-class _What(TypedDict, total=False):
-    does: Does
-    replica: str
-    model: str
-
-
-Tell = Callable[[Word], Awaitable[None]]
 
 
 class Control:
@@ -112,10 +88,10 @@ class Control:
             moves = with_words(found.moves, models, *settings, _continuation(now, wanted))
             if order.dry_run:
                 for number, move in enumerate(moves, 1):
-                    await tell(_word("planned", move, number, len(moves)))
+                    await tell(word_of("planned", move, number, len(moves)))
                 return
             coming = {move.name: _renamed(named[move.name], move.name) for move in found.moves if move.does == "start"}  # fmt: skip
-            await _Carrying(self._node, coming, order.drain_s, tell).carry_out(moves)
+            await Carrying(self._node, coming, order.drain_s, tell).carry_out(moves)
             self._keep(wanted)
 
     def _change(self, seats: list[Seat]) -> Change:
@@ -160,89 +136,6 @@ class Control:
             await tell(Word(state="failed", note=str(error)))
         else:
             await tell(Word(state="applied"))
-
-
-@dataclass(slots=True, eq=False)
-class _Carrying:
-    """One change being carried out."""
-
-    node: LiveNode
-    coming: dict[str, Seat]
-    drain_s: float
-    tell: Tell
-
-    async def carry_out(self, moves: tuple[Move, ...]) -> None:
-        gone: dict[str, Seat] = {}
-        done: list[Move] = []
-        try:
-            for number, move in enumerate(moves, 1):
-                await self._tell(_word("begun", move, number, len(moves)))
-                began_s = asyncio.get_running_loop().time()
-                cut = await self._do(move, gone, moves[number:])
-                done.append(move)
-                took_s = asyncio.get_running_loop().time() - began_s
-                word = _word("done", move, number, len(moves))
-                await self._tell(
-                    msgspec.structs.replace(word, took_s=round(took_s, 3), cut_requests=cut)
-                )
-        except PolypodError:
-            await self._undo(done, gone)
-            raise
-
-    async def _tell(self, word: Word) -> None:
-        await self.tell(word)
-
-    async def _do(self, move: Move, gone: dict[str, Seat], rest: Sequence[Move]) -> int:
-        if move.settings is not None:
-            self.node.tell_settings(move.settings)
-            return 0
-        if move.does == "start":
-            await self.node.start_replica(self.coming[move.name])
-            return 0
-        seat = gone[move.name] = self.node.seats[move.name]
-        back_in_s = self.node.took_s(move.name) if self._is_replaced(seat, rest) else None
-        return await self.node.retire_replica(move.name, drain_s=self.drain_s, back_in_s=back_in_s)
-
-    def _is_replaced(self, seat: Seat, rest: Sequence[Move]) -> bool:
-        """Whether another one of its model starts later on."""
-        starts = [self.coming[move.name].up for move in rest if move.does == "start"]
-        return seat.up.model in {up.model for up in starts}
-
-    async def _undo(self, done: list[Move], gone: dict[str, Seat]) -> None:
-        """Backwards, with the old models and limits. An old replica that does not start again is said, and the node goes on with the others."""
-        before = self.node.prepared
-        told = [move.settings for move in done if move.settings is not None]
-        if told:  # what starts again is known again, and what goes still is
-            self.node.tell_settings(all_of(before.settings, told[-1]))
-        for move in reversed(done):
-            try:
-                if move.settings is not None:
-                    pass
-                elif move.does == "start":
-                    await self.node.retire_replica(move.name, drain_s=self.drain_s)
-                else:
-                    await self.node.start_replica(gone[move.name])
-            except PolypodError as error:
-                _LOG.error("%s could not be undone: %s", move, error)
-                await self._tell(Word(state="undone", note=f"failed: {error}", **_what(move)))
-            else:
-                await self._tell(Word(state="undone", **_what(move)))
-        if told:
-            self.node.tell_settings(before.settings)
-            self.node.run_plan(before)
-
-
-def _word(state: Literal["planned", "begun", "done"], move: Move, step: int, steps: int) -> Word:
-    return Word(state=state, note=move.note, step=step, steps=steps, **_what(move))
-
-
-def _what(move: Move) -> _What:
-    found = _What(does=move.does)
-    if move.is_of_replica:
-        found["replica"] = move.name
-    elif move.name != LIMITS:
-        found["model"] = move.name
-    return found
 
 
 def _renamed(seat: Seat, name: str) -> Seat:
