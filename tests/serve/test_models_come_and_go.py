@@ -128,6 +128,7 @@ def test_a_context_becomes_longer_and_shorter_and_weights_others(tmp_path: Path)
         service = msgspec.structs.replace(service, weights=str(copied))
         words = await scene.order(msgspec.structs.replace(plan, services=(service,)))
         assert said(words) == ["start m-0.4", "retire m-0.3"]
+        assert scene.node._alone._outside_s["m-0.4"] == scene.node._alone._outside_s["m-0"] > 0
 
     play(tmp_path, plan_with("m"), test)
 
@@ -204,5 +205,6 @@ def test_prompts_and_answers_are_taken_apart_replaced_and_put_together_again(
             assert text.endswith("data: [DONE]\n\n")
         assert {where for where, _ in answers} >= {"decode-0", "decode-0.2"}
         assert not list(folder.iterdir())
+        assert scene.node._caches.slots._free == {}
 
     play(tmp_path, plan_of(3, 4), test)
