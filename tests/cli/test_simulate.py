@@ -281,6 +281,42 @@ def test_caches_share_the_network_and_neighbours_slow_steps(tmp_path, capsys):
     )  # layers, keys and values, heads, dimension, bf16
 
 
+def test_a_cache_on_a_dead_link_is_given_up_after_as_long_as_is_said(tmp_path, capsys):
+    path = tmp_path / "apart.yaml"
+    path.write_text(APART.replace("tp: 4}, replicas: 2", "tp: 4}, replicas: 4"))  # on two nodes
+    rows = "- {at: 1s, what: crash, where: link node a/0, repair: 20s}"
+    (tmp_path / "faults.yaml").write_text(rows)
+    asked = ("simulate", path, "--requests", "200", "--faults", tmp_path / "faults.yaml")
+    slowest_s = []
+    for name, words in (("minute", ()), ("soon", ("--kv-wait", "500ms"))):
+        folder = tmp_path / name
+        assert main([*map(str, (*asked, *words, "-o", folder))]) == 0
+        capsys.readouterr()
+        outcomes = read_outcomes(folder / "record.jsonl")
+        assert (outcomes.requests.status == 200).all()
+        assert outcomes.header is not None
+        assert outcomes.header.policy.kv_wait_s == (0.5 if words else 60.0)
+        slowest_s.append(float((outcomes.requests.end_s - outcomes.requests.arrival_s).max()))
+    assert slowest_s[0] > 15  # waited until the link was back
+    assert slowest_s[1] < 10  # went elsewhere
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "problem"),
+    [
+        (APART, "2", "--kv-wait: '2' has no unit"),
+        (APART, "0s", "--kv-wait 0s is no time to wait; it has to be above 0"),
+        (None, "2s", "--kv-wait 2s is of caches on their way, and no pool of this plan hands any on"),
+    ],
+)  # fmt: skip
+def test_a_wait_for_caches_that_cannot_be_is_an_error(plan, tmp_path, capsys, text, said, problem):
+    path = Path(plan) if text is None else tmp_path / "apart.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert main(["simulate", str(path), "--requests", "5", "--kv-wait", said]) == 2
+    assert problem in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

@@ -5,14 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from polypod import units
 from polypod.cli.asking import note
-from polypod.errors import InputError, nearest_names
+from polypod.errors import InputError, QuantityError, nearest_names
 from polypod.plan.spec import Plan
+from polypod.policy.settings import PolicySettings
 from polypod.simulate.fabric import Network, fabric_of
 from polypod.simulate.neighbours import slowdowns
 from polypod.simulate.way_plan import PlacedWays, ways_of
 
+_KV_WAIT_S: Final = PolicySettings(services=()).kv_wait_s
 _KEYS: Final = ("leaf", "node-blocking", "leaf-blocking")
 
 
@@ -28,12 +32,31 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the network")
     group.add_argument("--network", metavar="KEY=N", action="append", default=[], help="what no catalog says of the scale-out network: leaf=CARDS under one leaf switch; node-blocking=N, a node's ports over its way into the network; leaf-blocking=N, the ports below a leaf over its way to the spine (default: one switch for all, blocking as the catalog and the plan say)")  # fmt: skip
 
+    group.add_argument("--kv-wait", metavar="TIME", help=f"until a cache that does not come is given up and its prompt computed again (default: {_KV_WAIT_S:g}s)")  # fmt: skip
+
+
+def waiting(args: argparse.Namespace, settings: PolicySettings, plan: Plan) -> PolicySettings:
+    """The policy's limits with what the flags say of caches on their way. Raises `InputError`, also where no cache is handed on."""
+    if args.kv_wait is None:
+        return settings
+    if not _is_apart(plan):
+        msg = f"--kv-wait {args.kv_wait} is of caches on their way, and no pool of this plan hands any on; leave it out"
+        raise InputError(msg)
+    try:
+        kv_wait_s = units.parse(args.kv_wait, "s")
+    except QuantityError as error:
+        msg = f"--kv-wait: {error}"
+        raise QuantityError(msg) from error
+    if kv_wait_s <= 0:
+        msg = f"--kv-wait {args.kv_wait} is no time to wait; it has to be above 0"
+        raise InputError(msg)
+    return msgspec.structs.replace(settings, kv_wait_s=kv_wait_s)
+
 
 def shared_of(args: argparse.Namespace, plan: Plan) -> Shared:
     """The fabric's ways where prefill and decode are apart, and what neighbours cost where a ratio is said. Raises `InputError`."""
     network = _network(args.network)
-    is_apart = any(pool.role != "both" for service in plan.services for pool in service.pools)
-    if network is None and not is_apart:
+    if network is None and not _is_apart(plan):
         return Shared()
     try:
         made, placed = fabric_of(plan, network)
@@ -46,6 +69,10 @@ def shared_of(args: argparse.Namespace, plan: Plan) -> Shared:
     if slowed:
         note(_slowed_text(slowed))
     return Shared(ways=ways_of(plan, made, placed), slowdowns=slowed)
+
+
+def _is_apart(plan: Plan) -> bool:
+    return any(pool.role != "both" for service in plan.services for pool in service.pools)
 
 
 def _slowed_text(slowed: Mapping[str, float]) -> str:

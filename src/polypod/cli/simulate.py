@@ -15,7 +15,7 @@ from polypod.cli.early import check_traffic
 from polypod.cli.fault_flags import add_fault_arguments, faults_of
 from polypod.cli.gateways import play_gateways, play_in_step
 from polypod.cli.job_flags import add_job_arguments, run_jobs
-from polypod.cli.network_flags import add_network, shared_of
+from polypod.cli.network_flags import add_network, shared_of, waiting
 from polypod.cli.power_flags import Powered, add_power_arguments, power_of
 from polypod.cli.run_folder import RunFolder
 from polypod.cli.simulated import Played, Teller, play_session
@@ -174,6 +174,7 @@ def scenario_for(
     power = power_of(args, plan, scenario.replicas, traffic)
     played = replace(
         scenario,
+        settings=waiting(args, scenario.settings, plan),
         notes=broken.notes,
         slowdowns=shared.slowdowns,
         watch=power.watch(interval_s),
