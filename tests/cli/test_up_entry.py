@@ -5,16 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from polypod.cli.up_entry import add_entry, entry
+from polypod.cli.up_entry import add_entry, entry, within_descriptors
 from polypod.errors import InputError
 from polypod.serve.door import LOOPBACK_HOSTS
 from polypod.serve.keys import Grant, KeyStore, keys_folder
 
 
-def asked(state: Path, *words: str):
+def given(*words: str):
     parser = argparse.ArgumentParser()
     add_entry(parser)
-    return entry(parser.parse_args(words), state)
+    return parser.parse_args(words)
+
+
+def asked(state: Path, *words: str):
+    return entry(given(*words), state)
 
 
 def test_loopback_is_the_default_and_needs_nothing(tmp_path: Path) -> None:
@@ -55,3 +59,22 @@ def test_names_clients_may_call_it_by(tmp_path: Path) -> None:
 def test_limits_wear_units(tmp_path: Path) -> None:
     rules = asked(tmp_path, "--max-body", "1 MiB", "--max-time", "5min").rules
     assert (rules.largest_body_bytes, rules.request_s) == (1 << 20, 300.0)
+
+
+def test_all_bodies_together_may_have_no_less_than_one(tmp_path) -> None:
+    assert asked(tmp_path, "--max-bodies", "64 MiB").rules.most_body_bytes == 64 << 20
+    with pytest.raises(
+        InputError, match=r"--max-bodies 1 MiB .* raise it to 8 MiB or lower --max-body"
+    ):
+        asked(tmp_path, "--max-bodies", "1 MiB")
+
+
+def test_as_many_connections_come_in_as_there_are_descriptors_for(tmp_path, capsys) -> None:
+    who = asked(tmp_path)
+    within = within_descriptors(given(), who, engines=2, sequences=1 << 22)
+    assert 0 < within.rules.most_connections < 1 << 22
+    assert "the plan has room for 4,194,304" in capsys.readouterr().err
+
+    within = within_descriptors(given("--max-connections", "7"), who, engines=2, sequences=1 << 22)
+    assert within.rules.most_connections == 7
+    assert capsys.readouterr().err == ""

@@ -297,12 +297,16 @@ class Tally:
         return lines
 
 
-async def all_of(wishes: int, at_once: int, one: Callable[[int], Any]) -> None:
-    """Run `one(n)` for every n, so many at a time."""
+async def all_of(
+    wishes: int, at_once: int, one: Callable[[int], Any], *, ramp_s: float = 0.0
+) -> None:
+    """Run `one(n)` for every n, so many at a time; the first ones begin spread over the ramp."""
     numbers = iter(range(wishes))
+    at_once = min(at_once, wishes)
 
-    async def work() -> None:
+    async def work(after_s: float) -> None:
+        await asyncio.sleep(after_s)
         for number in numbers:
             await one(number)
 
-    await asyncio.gather(*(work() for _ in range(min(at_once, wishes))))
+    await asyncio.gather(*(work(ramp_s * n / at_once) for n in range(at_once)))

@@ -293,7 +293,9 @@ class Oracle:
         if event.kind != "client":
             self._ill(place)
         if event.kind == "client":
-            self._due[event.request] = {"replica_lost" if life.streams else "engine_refused"}
+            self._due[event.request] = {
+                "replica_lost" if life.streams or life.continued else "engine_refused"
+            }
         elif life.streams:
             life.failures.add((event.replica, event.epoch))
             is_free = self._is_broken(place)

@@ -58,6 +58,13 @@ def test_what_is_the_requests_own_fault_is_not_tried_elsewhere(new_node):
     assert node.fail(1, "client") == ["Reject 502 replica_lost"]
 
 
+def test_a_continuation_that_is_refused_loses_the_answer_and_blames_no_request(new_node):
+    node = streaming(new_node, ("a", CAN), ("b", CAN))
+    node.fail(1, sent_tokens=17)
+
+    assert node.fail(1, "client", status=400) == ["Reject 502 replica_lost"]
+
+
 @pytest.mark.parametrize(
     ("continuation", "other", "goes_on"),
     [

@@ -1,5 +1,7 @@
 """Breakers, busy pauses, the retry budget and quarantine."""
 
+from polypod.policy.events import ReplicaDown
+
 
 def test_failures_in_a_row_take_a_replica_out(new_node):
     node = new_node(breaker_failures=2, breaker_open_s=5.0, max_attempts=9)
@@ -243,6 +245,25 @@ def test_a_request_that_broke_off_just_before_a_death_is_held_to_have_been_there
     node.fail(1, "lost")
 
     assert node.down(second) == [f"Cancel {node.where(1)}", "Reject 500 quarantined"]
+
+
+def test_replicas_that_go_down_together_die_one_death(new_node):
+    def die(node, replica, *others):
+        also = tuple((name, 1) for name in others)
+        return node.tell(ReplicaDown(at_s=0, replica=replica, epoch=1, reason="x", also=also))
+
+    node = new_node(quarantine_deaths=2, max_attempts=9)
+    for replica in "abc":
+        node.up(replica)
+    node.arrive(1)
+    first = node.where(1)
+    node.fail(1, "lost")
+    second = node.where(1)
+    other = next(name for name in "abc" if name not in (first, second))
+
+    assert die(node, first, second) == ["Retry replica_down", f"Dispatch {other}"]
+    assert die(node, second) == []
+    assert die(node, other)[0] == "Reject 500 quarantined"
 
 
 def test_a_request_that_was_never_sent_caused_no_death(new_node):

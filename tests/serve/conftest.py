@@ -389,6 +389,8 @@ def run(
         assert fresh.handle(step.event) == step.actions
     assert validator.open == {}
     assert node.driver._takers == {}  # a request that is over is forgotten
+    room = node.gateway.room
+    assert (room.connections, room.body_bytes) == (0, 0)
     return node
 
 

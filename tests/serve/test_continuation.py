@@ -298,8 +298,26 @@ def test_a_continuation_that_an_engine_refuses_counts_against_nobody(lab, tmp_pa
     refuses = lab.status("400 Bad Request")
     heard, node, *_ = two(lab, tmp_path, breaks(ROLE, said("one ")), refuses)
 
-    assert lab.only(heard.errors)["code"] == "engine_refused"
+    error = lab.only(
+        heard.errors
+    )  # the client's own request was taken: what it asked was right, and asking again may help
+    assert error["code"] == "replica_lost"
+    assert "HTTP 400" in error["message"]
     assert node.told(RequestFailed)[-1].kind == "client"
+
+
+def test_an_engine_that_is_busy_with_the_template_is_asked_again(lab, tmp_path):
+    """What is asked for on the way to a continuation is no word about the client's request."""
+    found = {}
+
+    async def test(node, client):
+        found["a"] = await node.engine("a", breaks(ROLE, said("one ")), build=NATIVE)
+        found["b"] = await node.engine("b", lab.status("503 Loading"), step_s=0.5, build=NATIVE)
+        await hear(client, asked(lab), EXACT)
+        found["told"] = node.told(RequestFailed)
+
+    lab.run(tmp_path, test, max_attempts=1)
+    assert [one.kind for one in found["told"]] == ["lost", "engine"]
 
 
 def test_a_header_that_says_nothing_known_is_refused(lab, tmp_path):

@@ -97,6 +97,35 @@ def test_a_killed_process_comes_back_with_its_ghosts_and_the_others_serve_meanwh
     assert sorted(epochs.values()) == [1, 1, 1, 2]
 
 
+def test_ghosts_of_one_process_die_one_death(tmp_path):
+    """Who was with one of them is not sent to the next, which is dead too, and is not held to have been in two deaths."""
+    plan = read_plan(PLAN)
+    model = plan.services[0].model
+    prepared = prepare_ghosts(plan, tmp_path, speed_ratio=0.5, processes=2)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        async with LiveNode(prepared, bind("127.0.0.1", 0)) as node:
+            serving = asyncio.create_task(node.serve(stop))
+            async with aiohttp.ClientSession(node.url) as client:
+                texts = [f"question {n}" for n in range(12)]
+                asking = [asyncio.create_task(ask(client, model, text)) for text in texts]
+                while node.in_flight < len(texts):
+                    await asyncio.sleep(0.01)
+                os.kill(node._supervisor.processes()["ghosts-0"], signal.SIGKILL)
+                assert [said for said, _ in await asyncio.gather(*asking)] == [expected(text) for text in texts]  # fmt: skip
+            stop.set()
+            await serving
+
+    uvloop.run(main())
+    steps = [line for line in read(tmp_path / "record.jsonl") if isinstance(line, Step)]
+    down = [step.event for step in steps if type(step.event).__name__ == "ReplicaDown"]
+    again = [a for step in steps for a in step.actions if type(a).__name__ == "Dispatch" and a.attempt > 1]  # fmt: skip
+    assert len(down[0].also) == 1 == len(down) - 1
+    assert again
+    assert not {one.replica for one in down} & {one.replica for one in again}
+
+
 async def is_back(client: aiohttp.ClientSession) -> bool:
     async with client.get("/healthz") as response:
         shown = json.loads(await response.text())["replicas"]

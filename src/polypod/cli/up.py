@@ -17,7 +17,7 @@ from polypod import units
 from polypod.cli.asking import note
 from polypod.cli.host import measured_host
 from polypod.cli.up_asked import QUESTION, ask_all
-from polypod.cli.up_entry import add_entry, entry
+from polypod.cli.up_entry import add_entry, entry, within_descriptors
 from polypod.cli.up_fit import fit_text
 from polypod.cli.up_ghosts import (
     add_ghosts,
@@ -172,6 +172,7 @@ def _check_layout(args: argparse.Namespace) -> None:
 
 async def _up(args: argparse.Namespace, prepared: Prepared, listener: socket, who: Entry) -> int:
     prepared = _with_continuation(prepared, args.continuation)
+    who = within_descriptors(args, who, prepared.processes, prepared.max_sequences)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     warm_ups: dict[str, WarmUp] = {}

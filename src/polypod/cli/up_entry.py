@@ -2,11 +2,14 @@
 
 import argparse
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from polypod import units
+from polypod.cli.asking import count, note
 from polypod.errors import InputError
+from polypod.serve.descriptors import raise_limit, shortage, streams_within
 from polypod.serve.door import LOOPBACK_HOSTS, Keyring, Rules
 from polypod.serve.keys import KeyStore, keys_folder
 from polypod.serve.listen import is_loopback
@@ -23,11 +26,17 @@ def add_entry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--require-key", action="store_true", help="ask for an API key on loopback too")  # fmt: skip
     parser.add_argument("--log-prompts", action="store_true", help="write what clients ask to prompts.jsonl in the run's folder")  # fmt: skip
     parser.add_argument("--max-body", default="8 MiB", metavar="SIZE", help="the largest request (default: 8 MiB)")  # fmt: skip
+    parser.add_argument("--max-bodies", default="1 GiB", metavar="SIZE", help="the most that all requests under way may have (default: 1 GiB)")  # fmt: skip
+    parser.add_argument("--max-connections", metavar="N", help="the most clients' connections at a time (default: as many as there are descriptors for)")  # fmt: skip
     parser.add_argument("--max-time", default="1 h", metavar="TIME", help="the longest a request may run (default: 1 h)")  # fmt: skip
 
 
 def entry(args: argparse.Namespace, state: Path) -> Entry:
     """Rules and keys of this start. Raises `InputError` where others could come in without a key."""
+    largest, most = (int(units.parse(one, "bytes")) for one in (args.max_body, args.max_bodies))
+    if most < largest:
+        msg = f"--max-bodies {args.max_bodies} is less than one request may have; raise it to {args.max_body} or lower --max-body"
+        raise InputError(msg)
     host = "127.0.0.1" if args.host == "localhost" else args.host
     is_local = is_loopback(host)
     needs_key = args.require_key or not is_local
@@ -47,12 +56,25 @@ def entry(args: argparse.Namespace, state: Path) -> Entry:
             hosts=LOOPBACK_HOSTS | frozenset(map(_name, args.allow_host)) | _own_names(host),
             any_address=not is_local,
             needs_key=needs_key,
-            largest_body_bytes=int(units.parse(args.max_body, "bytes")),
+            largest_body_bytes=largest,
+            most_body_bytes=most,
             request_s=units.parse(args.max_time, "s"),
         ),
         keys=keys,
         logs_prompts=args.log_prompts,
     )
+
+
+def within_descriptors(args: argparse.Namespace, who: Entry, engines: int, sequences: int) -> Entry:
+    """The same, for as many connections as this process can have; where that is less than the plan's sequences, it is noted."""
+    limit = raise_limit()
+    if args.max_connections is not None:
+        most = count("--max-connections", args.max_connections)
+    else:
+        most = streams_within(limit, engines)
+        if short := shortage(limit, engines, sequences):
+            note(short)
+    return replace(who, rules=replace(who.rules, most_connections=most))
 
 
 def _own_names(host: str) -> frozenset[str]:

@@ -142,12 +142,14 @@ class ReplicaDown(_OfReplica, frozen=True, kw_only=True):
     """A replica stopped answering: its process ended, or it hangs.
 
     `sent_tokens` says, by request, how much of the answers that were under way there their clients have. `back_in_s` is when its next start, or that of
-    another in its place, is expected to answer; None where nobody is known to come.
+    another in its place, is expected to answer; None where nobody is known to come. `also` are starts of other
+    replicas that died with it, as those of one process do: it is one death.
     """
 
     reason: str
     sent_tokens: tuple[tuple[int, int], ...] = ()
     back_in_s: float | None = None
+    also: tuple[tuple[str, int], ...] = ()
 
 
 class ReplicaRetiring(_OfReplica, frozen=True, kw_only=True):

@@ -202,17 +202,17 @@ class Validator:
         start = (event.replica, known)
         if isinstance(event, ReplicaDown):
             if event.epoch == known:
-                self._fall(start)
+                self._fall(start, *event.also)
         elif event.epoch > known:
             self._fall(start)
             self._epochs[event.replica] = event.epoch
             self._up.add((event.replica, event.epoch))
 
-    def _fall(self, start: tuple[str, int]) -> None:
-        if start in self._up:
-            self._up.remove(start)
-            for request in [one for one, life in self._lives.items() if start in life.at]:
-                self._move(request, "ReplicaDown")
+    def _fall(self, *starts: tuple[str, int]) -> None:
+        fallen = self._up.intersection(starts)
+        self._up -= fallen
+        for request in [one for one, life in self._lives.items() if fallen & set(life.at)]:
+            self._move(request, "ReplicaDown")
 
     # ---- actions
 

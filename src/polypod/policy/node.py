@@ -9,7 +9,7 @@ client has. Replicas that cannot go on with an answer are left out; of the other
 
 import heapq
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from polypod.policy import answers, corrections
@@ -244,7 +244,7 @@ class Policy:
         replica = self._placement.leave(tracked, self._now_s)
         what = f"{event.kind} at {event.replica}{': ' if event.detail else ''}{event.detail}"
         if event.kind == "client":
-            if tracked.is_streaming:
+            if tracked.has_begun:  # the client's own request was taken once: what was refused is our asking for the rest of its answer
                 self._end(tracked, answers.replica_lost(event.request, what))
             else:
                 self._end(tracked, answers.engine_refused(event.request, event.status, what))
@@ -317,7 +317,7 @@ class Policy:
             return
         before = self._health.replicas.get(event.replica)
         if before is not None and before.is_up:
-            self._died(before, {})
+            self._died([before], {})
         self._health.add(event)
 
     def _retiring(self, event: ReplicaRetiring) -> None:
@@ -339,7 +339,8 @@ class Policy:
         back_in_s = event.back_in_s
         replica.back_at_s = None if back_in_s is None else self._now_s + back_in_s
         if replica.is_current(event.epoch):
-            self._died(replica, dict(event.sent_tokens))
+            others = (self._health.current(*one) for one in event.also)
+            self._died([replica, *filter(None, others)], dict(event.sent_tokens))
             self._forget_models()
 
     def _told(self, event: SettingsChanged) -> None:
@@ -367,22 +368,24 @@ class Policy:
                 self._placement.forget_model(model)
                 self._health.forget_model(model)
 
-    def _died(self, replica: Replica, sent_tokens: Mapping[int, int]) -> None:
-        """Move on those that were aboard, and mark those that it had just let down: both may be the cause."""
-        aboard = list(replica.requests.values())
+    def _died(self, replicas: Sequence[Replica], sent_tokens: Mapping[int, int]) -> None:
+        """Move on those that were aboard, and mark those that they had just let down: both may be the cause."""
+        aboard = {request: one for one in replicas for request in one.requests}
+        failures = {Failure(one.name, one.up.epoch, was_sent=True) for one in replicas}
         let_down = [
             tracked
             for tracked in self._live.values()
-            if Failure(replica.name, replica.up.epoch, was_sent=True) in tracked.failures
-            and tracked.request not in replica.requests
+            if tracked.request not in aboard and not failures.isdisjoint(tracked.failures)
         ]
-        for tracked in aboard:
-            self._placement.leave(tracked, self._now_s)
-        self._health.remove(replica)
-        what = f"{replica.name} went down"
-        for tracked in aboard:
+        for request in aboard:
+            self._placement.leave(self._live[request], self._now_s)
+        for replica in replicas:
+            self._health.remove(replica)
+            replica.back_at_s = replicas[0].back_at_s
+        for request, replica in aboard.items():
+            tracked, what = self._live[request], f"{replica.name} went down"
             if tracked.is_streaming:
-                sent = sent_tokens.get(tracked.request, 0)
+                sent = sent_tokens.get(request, 0)
                 self._continue(tracked, replica, sent, what, "replica_down", is_free=True)
                 continue
             tracked.deaths += 1

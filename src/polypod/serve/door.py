@@ -80,6 +80,11 @@ class Lease:
     def end(self) -> None:
         """It is answered or gone. What the engine did not count is paid as it was set aside."""
         self.door.end(self)
+        self.stop = _nobody
+
+
+def _nobody(problem: Problem) -> None:
+    """Stops what has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +95,8 @@ class Rules:
     any_address: bool = False  # a Host that is an IP address may: no page can have that as its name
     needs_key: bool = False
     largest_body_bytes: int = 8 << 20
+    most_body_bytes: int = 1 << 30  # of all requests under way
+    most_connections: int = 16_384
     request_s: float = 3600.0  # from its body to the last byte of its answer
 
 

@@ -27,6 +27,7 @@ from polypod.serve.continuation import HEADER, opted
 from polypod.serve.door import Door, Principal
 from polypod.serve.exchange import Exchange
 from polypod.serve.http.request import Request, Sizes, too_large
+from polypod.serve.http.room import Room
 from polypod.serve.metrics import CONTENT_TYPE
 from polypod.serve.reply import JSON, Answer, Reply, refusal
 from polypod.serve.wire import Problem, ProblemError
@@ -35,6 +36,7 @@ Allowed = TypeVar("Allowed")
 _STOPPING: Final = Problem(
     status=503, code="node_stopping", message="the node is stopping", retry_after_s=5.0
 )
+_ALWAYS_SHOWN: Final = ("/healthz", "/metrics")  # also where there is no room for more clients
 
 
 class Gateway:
@@ -52,6 +54,13 @@ class Gateway:
         self._models = tuple(models)
         self._desk = desk
         self._door = door or Door()
+        rules = self._door.rules
+        self.room = Room(
+            most_connections=rules.most_connections,
+            most_body_bytes=rules.most_body_bytes,
+            tell=desk.metrics.refused_full,
+        )
+        desk.metrics.show(self.room)
         self._foresight = foresight
         self._continuation = continuation
         self._created_unix_s = int(time.time())
@@ -89,14 +98,17 @@ class Gateway:
 
     def admit(self, request: Request) -> Problem | None:
         """Look at the headers, before the body is sent."""
+        if request.is_extra and request.path not in _ALWAYS_SHOWN:
+            return self.room.refuse("connections")
         found = self._door.admit(request.headers, request.peer, request.path)
         if isinstance(found, Problem):
             return found
         request.sender = found
         limit_bytes = self._door.rules.largest_body_bytes
-        if int(request.headers.get(b"content-length", b"0")) > limit_bytes:
+        size_bytes = int(request.headers.get(b"content-length", b"0"))
+        if size_bytes > limit_bytes:
             return too_large(limit_bytes)
-        return None
+        return None if self.room.has_room(size_bytes) else self.room.refuse("bodies")
 
     def take(self, request: Request, reply: Reply) -> Exchange | None:
         """Answer one request: a page at once, a chat by an exchange."""

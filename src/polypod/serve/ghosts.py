@@ -9,7 +9,7 @@ as predicted by construction, and what an HTTP request and a timer add is there 
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,8 +185,9 @@ class Ghosts:
             reader.cancel()
         if isinstance(news, Down):
             self._processes.pop(news.replica, None)
+            died = tuple((name, self._epochs[name]) for name in names if name in self._living)
             for name in names:
-                self._down(name, news.reason, news.back_in_s)
+                self._down(name, news.reason, news.back_in_s, also=died)
             self._on_down(news)
             return
         self._processes[news.replica] = news.endpoint
@@ -210,7 +211,15 @@ class Ghosts:
         up = msgspec.structs.replace(self._ups[name], at_s=at_s, epoch=epoch)
         self._driver.attach(up, ghost_endpoint(process, name))
 
-    def _down(self, name: str, reason: str, back_in_s: float | None = None) -> None:
+    def _down(
+        self,
+        name: str,
+        reason: str,
+        back_in_s: float | None = None,
+        *,
+        also: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        """`also` are those that died with it, itself among them: who was with one of them is not sent to the next."""
         if name in self._living:
             self._living.discard(name)
             down = ReplicaDown(
@@ -219,6 +228,7 @@ class Ghosts:
                 epoch=self._epochs[name],
                 reason=reason,
                 back_in_s=None if name in self._moving else back_in_s,
+                also=tuple(one for one in also if one[0] != name),
             )
             self._driver.tell(down)
 

@@ -16,7 +16,7 @@ from polypod.serve.http.front import Front, Waits
 
 GRACE_S: Final = 5.0
 _LAST_WORDS_S: Final = 2.0  # for clients to read how it ended
-_BACKLOG: Final = 2048
+_BACKLOG: Final = 4096  # clients of a replica that died may all come again at once
 
 
 def bind(host: str, port: int, *, has_keys: bool = False) -> socket.socket:

@@ -12,6 +12,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from polypod.serve.http.room import Room
 from polypod.serve.loop import ReplicaState
 
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
@@ -106,6 +107,18 @@ class Metrics:
             ["replica", "until", "what"],
             registry=registry,
         )
+        self._connections = Gauge(
+            "polypod_client_connections", "Connections of clients", registry=registry
+        )
+        self._bodies = Gauge(
+            "polypod_request_body_bytes", "Bodies of requests under way", registry=registry
+        )
+        self._full = Counter(
+            "polypod_refused_full",
+            "Clients refused because all together had as much as they may",
+            ["what"],
+            registry=registry,
+        )
         self._record_failures = Counter(
             "polypod_record_failures", "Times recording had to stop", registry=registry
         )
@@ -161,6 +174,15 @@ class Metrics:
 
     def continued(self, mode: str) -> None:
         self._continuations(mode).inc()
+
+    def refused_full(self, what: str) -> None:
+        """`what` there was no room for."""
+        self._full.labels(what).inc()
+
+    def show(self, room: Room) -> None:
+        """What clients have, whenever somebody looks."""
+        self._connections.set_function(lambda: room.connections)
+        self._bodies.set_function(lambda: room.body_bytes)
 
     def record_failed(self) -> None:
         self._record_failures.inc()

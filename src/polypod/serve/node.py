@@ -54,6 +54,7 @@ from polypod.serve.metrics import Metrics
 from polypod.serve.prompts import PromptLog
 from polypod.serve.recorder import Recorder
 from polypod.serve.seats import Prepared, Seat, ghost_seats, seats_of
+from polypod.serve.slack import Slack
 from polypod.serve.supervise import Down, Supervisor, Up, make_socket_directory
 from polypod.serve.upstream import Patience, Upstreams
 from polypod.serve.warm_up import WarmUp, ratio, warm_up
@@ -342,10 +343,11 @@ class LiveNode:
         )
 
     async def _sweep(self) -> None:
-        told_s = self._driver.now_s()
+        told_s, slack = self._driver.now_s(), Slack()
         while True:
             await asyncio.sleep(SWEEP_S)
             self._door.sweep()
+            slack.look(self.in_flight, self._driver.now_s())
             if self._driver.now_s() - told_s >= FORESIGHT_S:
                 told_s = self._driver.now_s()
                 self._tell_foresight()

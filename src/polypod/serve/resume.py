@@ -7,7 +7,7 @@ import msgspec
 
 from polypod.serve.continuation import HOW, How
 from polypod.serve.transcript import LaterLeg, Leg, NativeLeg, Piece, Transcript
-from polypod.serve.upstream import Upstream
+from polypod.serve.upstream import Upstream, UpstreamError
 from polypod.serve.wire import ChatRequest
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -20,6 +20,7 @@ _SHOWS: Final[dict[str, dict[str, Any]]] = {
 }
 """How an engine is made to tell its tokens: llama.cpp the last one of each event, and how many there are."""
 
+_LATER: Final = (408, 429)
 _LIMITS: Final = ("max_tokens", "max_completion_tokens")
 
 
@@ -128,6 +129,8 @@ async def _tokens_of(upstream: Upstream, piece: Piece) -> list[int]:
 
 async def _posted(upstream: Upstream, path: str, body: dict[str, Any]) -> dict[str, Any]:
     status, answer = await upstream.ask(path, _encode(body))
+    if status in _LATER or status >= 500:  # another replica may, or this one later
+        raise UpstreamError(kind="engine", detail=f"{path} answered HTTP {status}")
     if status != 200:
         msg = f"{path} answered HTTP {status}"
         raise CannotGoOnError(msg)

@@ -33,6 +33,17 @@ class Prepared:
     on_devices: dict[str, OnDevices] = field(default_factory=dict)  # by pool
     remotes: tuple[Remote, ...] = ()  # engines elsewhere, that have the plan's first model too
 
+    @property
+    def processes(self) -> int:
+        """Engines that are started or asked elsewhere."""
+        here = len(self.ups) if self.ghosts is None else len(self.ghosts.houses())
+        return here + len(self.remotes)
+
+    @property
+    def max_sequences(self) -> int:
+        """That all replicas work on at a time."""
+        return sum(up.max_sequences for up in self.ups)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:

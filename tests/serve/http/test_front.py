@@ -12,6 +12,7 @@ import pytest
 from polypod.policy.events import ClientGone, RequestFinished
 from polypod.serve.door import Door, Rules
 from polypod.serve.http.front import Waits
+from polypod.serve.http.room import SPARE_CONNECTIONS
 
 PATH = b"POST /v1/chat/completions HTTP/1.1\r\n"
 HOST = b"host: localhost\r\n"
@@ -341,6 +342,102 @@ def test_a_client_that_sends_too_much_still_reads_why_it_is_refused(lab, tmp_pat
         wire.close()
 
     run(lab, tmp_path, test, door=Door(Rules(largest_body_bytes=1 << 20)))
+
+
+# ---- all of them together
+
+
+async def until(is_so) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+
+def full(what, node) -> float:
+    """How many were refused for want of that."""
+    text = node.metrics.text([], {}).decode()
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f'polypod_refused_full_total{{what="{what}"}}'))  # fmt: skip
+
+
+def shown(name, node) -> float:
+    text = node.metrics.text([], {}).decode()
+    return float(next(line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")))  # fmt: skip
+
+
+def test_a_connection_beyond_the_limit_is_told_so_and_may_only_see_how_the_node_is(lab, tmp_path):
+    async def test(node, _):
+        kept = [await Wire.open(node, PAGE) for _ in range(2)]
+        assert [(await wire.answer())[0] for wire in kept] == [200, 200]
+        extra = await Wire.open(node, chat(lab))
+        status, headers, body = await extra.answer()
+        assert (status, json.loads(body)["error"]["code"]) == (503, "node_full")
+        assert "--max-connections" in body.decode()
+        assert int(headers["retry-after"]) > 0
+        assert await extra.rest() == b""  # and it is closed
+        assert full("connections", node) == 1
+        seen = await Wire.open(node, PAGE.replace(b"/v1/models", b"/metrics"))
+        status, _, body = await seen.answer()
+        assert (status, await seen.rest()) == (200, b"")
+        assert b"polypod_client_connections 3.0" in body
+        kept[0].close()
+        await until(lambda: node.gateway.room.connections <= 1)
+        again = await Wire.open(node, PAGE + PAGE)
+        assert [(await again.answer())[0] for _ in range(2)] == [200, 200]
+
+    run(lab, tmp_path, test, door=Door(Rules(most_connections=2)))
+
+
+def test_connections_beyond_all_that_can_be_answered_are_cut(lab, tmp_path):
+    async def test(node, _):
+        wires = [await Wire.open(node) for _ in range(SPARE_CONNECTIONS + 2)]
+        with suppress(ConnectionError):
+            assert await wires[-1].rest() == b""
+        assert full("connections", node) == 1
+        assert node.gateway.room.connections <= SPARE_CONNECTIONS + 1
+
+    run(lab, tmp_path, test, door=Door(Rules(most_connections=1)))
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_bodies_beyond_the_limit_of_all_are_refused_until_others_are_answered(
+    lab, tmp_path, framing
+):
+    def large(size):
+        body = json.dumps({**lab.ask(), "user": "x" * size}).encode()
+        if framing == "length":
+            return PATH + HOST + b"content-length: %d\r\n\r\n" % len(body) + body
+        return PATH + HOST + TE + b"\r\n" + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+    async def test(node, _):
+        await node.engine("a", lab.hang())
+        first = await Wire.open(node, large(700_000))
+        await until(lambda: node.gateway.room.body_bytes >= 700_000)
+        assert shown("polypod_request_body_bytes", node) >= 700_000
+        second = await Wire.open(node, large(700_000))
+        status, headers = await second.head()
+        assert (status, int(headers["retry-after"]) > 0) == (503, True)
+        assert b"--max-bodies" in await second.rest()
+        assert full("bodies", node) == 1
+        first.close()
+        await until(lambda: node.gateway.room.body_bytes == 0)
+        third = await Wire.open(node, large(700_000))
+        assert (await third.answer())[0] == 200
+        assert full("bodies", node) == 1
+
+    run(lab, tmp_path, test, door=Door(Rules(most_body_bytes=1 << 20)))
+
+
+def test_a_length_that_is_only_announced_takes_nothing_from_others(lab, tmp_path):
+    async def test(node, _):
+        wires = [await Wire.open(node, PATH + HOST + b"content-length: 1000000\r\n\r\nx") for _ in range(5)]  # fmt: skip
+        await until(lambda: node.gateway.room.body_bytes >= 5)
+        page = await Wire.open(node, PAGE)
+        assert (await page.answer())[0] == 200
+        assert full("bodies", node) == 0
+        for wire in wires:
+            wire.close()
+
+    run(lab, tmp_path, test, door=Door(Rules(most_body_bytes=1 << 20)))
 
 
 # ---- slow clients

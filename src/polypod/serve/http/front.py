@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from polypod.serve.http.heads import CONTINUE, LAST_CHUNK, chunk, head
 from polypod.serve.http.request import Request, RequestReader, Sizes
+from polypod.serve.http.room import Room
 from polypod.serve.http.sweep import Sweeper
 from polypod.serve.reply import Headers, Reply, Throttle
 from polypod.serve.wire import Problem
@@ -50,6 +51,10 @@ class App(Protocol):
     @property
     def sizes(self) -> Sizes:
         """The most a request may have."""
+
+    @property
+    def room(self) -> Room:
+        """The most that all of them together may have."""
 
     def request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
         """What to call a request."""
@@ -116,6 +121,8 @@ class ClientConnection(asyncio.Protocol):
         self._front = front
         self._app = front.app
         self._waits = front.waits
+        self._room = front.app.room
+        self._is_extra = False  # beyond the node's limit: to be told so, or shown how the node is
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
         self._peer = "?"
@@ -142,7 +149,12 @@ class ClientConnection(asyncio.Protocol):
         self._peer = (transport.get_extra_info("peername") or ("?",))[0]
         self._front.connections.add(self)
         self._front.sweeper.watch(self)
-        self._wait(self._waits.idle_s)
+        self._room.connections += 1
+        self._is_extra = self._room.is_crowded
+        self._wait(self._waits.head_s if self._is_extra else self._waits.idle_s)
+        if self._room.is_overrun:
+            self._room.refuse("connections")
+            self.cut()
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
@@ -162,11 +174,14 @@ class ClientConnection(asyncio.Protocol):
         self._front.sweeper.forget(self)
         self._transport = None
         self._reader.close()
+        self._drop(self._reader.request, *self._waiting)
         self._waiting.clear()
         self._tell = None
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.leave()
+        self._drop(self._answered)
+        self._room.connections -= 1
         self._front.lost(self)
 
     def pause_writing(self) -> None:
@@ -233,6 +248,7 @@ class ClientConnection(asyncio.Protocol):
     def head_read(self, request: Request) -> Problem | None:
         """Refuse at once what would be refused anyway, before its body is sent; a small body is let in, to keep the connection."""
         request.peer = self._peer
+        request.is_extra = self._is_extra
         problem = self._app.admit(request)
         if problem is not None:
             length = int(request.headers.get(b"content-length", b"0"))
@@ -244,6 +260,18 @@ class ClientConnection(asyncio.Protocol):
         if request.expects_continue and request.has_body and self._answered is None:
             self._transport.write(CONTINUE)
         return None
+
+    def body_came(self, size_bytes: int) -> Problem | None:
+        """Count it, where all bodies together have room for it."""
+        self._room.body_bytes += size_bytes
+        return None if self._room.has_room(0) else self._room.refuse("bodies")
+
+    def _drop(self, *requests: Request | None) -> None:
+        """Nobody needs their bodies any more."""
+        for request in requests:
+            if request is not None and request.body:
+                self._room.body_bytes -= len(request.body)
+                request.body = b""
 
     def request_read(self, request: Request) -> None:
         """Answer it, or after those before it."""
@@ -270,6 +298,7 @@ class ClientConnection(asyncio.Protocol):
     def _refuse_for_good(self, problem: Problem) -> None:
         """Say what is wrong and read no more. Answers that are still owed go out, and then there is nothing to say."""
         self._is_deaf = True
+        self._drop(self._reader.request)
         if self._answered is not None or self._waiting or self._transport is None:
             return
         self._answered = Request()
@@ -283,7 +312,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._is_bodiless = request.method == "HEAD"
         self._is_chunked = length is None and request.version == "1.1"
-        is_last = self._front.is_retiring or (self._is_deaf and not self._waiting)
+        is_last = self._front.is_retiring or self._is_extra or (self._is_deaf and not self._waiting)
         self._keeps = request.keeps and not is_last and (length is not None or self._is_chunked)
         if self._is_chunked:
             headers = [*headers, (b"transfer-encoding", b"chunked")]
@@ -318,6 +347,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _ended(self) -> None:
         """The answer is sent, as far as we are concerned."""
+        self._drop(self._answered)
         self._exchange = self._answered = self._tell = None
         if not self._keeps:
             self._leave()
@@ -345,6 +375,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         self._is_leaving = self._is_deaf = True
+        self._drop(*self._waiting)
         self._waiting.clear()
         self._wait(self._waits.taking_s if self._is_full else self._waits.leaving_s)
         self._transport.close()

@@ -29,7 +29,7 @@ class Sizes:
 class Request:
     """One request; its body is whole when it is handed on."""
 
-    __slots__ = ("body", "expects_continue", "headers", "keeps", "method", "path", "peer", "refused", "sender", "version")  # fmt: skip
+    __slots__ = ("body", "expects_continue", "headers", "is_extra", "keeps", "method", "path", "peer", "refused", "sender", "version")  # fmt: skip
 
     def __init__(self) -> None:
         self.method = ""
@@ -40,6 +40,7 @@ class Request:
         self.body: bytes | bytearray = b""
         self.keeps = True  # the connection, after the answer
         self.expects_continue = False
+        self.is_extra = False  # its connection is beyond the node's limit
         self.refused: Problem | None = None  # to be answered with this, once the body is here
         self.sender: object = None  # who asks, as far as was found out at the door
 
@@ -58,6 +59,9 @@ class Reads(Protocol):
     def head_read(self, request: Request) -> Problem | None:
         """The head is here; a problem ends the reading."""
 
+    def body_came(self, size_bytes: int) -> Problem | None:
+        """So much of a body is here and kept; a problem ends the reading."""
+
     def request_read(self, request: Request) -> None:
         """All of the request is here."""
 
@@ -66,7 +70,7 @@ class RequestReader:
     """Reads the requests of one connection. `feed` until it answers with a problem; then never again."""
 
     def __init__(self, owner: Reads, sizes: Sizes) -> None:
-        self._owner = owner
+        self._owner: Any = owner  # `Reads`, until it is closed
         self._sizes = sizes
         self._parser: Any = httptools.HttpRequestParser(self)
         self.request: Request | None = None  # being read
@@ -90,8 +94,8 @@ class RequestReader:
         return None
 
     def close(self) -> None:
-        """Let go of the parser, which knows this reader."""
-        self._parser = None
+        """Let go of the parser and of the owner, which know this reader: rings of objects would stay until the collector comes."""
+        self._parser = self._owner = None
 
     # ---- the parser's side
 
@@ -143,8 +147,11 @@ class RequestReader:
             if isinstance(request.body, bytes):
                 request.body = bytearray(request.body)
             request.body += part
+        problem = self._owner.body_came(len(part))
         if len(request.body) > self._sizes.body_bytes:
-            self._stop(too_large(self._sizes.body_bytes))
+            problem = too_large(self._sizes.body_bytes)
+        if problem is not None:
+            self._stop(problem)
 
     def on_message_complete(self) -> None:
         request, self.request = self.request, None
