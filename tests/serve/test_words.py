@@ -30,6 +30,12 @@ def test_a_model_is_added_once_before_its_replicas_and_removed_once_before_they_
     assert shown(words) == ["add n", "start n0", "start n1", "remove m", "retire m0", "retire m1"]
 
 
+def test_the_last_model_goes_after_those_that_come_were_added() -> None:
+    moves = [Move(does="retire", name="m0"), Move(does="start", name="n0")]
+    words = with_words(moves, {"n0": "n", "m0": "m"}, told({"m": 9}), told({"n": 9, "o": 9}))
+    assert shown(words) == ["add n", "add o", "remove m", "retire m0", "start n0"]
+
+
 def test_what_is_not_of_one_model_comes_last_and_nothing_where_nothing_changes() -> None:
     assert with_words([], {}, told({"m": 9}), told({"m": 9})) == ()
     (word,) = with_words([], {}, told({"m": 9}), told({"m": 9}, queue_requests=2), ["continuation off to text"])  # fmt: skip
@@ -67,6 +73,7 @@ def test_on_the_way_replicas_hold_what_the_policy_believes(before, after, olds, 
     for move in words:
         if move.settings is not None:
             believed = contexts_of(move.settings)
+            assert believed
             continue
         model = models[move.name]
         if move.does == "start":

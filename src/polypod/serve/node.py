@@ -308,7 +308,7 @@ class LiveNode:
         served = {known.model for known in self._driver.replicas() if known.state == "up"}
         served |= set(self._models)
         models = [service.model for service in self._settings.services]
-        self._models = [model for model in models if model in served]
+        self._models = [model for model in models if model in served] or models
         self._gateway.offer(self._models)
 
     def _sit(self, seat: Seat) -> None:

@@ -1,7 +1,8 @@
 """What a node's policy is told while its replicas change, and between which of the moves: its models, their limits, and those of all.
 
 A model is added before its first replica starts, and offered once one is up. It is removed, and a context made shorter, before its first replica goes, so that nobody
-begins a wait for what goes; a context is made longer once a replica with it is up. All else comes last.
+begins a wait for what goes; a context is made longer once a replica with it is up. All else comes last. A node is never told that it has no model: where the last one goes,
+those that come are added before.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,8 +50,11 @@ class _Words:
     def before(self, move: Move, model: str) -> None:
         told, new = _of(self._now, model), _of(self._wanted, model)
         if move.does == "start" and told is None and new is not None:
-            self._say("add", model, (*self._now.services, new), "offered once a replica is up")
+            self._add(new)
         elif move.does == "retire" and told is not None and new is None:
+            if self._now.services == (told,):
+                for one in self._wanted.services:
+                    self._add(one)
             left = tuple(one for one in self._now.services if one.model != model)
             self._say("remove", model, left, "who waits for it is told; what it answers, it ends")
         elif move.does == "retire" and told and new and new.context_tokens < told.context_tokens:
@@ -69,6 +73,9 @@ class _Words:
             Move(does="set", name=LIMITS, note=", ".join(notes), settings=self._wanted)
         )
         self._now = self._wanted
+
+    def _add(self, new: ServiceSettings) -> None:
+        self._say("add", new.model, (*self._now.services, new), "offered once a replica is up")
 
     def _context(self, told: ServiceSettings, new: ServiceSettings) -> None:
         longer = msgspec.structs.replace(told, context_tokens=new.context_tokens)
