@@ -195,7 +195,10 @@ class Driver:
     def down(self, n: int, size: int) -> None:
         name = REPLICAS[n % 4]
         epoch = self.epochs.get(name, 0) - (size % 7 == 0)
-        there = [one.request for one in self.running.values() if one.replica == name]
+        others = [(other, self.epochs.get(other, 0)) for other in REPLICAS if other != name]
+        also = tuple(others[: max(0, size % 5 - 2)])  # mostly nobody
+        gone = {name, *(other for other, _ in also)}
+        there = [one.request for one in self.running.values() if one.replica in gone]
         sent = tuple((request, size % 60) for request in there)
         self.tell(
             ReplicaDown(
@@ -205,6 +208,7 @@ class Driver:
                 reason="x",
                 sent_tokens=sent,
                 back_in_s=(None, 0.3, 7.0)[size % 3],
+                also=also,
             )
         )
 
