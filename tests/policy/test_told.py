@@ -157,3 +157,15 @@ def test_the_same_events_give_the_same_answers(new_node) -> None:
     )))  # fmt: skip
     for event, actions in node.log:
         assert fresh.handle(event) == actions
+
+
+def test_blocks_of_prompts_stay_as_long_as_a_model_was_begun_with(new_node) -> None:
+    node = new_node()
+    for model, tokens, is_refused in (("n", 64, False), ("n", 128, True), ("o", 128, False)):
+        service = ServiceSettings(model=model, context_tokens=9, block_tokens=tokens)
+        settings = PolicySettings(services=(service,))
+        if is_refused:
+            with pytest.raises(InputError, match="block_tokens of n cannot change"):
+                node.policy.handle(SettingsChanged(at_s=0.0, settings=settings))
+        else:
+            node.tell(SettingsChanged(at_s=0.0, settings=settings))

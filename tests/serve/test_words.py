@@ -38,6 +38,9 @@ def test_the_last_model_goes_after_those_that_come_were_added() -> None:
 
 def test_what_is_not_of_one_model_comes_last_and_nothing_where_nothing_changes() -> None:
     assert with_words([], {}, told({"m": 9}), told({"m": 9})) == ()
+    moves = [Move(does="retire", name="m0"), Move(does="start", name="m0.2")]
+    alike = with_words(moves, {"m0": "m", "m0.2": "m"}, told({"m": 9}), told({"m": 9}))
+    assert shown(alike) == ["retire m0", "start m0.2"]
     (word,) = with_words([], {}, told({"m": 9}), told({"m": 9}, queue_requests=2), ["continuation off to text"])  # fmt: skip
     assert (word.does, word.note) == ("set", "queue_requests 1024 to 2, continuation off to text")
     (word,) = with_words([], {}, told({"m": 9, "n": 9}), told({"n": 9, "m": 9}))

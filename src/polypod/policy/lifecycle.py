@@ -201,7 +201,7 @@ class Validator:
         known = self._epochs.get(event.replica, 0)
         start = (event.replica, known)
         if isinstance(event, ReplicaDown):
-            if event.epoch == known:
+            if start in self._up and event.epoch == known:  # else it is stale, with all it says
                 self._fall(start, *event.also)
         elif event.epoch > known:
             self._fall(start)
