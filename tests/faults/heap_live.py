@@ -17,7 +17,7 @@ from polypod.plan.spec import read_plan
 from polypod.serve.listen import bind
 from polypod.serve.local import prepare_ghosts
 from polypod.serve.node import LiveNode
-from tests.faults.kills import PLAN
+from tests.faults.kills import MODEL, PLAN
 from tests.faults.live import Wish, all_of, listen
 
 BATCHES = 7
@@ -28,7 +28,7 @@ REST_S = 9.0  # until idle connections are closed
 async def run(folder: Path) -> list[int]:
     """Bytes after each batch; one client in ten leaves in the middle."""
     path, heaps, draw = folder / "plan.yaml", [], random.Random(1)
-    path.write_text(PLAN.format(ghosts=4))
+    path.write_text(PLAN.format(ghosts=4, model=MODEL))
     plan = read_plan(path)
     stop = asyncio.Event()
     prepared = prepare_ghosts(plan, folder, speed_ratio=5.0, processes=4)

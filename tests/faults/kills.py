@@ -1,7 +1,7 @@
 """Thousands of streams through a node whose engines are killed one after another.
 
     python -m tests.faults.kills                                   10,000 streams over 8 ghosts, one killed every 5 s
-    python -m tests.faults.kills --hold                            10,000 streams at once, a chunk every 2 s each, for two minutes
+    python -m tests.faults.kills --hold                            10,000 streams at once over 64 ghosts in 8 processes, a chunk every 1.6 s or more each
     python -m tests.faults.kills --real --seconds 300 --every 30   this machine's two real engines
 
 Clients are processes of their own, that read every stream to its end; kills begin when the ramp is over. Exits 1 where a stream was silently cut, glued of
@@ -34,12 +34,16 @@ polypod: 1
 fleet:
   a: {{accelerator: nvidia-h200-sxm, count: {ghosts}}}
 services:
-- model: meta-llama/Llama-3.1-8B
+- model: {model}
   pools:
   - {{name: ghost, role: both, on: a, layout: {{tp: 1}}, replicas: {ghosts}, precision: {{weights: bf16, kv: bf16}},
      state: launchable, max_sequences: 2048, max_step_tokens: 4096}}
 """
-HOLDS = {"at_once": 10_000, "streams": 10**9, "speed": "0.02x", "ramp": 30.0, "seconds": 150.0, "clients": 2}  # fmt: skip
+MODEL = "meta-llama/Llama-3.1-8B"
+LARGE = (
+    "Qwen/Qwen3-30B-A3B"  # whose steps wait for weights, so that prompts cost slow ghosts little
+)
+HOLDS = {"at_once": 10_000, "streams": 10**9, "ghosts": 64, "speed": "0.0125x", "ramp": 25.0, "seconds": 75.0, "every": 10.0, "clients": 2}  # fmt: skip
 LOOK_S = 2.0
 
 
@@ -85,7 +89,7 @@ async def _client(share: Share) -> Tally:
         wish = Wish(
             model=share.model,
             text=f"{number}.{share.number}.{options.seed}{more}",
-            tokens=numbers.randint(20, 60),
+            tokens=numbers.randint(20, 40 if options.hold else 60),
             headers=headers,
             is_ghost=not options.real,
         )  # fmt: skip
@@ -172,6 +176,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=1, help="processes")
     parser.add_argument("--ramp", type=float, default=0.0, help="seconds until all are asked")
     parser.add_argument("--ghosts", type=int, default=8)
+    parser.add_argument(
+        "--processes", type=int, default=8, help="of ghosts; they are what is killed"
+    )
     parser.add_argument("--every", type=float, default=5.0, help="seconds from one kill to the next")  # fmt: skip
     parser.add_argument("--speed", default="0.1x", help="of the ghosts")
     parser.add_argument("--real", action="store_true", help="this machine's engines, in place of ghosts")  # fmt: skip
@@ -183,7 +190,7 @@ def read_options() -> argparse.Namespace:
         parser.set_defaults(**HOLDS)
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    can_hold = streams_within(hard, options.ghosts)
+    can_hold = streams_within(hard, options.processes)
     if not options.real and options.at_once > can_hold:
         print(f"a process here may open {hard:,} files (ulimit -Hn), and no more: the node can have {can_hold:,} streams at once, not {options.at_once:,}")  # fmt: skip
         options.at_once = can_hold
@@ -196,8 +203,10 @@ def main() -> int:
         arguments = []
         if not options.real:
             plan = Path(folder) / "plan.yaml"
-            plan.write_text(PLAN.format(ghosts=options.ghosts))
-            arguments = ["--plan", str(plan), "--ghost", "--ghost-processes", str(options.ghosts), "--ghost-speed", options.speed]  # fmt: skip
+            plan.write_text(
+                PLAN.format(ghosts=options.ghosts, model=LARGE if options.hold else MODEL)
+            )
+            arguments = ["--plan", str(plan), "--ghost", "--ghost-processes", str(options.processes), "--ghost-speed", options.speed]  # fmt: skip
         with UpNode(*arguments) as node:
             count, before_bytes = len(node.engines()), rss_bytes(node.process.pid)
             began_s = time.monotonic()
@@ -207,9 +216,11 @@ def main() -> int:
             notes = node.log.read_text() if options.show else ""
     print(notes, file=sys.stderr, end="")
     streams = sum(tally.counts.values())
-    what = "real engines" if options.real else "ghosts"
+    what = (
+        f"{count} real engines" if options.real else f"{options.ghosts} ghosts in {count} processes"
+    )
     each_bytes = (most.rss_bytes - before_bytes) / max(most.in_flight, 1)
-    print(f"{streams:,} streams, up to {options.at_once:,} at once, over {count} {what}, in {took_s:.0f} s")  # fmt: skip
+    print(f"{streams:,} streams, up to {options.at_once:,} at once, over {what}, in {took_s:.0f} s")  # fmt: skip
     print(f"{len(killed)} kills, one every {options.every:g} s; gateway {spent_s:.1f} s of CPU")
     print(f"at most {most.in_flight:,} in flight by its own count; it had {most.descriptors:,} descriptors then and {most.rss_bytes / 1e6:,.0f} MB, {each_bytes / 1e3:.1f} kB a stream")  # fmt: skip
     print("\n".join(tally.lines()))

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.faults.kills import PLAN, in_flight
+from tests.faults.kills import MODEL, PLAN, in_flight
 from tests.faults.live import Tally, Wish, judge, listen
 from tests.faults.live_node import UpNode, children, cpu_s, descriptors, rss_bytes
 
@@ -255,7 +255,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan.yaml"
-        plan.write_text(PLAN.format(ghosts=PROCESSES))
+        plan.write_text(PLAN.format(ghosts=PROCESSES, model=MODEL))
         with UpNode("--plan", str(plan), "--ghost", "--ghost-processes", str(PROCESSES), "--ghost-speed", options.speed) as node:  # fmt: skip
             soak = Soak(node, options)
             time.sleep(8.0)

@@ -44,6 +44,7 @@ from polypod.policy.events import Continuation
 from polypod.serve.control import Control
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.engines.openai_url import read_url
+from polypod.serve.kept_runs import said_of_runs
 from polypod.serve.listen import bind
 from polypod.serve.local import prepare
 from polypod.serve.node import Entry, LiveNode, Prepared, WarmUp, run_folder
@@ -127,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
     units.parse(args.drain, "s")
     for one in clean_up(state):
         note(cleaned_text(one))
+    if said := said_of_runs(state):
+        note(said)
     try:
         if wants_ghosts(args):
             prepared = prepared_ghosts(args, state)
