@@ -45,6 +45,7 @@ LARGE = (
 )
 HOLDS = {"at_once": 10_000, "streams": 10**9, "ghosts": 64, "speed": "0.0125x", "ramp": 25.0, "seconds": 75.0, "every": 10.0, "clients": 2}  # fmt: skip
 LOOK_S = 2.0
+SOURCES = 16  # addresses that many streams come from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,8 @@ async def _client(share: Share) -> Tally:
             headers=headers,
             is_ghost=not options.real,
         )  # fmt: skip
-        heard = await listen(share.port, wish, patience_s=600.0)
+        source = 1 + number % SOURCES if options.hold else 1
+        heard = await listen(share.port, wish, patience_s=600.0, source=source)
         verdict: Verdict = judge(wish, heard)
         tally.add(verdict)
         if verdict.what not in GOOD and options.show:
