@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from polypod.record import Step, read
 from polypod.serve.engines.load import EngineLoad
 from polypod.serve.engines.openai_url import Remote
 from polypod.serve.engines.spec import Endpoint
+from polypod.serve.http.tls import tls_context
 from polypod.serve.listen import bind
 from polypod.serve.node import LiveNode
 from tests.serve.test_node import TinyEngine, prepared
@@ -30,15 +35,21 @@ class Elsewhere:
         self.goes_on = asyncio.Event()
         self.goes_on.set()
 
-    async def start(self) -> Remote:
+    async def start(self, tls: ssl.SSLContext | None = None) -> Remote:
         app = web.Application()
         app.router.add_get("/own/v2/models", self._models)
         app.router.add_post("/own/v2/chat/completions", self._chat)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=tls).start()
         port = self._runner.addresses[0][1]
-        endpoint = Endpoint(host="127.0.0.1", port=port, path_prefix="/own/v2", secret="sesame")
+        endpoint = Endpoint(
+            host="localhost" if tls else "127.0.0.1",
+            port=port,
+            tls=tls is not None,
+            path_prefix="/own/v2",
+            secret="sesame",
+        )
         return Remote(name="far", endpoint=endpoint)
 
     async def stop(self) -> None:
@@ -107,6 +118,69 @@ def test_a_url_is_one_more_replica_and_hears_its_own_key_alone(tmp_path: Path) -
     ]  # of 9, one is ours
     assert len(elsewhere.heads) >= 5  # the warm-up's four, and what was asked
     assert set(elsewhere.heads) == {("Bearer sesame", None)}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """One that signs itself, for `localhost` alone, and its key. Nothing trusts it yet."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    made, key = tmp_path / "made.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(made)),
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    tls_context.cache_clear()
+    yield made, key
+    tls_context.cache_clear()
+
+
+@pytest.mark.parametrize("called", ["localhost", "127.0.0.1", "by nobody who trusts it"])
+def test_over_tls_the_certificate_is_one_that_is_trusted_and_of_that_host(
+    tmp_path: Path,
+    certificate: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    called: str,
+) -> None:
+    """Referee: OpenSSL's own checks. A host of another name, and a certificate nobody vouches for, are of no use."""
+    made, key = certificate
+    if called != "by nobody who trusts it":
+        monkeypatch.setenv("SSL_CERT_FILE", str(made))
+    elsewhere = Elsewhere()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(made, key)
+
+    async def run() -> None:
+        remote = await elsewhere.start(server)
+        if called == "127.0.0.1":
+            remote = replace(remote, endpoint=replace(remote.endpoint, host=called))
+        live = node(tmp_path, remote)
+        try:
+            if called == "localhost":
+                await _ask_far(live)
+            else:
+                with pytest.raises(EngineError, match=r"replica far at https://.* does not answer: ClientConnectorCertificateError"):  # fmt: skip
+                    await live.__aenter__()
+        finally:
+            await elsewhere.stop()
+
+    asyncio.run(run())
+
+    assert {key for key, _ in elsewhere.heads} == ({"Bearer sesame"} if called == "localhost" else set())  # fmt: skip
+
+
+async def _ask_far(live: LiveNode) -> None:
+    stop = asyncio.Event()
+    async with live:
+        serving = asyncio.create_task(live.serve(stop))
+        far = await live.ask("count", max_tokens=3, replica="far")
+        assert (far.text, far.replica) == ("far away", "far")
+        stop.set()
+        await serving
 
 
 def test_one_without_the_model_stops_the_start_and_leaves_nothing(tmp_path: Path) -> None:

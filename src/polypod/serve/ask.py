@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from polypod.errors import RunError
+from polypod.serve.http.tls import tls_context
 
 _PREFIX: Final = b"data:"
 _DONE: Final = b"[DONE]"
@@ -60,10 +61,11 @@ class Asker:
         headers: dict[str, str] | None = None,
         path_prefix: str = "/v1",
     ) -> None:
+        trust = tls_context() if origin.startswith("https://") else True
         connector = (  # llama.cpp closes a connection after a stream, whatever its headers say
             aiohttp.UnixConnector(path=str(socket), force_close=True)
             if socket
-            else aiohttp.TCPConnector(force_close=True)
+            else aiohttp.TCPConnector(force_close=True, ssl=trust)
         )
         self._url = f"{origin}{path_prefix}/chat/completions"
         self._session = aiohttp.ClientSession(connector=connector, headers=headers)

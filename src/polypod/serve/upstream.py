@@ -5,14 +5,13 @@ meets a connection being closed looks like a replica that broke.
 """
 
 import asyncio
-import ssl
 from dataclasses import dataclass
-from functools import cache
 from typing import Final
 
 from polypod.serve.engines.spec import Endpoint
 from polypod.serve.http.back import EngineConnection, Response, UpstreamError
 from polypod.serve.http.sweep import Sweeper
+from polypod.serve.http.tls import tls_context
 
 __all__ = ["IDLE_S", "Patience", "Response", "Upstream", "UpstreamError", "Upstreams", "retry_after_s"]  # fmt: skip
 
@@ -121,7 +120,7 @@ class Upstream:
             _, connection = await loop.create_unix_connection(self._new, path)
             return connection
         assert endpoint.host is not None, "an endpoint has a socket or a host"
-        context = _tls() if endpoint.tls else None
+        context = tls_context() if endpoint.tls else None
         _, connection = await loop.create_connection(
             self._new, endpoint.host, endpoint.port or 0, ssl=context
         )
@@ -210,8 +209,3 @@ def _head(endpoint: Endpoint, path: str) -> bytes:
     fixed = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = f"POST {path} HTTP/1.1\r\n{fixed}"
     return head.encode().replace(b"%", b"%%") + b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n"
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()

@@ -22,6 +22,7 @@ import msgspec
 from polypod.errors import EngineError, InputError
 from polypod.serve.engines.load import EngineLoad, read_any
 from polypod.serve.engines.spec import Endpoint
+from polypod.serve.http.tls import tls_context
 from polypod.serve.keeper import Down, Tell, Up
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,40}", re.ASCII)
@@ -192,10 +193,11 @@ class _Watch:
         """Status and body, or the kind of failure. No redirect is followed."""
         endpoint = self._remote.endpoint
         timeout = aiohttp.ClientTimeout(total=self._patience.answer_s)
+        context = tls_context() if endpoint.tls else True
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout, headers=endpoint.headers) as client,
-                client.get(endpoint.origin + path, allow_redirects=False) as response,
+                client.get(endpoint.origin + path, allow_redirects=False, ssl=context) as response,
             ):
                 body = bytearray()
                 async for part in response.content.iter_any():
