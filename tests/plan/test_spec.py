@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from polypod.errors import FileError
+from polypod.plan.predict import policy_settings
 from polypod.plan.spec import read_plan, to_yaml, write_plan
 
 PLAN = """\
@@ -51,6 +52,21 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     assert "null" not in to_yaml(plan)
 
 
+def test_waits_are_told_to_the_policy_where_they_are_said_and_written_only_there(
+    tmp_path: Path,
+) -> None:
+    usual = read_plan(broken(tmp_path, "{router", "{router"))
+    assert "wait" not in to_yaml(usual)
+    settings = policy_settings(usual)
+    assert (settings.queue_wait_s, settings.kv_wait_s) == (60.0, 60.0)
+
+    plan = read_plan(broken(tmp_path, "{router", "{queue_wait: 2 min, kv_wait: 500 ms, router"))
+    settings = policy_settings(plan)
+    assert (settings.queue_wait_s, settings.kv_wait_s) == (120.0, 0.5)
+    write_plan(plan, tmp_path / "again.yaml")
+    assert read_plan(tmp_path / "again.yaml") == plan
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -66,6 +82,8 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
         ("pod: huawei-cm384, ", "", r"names nothing; give one of pod, accelerator, host - at `\$\.fleet\.a`"),
         (", count: 64", "", r"'nvidia-h20' needs a count - at `\$\.fleet\.b`"),
         ("predicted-finish", "coin", r"Invalid enum value 'coin' - at `\$\.policy\.router`"),
+        ("{router", "{queue_wait: 0s, router", r"0s is no time to wait; it has to be above 0 - at `\$\.policy\.queue_wait`"),
+        ("{router", "{kv_wait: 2 parsecs, router", r"unknown unit 'parsecs'.* at `\$\.policy\.kv_wait`"),
         ("{router", "{router: [", r"is not YAML"),
         ("{role: ", "{name: x, role: ", r"a second pool is called 'x'.* at `\$\.services\[0\]\.pools\[1\]\.name`"),
     ],

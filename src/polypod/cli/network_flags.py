@@ -32,7 +32,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the network")
     group.add_argument("--network", metavar="KEY=N", action="append", default=[], help="what no catalog says of the scale-out network: leaf=CARDS under one leaf switch; node-blocking=N, a node's ports over its way into the network; leaf-blocking=N, the ports below a leaf over its way to the spine (default: one switch for all, blocking as the catalog and the plan say)")  # fmt: skip
 
-    group.add_argument("--kv-wait", metavar="TIME", help=f"until a cache that does not come is given up and its prompt computed again (default: {_KV_WAIT_S:g}s)")  # fmt: skip
+    group.add_argument("--kv-wait", metavar="TIME", help=f"until a cache that does not come is given up and its prompt computed again (default: policy.kv_wait of the plan, else {_KV_WAIT_S:g}s)")  # fmt: skip
 
 
 def waiting(args: argparse.Namespace, settings: PolicySettings, plan: Plan) -> PolicySettings:

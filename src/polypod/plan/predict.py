@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from polypod import units
 from polypod.catalog.load import load_model
 from polypod.cost.bands import band_of
@@ -31,7 +33,7 @@ PREEMPTED_STEP_TOKENS: Final = 8192
 def policy_settings(plan: Plan) -> PolicySettings:
     """What the policy is told: the plan's services and the limits of its `policy` part."""
     spec = plan.policy
-    return PolicySettings(
+    settings = PolicySettings(
         services=tuple(
             ServiceSettings(
                 model=service.model,
@@ -47,6 +49,7 @@ def policy_settings(plan: Plan) -> PolicySettings:
         tenant_weights=spec.tenant_weights,
         admission=spec.admission,
     )
+    return msgspec.structs.replace(settings, **spec.waits_s)
 
 
 def pool_replicas(plan: Plan, *, linked: bool = True) -> list[ReplicaUp]:

@@ -186,6 +186,20 @@ class PolicySpec(Strict, frozen=True, kw_only=True):
         default_factory=dict
     )  # 1 where not said
     continuation: Literal["off", "text", "exact"] = "off"  # of streams that do not say
+    queue_wait: str | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # the longest that a request waits for a place
+    kv_wait: str | msgspec.UnsetType = msgspec.UNSET  # for a cache on its way, until it is given up
+
+    @property
+    def waits_s(self) -> dict[str, float]:
+        """Those that are said, as the policy's settings call them."""
+        said = {"queue_wait_s": self.queue_wait, "kv_wait_s": self.kv_wait}
+        return {
+            name: units.parse(text, "s")
+            for name, text in said.items()
+            if not isinstance(text, msgspec.UnsetType)
+        }
 
 
 class Predicted(Strict, frozen=True, kw_only=True, omit_defaults=True):
@@ -259,6 +273,8 @@ def check(plan: Plan) -> None:
     """Hold the plan against itself. Raises `InputError` with the path to what cannot be."""
     for name, source in plan.fleet.items():
         check_source(f"$.fleet.{name}", source)
+    _check_wait("$.policy.queue_wait", plan.policy.queue_wait)
+    _check_wait("$.policy.kv_wait", plan.policy.kv_wait)
     for s, service in enumerate(plan.services):
         slo, traffic = service.slo or Slo(), service.traffic
         _check_quantity(f"$.services[{s}].slo.ttft", slo.ttft, "s")
@@ -273,6 +289,15 @@ def check(plan: Plan) -> None:
                 msg = f"a second pool is called {pool.name!r}, and replicas are named after pools - at `{path}.name`"
                 raise InputError(msg)
             names |= {pool.name} if pool.name else set()
+
+
+def _check_wait(path: str, text: str | msgspec.UnsetType) -> None:
+    if isinstance(text, msgspec.UnsetType):
+        return
+    _check_quantity(path, text, "s")
+    if units.parse(text, "s") <= 0:
+        msg = f"{text} is no time to wait; it has to be above 0 - at `{path}`"
+        raise InputError(msg)
 
 
 def _check_quantity(path: str, text: str | None, unit: units.Unit) -> None:
