@@ -8,6 +8,7 @@ a shorter story goes on as the long one did.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -632,13 +633,26 @@ class World:
                     self._fill(service.model, place.up.replica)
 
     def _fill(self, model: str, replica: str) -> None:
-        """One request is taken at once."""
+        """One request is taken at once, where other gateways say that they have nothing there."""
+        of = {"at_s": self.clock_s(), "replica": replica, "epoch": self.oracle.up[replica].up.epoch}
+        for gateway in "gh":
+            self.policy.handle(
+                LoadReported(**of, gateway=gateway, running=0, queued_prompt_tokens=0)
+            )
         self._probes += 1
         request = 10_000 + self._probes
         event = RequestArrived(at_s=self.clock_s(), request=request, model=model, input_tokens=1, max_output_tokens=1, only_replica=replica)  # fmt: skip
         actions = self.policy.handle(event)
-        hold(any(isinstance(action, Dispatch) for action in actions), f"{replica} is idle, and takes nothing: {actions}")  # fmt: skip
+        is_taken = any(isinstance(action, Dispatch) for action in actions) or self._is_too_slow(model, replica)  # fmt: skip
+        hold(is_taken, f"{replica} is idle, and takes nothing: {actions}")
         self.policy.handle(ClientGone(at_s=self.clock_s(), request=request))
+
+    def _is_too_slow(self, model: str, replica: str) -> bool:
+        """Whether the cost model itself says that the model's promise cannot be kept there, and is asked."""
+        settings = self.story.settings
+        limits_s = [one.first_token_limit_s for one in settings.services if one.model == model]
+        own_s = self.oracle.up[replica].up.step_time.curve_s(1)
+        return settings.admission == "slo" and own_s > (limits_s[0] or math.inf)
 
 
 _TROUBLES: dict[str, Callable[[World, Trouble, Site], None]] = {

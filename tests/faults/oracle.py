@@ -250,7 +250,13 @@ class Oracle:
             if one.model == life.arrived.model and one.role == "both" and pin in (None, name) and could_go_on(life, one)
         ]  # fmt: skip
         is_allowed = life.arrived.continuation != "off"
-        if not is_allowed or life.continued >= self.settings.max_continuations or not able:
+        is_suspect = life.deaths >= self.settings.quarantine_deaths
+        if (
+            not is_allowed
+            or is_suspect
+            or life.continued >= self.settings.max_continuations
+            or not able
+        ):
             self._due[request] = {"replica_lost"}
             return
         life.continued += 1
@@ -304,7 +310,20 @@ class Oracle:
             start = (event.replica, event.epoch)
             life.failures.add(start)
             life.let_down |= {start} if event.kind != "refused" else set()
-            self._failed_once(event.request, life, event.kind, is_free=self._is_broken(place))
+            is_free = self._is_broken(place)
+            if event.kind == "refused":
+                self._not_taken(event.request, life, is_free=is_free)
+            else:
+                self._failed_once(event.request, life, event.kind, is_free=is_free)
+
+    def _not_taken(self, request: int, life: Life, *, is_free: bool) -> None:
+        """Nobody listened: no attempt, and no reason to wait any longer than before."""
+        if life.since_s + self.settings.queue_wait_s <= self.now_s:
+            self._due[request] = {"queue_timeout", "no_replica"}
+            return
+        since_s = life.since_s
+        self._paid_for(request, life, "refused", is_free=is_free)
+        life.since_s = since_s
 
     def _busy(self, event: ReplicaBusy, life: Life) -> None:
         place = self.up[event.replica]

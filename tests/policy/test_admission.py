@@ -3,6 +3,7 @@
 import pytest
 
 from polypod.cost.steptime import StepTime
+from polypod.policy.events import StepObserved
 
 
 def test_more_than_the_context_is_400_and_says_what_would_fit(new_node):
@@ -329,6 +330,25 @@ def test_a_first_token_past_what_the_model_promises_is_turned_away_too(new_node)
 
     assert node.arrive(4, input_tokens=1000) == ["Reject 429 too_late"]
     assert node.arrive(5, input_tokens=10) == ["Dispatch a"]
+
+
+def test_an_idle_replica_is_tried_again_however_slow_it_was_last(new_node):
+    """Else what was measured in a bad hour would stand for good: nobody is let in who could measure that it is over."""
+    node = new_node(admission="slo", first_token_limit_s=0.4)
+    node.up("a")
+    slow = {
+        "prompt_tokens": 1000,
+        "sequences": 0,
+        "kv_tokens": 0,
+        "step_s": 1.1,
+    }  # ten times as long as the model says
+    node.tell(StepObserved(at_s=0.0, replica="a", epoch=1, **slow))
+    assert node.arrive(1, input_tokens=1000) == ["Dispatch a"]
+    assert node.arrive(2, input_tokens=1000) == ["Reject 429 too_late"]  # not idle any more
+    assert node.arrive(3, input_tokens=3900) == ["Reject 429 too_late"]
+    node.finish(1)
+
+    assert node.arrive(4, input_tokens=3900) == ["Reject 429 too_late"]  # says the model itself
 
 
 def test_without_the_rule_it_waits(new_node):

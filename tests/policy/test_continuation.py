@@ -126,6 +126,21 @@ def test_a_broken_connection_and_the_death_behind_it_are_one(new_node):
     assert node.first(1) == []
 
 
+def test_an_answer_whose_request_is_suspected_goes_on_nowhere(new_node):
+    """Replica a had the prompt and died of whatever it was; what streams from b now ends there, if that dies too."""
+    node = new_node(quarantine_deaths=1)
+    node.up("a", **CAN)
+    node.arrive(1, continuation="text")
+    for name in "bc":
+        node.up(name, **CAN)
+    assert node.fail(1) == ["Retry lost", "Dispatch b"]
+    node.first(1)
+    assert node.down("a") == []
+
+    assert node.fail(1, sent_tokens=3) == ["Reject 502 replica_lost"]
+    assert "goes on nowhere, for 1 replicas died that had it" in node.last[0].message
+
+
 def test_continuations_are_within_the_retry_budget(new_node):
     node = streaming(new_node, ("a", CAN), ("b", CAN), retry_budget_floor=0)
 

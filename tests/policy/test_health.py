@@ -151,6 +151,22 @@ def test_nobody_waits_for_the_end_of_a_pause_of_the_dead(new_node):
     assert node.last[0].at_s == 61.0
 
 
+def test_a_connection_that_nobody_takes_is_no_attempt_and_no_reason_to_wait_longer(new_node):
+    """A process that died takes no connection until it is known that it did: a request asked three of its siblings in vain and was lost."""
+    node = new_node(max_attempts=2, queue_wait_s=10.0, breaker_failures=99, retry_budget_floor=9)
+    for replica in "abcd":
+        node.up(replica)
+    node.arrive(1)
+    for at_s in (1.0, 2.0, 3.0):
+        node.at = at_s
+        assert node.fail(1, "refused")[0] == "Retry refused"
+    assert node.fail(1)[0] == "Retry lost"  # was sent: the first attempt
+    node.at = 12.9  # ten seconds after that one
+    assert node.fail(1, "refused")[0] == "Retry refused"
+    node.at = 13.0
+    assert node.fail(1, "refused") == ["Reject 503 queue_timeout"]
+
+
 def test_after_so_many_attempts_a_request_ends_in_502(new_node):
     node = new_node(max_attempts=3)
     for replica in "abcd":

@@ -258,7 +258,7 @@ class Policy:
         if tracked.is_streaming:
             self._continue(tracked, replica, event.sent_tokens, what, event.kind, is_free=is_free)
         else:
-            self._retry(tracked, event.kind, what, is_free=is_free)
+            self._retry(tracked, event.kind, what, is_free=is_free, was_sent=was_sent)
 
     def _busy(self, event: ReplicaBusy) -> None:
         tracked = self._running(event)
@@ -417,6 +417,8 @@ class Policy:
     def _why_not_continued(self, tracked: Tracked) -> str | None:
         if tracked.arrived.continuation == "off":
             return ""
+        if tracked.deaths >= self._settings.quarantine_deaths:
+            return f"; it goes on nowhere, for {tracked.deaths} replicas died that had it"
         if tracked.continued >= self._settings.max_continuations:
             return f"; it went on elsewhere {tracked.continued} times, as often as may"
         if not self._placement.could_continue(tracked):
@@ -456,10 +458,16 @@ class Policy:
         said = (event.attempt, event.replica, event.epoch)
         return tracked if said == (tracked.attempt, place.replica, place.epoch) else None
 
-    def _retry(self, tracked: Tracked, reason: RetryReason, what: str, *, is_free: bool) -> None:
-        """Try again, unless the request or the fleet has failed too often."""
-        tracked.attempts_failed += 1
-        tracked.deadline_s = self._deadline_s()
+    def _retry(
+        self, tracked: Tracked, reason: RetryReason, what: str, *, is_free: bool, was_sent: bool = True
+    ) -> None:  # fmt: skip
+        """Try again, unless the request or the fleet has failed too often. One that nobody took was no attempt, and waits on for as long as it would have."""
+        if was_sent:
+            tracked.attempts_failed += 1
+            tracked.deadline_s = self._deadline_s()
+        elif tracked.deadline_s <= self._now_s:
+            self._end_late(tracked)
+            return
         if tracked.attempts_failed >= self._settings.max_attempts:
             exhausted = answers.attempts_exhausted(tracked.request, tracked.attempts_failed, what)
             self._end(tracked, exhausted)

@@ -137,10 +137,19 @@ class Placement:
         return self._start_whole(tracked, ask, whole, now_s) if len(whole.rows) else None
 
     def first_token_s(self, tracked: Tracked, now_s: float) -> float:
-        """When the first token of a newcomer is expected, where it would go now; 0 where there is no room, or it goes to a pair."""
+        """When the first token of a newcomer is expected, where it would go now; 0 where there is no room, or it goes to a pair.
+
+        Of an idle replica the cost model is believed where measurement said worse: that may be over, and only a request can tell.
+        """
         ask, table = self._ask(tracked), self._of[tracked.model]["both"]
         choice = table.best(ask, self._allowed(tracked, ask, table), now_s)
-        return float(choice.first_s_R[choice.rows[0]]) if len(choice.rows) else 0.0
+        if not len(choice.rows):
+            return 0.0
+        row = int(choice.rows[0])
+        expected_s = float(choice.first_s_R[row])
+        if table.in_flight_R[row]:
+            return expected_s
+        return expected_s / max(float(table.prompt_factor_R[row]), 1.0)
 
     def wait_s(self, tracked: Tracked, _: float) -> float:
         """How long one that waits is expected to wait."""

@@ -24,7 +24,7 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     `queue_requests` bounds what waits for each model; `queue_wait_s` how long (a client has given up by then). A cache that is on its way from a prefill to a decode replica
     for `kv_wait_s` is given up for lost: what is between them may be dead, and nobody says so.
-    `max_attempts` counts the dispatches of one request that may fail; a busy answer is no failure. `retry_budget_fraction`
+    `max_attempts` counts the dispatches of one request that may fail; a busy answer is no failure, nor is a connection that nobody takes. `retry_budget_fraction`
     caps, fleet-wide, the live requests that are on a retry, so that a sick fleet is not drowned by its own second tries (the
     20 % of Envoy and Finagle), above a floor of `retry_budget_floor`. What a replica drops once the breaker has opened or it
     is down is not charged: it comes in one wave and cannot go back there.
