@@ -412,7 +412,7 @@ def test_tls_is_spoken_where_the_certificate_holds_and_only_there(tmp_path, monk
         upstream = Upstream(Endpoint(host="localhost", port=port, tls=True), Patience())
         with pytest.raises(UpstreamError, match="refused"):
             await ask(upstream)
-        monkeypatch.setattr(module, "_tls", lambda: trusting)
+        monkeypatch.setattr(module, "tls_context", lambda: trusting)
         assert await ask(upstream) == (200, b"hello")
         await upstream.close()
         server.close()
