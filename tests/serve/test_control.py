@@ -18,15 +18,13 @@ from polypod.cost.cpu import HostRates
 from polypod.errors import InputError, RunError
 from polypod.plan.host import CoreGroup, LocalEngine, plan_host
 from polypod.plan.spec import Plan, read_plan
-from polypod.policy.lifecycle import Validator
-from polypod.record import Step, read
 from polypod.serve.control import Control, Order, Word, give
 from polypod.serve.engines.spec import EngineSpec, child_command, child_environment
 from polypod.serve.listen import bind
 from polypod.serve.local import local_model, prepare
 from polypod.serve.node import LiveNode, run_folder
 from polypod.serve.nodes import running
-from polypod.simulate.replay import replay
+from tests.serve.serving import asking, check_record, served
 
 WORDS = 60
 SCRIPT = r"""
@@ -168,14 +166,13 @@ class Scene:
 @asynccontextmanager
 async def scene_of(tmp_path: Path, plan: Plan) -> AsyncIterator[Scene]:
     prepared = prepare(plan, run_folder(tmp_path))
-    stop = asyncio.Event()
     engines = {"llama.cpp": Counting()}
-    async with LiveNode(prepared, bind("127.0.0.1", 0), engines=engines) as node, Control(node):
-        serving = asyncio.create_task(node.serve(stop))
-        async with aiohttp.ClientSession(node.url) as client:
-            yield Scene(node, client)
-        stop.set()
-        await serving
+    async with (
+        LiveNode(prepared, bind("127.0.0.1", 0), engines=engines) as node,
+        Control(node),
+        served(node) as client,
+    ):
+        yield Scene(node, client)
 
 
 def play(tmp_path: Path, plan: Plan, test: Callable[[Scene], Awaitable[None]]) -> None:
@@ -184,13 +181,7 @@ def play(tmp_path: Path, plan: Plan, test: Callable[[Scene], Awaitable[None]]) -
             await test(scene)
 
     asyncio.run(asyncio.wait_for(main(), 60))
-    (record,) = tmp_path.glob("runs/*/record.jsonl")
-    lines = list(read(record))
-    assert replay(lines) is None
-    validator = Validator()
-    for line in lines:
-        if isinstance(line, Step):
-            validator.feed(line.event, line.actions)
+    check_record(tmp_path)
 
 
 def said(words: list[Word], *states: str) -> list[str]:
@@ -199,18 +190,9 @@ def said(words: list[Word], *states: str) -> list[str]:
 
 def test_streams_run_whole_through_a_change_of_every_replica(tmp_path: Path) -> None:
     async def test(scene: Scene) -> None:
-        is_over = asyncio.Event()
-        answers: list[tuple[str, str]] = []
-
-        async def keep_asking() -> None:
-            while not is_over.is_set():
-                answers.append(await scene.stream())
-
-        asking = [asyncio.create_task(keep_asking()) for _ in range(6)]
-        await asyncio.sleep(0.2)
-        words = await scene.order(plan_of(5, 6))
-        is_over.set()
-        await asyncio.gather(*asking)
+        async with asking(6, scene.stream) as answers:
+            await asyncio.sleep(0.2)
+            words = await scene.order(plan_of(5, 6))
 
         assert words[-1].state == "applied"
         assert said(words) == ["retire p0-0", "start p0-0.2", "retire p1-0", "start p1-0.2"]

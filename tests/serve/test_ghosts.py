@@ -18,6 +18,7 @@ from polypod.serve.ghosts import ghost_plan
 from polypod.serve.listen import bind
 from polypod.serve.local import prepare_ghosts
 from polypod.serve.node import LiveNode
+from tests.serve.serving import served
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PLAN = EXAMPLES / "one-pool.yaml"
@@ -66,25 +67,20 @@ def test_a_killed_process_comes_back_with_its_ghosts_and_the_others_serve_meanwh
     prepared = prepare_ghosts(plan, tmp_path, speed_ratio=20.0, processes=4)
 
     async def main() -> None:
-        stop = asyncio.Event()
-        async with LiveNode(prepared, bind("127.0.0.1", 0)) as node:
-            serving = asyncio.create_task(node.serve(stop))
-            async with aiohttp.ClientSession(node.url) as client:
-                texts = [f"question {n}" for n in range(12)]
-                answers = await asyncio.gather(*(ask(client, model, text) for text in texts))
-                assert [said for said, _ in answers] == [expected(text) for text in texts]
-                assert len({replica for _, replica in answers}) == 4
+        async with LiveNode(prepared, bind("127.0.0.1", 0)) as node, served(node) as client:
+            texts = [f"question {n}" for n in range(12)]
+            answers = await asyncio.gather(*(ask(client, model, text) for text in texts))
+            assert [said for said, _ in answers] == [expected(text) for text in texts]
+            assert len({replica for _, replica in answers}) == 4
 
-                children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-                doomed = next(int(pid) for pid in children if b"ghosts-0.json" in Path(f"/proc/{pid}/cmdline").read_bytes())  # fmt: skip
-                asking = [asyncio.create_task(ask(client, model, text)) for text in texts]
-                await asyncio.sleep(0.01)
-                os.kill(doomed, signal.SIGKILL)
-                assert [said for said, _ in await asyncio.gather(*asking)] == [expected(text) for text in texts]  # fmt: skip
-                while not await is_back(client):
-                    await asyncio.sleep(0.05)
-            stop.set()
-            await serving
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            doomed = next(int(pid) for pid in children if b"ghosts-0.json" in Path(f"/proc/{pid}/cmdline").read_bytes())  # fmt: skip
+            asking = [asyncio.create_task(ask(client, model, text)) for text in texts]
+            await asyncio.sleep(0.01)
+            os.kill(doomed, signal.SIGKILL)
+            assert [said for said, _ in await asyncio.gather(*asking)] == [expected(text) for text in texts]  # fmt: skip
+            while not await is_back(client):
+                await asyncio.sleep(0.05)
 
     uvloop.run(main())
     lines = [line for line in read(tmp_path / "record.jsonl") if isinstance(line, Step)]
@@ -104,18 +100,13 @@ def test_ghosts_of_one_process_die_one_death(tmp_path):
     prepared = prepare_ghosts(plan, tmp_path, speed_ratio=0.5, processes=2)
 
     async def main() -> None:
-        stop = asyncio.Event()
-        async with LiveNode(prepared, bind("127.0.0.1", 0)) as node:
-            serving = asyncio.create_task(node.serve(stop))
-            async with aiohttp.ClientSession(node.url) as client:
-                texts = [f"question {n}" for n in range(12)]
-                asking = [asyncio.create_task(ask(client, model, text)) for text in texts]
-                while node.in_flight < len(texts):
-                    await asyncio.sleep(0.01)
-                os.kill(node._supervisor.processes()["ghosts-0"], signal.SIGKILL)
-                assert [said for said, _ in await asyncio.gather(*asking)] == [expected(text) for text in texts]  # fmt: skip
-            stop.set()
-            await serving
+        async with LiveNode(prepared, bind("127.0.0.1", 0)) as node, served(node) as client:
+            texts = [f"question {n}" for n in range(12)]
+            asking = [asyncio.create_task(ask(client, model, text)) for text in texts]
+            while node.in_flight < len(texts):
+                await asyncio.sleep(0.01)
+            os.kill(node._supervisor.processes()["ghosts-0"], signal.SIGKILL)
+            assert [said for said, _ in await asyncio.gather(*asking)] == [expected(text) for text in texts]  # fmt: skip
 
     uvloop.run(main())
     steps = [line for line in read(tmp_path / "record.jsonl") if isinstance(line, Step)]

@@ -6,18 +6,15 @@ import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import aiohttp
 import msgspec
 import uvloop
 
 from polypod.plan.spec import Plan, read_plan
-from polypod.policy.lifecycle import Validator
-from polypod.record import Step, read
 from polypod.serve.control import Control
 from polypod.serve.listen import bind
 from polypod.serve.local import prepare_ghosts
 from polypod.serve.node import LiveNode, run_folder
-from polypod.simulate.replay import replay
+from tests.serve.serving import check_record, served
 from tests.serve.test_control import Scene, said
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -45,22 +42,15 @@ def play(
     prepared = prepare_ghosts(plan, run_folder(tmp_path), speed_ratio=5.0, processes=processes)
 
     async def main() -> None:
-        stop = asyncio.Event()
-        async with LiveNode(prepared, bind("127.0.0.1", 0)) as node, Control(node):
-            serving = asyncio.create_task(node.serve(stop))
-            async with aiohttp.ClientSession(node.url) as client:
-                await test(Scene(node, client))
-            stop.set()
-            await serving
+        async with (
+            LiveNode(prepared, bind("127.0.0.1", 0)) as node,
+            Control(node),
+            served(node) as client,
+        ):
+            await test(Scene(node, client))
 
     uvloop.run(asyncio.wait_for(main(), 60))
-    (record,) = tmp_path.glob("runs/*/record.jsonl")
-    lines = list(read(record))
-    assert replay(lines) is None
-    validator = Validator()
-    for line in lines:
-        if isinstance(line, Step):
-            validator.feed(line.event, line.actions)
+    check_record(tmp_path)
 
 
 def test_ghosts_come_and_go_while_streams_run(tmp_path: Path) -> None:

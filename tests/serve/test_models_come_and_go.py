@@ -14,6 +14,7 @@ from polypod.record import Step, read
 from polypod.serve.engines.openai_url import Remote
 from polypod.serve.engines.spec import Endpoint
 from polypod.serve.nodes import running
+from tests.serve.serving import asking
 from tests.serve.test_control import WORDS, Scene, plan_of, play, said
 
 
@@ -176,30 +177,21 @@ def test_prompts_and_answers_are_taken_apart_replaced_and_put_together_again(
     tmp_path: Path,
 ) -> None:
     async def test(scene: Scene) -> None:
-        is_over = asyncio.Event()
-        answers: list[tuple[str, str]] = []
-
-        async def keep_asking() -> None:
-            while not is_over.is_set():
-                answers.append(await scene.stream())
-
-        asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
-        await asyncio.sleep(0.1)
-        words = await scene.order(apart(prompts=3, answers=4))
-        assert said(words)[:2] == ["retire p0-0", "start prefill-0"]
-        assert set(said(words)[2:]) == {"start decode-0", "retire p1-0"}
-        assert set(await scene.replicas()) == {"prefill-0", "decode-0"}
-        words = await scene.order(apart(prompts=5, answers=6))
-        assert words[-1].state == "applied", words[-1]
-        assert await scene.replicas() == {"prefill-0.2": "up", "decode-0.2": "up"}
-        assert (await scene.stream(2))[0] == "decode-0.2"
-        folder = scene.node._caches.folder
-        assert folder is not None
-        assert str(folder) == running(tmp_path)[0].caches
-        words = await scene.order(plan_of(3, 4))
-        assert words[-1].state == "applied", words[-1]
-        is_over.set()
-        await asyncio.gather(*asking)
+        async with asking(4, scene.stream) as answers:
+            await asyncio.sleep(0.1)
+            words = await scene.order(apart(prompts=3, answers=4))
+            assert said(words)[:2] == ["retire p0-0", "start prefill-0"]
+            assert set(said(words)[2:]) == {"start decode-0", "retire p1-0"}
+            assert set(await scene.replicas()) == {"prefill-0", "decode-0"}
+            words = await scene.order(apart(prompts=5, answers=6))
+            assert words[-1].state == "applied", words[-1]
+            assert await scene.replicas() == {"prefill-0.2": "up", "decode-0.2": "up"}
+            assert (await scene.stream(2))[0] == "decode-0.2"
+            folder = scene.node._caches.folder
+            assert folder is not None
+            assert str(folder) == running(tmp_path)[0].caches
+            words = await scene.order(plan_of(3, 4))
+            assert words[-1].state == "applied", words[-1]
         for _, text in answers:
             assert text.count('"content"') == WORDS
             assert text.endswith("data: [DONE]\n\n")

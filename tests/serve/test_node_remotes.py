@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import shutil
 import ssl
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,16 +33,17 @@ class Elsewhere:
         self.goes_on = asyncio.Event()
         self.goes_on.set()
 
-    async def start(self, tls: ssl.SSLContext | None = None) -> Remote:
+    async def start(self, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Remote:
         app = web.Application()
         app.router.add_get("/own/v2/models", self._models)
         app.router.add_post("/own/v2/chat/completions", self._chat)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=tls).start()
+        at = "127.0.0.1" if host == "localhost" else host
+        await web.TCPSite(self._runner, at, 0, ssl_context=tls).start()
         port = self._runner.addresses[0][1]
         endpoint = Endpoint(
-            host="localhost" if tls else "127.0.0.1",
+            host=host,
             port=port,
             tls=tls is not None,
             path_prefix="/own/v2",
@@ -120,44 +119,32 @@ def test_a_url_is_one_more_replica_and_hears_its_own_key_alone(tmp_path: Path) -
     assert set(elsewhere.heads) == {("Bearer sesame", None)}
 
 
+CERTIFICATE = Path(__file__).parent / "http" / "localhost.pem"  # signs itself, and has its key
+
+
 @pytest.fixture
-def certificate(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """One that signs itself, for `localhost` alone, and its key. Nothing trusts it yet."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate")
-    made, key = tmp_path / "made.pem", tmp_path / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(made)),
-        ],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
+def fresh_trust() -> Iterator[None]:
+    """What is trusted is read anew, for this test alone."""
     tls_context.cache_clear()
-    yield made, key
+    yield
     tls_context.cache_clear()
 
 
-@pytest.mark.parametrize("called", ["localhost", "127.0.0.1", "by nobody who trusts it"])
+@pytest.mark.parametrize("called", ["localhost", "127.0.0.2", "by nobody who trusts it"])
 def test_over_tls_the_certificate_is_one_that_is_trusted_and_of_that_host(
-    tmp_path: Path,
-    certificate: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    called: str,
+    tmp_path: Path, fresh_trust: None, monkeypatch: pytest.MonkeyPatch, called: str
 ) -> None:
     """Referee: OpenSSL's own checks. A host of another name, and a certificate nobody vouches for, are of no use."""
-    made, key = certificate
     if called != "by nobody who trusts it":
-        monkeypatch.setenv("SSL_CERT_FILE", str(made))
+        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
     elsewhere = Elsewhere()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(made, key)
+    server.load_cert_chain(CERTIFICATE)
 
     async def run() -> None:
-        remote = await elsewhere.start(server)
-        if called == "127.0.0.1":
-            remote = replace(remote, endpoint=replace(remote.endpoint, host=called))
+        remote = await elsewhere.start(
+            server, "127.0.0.2" if called == "127.0.0.2" else "localhost"
+        )
         live = node(tmp_path, remote)
         try:
             if called == "localhost":

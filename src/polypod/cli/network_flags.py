@@ -10,7 +10,7 @@ import msgspec
 from polypod import units
 from polypod.cli.asking import note
 from polypod.errors import InputError, QuantityError, nearest_names
-from polypod.plan.spec import Plan
+from polypod.plan.spec import Plan, wait_s
 from polypod.policy.settings import PolicySettings
 from polypod.simulate.fabric import Network, fabric_of
 from polypod.simulate.neighbours import slowdowns
@@ -43,13 +43,13 @@ def waiting(args: argparse.Namespace, settings: PolicySettings, plan: Plan) -> P
         msg = f"--kv-wait {args.kv_wait} is of caches on their way, and no pool of this plan hands any on; leave it out"
         raise InputError(msg)
     try:
-        kv_wait_s = units.parse(args.kv_wait, "s")
+        kv_wait_s = wait_s(args.kv_wait)
     except QuantityError as error:
         msg = f"--kv-wait: {error}"
         raise QuantityError(msg) from error
-    if kv_wait_s <= 0:
-        msg = f"--kv-wait {args.kv_wait} is no time to wait; it has to be above 0"
-        raise InputError(msg)
+    except InputError as error:
+        msg = f"--kv-wait {error}"
+        raise InputError(msg) from error
     return msgspec.structs.replace(settings, kv_wait_s=kv_wait_s)
 
 

@@ -4,7 +4,9 @@ One file drives the simulator and the live node. It is YAML, meant to be read an
 units ("2 s", "20 /s"), an unknown key is an error with its path, and a layout that cannot be is refused with the reason.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -174,6 +176,19 @@ class Service(Strict, frozen=True, kw_only=True, omit_defaults=True):
     context: Count | None = None  # tokens; None: the model's own limit
 
 
+def wait_s(text: str) -> float:
+    """Seconds of a wait. Raises `QuantityError` for what is no time, and `InputError` for one that is over at once.
+
+    >>> wait_s("2 min")
+    120.0
+    """
+    seconds = units.parse(text, "s")
+    if seconds <= 0:
+        msg = f"{text} is no time to wait; it has to be above 0"
+        raise InputError(msg)
+    return seconds
+
+
 class PolicySpec(Strict, frozen=True, kw_only=True):
     """The router's rules."""
 
@@ -196,7 +211,7 @@ class PolicySpec(Strict, frozen=True, kw_only=True):
         """Those that are said, as the policy's settings call them."""
         said = {"queue_wait_s": self.queue_wait, "kv_wait_s": self.kv_wait}
         return {
-            name: units.parse(text, "s")
+            name: wait_s(text)
             for name, text in said.items()
             if not isinstance(text, msgspec.UnsetType)
         }
@@ -273,8 +288,8 @@ def check(plan: Plan) -> None:
     """Hold the plan against itself. Raises `InputError` with the path to what cannot be."""
     for name, source in plan.fleet.items():
         check_source(f"$.fleet.{name}", source)
-    _check_wait("$.policy.queue_wait", plan.policy.queue_wait)
-    _check_wait("$.policy.kv_wait", plan.policy.kv_wait)
+    _check_text("$.policy.queue_wait", plan.policy.queue_wait, wait_s)
+    _check_text("$.policy.kv_wait", plan.policy.kv_wait, wait_s)
     for s, service in enumerate(plan.services):
         slo, traffic = service.slo or Slo(), service.traffic
         _check_quantity(f"$.services[{s}].slo.ttft", slo.ttft, "s")
@@ -291,20 +306,16 @@ def check(plan: Plan) -> None:
             names |= {pool.name} if pool.name else set()
 
 
-def _check_wait(path: str, text: str | msgspec.UnsetType) -> None:
-    if isinstance(text, msgspec.UnsetType):
-        return
-    _check_quantity(path, text, "s")
-    if units.parse(text, "s") <= 0:
-        msg = f"{text} is no time to wait; it has to be above 0 - at `{path}`"
-        raise InputError(msg)
-
-
 def _check_quantity(path: str, text: str | None, unit: units.Unit) -> None:
-    if text is None:
+    _check_text(path, text, partial(units.parse, unit=unit))
+
+
+def _check_text(path: str, text: object, reads: Callable[[str], float]) -> None:
+    """What is said there can be read; nothing need be."""
+    if not isinstance(text, str):
         return
     try:
-        units.parse(text, unit)
+        reads(text)
     except InputError as error:
         msg = f"{error} - at `{path}`"
         raise InputError(msg) from error

@@ -105,16 +105,13 @@ class Carrying:
         self, step: _Step, gone: dict[str, Seat], done: list[Move], starts: AbstractSet[str]
     ) -> None:
         loop = asyncio.get_running_loop()
-        await self._tell(step.word("begun"))
+        await self.tell(step.word("begun"))
         began_s = loop.time()
         cut = await self._do(step.move, gone, starts)
         done.append(step.move)
         took_s = round(loop.time() - began_s, 3)
         word = step.word("done")
-        await self._tell(msgspec.structs.replace(word, took_s=took_s, cut_requests=cut))
-
-    async def _tell(self, word: Word) -> None:
-        await self.tell(word)
+        await self.tell(msgspec.structs.replace(word, took_s=took_s, cut_requests=cut))
 
     async def _do(self, move: Move, gone: dict[str, Seat], starts: AbstractSet[str]) -> int:
         if move.settings is not None:
@@ -144,9 +141,9 @@ class Carrying:
                     await self.node.start_replica(gone[move.name])
             except PolypodError as error:
                 _LOG.error("%s could not be undone: %s", move, error)
-                await self._tell(Word(state="undone", note=f"failed: {error}", **_what(move)))
+                await self.tell(Word(state="undone", note=f"failed: {error}", **_what(move)))
             else:
-                await self._tell(Word(state="undone", **_what(move)))
+                await self.tell(Word(state="undone", **_what(move)))
         if told:
             self.node.tell_settings(before.settings)
             self.node.run_plan(before)

@@ -161,13 +161,9 @@ class Ghosts:
         process = self._processes.get(house)
         if process is None:
             return False
-        connector = aiohttp.UnixConnector(path=str(process.socket))
-        timeout = aiohttp.ClientTimeout(total=5)
         with suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with (
-                aiohttp.ClientSession(
-                    connector=connector, headers=process.headers, timeout=timeout
-                ) as session,
+                _client(process, timeout_s=5) as session,
                 session.post(f"{process.origin}{path}", data=body) as response,
             ):
                 return response.status == 200
@@ -234,13 +230,9 @@ class Ghosts:
 
     async def _read(self, process: Endpoint) -> None:
         """Hear of single ghosts; that the process ends is the supervisor's news."""
-        connector = aiohttp.UnixConnector(path=str(process.socket))
-        timeout = aiohttp.ClientTimeout(total=None)
         with suppress(aiohttp.ClientError, OSError):
             async with (
-                aiohttp.ClientSession(
-                    connector=connector, headers=process.headers, timeout=timeout
-                ) as session,
+                _client(process, timeout_s=None) as session,
                 session.get(f"{process.origin}/news") as response,
             ):
                 async for line in response.content:
@@ -252,3 +244,11 @@ class Ghosts:
             self._down(news.replica, news.reason)
         elif news.replica in self._ups.keys() - self._living - self._moving:
             self._up(news.replica, process)
+
+
+def _client(process: Endpoint, *, timeout_s: float | None) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.UnixConnector(path=str(process.socket)),
+        headers=process.headers,
+        timeout=aiohttp.ClientTimeout(total=timeout_s),
+    )
