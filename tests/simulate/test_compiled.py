@@ -137,6 +137,17 @@ def faults(rng: np.random.Generator, replicas: list[ReplicaUp], end_s: float) ->
     return found
 
 
+def promised(rng: np.random.Generator, found: list[Fault]) -> list[Fault]:
+    """What goes down, with promises that are kept, early, late, or too late to wait for."""
+    times_s = [None, 0.0, 0.4, 1.0, 2.0, 2.5, 1000.0]
+    return [
+        replace(fault, back_in_s=times_s[int(rng.integers(len(times_s)))])
+        if fault.what == "down"
+        else fault
+        for fault in found
+    ]
+
+
 def watch(rng: np.random.Generator, replicas: list[ReplicaUp]) -> Watch | None:
     if rng.random() < 0.4:
         return None
@@ -259,7 +270,7 @@ def scenario(seed: int) -> Scenario:
         if loop
         else tuple(arrival(rng, at, models, hashed=hashed) for at in at_s.tolist()),
         seed=seed,
-        faults=(*faults(rng, replicas, float(at_s[-1])), *broken),
+        faults=(*promised(apart, faults(rng, replicas, float(at_s[-1]))), *broken),
         ways=ways,
         slowdowns={"r0": 1.5} if rng.random() < 0.3 else {},
         step_times={"r0": not_as_told(rng, replicas[0].step_time)} if seed % 3 == 0 else {},

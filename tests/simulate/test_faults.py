@@ -1,6 +1,7 @@
 """From files of faults to what a driver plays: by hand on a small pod."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -165,6 +166,42 @@ def test_one_replica_alone_can_be_named(tmp_path):
     assert told == [("down", "p-1", 0.0, 1.0), ("up", "p-1", 30.0, 1.0)]
 
 
+def test_a_restart_is_promised_and_a_repair_is_not(tmp_path):
+    def promises(rows: str, **recovery: float) -> list[float | None]:
+        seated = seat(plan(), replace(INSTANT, **recovery))
+        path = tmp_path / "faults.yaml"
+        path.write_text(rows)
+        broken, played = read_faults(path, seated.placed)
+        found = resolve(seated, broken, lambda part, pool, spot: 0.5)
+        return [one.back_in_s for one in [*played, *found.faults] if one.what == "down"]
+
+    crash = "- {at: 10s, what: crash, where: replica p-1, repair: 30s}"
+    assert promises(crash) == [30.0]
+    assert promises(crash, restart_s=5) == [35.0]
+    assert promises("- {at: 10s, what: hang, where: replica p-1, repair: 30s}", detect_s=20) == [30.0]  # fmt: skip
+    assert promises("- {at: 10s, what: crash, where: replica p-1}") == [None]
+    assert promises("- {at: 10s, what: crash, where: card a/8, repair: 30s}") == [None]
+    assert promises("- {at: 10s, what: crash, where: card a/8, repair: 1h}", spares=1) == [None]
+    assert promises(f"{crash}\n- {{at: 20s, what: crash, where: rack a/0, repair: 1h}}") == [None] * 4  # fmt: skip
+    assert promises(f"{crash}\n- {{at: 50s, what: crash, where: rack a/0, repair: 1h}}") == [30.0] + [None] * 4  # fmt: skip
+    assert promises("- {at_s: 1, replica: p-1, what: down, back_in_s: 7}") == [7.0]
+
+
+def test_software_that_is_drawn_is_promised_and_cards_are_not():
+    seated = seat(plan(cards=512, tp=8, replicas=64), INSTANT)
+    rates = rates_of(["card=500h", "software=700h", "hang=900h"], [], [], [])
+    drawn = draw(seated.placed, rates, 10 * 86400, seed=5)
+    found = resolve(seated, of_timeline(drawn, seated), lambda part, pool, spot: 0.1)
+    restarts = {(note.noticed_s, name) for note in found.notes for name in note.replicas if note.cause in ("software", "hang")}  # fmt: skip
+    downs = [fault for fault in found.faults if fault.what == "down"]
+    ups = {(fault.replica, fault.at_s) for fault in found.faults if fault.what == "up"}
+
+    kept = [fault for fault in downs if fault.back_in_s is not None]
+    assert 50 < len(kept) < len(downs) - 50
+    assert {(fault.at_s, fault.replica) for fault in kept} <= restarts
+    assert all(any(name == fault.replica and at_s == pytest.approx(fault.at_s + (fault.back_in_s or 0)) for name, at_s in ups) for fault in kept)  # fmt: skip
+
+
 def test_the_format_of_before_is_still_read(tmp_path):
     rows = {"faults": [{"at_s": 60, "replica": "p-0", "what": "down"}, {"at_s": 90, "replica": "p-0", "what": "up"}]}  # fmt: skip
     told, notes = resolved(tmp_path, rows)
@@ -195,6 +232,7 @@ def test_the_format_of_before_is_still_read(tmp_path):
         ("{at_s: 1, what: dwon, replica: p-1}", "Invalid enum value 'dwon'"),
         ("{at_s: -1, what: down, replica: p-1}", "'down' of 'p-1' is at -1 s"),
         ("{at_s: 1, what: speed, replica: p-1, factor: 0}", "has the factor 0"),
+        ("{at_s: 1, what: up, replica: p-1, back_in_s: 2}", "only 'down' takes one"),
         ("{at_s: 1, what: down, replica: p-1, factor: 2}", "only 'speed', 'link' and 'way' take one"),
     ],
 )  # fmt: skip

@@ -25,6 +25,7 @@ from polypod.policy.lifecycle import Validator
 from polypod.record import Header, Measure, Step, encode
 from polypod.simulate import Arrival, Fault, Run, Scenario, play
 from polypod.simulate import arrivals as arrivals_of
+from polypod.simulate.compiled import play_compiled
 from polypod.workload.traffic import poisson
 
 LONG = {"queue_wait_s": 1e9}
@@ -233,6 +234,35 @@ def test_a_dead_replica_loses_only_answers_that_had_begun(replica, arrivals, sce
     assert times(run, FirstToken)[2] == pytest.approx(2.0 + 0.21)
     up = next(s for s in steps(run) if isinstance(s.event, ReplicaUp) and s.event.epoch == 2)
     assert [action.epoch for action in up.actions] == [2, 2]
+
+
+@pytest.mark.parametrize("driver", [play, play_compiled])
+def test_newcomers_wait_for_a_promised_return_and_for_none_that_is_too_late_or_not_promised(
+    driver, replica, arrivals, scenario
+):
+    def told(back_in_s: float | None, *, wait_s: float = 5.0) -> list[str]:
+        faults = (
+            Fault(at_s=1.0, replica="a", what="down", back_in_s=back_in_s),
+            Fault(at_s=2.5, replica="a", what="up"),
+        )
+        rows, limits = [(0.5, 100, 500), (2.0, 100, 1)], {"queue_wait_s": wait_s}
+        run = driver(scenario([replica()], arrivals(rows), faults=faults, limits=limits))
+        return [*(one.code for one in rejects(run)), *(f"{one} ended" for one in times(run, RequestFinished))]  # fmt: skip
+
+    assert told(3.0) == ["replica_lost", "2 ended"]
+    assert told(6.0) == ["replica_lost", "2 ended"]  # which is 5 s later
+    assert told(6.1) == ["replica_lost", "no_replica"]
+    assert told(0.0, wait_s=1.0) == ["replica_lost", "2 ended"]  # overdue by 1 s
+    assert told(0.0, wait_s=0.9) == ["replica_lost", "no_replica"]
+    assert told(None) == ["replica_lost", "no_replica"]
+
+
+def test_what_is_up_is_not_promised_and_a_promise_is_a_time():
+    with pytest.raises(InputError, match=r"'up' of 'a' has a time to be back in; only 'down' takes one"):  # fmt: skip
+        Fault(at_s=1.0, replica="a", what="up", back_in_s=1.0)
+    for wrong_s in (-1.0, math.inf, math.nan):
+        with pytest.raises(InputError, match=r"it has to be 0 or more, or not be said"):
+            Fault(at_s=1.0, replica="a", what="down", back_in_s=wrong_s)
 
 
 def test_work_moves_to_the_survivor_and_back(replica, scenario):

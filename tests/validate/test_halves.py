@@ -163,6 +163,29 @@ def test_replicas_go_down_and_come_back_when_they_did(tmp_path):
     assert [round(since_s + begin_s, 6) for since_s, _ in spans[1:]] == [45.0]
 
 
+def test_what_a_run_promised_of_its_restarts_is_promised_again(tmp_path):
+    trace = arriving(60, gap_s=0.25)
+    begin_s = trace[0].at_s
+    faults = [
+        Fault(at_s=at_s, replica=name, what="down", back_in_s=back_in_s)
+        for name in TRUTH
+        for at_s, back_in_s in ((begin_s / 2, 1.0), (begin_s + 8.0, 2.0), (begin_s + 12.0, None))
+    ]
+    faults += [
+        Fault(at_s=begin_s + at_s, replica=name, what="up")
+        for name in TRUTH
+        for at_s in (1.0, 10.5, 13.0)
+    ]
+    path = live(tmp_path / "record.jsonl", trace, tuple(faults))
+    measured, simulated = read_outcomes(path), played(read_recorded(path), TRUTH)
+
+    refused, refused_again = measured.requests.status == 503, simulated.requests.status == 503
+
+    asked_s = np.array([one.at_s for one in trace]) - begin_s
+    assert np.array_equal(refused, (asked_s > 12.0) & (asked_s < 13.0))
+    assert np.array_equal(refused, refused_again)
+
+
 def test_a_node_that_became_slower_in_its_second_half_is_off(tmp_path):
     trace = arriving(300, gap_s=0.8)
     middle_s = trace[150].at_s

@@ -22,7 +22,11 @@ def changes(scenario: Scenario) -> Iterator[tuple[float, ReplicaUp | ReplicaDown
             yield (
                 fault.at_s,
                 ReplicaDown(
-                    at_s=fault.at_s, replica=fault.replica, epoch=up.epoch, reason=fault.reason
+                    at_s=fault.at_s,
+                    replica=fault.replica,
+                    epoch=up.epoch,
+                    reason=fault.reason,
+                    back_in_s=fault.back_in_s,
                 ),
             )
         elif fault.what == "up":

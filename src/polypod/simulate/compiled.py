@@ -275,11 +275,17 @@ def _changes(
         number = (ways if is_way else numbers)[change.replica]
         if isinstance(change, ReplicaUp | ReplicaDown):
             word = WORDS["up" if isinstance(change, ReplicaUp) else "down"]
-            rows.append((at_s, number, word, change.epoch, float(len(told))))
+            rows.append((at_s, number, word, change.epoch, float(len(told)), _back_in_s(change)))
             told.append(change)
         else:
-            rows.append((at_s, number, WORDS[change.what], 0, change.factor))
+            rows.append((at_s, number, WORDS[change.what], 0, change.factor, math.inf))
     return told, np.array(rows, dtype=CHANGE)
+
+
+def _back_in_s(change: ReplicaUp | ReplicaDown) -> float:
+    """Infinite where nobody promises it."""
+    back_in_s = change.back_in_s if isinstance(change, ReplicaDown) else None
+    return math.inf if back_in_s is None else back_in_s
 
 
 def _declared(core: ctypes.CDLL) -> ctypes.CDLL:

@@ -7,7 +7,8 @@
     - {at: 3h, what: slow-link, where: link card a/4, factor: 4, speed: 1.2}
 
 A link that caches of several replicas share is slow or dead for those caches alone. Without `repair` nothing is repaired. `speed` says by what the steps take longer, where the cost model is not to be asked. Rows with `at_s` are what
-a driver plays, as `{"at_s": 60, "replica": "pool0.0-0", "what": "down"}`; the list may stand under `faults`.
+a driver plays, as `{"at_s": 60, "replica": "pool0.0-0", "what": "down", "back_in_s": 8}`, where `back_in_s` is a promise that newcomers may wait for; the list may stand
+under `faults`.
 """
 
 import math
@@ -46,6 +47,7 @@ class _Played(Strict, frozen=True, kw_only=True):
     replica: str
     what: FaultKind
     factor: float = 1.0
+    back_in_s: float | None = None
     reason: str = "a fault"
 
 
@@ -94,6 +96,7 @@ def _played(row: dict[str, Any], placed: Placed, ways: Sequence[str]) -> Fault:
         replica=said.replica,
         what=said.what,
         factor=said.factor,
+        back_in_s=said.back_in_s,
         reason=said.reason,
     )
 

@@ -2,7 +2,8 @@
 
 What stops goes through `outages`, with its spares, crews and weights to load. What is slow stays up: a replica is as slow as its slowest
 card, and a slow link slows the share of a step that passes over it (`exchange_share`), and all transfers. A flapping link is slow in bursts.
-A replica that comes back while something of it is slow is told so again.
+A replica that comes back while something of it is slow is told so again. One that only restarts is promised to be back when it will be, as a live node
+promises the next start of a process that ended; nobody promises a repair, nor the end of a time in which more broke than processes.
 """
 
 import math
@@ -79,6 +80,15 @@ class _Time(NamedTuple):
     end_s: float
     factor: float
     reason: str
+
+
+class _Down(NamedTuple):
+    """A time away: of one outage, or of several that follow each other."""
+
+    start_s: float
+    end_s: float
+    failure: int  # the first
+    is_restart: bool  # and nothing else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,10 +232,11 @@ class _Told:
         self, rows: Sequence[Broken], outages: Outages, slows: Sequence[_Slow], detect_s: float
     ) -> None:
         self._rows, self._detect_s = rows, detect_s
-        self._downs: dict[int, list[tuple[float, float, int]]] = {}
+        self._downs: dict[int, list[_Down]] = {}
         columns = (outages.replica_N, outages.start_s_N, outages.end_s_N, outages.failure_N)
         for replica, start_s, end_s, failure in zip(*(column.tolist() for column in columns), strict=True):  # fmt: skip
-            self._downs.setdefault(replica, []).append((start_s, end_s, failure))
+            down = _Down(start_s, end_s, failure, rows[failure].restarts)
+            self._downs.setdefault(replica, []).append(down)
         self._slows: dict[int, list[_Slow]] = {}
         for slow in slows:
             self._slows.setdefault(slow.replica, []).append(slow)
@@ -234,32 +245,36 @@ class _Told:
     def faults(self, replica: int, name: str) -> Iterator[Fault]:
         """What its driver plays, in the order of time."""
         downs = _merged(self._downs.get(replica, []))
-        found = [fault for down in downs for fault in self._down(name, *down)]
+        found = [fault for down in downs for fault in self._down(name, down)]
         slows = self._slows.get(replica, [])
         for what in SLOWS:
             times = [slow.time for slow in slows if slow.what == what]
             found += _changes(name, what, times, downs)
         return iter(sorted(found, key=lambda fault: fault.at_s))
 
-    def _down(self, name: str, start_s: float, end_s: float, failure: int) -> Iterator[Fault]:
-        row = self._rows[failure]
+    def _down(self, name: str, down: _Down) -> Iterator[Fault]:
+        start_s, end_s = down.start_s, down.end_s
+        row = self._rows[down.failure]
         reason = f"{row.spot.name}: {row.what}"
         if row.what == "hang":
             yield Fault(at_s=start_s, replica=name, what="hang", reason=reason)
             start_s += self._detect_s
-        yield Fault(at_s=start_s, replica=name, what="down", reason=reason)
+        back_in_s = end_s - start_s if down.is_restart and end_s < math.inf else None
+        yield Fault(at_s=start_s, replica=name, what="down", back_in_s=back_in_s, reason=reason)
         if end_s < math.inf:
             yield Fault(at_s=end_s, replica=name, what="up", reason=f"{row.spot.name} is whole again")  # fmt: skip
 
 
-def _merged(downs: Iterable[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
+def _merged(downs: Iterable[_Down]) -> list[_Down]:
     """Outages that follow each other without a gap as one, named for the first."""
-    found: list[tuple[float, float, int]] = []
-    for start_s, end_s, failure in sorted(downs):
-        if found and found[-1][1] == start_s:
-            found[-1] = (found[-1][0], end_s, found[-1][2])
+    found: list[_Down] = []
+    for down in sorted(downs):
+        if found and found[-1].end_s == down.start_s:
+            last = found[-1]
+            is_restart = last.is_restart and down.is_restart
+            found[-1] = _Down(last.start_s, down.end_s, last.failure, is_restart)
         else:
-            found.append((start_s, end_s, failure))
+            found.append(down)
     return found
 
 
@@ -283,16 +298,16 @@ def _changes(
     name: str,
     what: FaultKind,
     slows: Sequence[_Time],
-    downs: Sequence[tuple[float, float, int]],
+    downs: Sequence[_Down],
 ) -> Iterator[Fault]:
     """The largest factor at work, told where it changes and where the replica is back."""
     if not slows:
         return
-    ups = [end_s for _, end_s, _ in downs if end_s < math.inf]
+    ups = [down.end_s for down in downs if down.end_s < math.inf]
     moments = sorted({*ups, *(slow.start_s for slow in slows), *(slow.end_s for slow in slows)})
     told = 1.0
     for at_s in moments:
-        if at_s == math.inf or any(start_s <= at_s < end_s for start_s, end_s, _ in downs):
+        if at_s == math.inf or any(down.start_s <= at_s < down.end_s for down in downs):
             continue
         at_work = [slow for slow in slows if slow.start_s <= at_s < slow.end_s]
         worst = max(at_work, key=lambda slow: slow.factor, default=None)

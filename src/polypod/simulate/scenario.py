@@ -27,12 +27,14 @@ class Fault:
     `down` loses all that is aboard, `up` brings it back with an empty cache; `hang` makes no progress until `down`, and nobody is told.
     From `speed` on steps take `factor` times as long, from `link` on transfers to and from the replica do; 1 is as told. From `way` on the shared way
     of caches that has the replica's place here is so many times as narrow; infinity is dead, and caches on it wait until it is back.
+    `back_in_s` of one that is `down` is when it is promised to be back, where it is: newcomers wait for that, if it is not too long.
     """
 
     at_s: float
     replica: str
     what: FaultKind
     factor: float = 1.0
+    back_in_s: float | None = None
     reason: str = "a fault"
 
     def __post_init__(self) -> None:
@@ -48,6 +50,16 @@ class Fault:
             raise InputError(msg)
         if not 0 < self.factor < math.inf and (self.what, self.factor) != ("way", math.inf):
             msg = f"{who} has the factor {self.factor:g}; 2 is twice as long, 1 as told"
+            raise InputError(msg)
+        if self.back_in_s is not None:
+            self._check_promise(who, self.back_in_s)
+
+    def _check_promise(self, who: str, back_in_s: float) -> None:
+        if self.what != "down":
+            msg = f"{who} has a time to be back in; only 'down' takes one"
+            raise InputError(msg)
+        if not 0 <= back_in_s < math.inf:
+            msg = f"{who} is to be back in {back_in_s:g} s; it has to be 0 or more, or not be said"
             raise InputError(msg)
 
 

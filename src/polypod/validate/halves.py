@@ -213,15 +213,22 @@ def _faults(recorded: Recorded) -> list[Fault]:
     faults = []
     for change in recorded.changes:
         at_s = change.at_s - recorded.begin_s
-        is_down = isinstance(change, ReplicaDown)
-        if not is_down and change.replica not in seen:
+        if isinstance(change, ReplicaUp) and change.replica not in seen:
             seen.add(change.replica)
             if at_s <= 0:
                 continue
             faults.append(Fault(at_s=0.0, replica=change.replica, what="down", reason="not yet up"))
-        reason = change.reason if isinstance(change, ReplicaDown) else "a fault"
-        faults.append(Fault(at_s=max(at_s, 0.0), replica=change.replica, what="down" if is_down else "up", reason=reason))  # fmt: skip
+        if isinstance(change, ReplicaDown):
+            fault = Fault(at_s=max(at_s, 0.0), replica=change.replica, what="down", back_in_s=_back_in_s(change, at_s), reason=change.reason)  # fmt: skip
+        else:
+            fault = Fault(at_s=max(at_s, 0.0), replica=change.replica, what="up")
+        faults.append(fault)
     return faults
+
+
+def _back_in_s(down: ReplicaDown, at_s: float) -> float | None:
+    """As promised, seen from second 0 where that was before it: one overdue by then is expected in as much again."""
+    return None if down.back_in_s is None else abs(down.back_in_s + min(at_s, 0.0))
 
 
 def _halves(recorded: Recorded, measured: Outcomes) -> tuple[Bools, Bools]:

@@ -168,7 +168,8 @@ int core_plan(Core *core, const Change *changes, i64 count) {
     if (setjmp(core->no_memory)) return RUN_NO_MEMORY;
     for (i64 at = 0; at < count; at++)
         plan(core, changes[at].at_s, K_EVENT, (Agendum){
-            .word = changes[at].what, .a = changes[at].replica, .b = changes[at].epoch, .factor = changes[at].factor});
+            .word = changes[at].what, .a = changes[at].replica, .b = changes[at].epoch, .factor = changes[at].factor,
+            .back_in_s = changes[at].back_in_s});
     return RUN_DONE;
 }
 

@@ -328,7 +328,7 @@ static void change(Core *core, const Agendum *item) {
     if (item->word == W_UP) {
         engine_start(core, replica, (i32)item->b);
         on_up(core, replica, item->b);
-    } else on_down(core, replica, item->b);
+    } else on_down(core, replica, item->b, item->back_in_s);
     end_step(core);
 }
 

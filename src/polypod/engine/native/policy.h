@@ -20,6 +20,20 @@ static int is_any_up(const Service *service) {
     return service->tables[BOTH].up_rows || (service->tables[PREFILL].up_rows && service->tables[DECODE].up_rows);
 }
 
+/* When the model can be served from prompt to end, of the replicas that are up or expected back. One that is overdue is expected in as much again. */
+static double expected_in_s(const Core *core, i64 model) {
+    double least_s[ROLES] = {INFINITY, INFINITY, INFINITY};
+    for (i64 r = 0; r < core->settings.replicas; r++) {
+        const Member *member = &core->member[r];
+        const ReplicaSpec *spec = &core->replicas[r];
+        if (spec->model != model || !member->is_known) continue;
+        double in_s = member->is_up ? 0.0 : fabs(member->back_at_s - core->now_s);
+        if (in_s < least_s[spec->role]) least_s[spec->role] = in_s;
+    }
+    double apart_s = least_s[PREFILL] > least_s[DECODE] ? least_s[PREFILL] : least_s[DECODE];
+    return least_s[BOTH] < apart_s ? least_s[BOTH] : apart_s;
+}
+
 /* ---- the waiting */
 
 static int comes_before(const Request *left, const Request *right) {
@@ -509,8 +523,11 @@ static void on_arrived(Core *core, i32 slot) {
         return;
     }
     if (!is_any_up(service)) {
-        reject(core, slot, C_NO_REPLICA, 0, core->settings.breaker_open_s);
-        return;
+        double expected_s = expected_in_s(core, request->asked.model);
+        if (!(expected_s <= core->settings.queue_wait_s)) {
+            reject(core, slot, C_NO_REPLICA, 0, expected_s == INFINITY ? core->settings.breaker_open_s : expected_s);
+            return;
+        }
     }
     request->order = ++core->arrivals_heard;
     request->deadline_s = core->now_s + core->settings.queue_wait_s;
@@ -623,8 +640,10 @@ static void on_up(Core *core, i32 replica, i64 epoch) {
     table_add(core, table_of(core, replica), replica);
 }
 
-static void on_down(Core *core, i32 replica, i64 epoch) {
+static void on_down(Core *core, i32 replica, i64 epoch, double back_in_s) {
     Member *member = &core->member[replica];
+    if (!member->is_known || epoch < member->epoch) return;
+    member->back_at_s = core->now_s + back_in_s;
     if (member->is_up && member->epoch == epoch) died(core, replica);
 }
 

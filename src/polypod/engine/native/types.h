@@ -71,7 +71,7 @@ typedef struct { /* of a replica and one place among its tiers: each may be NONE
 typedef struct {
     double at_s;
     i64 replica, what, epoch; /* what: a Word below */
-    double factor;
+    double factor, back_in_s; /* the last of what goes down; infinite where nobody promises its return */
 } Change;
 
 typedef struct {
@@ -225,6 +225,7 @@ typedef struct { /* the policy's view of one replica */
     i32 row;
     i64 epoch, slots;
     u8 is_up, is_known;
+    double back_at_s; /* while it is down: when it is expected back; infinite where it is not */
     i32 aboard_head, aboard_tail;
 } Member;
 
@@ -275,7 +276,7 @@ typedef struct {
     double at_s;
     u64 key; /* what kind of entry, then the order of entry */
     i64 word, a, b;
-    double factor;
+    double factor, back_in_s;
 } Agendum;
 
 typedef struct {

@@ -43,7 +43,9 @@ SETTINGS: Final = struct(
     "log pools caps sample_below interval_s prefix_blocks remotes ways way_tiers tiers exact_caches",
 )
 WAY_STEP: Final = struct("way instance first tier", "")
-CHANGE: Final = struct("replica what epoch", "at_s factor", "at_s replica what epoch factor")
+CHANGE: Final = struct(
+    "replica what epoch", "at_s factor back_in_s", "at_s replica what epoch factor back_in_s"
+)
 ARRIVAL: Final = struct(
     "model tenant input_tokens output_tokens max_output_tokens priority first_hash hashes",
     "at_s patience_s",
