@@ -231,6 +231,7 @@ class Driver:
             turns=("arrival", "tenants")[size % 2],
             tenant_weights={"a": 1.0 + n % 3},
             admission=("queue", "slo")[n % 2],
+            kv_wait_s=(0.2, 5.0)[size % 5 == 0],
         )
         self.tell(SettingsChanged(at_s=self.at, settings=settings))
 

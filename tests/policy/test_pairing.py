@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from polypod.policy.events import (
     ReplicaUp,
     RequestFailed,
     RequestFinished,
+    SettingsChanged,
 )
 from polypod.policy.requests import Ask
 from polypod.policy.router import ReplicaTable, slots_of
@@ -536,6 +538,26 @@ def test_caches_that_never_come_use_up_the_attempts(new_node):
     node.node.at += 10.0
     assert node.wake() == ["Cancel p", "Cancel d", "Reject 502 attempts_exhausted"]
     assert "its cache did not come from p to d within 10 s" in node.last[-1].message
+
+
+def test_a_cache_is_awaited_for_as_long_as_was_told_when_it_left(new_node):
+    pairs = Pairs(new_node(kv_wait_s=10.0, max_attempts=1))
+    pairs.prefill()
+    pairs.decode()
+    pairs.arrive(1)
+    pairs.hold(1)
+    node = pairs.node
+    settings = msgspec.structs.replace(node.policy._settings, kv_wait_s=2.0)
+    assert node.tell(SettingsChanged(at_s=node.at, settings=settings)) == []
+    pairs.arrive(2)
+    _, alarm = pairs.hold(2)
+    assert (alarm, node.last[1].at_s) == ("WakeAt", node.at + 2.0)
+    node.at += 2.0
+    assert pairs.wake() == ["Cancel p", "Cancel d", "Reject 502 attempts_exhausted"]
+    assert "did not come from p to d within 2 s" in node.last[-1].message
+    node.at += 8.0
+    assert pairs.wake() == ["Cancel p", "Cancel d", "Reject 502 attempts_exhausted"]
+    assert "did not come from p to d within 10 s" in node.last[-1].message
 
 
 def test_a_cache_that_comes_in_time_is_awaited_no_more(new_node):

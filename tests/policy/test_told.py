@@ -138,8 +138,8 @@ def test_weights_of_tenants_change_for_those_who_come(new_node) -> None:
 def test_what_memory_is_laid_out_by_does_not_change_and_nothing_else_either(new_node) -> None:
     node = new_node()
     node.up("a")
-    with pytest.raises(InputError, match="kv_wait_s, prefix_blocks cannot change"):
-        told(node, "m", "n", prefix_blocks=7, kv_wait_s=1.0)
+    with pytest.raises(InputError, match="prefix_blocks, session_entries cannot change"):
+        told(node, "m", "n", prefix_blocks=7, session_entries=1, kv_wait_s=1.0)
     assert node.arrive(1, model="n") == ["Reject 404 model_not_found"]
 
 

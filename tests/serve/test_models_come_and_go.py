@@ -141,10 +141,10 @@ def test_limits_of_all_change_without_a_replica_moving_and_a_dry_run_changes_not
         words = await scene.order(plan_with("n", "m"), dry_run=True)
         assert said(words, "planned") == ["add None", "start n-0"]
         assert await scene.models() == ["m"]
-        plan = plan_with("m", queue_requests=1, turns="tenants", continuation="text")
+        plan = plan_with("m", queue_requests=1, turns="tenants", continuation="text", kv_wait="2 s")
         words = await scene.order(plan)
         assert said(words) == ["set None"]
-        assert words[0].note == "queue_requests 1024 to 1, turns arrival to tenants, continuation off to text"  # fmt: skip
+        assert words[0].note == "queue_requests 1024 to 1, kv_wait_s 60.0 to 2.0, turns arrival to tenants, continuation off to text"  # fmt: skip
         streams = [asyncio.create_task(scene.stream(30)) for _ in range(4)]
         await asyncio.sleep(0.1)
         assert await scene.refused() == "429 queue_full"

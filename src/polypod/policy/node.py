@@ -539,7 +539,7 @@ class Policy:
             tracked.failures += tuple(
                 Failure(place.replica, place.epoch, was_sent=False) for place in places
             )
-            what = f"its cache did not come from {ends} within {self._settings.kv_wait_s:g} s"
+            what = f"its cache did not come from {ends} within {tracked.kv_wait_s:g} s"
             self._retry(tracked, "kv_lost", what, is_free=True)
 
     def _end_held(self, service: Service) -> bool:

@@ -41,7 +41,6 @@ class Placement:
     def __init__(self, settings: PolicySettings, health: Health, seed: int) -> None:
         self._seed = seed
         self._health = health
-        self._kv_wait_s = settings.kv_wait_s
         self.services: dict[str, Service] = {}
         self._of: dict[str, dict[Role, ReplicaTable]] = {}
         self.told(settings)
@@ -49,7 +48,11 @@ class Placement:
         self._stay_fraction = settings.session_stay_fraction
 
     def told(self, settings: PolicySettings) -> None:
-        """Other settings hold, which `health` was told before. A model that is not among them is leaving."""
+        """Other settings hold, which `health` was told before. A model that is not among them is leaving.
+
+        What waits, caches on their way among it, does so for as long as it was told at first.
+        """
+        self._kv_wait_s = settings.kv_wait_s
         for service in self.services.values():
             service.is_leaving = True
         for one in settings.services:
@@ -269,7 +272,8 @@ class Placement:
             if len(choice.rows):
                 service.held.remove(tracked)
                 transfers.append(self._transfer(tracked, ask, choice))
-                tracked.kv_deadline_s = now_s + self._kv_wait_s
+                tracked.kv_wait_s = self._kv_wait_s
+                tracked.kv_deadline_s = now_s + tracked.kv_wait_s
                 service.moving.add(tracked)
             else:
                 closed_R |= able_R

@@ -71,6 +71,7 @@ class Tracked(msgspec.Struct, eq=False, kw_only=True):
     start_tokens: float = 0.0  # of its tenant's turn among tenants: `fairness`
     cost_tokens: float = 0.0  # that its tenant is charged for it
     deadline_s: float  # for waiting
+    kv_wait_s: float = math.inf  # that its cache may be on the way
     kv_deadline_s: float = math.inf  # for its cache to come, while that is on the way
     attempt: int = 0
     place: Place | None = None

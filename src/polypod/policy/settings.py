@@ -61,8 +61,8 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     session_stay_fraction: Annotated[float, msgspec.Meta(ge=0)] = 0.5
 
 
-FIXED: Final = ("kv_wait_s", "prefix_blocks", "session_entries", "session_stay_fraction")
-"""Memory that is laid out by these, and waits that are under way by them, stay as a policy began."""
+FIXED: Final = ("prefix_blocks", "session_entries", "session_stay_fraction")
+"""Memory that is laid out by these stays as a policy began."""
 
 
 def check_change(old: PolicySettings, new: PolicySettings) -> None:
