@@ -5,7 +5,7 @@ import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from polypod.errors import InputError, RunError
 from polypod.plan.host import CoreGroup, LocalEngine, plan_host
 from polypod.plan.spec import Plan, read_plan
 from polypod.serve.control import Control, Order, Word, give
+from polypod.serve.engines.openai_url import Remote
 from polypod.serve.engines.spec import EngineSpec, child_command, child_environment
 from polypod.serve.listen import bind
 from polypod.serve.local import local_model, prepare
@@ -164,8 +165,8 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene_of(tmp_path: Path, plan: Plan) -> AsyncIterator[Scene]:
-    prepared = prepare(plan, run_folder(tmp_path))
+async def scene_of(tmp_path: Path, plan: Plan, *remotes: Remote) -> AsyncIterator[Scene]:
+    prepared = replace(prepare(plan, run_folder(tmp_path)), remotes=remotes)
     engines = {"llama.cpp": Counting()}
     async with (
         LiveNode(prepared, bind("127.0.0.1", 0), engines=engines) as node,

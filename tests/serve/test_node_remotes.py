@@ -3,22 +3,28 @@
 import asyncio
 import json
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 
 from polypod.errors import EngineError, InputError
 from polypod.policy.events import LoadReported
 from polypod.record import Step, read
+from polypod.serve.carrying import Carrying
+from polypod.serve.change import Move
 from polypod.serve.engines.load import EngineLoad
 from polypod.serve.engines.openai_url import Remote
 from polypod.serve.engines.spec import Endpoint
 from polypod.serve.http.tls import tls_context
 from polypod.serve.listen import bind
 from polypod.serve.node import LiveNode
+from tests.serve.serving import check_record
+from tests.serve.test_control import Scene, said, scene_of
+from tests.serve.test_models_come_and_go import plan_with
 from tests.serve.test_node import TinyEngine, prepared
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -27,8 +33,9 @@ MODEL = "SmolLM2-135M-Instruct"
 class Elsewhere:
     """An OpenAI endpoint of somebody else's, with one model and a key."""
 
-    def __init__(self, model: str = MODEL) -> None:
-        self.model = model
+    def __init__(self, *models: str) -> None:
+        self.models = list(models) or [MODEL]
+        self.asked: list[str] = []  # for which models
         self.heads: list[tuple[str | None, str | None]] = []
         self.goes_on = asyncio.Event()
         self.goes_on.set()
@@ -55,11 +62,12 @@ class Elsewhere:
         await self._runner.cleanup()
 
     async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": self.model}]})
+        return web.json_response({"data": [{"id": model} for model in self.models]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         headers = request.headers
         self.heads.append((headers.get("authorization"), headers.get("cookie")))
+        self.asked.append((await request.json())["model"])
         await self.goes_on.wait()
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
@@ -195,3 +203,74 @@ def test_two_replicas_of_one_name_are_refused(tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"two replicas are called llama\.cpp-0"),
     ):
         LiveNode(made, listener)
+
+
+def play(tmp_path: Path, *models: str, test: Callable[[Scene, Elsewhere], Awaitable[None]]) -> None:
+    """A node with one model here, m, and these elsewhere."""
+    elsewhere = Elsewhere(*models)
+
+    async def run() -> None:
+        remote = await elsewhere.start()
+        try:
+            async with scene_of(tmp_path, plan_with("m"), remote) as scene:
+                await test(scene, elsewhere)
+        finally:
+            await elsewhere.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    check_record(tmp_path)
+
+
+def test_another_first_model_is_another_replica_of_the_same_url(tmp_path: Path) -> None:
+    async def test(scene: Scene, elsewhere: Elsewhere) -> None:
+        words = await scene.order(plan_with("m", "o"))
+        assert said(words) == ["add None", "start o-0"]  # and it stays
+        words = await scene.order(plan_with("n", "m"))
+        assert words[-1].state == "applied", words[-1]
+        assert set(said(words)) == {"add None", "start n-0", "start far.2", "remove None", "retire o-0", "retire far"}  # fmt: skip
+        assert said(words).index("start far.2") < said(words).index("retire far")
+        assert await scene.replicas() == {"m-0": "up", "n-0": "up", "far.2": "up"}
+        elsewhere.asked.clear()
+        async with scene.asked(2, "n", x_polypod_replica="far.2") as response:
+            assert "far away" in await response.text()
+        assert elsewhere.asked == ["n"]
+        words = await scene.order(plan_with("n", "m", context=4096))
+        assert words[-1].state == "applied", words[-1]
+        assert set(await scene.replicas()) == {"m-0.2", "n-0.2", "far.3"}
+
+    play(tmp_path, "m", "n", test=test)
+
+
+def test_what_is_elsewhere_has_no_other_model_and_nothing_is_begun(tmp_path: Path) -> None:
+    async def test(scene: Scene, elsewhere: Elsewhere) -> None:
+        for dry_run in (True, False):
+            (word,) = await scene.order(plan_with("n", "m"), dry_run=dry_run)
+            assert word.state == "refused"
+            assert "replica far at http://127.0.0.1:" in word.note
+            assert "has no model 'n'; it has m; engines elsewhere serve the plan's first model: name one first that it has, or stop the node" in word.note  # fmt: skip
+        assert await scene.replicas() == {"m-0": "up", "far": "up"}
+        assert await scene.models() == ["m"]
+        assert (await scene.order(plan_with("m", queue_requests=7)))[-1].state == "applied"
+
+    play(tmp_path, "m", test=test)
+
+
+def test_a_change_that_fails_later_on_leaves_the_url_the_replica_it_was(tmp_path: Path) -> None:
+    async def test(scene: Scene, elsewhere: Elsewhere) -> None:
+        words = await scene.order(plan_with("m", context=4096, sequences=13))
+        assert words[-1].state == "failed"
+        assert await scene.replicas() == {"m-0": "up", "far": "up"}
+        seat = scene.node.seats["far"]
+        up = msgspec.structs.replace(seat.up, replica="far.2", model="n")
+        carrying = Carrying(scene.node, {"far.2": replace(seat, up=up)}, 5.0, _nobody)
+        with pytest.raises(EngineError, match="has no model 'n'"):
+            await carrying.carry_out((Move(does="retire", name="far"), Move(does="start", name="far.2")))  # fmt: skip
+        assert await scene.replicas() == {"m-0": "up", "far": "up"}
+        assert scene.node._remotes.epoch("far") == 2
+        async with scene.asked(2, "m", x_polypod_replica="far") as response:
+            assert "far away" in await response.text()
+
+    play(tmp_path, "m", test=test)
+
+
+async def _nobody(_: object) -> None: ...

@@ -85,6 +85,12 @@ def ghost_member(up: ReplicaUp, mean_output_tokens: float) -> Member:
     )
 
 
+def remote_member(up: ReplicaUp) -> Member:
+    """An engine elsewhere, which is asked for one model."""
+    told = msgspec.json.encode(["elsewhere", up.replica, up.model, up.context_tokens])
+    return Member(name=up.replica, model=up.model, cores=frozenset(), need_bytes=0.0, identity=told)
+
+
 def handing_on(up: ReplicaUp) -> bytes:
     """What others call the replica's pool by, and how it hands caches on; nothing of one that has no need to."""
     if up.role == "both":

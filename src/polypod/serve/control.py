@@ -15,7 +15,7 @@ from typing import Final, Self
 
 import msgspec
 
-from polypod.errors import InputError, PolypodError, RunError
+from polypod.errors import EngineError, InputError, PolypodError, RunError
 from polypod.plan.spec import Plan, check, write_plan
 from polypod.policy.settings import check_change
 from polypod.serve.carrying import Carrying, Tell, Word, word_of
@@ -79,10 +79,11 @@ class Control:
             check(order.plan)
             now = self._node.prepared
             wanted = await asyncio.to_thread(_prepared, order.plan, now)  # looks at the machine
-            _refuse(now, wanted)
+            check_change(now.settings, wanted.settings)
             seats = self._node.seats_of(wanted)
             found = self._change(seats)
             named = {found.renamed.get(seat.name, seat.name): seat for seat in seats}
+            await self._check_elsewhere([named[move.name] for move in found.moves if move.does == "start"])  # fmt: skip
             models = {name: seat.up.model for name, seat in (self._node.seats | named).items()}
             settings = now.settings, wanted.settings
             moves = with_words(found.moves, models, *settings, _continuation(now, wanted))
@@ -93,6 +94,15 @@ class Control:
             coming = {move.name: _renamed(named[move.name], move.name) for move in found.moves if move.does == "start"}  # fmt: skip
             await Carrying(self._node, coming, order.drain_s, tell).carry_out(moves)
             self._keep(wanted)
+
+    async def _check_elsewhere(self, coming: list[Seat]) -> None:
+        """Nothing is begun where an engine elsewhere has not the model it would be asked for. Raises `InputError`."""
+        for seat in coming:
+            try:
+                await self._node.check_elsewhere(seat)
+            except EngineError as error:
+                msg = f"{error}; engines elsewhere serve the plan's first model: name one first that it has, or {_RESTART} and without --engine-url {seat.name}=..."
+                raise InputError(msg) from error
 
     def _change(self, seats: list[Seat]) -> Change:
         here = self._node.seats
@@ -173,16 +183,6 @@ def _prepared(plan: Plan, now: Prepared) -> Prepared:
 def _continuation(now: Prepared, wanted: Prepared) -> list[str]:
     old, new = now.plan.policy.continuation, wanted.plan.policy.continuation
     return [] if old == new else [f"continuation {old} to {new}"]
-
-
-def _refuse(now: Prepared, wanted: Prepared) -> None:
-    """What cannot change while it runs. Raises `InputError`."""
-    first, new = now.plan.services[0], wanted.plan.services[0]
-    if now.remotes and (first.model, first.context) != (new.model, new.context):
-        names = ", ".join(remote.name for remote in now.remotes)
-        msg = f"the engines elsewhere ({names}) serve {first.model}, the plan's first model, with its context, and the plan changes that; {_RESTART}"
-        raise InputError(msg)
-    check_change(now.settings, wanted.settings)
 
 
 async def give(socket: Path, order: Order) -> AsyncIterator[Word]:

@@ -47,13 +47,13 @@ from polypod.serve.engines.openai_url import Remotes
 from polypod.serve.gateway import Gateway
 from polypod.serve.ghosts import Ghosts
 from polypod.serve.handover import Caches, Saved, make_handover_directory, poster
-from polypod.serve.launching import Places, remote_replica
+from polypod.serve.launching import Places
 from polypod.serve.listen import GRACE_S, serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.metrics import Metrics
 from polypod.serve.prompts import PromptLog
 from polypod.serve.recorder import Recorder
-from polypod.serve.seats import Prepared, Seat, ghost_seats, seats_of
+from polypod.serve.seats import Prepared, Seat, ghost_seats, remote_seats, seats_of
 from polypod.serve.slack import Slack
 from polypod.serve.supervise import Down, Supervisor, Up, make_socket_directory
 from polypod.serve.upstream import Patience, Upstreams
@@ -132,10 +132,8 @@ class LiveNode:
             continuation=prepared.plan.policy.continuation,
         )
         self._ghosts = Ghosts(prepared.ghosts, self._driver, on_change)
-        self._far = {
-            remote.name: remote_replica(remote, prepared.plan) for remote in prepared.remotes
-        }
-        self._loading = {up.replica for up in prepared.ups} | self._far.keys()
+        self._loading = {up.replica for up in prepared.ups}
+        self._loading |= {remote.name for remote in prepared.remotes}
         self._loaded = asyncio.Event()
         self._sockets = make_socket_directory()
         self._registered: Path | None = None
@@ -244,14 +242,16 @@ class LiveNode:
             if self._registered is not None:  # so that a crash leaves no cache
                 self._register()
         places = Places(prepared.folder, self._sockets, self._caches.folder)
-        return seats_of(prepared, places, self._engines)
+        return [*seats_of(prepared, places, self._engines), *remote_seats(prepared)]
 
     async def start_replica(self, seat: Seat) -> None:
         """Start it, warm it up, and let requests come. Raises `EngineError`, when it is stopped again."""
         known = self.seats.get(seat.name)
         self._sit(seat)
         try:
-            if seat.replica is None:
+            if seat.remote is not None:
+                await self._remotes.add(seat.name, seat.remote, seat.up.model)
+            elif seat.replica is None:
                 await self._ghosts.add(seat.up, seat.mean_output_tokens)
             else:
                 await self._supervisor.add(seat.replica)
@@ -268,7 +268,7 @@ class LiveNode:
 
         Another one in its place is expected `back_in_s` later, where that is said.
         """
-        keeps = self._supervisor if self.seats[name].replica is not None else self._ghosts
+        keeps = self._keeper_of(self.seats[name])
         keeps.let_end(name)
         epoch = keeps.epoch(name)
         self._tell_retiring(name, epoch)
@@ -286,6 +286,16 @@ class LiveNode:
         self._caches.slots.forget(name)
         del self.seats[name]
         return left
+
+    def _keeper_of(self, seat: Seat) -> Supervisor | Ghosts | Remotes:
+        if seat.remote is not None:
+            return self._remotes
+        return self._ghosts if seat.replica is None else self._supervisor
+
+    async def check_elsewhere(self, seat: Seat) -> None:
+        """Raises `EngineError` where the replica is elsewhere, and has not its model there."""
+        if seat.remote is not None:
+            await self._remotes.check(seat.remote, seat.up.model)
 
     def took_s(self, name: str) -> float:
         """How long the replica's latest start took."""
@@ -381,8 +391,6 @@ class LiveNode:
         await self._loaded.wait()
 
     def _foretold(self, replica: str) -> tuple[ReplicaUp, CpuCalibration | None]:
-        if replica in self._far:
-            return self._far[replica], None
         seat = self.seats[replica]
         return seat.up, seat.calibration
 

@@ -8,12 +8,12 @@ from polypod.cost.cpu import CpuCalibration
 from polypod.plan.spec import Plan
 from polypod.policy.events import ReplicaUp
 from polypod.policy.settings import PolicySettings
-from polypod.serve.change import Member, ghost_member, member
+from polypod.serve.change import Member, ghost_member, member, remote_member
 from polypod.serve.devices.cpu import find_cpu
 from polypod.serve.engines import Engine
 from polypod.serve.engines.openai_url import Remote
 from polypod.serve.ghosts import GhostPlan
-from polypod.serve.launching import Places, engine_spec
+from polypod.serve.launching import Places, engine_spec, remote_replica
 from polypod.serve.memory import limits_bytes
 from polypod.serve.on_devices import OnDevices
 from polypod.serve.supervise import Replica
@@ -49,11 +49,12 @@ class Prepared:
 class Seat:
     """A replica of a plan, as this node runs it."""
 
-    replica: Replica | None  # None: it is a ghost, which lives with others
+    replica: Replica | None  # None: it is a ghost, which lives with others, or elsewhere
     up: ReplicaUp
     calibration: CpuCalibration | None
     member: Member
     mean_output_tokens: float = 0.0  # of a ghost's answers that nothing cuts
+    remote: Remote | None = None  # where it is, if it is elsewhere
 
     @property
     def name(self) -> str:
@@ -83,6 +84,15 @@ def seats_of(prepared: Prepared, places: Places, engines: Mapping[str, Engine]) 
                     )
                 )
     return seats
+
+
+def remote_seats(prepared: Prepared) -> list[Seat]:
+    """The engines elsewhere, which have the plan's first model."""
+    ups = [(remote, remote_replica(remote, prepared.plan)) for remote in prepared.remotes]
+    return [
+        Seat(replica=None, up=up, calibration=None, member=remote_member(up), remote=remote)
+        for remote, up in ups
+    ]
 
 
 def ghost_seats(ghosts: GhostPlan) -> list[Seat]:

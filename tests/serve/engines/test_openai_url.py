@@ -167,6 +167,65 @@ def test_it_is_down_after_some_missed_answers_and_up_again_with_a_good_one() -> 
     asyncio.run(served(answer, test))
 
 
+def test_one_that_has_the_model_and_does_not_answer_is_tried_again() -> None:
+    """What is told of a start may fail, as a warm-up does."""
+    told: list[Up | Down] = []
+    state = {"good": True}
+
+    async def answer(_: web.Request) -> web.Response:
+        return models("m") if state["good"] else web.Response(status=503)
+
+    async def test(remote: Remote) -> None:
+        is_over = asyncio.Event()
+
+        async def tell(word: Up | Down) -> None:
+            told.append(word)
+            state["good"] = isinstance(word, Down) or len(told) > 2
+            if len(told) == 3:
+                msg = "it does not answer"
+                raise EngineError(msg)
+            if len(told) == 4:
+                is_over.set()
+
+        remotes = Remotes([(remote, "m")], tell, patience=QUICK)
+        await remotes.start()
+        await asyncio.wait_for(is_over.wait(), 10)
+        await remotes.stop()
+
+    asyncio.run(served(answer, test))
+    assert [type(word) for word in told] == [Up, Down, Up, Up]
+    assert [word.epoch for word in told] == [1, 1, 2, 3]
+
+
+def test_it_comes_and_goes_under_other_names_and_its_epochs_count_on() -> None:
+    told: list[Up | Down] = []
+
+    async def tell(word: Up | Down) -> None:
+        told.append(word)
+
+    async def answer(_: web.Request) -> web.Response:
+        return models("m", "n")
+
+    async def test(remote: Remote) -> None:
+        remotes = Remotes([(remote, "m")], tell, patience=QUICK)
+        await remotes.start()
+        await remotes.check(remote, "n")
+        with pytest.raises(EngineError, match=r"replica far at .* has no model 'o'; it has m, n"):
+            await remotes.check(remote, "o")
+        await remotes.add("far.2", remote, "n")
+        with pytest.raises(EngineError, match=r"replica far\.3 at .* has no model 'o'"):
+            await remotes.add("far.3", remote, "o")
+        remotes.let_end("far")
+        assert remotes.epoch("far") == 1
+        await remotes.remove("far")
+        await remotes.add("far", remote, "m")
+        assert remotes.epoch("far") == 2
+        await remotes.stop()
+
+    asyncio.run(served(answer, test))
+    assert [(word.replica, word.epoch) for word in told] == [("far", 1), ("far.2", 1), ("far", 2)]
+
+
 @pytest.mark.parametrize(
     ("metrics", "heard"),
     [

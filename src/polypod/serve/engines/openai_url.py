@@ -4,15 +4,17 @@ Nobody else can name one: a plan has no place for a URL, and a redirect is not f
 who answers, or by an address, which no name server can turn elsewhere. The key is read from POLYPOD_KEY_NAME in the environment; it is in no
 plan, record, log or command line, and goes to that host alone.
 
-There is no process to start: the URL is asked for its models, at first and ever again, and is a replica while it has the node's.
+There is no process to start: the URL is asked for its models, at first and ever again, and is a replica while it has the node's. Of another plan it is another
+replica, where the plan asks another model of it.
 """
 
 import asyncio
 import ipaddress
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -27,6 +29,7 @@ from polypod.serve.keeper import Down, Tell, Up
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,40}", re.ASCII)
 _LOCAL: Final = ("localhost",)
+_LOG: Final = logging.getLogger("polypod.serve")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +50,12 @@ class RemotePatience:
 
 
 def key_variable(name: str) -> str:
-    """The environment variable with a URL's key.
+    """The environment variable with a URL's key; `big-one.2` is the same URL's second replica.
 
-    >>> key_variable("big-one")
-    'POLYPOD_KEY_BIG_ONE'
+    >>> key_variable("big-one"), key_variable("big-one.2")
+    ('POLYPOD_KEY_BIG_ONE', 'POLYPOD_KEY_BIG_ONE')
     """
-    return f"POLYPOD_KEY_{name.upper().replace('-', '_')}"
+    return f"POLYPOD_KEY_{name.partition('.')[0].upper().replace('-', '_')}"
 
 
 def read_url(text: str) -> Remote:
@@ -98,7 +101,7 @@ Report = Callable[[str, int, EngineLoad], None]
 
 
 class Remotes:
-    """Watches the URLs, and tells of them what a supervisor tells of processes."""
+    """Watches the URLs, and tells of them what a supervisor tells of processes. Each is one replica, or two while one takes the place of another."""
 
     def __init__(
         self,
@@ -107,38 +110,86 @@ class Remotes:
         report: Report = lambda *_: None,
         patience: RemotePatience | None = None,
     ) -> None:
-        patience = patience or RemotePatience()
-        self._watches = [_Watch(remote, model, tell, report, patience) for remote, model in remotes]
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tell, self._report = tell, report
+        self._patience = patience or RemotePatience()
+        self._watches = {
+            remote.name: self._watch(remote.name, remote, model) for remote, model in remotes
+        }
+        self._epochs: dict[str, int] = {}  # the latest, of those that were taken away
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def _watch(self, name: str, remote: Remote, model: str, epoch: int = 0) -> "_Watch":
+        words = self._tell, self._report
+        return _Watch(replace(remote, name=name), model, words, self._patience, epoch)
 
     async def start(self) -> None:
         """Wait until all have their model. Raises `EngineError` for one that does not answer, or has other models."""
-        await asyncio.gather(*(watch.start() for watch in self._watches))
-        self._tasks = [asyncio.create_task(watch.keep()) for watch in self._watches]
+        await asyncio.gather(*(watch.start() for watch in self._watches.values()))
+        self._tasks = {
+            name: asyncio.create_task(watch.keep()) for name, watch in self._watches.items()
+        }
+
+    async def check(self, remote: Remote, model: str) -> None:
+        """Raises `EngineError` for one that does not answer, or has not this model; nothing is told."""
+        await self._watch(remote.name, remote, model).check()
+
+    async def add(self, name: str, remote: Remote, model: str) -> None:
+        """Watch it under this name too. Raises as `start` does, when it is not watched."""
+        watch = self._watch(name, remote, model, self._epochs.get(name, 0))
+        try:
+            await watch.start()
+        finally:
+            self._epochs[name] = watch.epoch
+        self._watches[name] = watch
+        self._tasks[name] = asyncio.create_task(watch.keep())
+
+    def let_end(self, name: str) -> None:
+        """Watch it no more, and tell nothing more of it: it is to go soon."""
+        self._tasks[name].cancel()
+
+    async def remove(self, name: str) -> None:
+        """Forget it. Says no `Down`. It may be added again, in a later epoch."""
+        self._epochs[name] = self._watches.pop(name).epoch
+        task = self._tasks.pop(name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    def epoch(self, name: str) -> int:
+        """Of its latest start."""
+        return self._watches[name].epoch
 
     async def stop(self) -> None:
         """Watch no more."""
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
 
 class _Watch:
+    """`remote` has the replica's name."""
+
     def __init__(
-        self, remote: Remote, model: str, tell: Tell, report: Report, patience: RemotePatience
+        self,
+        remote: Remote,
+        model: str,
+        words: tuple[Tell, Report],
+        patience: RemotePatience,
+        epoch: int,
     ) -> None:
         self._remote = remote
-        self._report = report
         self._model = model
-        self._tell = tell
+        self._tell, self._report = words
         self._patience = patience
-        self._epoch = 0
+        self.epoch = epoch
 
-    async def start(self) -> None:
+    async def check(self) -> None:
         problem = await self._problem()
         if problem is not None:
             msg = f"replica {self._remote.name} at {self._remote.endpoint.origin} {problem}"
             raise EngineError(msg)
+
+    async def start(self) -> None:
+        await self.check()
         await self._up()
 
     async def keep(self) -> None:
@@ -149,8 +200,8 @@ class _Watch:
             problem = await self._problem()
             is_down = missed >= self._patience.missed
             if problem is None:
-                if is_down:
-                    await self._up()
+                if is_down and not await self._is_up():
+                    continue
                 missed = 0
                 await self._report_load()
             elif not is_down:
@@ -158,11 +209,20 @@ class _Watch:
                 if missed >= self._patience.missed:
                     await self._tell(self._down(problem))
 
+    async def _is_up(self) -> bool:
+        """Whether it is up again; one that has the model and does not answer is asked again later."""
+        try:
+            await self._up()
+        except EngineError as error:
+            _LOG.warning("%s", error)
+            return False
+        return True
+
     async def _up(self) -> None:
-        self._epoch += 1
+        self.epoch += 1
         up = Up(
             replica=self._remote.name,
-            epoch=self._epoch,
+            epoch=self.epoch,
             endpoint=self._remote.endpoint,
             process=0,
             load_s=0.0,
@@ -170,7 +230,7 @@ class _Watch:
         await self._tell(up)
 
     def _down(self, problem: str) -> Down:
-        return Down(replica=self._remote.name, epoch=self._epoch, reason=problem, log_tail=())
+        return Down(replica=self._remote.name, epoch=self.epoch, reason=problem, log_tail=())
 
     async def _report_load(self) -> None:
         """Where the host has an engine's own metrics at /metrics; an answer that is none says nothing."""
@@ -179,7 +239,7 @@ class _Watch:
             return
         load = read_any(answered[1].decode(errors="replace"))
         if load is not None:
-            self._report(self._remote.name, self._epoch, load)
+            self._report(self._remote.name, self.epoch, load)
 
     async def _problem(self) -> str | None:
         """Why it is of no use; None where it has the model. Nothing that it says is repeated: it may be anything."""
