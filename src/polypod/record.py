@@ -1,7 +1,8 @@
 """The run record: what happened, live or simulated, in one format.
 
 JSON lines. The first is a `Header`; then one `Step` per event, with the actions the policy answered; `Measure` lines say
-what the driver itself saw (busy time of a replica, energy), `FaultNote` lines what broke in a simulation. No line holds the text of a prompt or an answer.
+what the driver itself saw (busy time of a replica, energy), `FaultNote` lines what broke in a simulation, `PlanNote` lines which other plan a live node was brought to.
+No line holds the text of a prompt or an answer.
 
 A record replays: a fresh policy made from the header gives the same actions to the same events.
 """
@@ -74,6 +75,14 @@ class FaultNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cause: str = ""  # the kind of failure it was drawn from, or the file's own word
 
 
+class PlanNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="plan"):
+    """From here on what comes up is of this plan; what the policy is told of it are events. A change that is undone ends with a note of the plan before."""
+
+    at_s: float
+    plan: dict[str, Any]
+    plan_sha256: str
+
+
 RUN = "run"
 END = "end_s"
 """A `Measure` of the run with this name, the time of its end, is the last line of a record that is whole."""
@@ -84,7 +93,7 @@ def ended(at_s: float) -> Measure:
     return Measure(at_s=at_s, of=RUN, name=END, value=at_s)
 
 
-Line = Header | Step | Measure | FaultNote
+Line = Header | Step | Measure | FaultNote | PlanNote
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Line)

@@ -18,7 +18,7 @@ from polypod.policy.events import (
     RequestArrived,
     RequestFinished,
 )
-from polypod.record import Header, Line, Measure, Step
+from polypod.record import Header, Line, Measure, PlanNote, Step
 
 STEP_TIME = StepTime(tokens=(0, 1), seconds=(1.0, 1.0), kv_token_s=0.0, pair_s=0.0)
 
@@ -120,6 +120,10 @@ def measure(at_s: float, of: str, name: str, value: float) -> Measure:
     return Measure(at_s=at_s, of=of, name=name, value=value)
 
 
+def brought_to(at_s: float, plan: dict[str, Any]) -> PlanNote:
+    return PlanNote(at_s=at_s, plan=plan, plan_sha256="")
+
+
 def in_order(lines: list[Line]) -> list[Line]:
     """Steps in the order of their times."""
     return sorted(lines, key=lambda line: line.event.at_s if isinstance(line, Step) else -1.0)
@@ -131,4 +135,5 @@ def say() -> SimpleNamespace:
     return SimpleNamespace(
         header=header, up=up, down=down, arrived=arrived, place=place, first=first, finished=finished, gone=gone, prefilled=prefilled,
         kv_arrived=kv_arrived, reject=reject, retry=retry, whole=whole, apart=apart, measure=measure, in_order=in_order,
+        brought_to=brought_to,
     )  # fmt: skip

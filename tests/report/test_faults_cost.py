@@ -55,6 +55,17 @@ def test_what_was_missed_before_is_taken_off(say):
     assert cost.lost_requests == cost.missed - cost.exposed
 
 
+def test_accelerators_are_those_of_the_plan_a_replica_came_up_by(say):
+    def plan(tp):
+        return {"services": [{"model": "m", "pools": [{"name": "p", "layout": {"tp": tp}}]}]}
+
+    lines = [*broken_run(say, plan=plan(2)), say.brought_to(20.0, plan(8)), say.up("c", 21.0)]
+    lines += [*say.whole(500, 22.0, replica="c"), say.down("a", 30.0, epoch=2), say.down("c", 31.0)]
+    lines += [say.up("a", 40.0, epoch=3), say.up("c", 41.0, epoch=2)]
+
+    assert [cost.accelerators for cost in fault_costs(fold(lines), SLO)] == [2, 2, 8]
+
+
 def test_a_fault_without_a_trace_costs_nothing(say):
     lines = [say.header(), say.up("a"), say.up("b"), *served(say, range(20), 0.0)]
     lines += [say.down("a", 5.0), say.up("a", 6.0, epoch=2)]

@@ -142,6 +142,47 @@ def test_slots_cache_and_islands_follow_from_the_events_and_the_plan(say):
     assert (island.name, island.busy_fraction, island.requests) == ("island-0", 0.4, 1)
 
 
+def placed(model="m", pool="p", **over):
+    service = {"model": model, "pools": [{"name": pool, "on": over.pop("on"), "layout": {"tp": 2}}]}
+    return {"services": [service | over]}
+
+
+def test_a_replica_is_on_the_island_of_the_plan_it_came_up_by(say):
+    old, new, failed = (placed(on=island) for island in ("north", "south", "west"))
+    lines = [say.header(plan=old), say.up("p-0"), *say.whole(1, 0.0, replica="p-0")]
+    lines += [say.brought_to(5.0, new), say.up("p-0.2", 6.0), say.down("p-0", 7.0)]
+    lines += [*say.whole(2, 8.0, replica="p-0.2"), *say.whole(3, 8.0, replica="p-0.2")]
+    lines += [say.brought_to(20.0, failed), say.brought_to(21.0, new), say.up("p-1", 22.0)]
+    lines += [say.brought_to(30.0, old), say.up("p-2", 31.0), *say.whole(4, 32.0, replica="p-2")]
+    lines += [say.up("p-0", 33.0, epoch=2), say.up("q-0", 34.0, pool="q")]
+    outcomes = fold(lines)
+    summary = summary_of(outcomes)
+
+    assert outcomes.plans == (old, new, failed)
+    assert {one.name: one.island for one in summary.replicas} == {"p-0": "north", "p-0.2": "south", "p-1": "south", "p-2": "north", "q-0": ""}  # fmt: skip
+    assert {one.name: one.requests for one in summary.islands} == {"north": 2, "south": 2}
+
+
+def test_limits_are_those_of_the_last_plan_that_has_the_model(say):
+    slo = {"ttft": "1 s", "percentile": 50.0}
+    first = placed(on="north", slo=slo)
+    second = {"services": [*placed("n", "q", on="north", slo=slo | {"ttft": "2 s"})["services"]]}
+    third = {"services": [*placed("n", "q", on="north", slo=slo | {"ttft": "3 s"})["services"]]}
+    without = placed("n", "q", on="north")
+    ups = [say.up("a"), say.up("b", 2.0, model="n", pool="q")]
+    runs = [*say.whole(1, 3.0), *say.whole(2, 3.0, 2.5, 3.0, replica="b", model="n")]
+
+    def limits_s(*later):
+        lines = [say.header(plan=first), ups[0], *(say.brought_to(1.0, plan) for plan in later), ups[1], *runs]  # fmt: skip
+        groups = summary_of(fold(lines)).models
+        return {one.name: one.ttft_limit.limit_s for one in groups if one.ttft_limit}
+
+    assert limits_s() == {"m": 1.0}
+    assert limits_s(second) == {"m": 1.0, "n": 2.0}
+    assert limits_s(second, third) == {"m": 1.0, "n": 3.0}
+    assert limits_s(second, third, without) == {"m": 1.0}
+
+
 def test_a_pool_that_only_computes_prompts_counts_those(say):
     lines = [say.header(), say.up("a", role="prefill"), say.up("b", role="decode", pool="q"), *say.apart(1, 0.0)]  # fmt: skip
     pools = {pool.name: pool for pool in summary_of(fold(lines)).pools}

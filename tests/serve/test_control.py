@@ -18,6 +18,8 @@ from polypod.cost.cpu import HostRates
 from polypod.errors import InputError, RunError
 from polypod.plan.host import CoreGroup, LocalEngine, plan_host
 from polypod.plan.spec import Plan, read_plan
+from polypod.report.fold import read_outcomes
+from polypod.report.summary import summary_of
 from polypod.serve.control import Control, Order, Word, give
 from polypod.serve.engines.openai_url import Remote
 from polypod.serve.engines.spec import EngineSpec, child_command, child_environment
@@ -252,6 +254,12 @@ def test_a_step_that_fails_brings_the_old_plan_back(tmp_path: Path) -> None:
         assert said(await scene.order(plan_of(3, 5))) == ["retire p1-0", "start p1-0.2"]
 
     play(tmp_path, plan_of(3, 4), test)
+    (folder,) = tmp_path.glob("runs/*")
+    outcomes = read_outcomes(folder)
+    plans = [plan_of(3, 4), plan_of(5, 13), plan_of(3, 5)]
+    assert outcomes.plans == tuple(msgspec.json.decode(msgspec.json.encode(one)) for one in plans)
+    assert {one.name: one.plan for one in outcomes.replicas} == {"p0-0": 0, "p1-0": 0, "p0-0.2": 1, "p1-0.2": 2}  # fmt: skip
+    assert {one.name for one in summary_of(outcomes).islands} == {"h0", "h1"}
 
 
 def test_what_takes_longer_than_the_drain_ends_in_words_and_is_counted(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ class Coarse:
         )
 
     def _slos_of(self, part: Outcomes) -> dict[str, Slo]:
-        return dict(plan_slos(part.header) if self._slos is None else self._slos)
+        return dict(plan_slos(part.plans) if self._slos is None else self._slos)
 
     def _add_replicas(self, part: Outcomes) -> None:
         count, done = len(part.replicas), part.finished & (part.requests.decode_replica >= 0)

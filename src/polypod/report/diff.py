@@ -124,7 +124,7 @@ def _side(outcomes: Outcomes, slos: Mapping[str, Slo] | None, weight: Floats) ->
     held = stays.role != TRANSFER
     return _Side(
         outcomes=outcomes,
-        kept=inside(outcomes, plan_slos(outcomes.header) if slos is None else slos),
+        kept=inside(outcomes, plan_slos(outcomes.plans) if slos is None else slos),
         block=block,
         span_s=_spans_s(outcomes, block, blocks),
         weight=weight,
@@ -316,7 +316,7 @@ def _notes(
     for name, one in (("A", a), ("B", b)):
         if one.note:
             yield f"{name}: {one.note}"
-    if slos is None and plan_slos(a.header) != plan_slos(b.header):
+    if slos is None and plan_slos(a.plans) != plan_slos(b.plans):
         yield "the plans promise different SLOs; each run's goodput is by its own"
     same_trace = a.header and b.header and a.header.trace_sha256 == b.header.trace_sha256
     if same_trace and not is_paired and a.header and a.header.trace_sha256:

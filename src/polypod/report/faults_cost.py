@@ -22,7 +22,7 @@ import numpy as np
 
 from polypod import units
 from polypod.plan.spec import Slo
-from polypod.report.outcomes import OPEN, Bools, FaultSeen, Floats, Ints, Outcomes
+from polypod.report.outcomes import OPEN, Bools, FaultSeen, Floats, Ints, Outcomes, Replica
 from polypod.report.slos import inside, plan_slos
 from polypod.report.tables import table
 
@@ -83,7 +83,7 @@ def fault_costs(outcomes: Outcomes, slos: Mapping[str, Slo] | None = None) -> tu
     """The faults of a run in their order. SLOs: those of the plan unless given."""
     if not outcomes.faults or not len(outcomes):
         return ()
-    slos = plan_slos(outcomes.header) if slos is None else slos
+    slos = plan_slos(outcomes.plans) if slos is None else slos
     ended = outcomes.requests.status != OPEN
     missed = ended & ~inside(outcomes, slos)
     windows = [_window(fault, outcomes) for fault in outcomes.faults]
@@ -176,7 +176,7 @@ def _charged(windows: Sequence[_Window], outcomes: Outcomes) -> Ints:
 
 
 def _cost(
-    window: _Window, outcomes: Outcomes, missed: Bools, exposed: Bools, others: Sequence[_Window], accelerators: Mapping[str, int] | None
+    window: _Window, outcomes: Outcomes, missed: Bools, exposed: Bools, others: Sequence[_Window], accelerators: Sequence[Mapping[str, int]] | None
 ) -> FaultCost:  # fmt: skip
     fault, requests = window.fault, outcomes.requests
     before = _there(outcomes, window.models, window.before_s, fault.at_s)
@@ -199,7 +199,7 @@ def _cost(
         replica_share=window.share,
         accelerators=None
         if accelerators is None
-        else sum(accelerators.get(outcomes.replicas[n].pool, 0) for n in window.replicas),
+        else sum(_of_replica(accelerators, outcomes.replicas[n]) for n in window.replicas),
         hit=int(window.hit.sum()),
         exposed=int(exposed.sum()),
         missed=int((exposed & missed).sum()),
@@ -247,16 +247,22 @@ def _covered_s(begin_s: Floats, end_s: Floats, since_s: float, until_s: float) -
     return float(np.maximum(reach_s[1:] - np.maximum(begin_s, reach_s[:-1]), 0.0).sum())
 
 
-def _accelerators(outcomes: Outcomes) -> dict[str, int] | None:
-    """Of one replica of each pool, as the plan's layouts say."""
-    plan = (outcomes.header.plan if outcomes.header else None) or {}
-    if not plan.get("services"):
+def _accelerators(outcomes: Outcomes) -> list[dict[str, int]] | None:
+    """Of one replica of each pool, as the layouts of each plan say."""
+    if not outcomes.plans[0].get("services"):
         return None
-    return {
-        pool.get("name") or f"pool{s}.{p}": _world(pool.get("layout", {}))
-        for s, service in enumerate(plan["services"])
-        for p, pool in enumerate(service.get("pools", []))
-    }
+    return [
+        {
+            pool.get("name") or f"pool{s}.{p}": _world(pool.get("layout", {}))
+            for s, service in enumerate(plan.get("services", []))
+            for p, pool in enumerate(service.get("pools", []))
+        }
+        for plan in outcomes.plans
+    ]
+
+
+def _of_replica(accelerators: Sequence[Mapping[str, int]], replica: Replica) -> int:
+    return accelerators[replica.plan].get(replica.pool, 0)
 
 
 def _world(layout: Mapping[str, Any]) -> int:

@@ -27,7 +27,7 @@ from polypod.policy.events import (
     RequestFinished,
 )
 from polypod.policy.router import slots_of
-from polypod.record import END, RUN, FaultNote, Header, Line, Measure, Step
+from polypod.record import END, RUN, FaultNote, Header, Line, Measure, PlanNote, Step
 from polypod.report.outcomes import (
     DECODE,
     FINISHED,
@@ -113,6 +113,7 @@ class _Start:
     spans: list[tuple[float, float]] = field(default_factory=list)
     downs: list[tuple[float, str]] = field(default_factory=list)
     ups: list[float] = field(default_factory=list)
+    plan: int = 0  # as of its first start
 
 
 _REQUEST: Final = (
@@ -165,6 +166,8 @@ class Folder:
         self._replicas: dict[str, _Start] = {}
         self._faults: list[FaultSeen] = []
         self._series: dict[tuple[str, str], tuple[array[float], array[float]]] = {}
+        self._later_plans: list[dict[str, Any]] = []
+        self._plan = 0  # of which what comes up is
         self._begin_s: float | None = None
         self._now_s = 0.0
         self._retries = 0
@@ -216,6 +219,17 @@ class Folder:
             self._measure(line)
         elif isinstance(line, FaultNote):
             self._fault(line)
+        elif isinstance(line, PlanNote):
+            self._brought_to(line.plan)
+
+    def _brought_to(self, plan: dict[str, Any]) -> None:
+        """Another plan, or one of those before."""
+        first = None if self._header is None else self._header.plan
+        plans = [first, *self._later_plans]
+        if plan not in plans:
+            self._later_plans.append(plan)
+            plans.append(plan)
+        self._plan = plans.index(plan)
 
     def _measure(self, line: Measure) -> None:
         self._now_s = max(self._now_s, line.at_s)
@@ -289,7 +303,8 @@ class Folder:
     def _up(self, event: ReplicaUp) -> None:
         known = self._replicas.get(event.replica)
         if known is None:
-            self._replicas[event.replica] = _Start(event, len(self._replicas))
+            start = _Start(event, len(self._replicas), plan=self._plan)
+            self._replicas[event.replica] = start
         elif event.epoch > known.up.epoch:
             self._fall(known, event.at_s)
             known.up, known.is_up = event, True
@@ -419,6 +434,7 @@ class Folder:
             retries=self._retries,
             is_whole=self._is_whole,
             note=_notes(self._header, note),
+            later_plans=tuple(self._later_plans),
         )
 
     def _replica(self, name: str, start: _Start) -> Replica:
@@ -432,6 +448,7 @@ class Folder:
             slots=slots_of(start.up),
             up=(*start.spans, *open_span),
             busy_s=start.busy_s,
+            plan=start.plan,
         )
 
 

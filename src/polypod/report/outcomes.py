@@ -11,7 +11,7 @@ together they last from its arrival to its end.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,7 @@ class Replica:
     slots: int  # requests it runs at once
     up: tuple[tuple[float, float], ...]  # from when to when, seconds
     busy_s: float | None  # None: the driver did not measure it
+    plan: int = 0  # by which it first came up, into `Outcomes.plans`
 
     @property
     def up_s(self) -> float:
@@ -151,6 +152,13 @@ class Outcomes:
     retries: int = 0  # dispatches beyond each request's first
     is_whole: bool = False  # the record says that it ended
     note: str | None = None  # what is wrong with it, where it can be read all the same
+    later_plans: tuple[dict[str, Any], ...] = ()  # that the node was brought to
+
+    @property
+    def plans(self) -> tuple[dict[str, Any], ...]:
+        """All that the run had: the header's, {} where it names none, and those that came later."""
+        first = (self.header.plan if self.header is not None else None) or {}
+        return (first, *self.later_plans)
 
     def __len__(self) -> int:
         return len(self.requests.number)

@@ -67,7 +67,7 @@ def over_time(
 ) -> OverTime:
     """The run in intervals of this width, or of one that gives at most 48 of them. SLOs: those of the plan unless given."""
     edges_s = _edges(outcomes, width_s)
-    kept = inside(outcomes, plan_slos(outcomes.header) if slos is None else slos)
+    kept = inside(outcomes, plan_slos(outcomes.plans) if slos is None else slos)
     everyone = np.ones(len(outcomes), dtype=bool)
     curves = _requests("run", outcomes, everyone, kept, edges_s)
     if len(outcomes.models) > 1:

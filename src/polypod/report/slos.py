@@ -1,23 +1,23 @@
 """Which requests kept the limits of their model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from polypod.plan.spec import Slo
-from polypod.record import Header
 from polypod.report.outcomes import Bools, Outcomes
 
 
-def plan_slos(header: Header | None) -> dict[str, Slo]:
-    """The SLOs of the plan that a record names, by model."""
-    services = (header.plan or {}).get("services", []) if header is not None else []
-    return {
-        service["model"]: msgspec.convert(service["slo"], Slo)
-        for service in services
-        if service.get("slo")
-    }
+def plan_slos(plans: Iterable[Mapping[str, Any]]) -> dict[str, Slo]:
+    """The SLOs of the plans that a record names, by model: of several those of the last that has the model."""
+    found: dict[str, Slo] = {}
+    for service in (service for plan in plans for service in plan.get("services", [])):
+        found.pop(service["model"], None)
+        if service.get("slo"):
+            found[service["model"]] = msgspec.convert(service["slo"], Slo)
+    return found
 
 
 def inside(outcomes: Outcomes, slos: Mapping[str, Slo]) -> Bools:

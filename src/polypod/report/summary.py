@@ -10,12 +10,13 @@ that the SLO names, of those that finished, is not above it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polypod.plan.spec import Slo
-from polypod.record import Header, Line
+from polypod.record import Line
 from polypod.report.faults_cost import FaultCost, fault_costs
 from polypod.report.fold import fold
 from polypod.report.foresight import ReplicaForesight, foresight_of
@@ -169,7 +170,7 @@ def summarise(lines: Iterable[Line], slos: Mapping[str, Slo] | None = None) -> R
 
 def summary_of(outcomes: Outcomes, slos: Mapping[str, Slo] | None = None) -> RunSummary:
     """The same, of a record that was read."""
-    slos = plan_slos(outcomes.header) if slos is None else slos
+    slos = plan_slos(outcomes.plans) if slos is None else slos
     kept = inside(outcomes, slos)
     status = outcomes.requests.status
     replicas, everyone = _replicas(outcomes), np.ones(len(outcomes), dtype=bool)
@@ -309,7 +310,7 @@ def _replicas(outcomes: Outcomes) -> tuple[Share, ...]:
     token_s = prompt_tokens(outcomes) * stayed_s + half * (stays.end_s - since_s)
     slots_s = np.bincount(stays.replica[held], weights=stayed_s[held], minlength=n)
     kv_token_s = np.bincount(stays.replica[held], weights=token_s[held], minlength=n)
-    islands = pool_islands(outcomes.header)
+    islands = [pool_islands(plan) for plan in outcomes.plans]
     return tuple(
         Share(
             name=one.name,
@@ -319,7 +320,7 @@ def _replicas(outcomes: Outcomes) -> tuple[Share, ...]:
             output_tokens=int(tokens[at]),
             up_s=one.up_s,
             busy_s=one.busy_s,
-            island=islands.get(one.pool, ""),
+            island=islands[one.plan].get(one.pool, ""),
             slots_fraction=_over(float(slots_s[at]), one.slots * one.up_s),
             kv_fraction=_over(float(kv_token_s[at]), one.kv_capacity_tokens * one.up_s),
         )
@@ -331,12 +332,11 @@ def _over(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None
 
 
-def pool_islands(header: Header | None) -> dict[str, str]:
+def pool_islands(plan: Mapping[str, Any]) -> dict[str, str]:
     """The part of the fleet that each pool of the plan is on, by the pool's name."""
-    services = (header.plan or {}).get("services", []) if header is not None else []
     return {
         pool.get("name") or f"pool{s}.{p}": pool.get("on", "")
-        for s, service in enumerate(services)
+        for s, service in enumerate(plan.get("services", []))
         for p, pool in enumerate(service.get("pools", []))
     }
 

@@ -92,7 +92,12 @@ class Control:
                     await tell(word_of("planned", move, number, len(moves)))
                 return
             coming = {move.name: _renamed(named[move.name], move.name) for move in found.moves if move.does == "start"}  # fmt: skip
-            await Carrying(self._node, coming, order.drain_s, tell).carry_out(moves)
+            self._node.note_plan(wanted.plan)
+            try:
+                await Carrying(self._node, coming, order.drain_s, tell).carry_out(moves)
+            except PolypodError:
+                self._node.note_plan(now.plan)
+                raise
             self._keep(wanted)
 
     async def _check_elsewhere(self, coming: list[Seat]) -> None:

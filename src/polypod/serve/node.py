@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 
 from polypod import __version__
 from polypod.cost.cpu import CpuCalibration
 from polypod.errors import EngineError, FileError, InputError, RunError
-from polypod.plan.spec import to_yaml, write_plan
+from polypod.plan.spec import Plan, to_yaml, write_plan
 from polypod.policy.compiled import functions
 from polypod.policy.events import (
     LoadReported,
@@ -35,7 +35,7 @@ from polypod.policy.events import (
 )
 from polypod.policy.node import Policy
 from polypod.policy.settings import PolicySettings
-from polypod.record import Header, Measure
+from polypod.record import Header, Measure, PlanNote
 from polypod.serve import nodes
 from polypod.serve.alone import Alone
 from polypod.serve.ask import Asked, Asker
@@ -308,6 +308,11 @@ class LiveNode:
         self._metrics.serve(service.model for service in settings.services)
         self._offer()
 
+    def note_plan(self, plan: Plan) -> None:
+        """Let the record say of which plan what comes up is."""
+        told, sha256 = _as_told(plan)
+        self._recorder.write(PlanNote(at_s=self._driver.now_s(), plan=told, plan_sha256=sha256))
+
     def run_plan(self, prepared: Prepared) -> None:
         """Its replicas are here now, and all of its models are offered."""
         self.prepared = prepared
@@ -469,16 +474,21 @@ def _check_names(prepared: Prepared) -> None:
 
 
 def _header(prepared: Prepared) -> Header:
-    plan = prepared.plan
+    plan, sha256 = _as_told(prepared.plan)
     return Header(
         kind="live",
         polypod=__version__,
         policy=prepared.settings,
-        plan=msgspec.to_builtins(plan),
-        plan_sha256=hashlib.sha256(to_yaml(plan).encode()).hexdigest(),
+        plan=plan,
+        plan_sha256=sha256,
         seed=0,
         started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _as_told(plan: Plan) -> tuple[dict[str, Any], str]:
+    """A plan as a record has it, and its hash."""
+    return msgspec.to_builtins(plan), hashlib.sha256(to_yaml(plan).encode()).hexdigest()
 
 
 def run_folder(state: Path) -> Path:
