@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test coverage check test-fast soak kills soak-live continuation live-parity format docs architectures sanitize sweep-ray trace-readers engines-slow unlike-members download-size bench clean
+.PHONY: help setup up test coverage check test-fast soak kills soak-live continuation live-parity format docs architectures sanitize sweep-ray trace-readers held-out engines-slow unlike-members download-size bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,10 @@ trace-readers: $(VENV)/.setup-dev .npm-trace/.setup ## traces of runs read by Ch
 .npm-trace/.setup: Makefile
 	npm install --silent --no-audit --no-fund --no-save --prefix .npm-trace @paulirish/trace_engine@0.0.65 @tracerbench/trace-model@8.0.0 @tracerbench/trace-event@8.0.0
 	@touch $@
+
+held-out: $(VENV)/.setup-dev ## formula and play set anew on rows that are not judged, and the accuracy page held to it (a minute)
+	$(BIN)/python scripts/accuracy.py --held-out
+	git diff --exit-code docs/accuracy.md src/polypod/validate/data/played_held_out.csv
 
 engines-slow: .venv-vllm/.setup ## vLLM and Transformers for real behind one node, killed and asked again (ten minutes and 3 GB more for their environment)
 	POLYPOD_SLOW_MODEL=$(CURDIR)/.venv-vllm/smollm2-fp32 .venv-vllm/bin/python -m pytest tests/serve/engines/test_slow.py $(ARGS)

@@ -16,6 +16,7 @@ from polypod.engine.closed_loop import Behaviour, Load, Times, closed_loop
 from polypod.engine.settings import EngineArgs
 from polypod.errors import InputError
 from polypod.validate.beside import by_kind, paired
+from polypod.validate.host import UNKNOWN, host_of
 from polypod.validate.played import Played, Worker, drawn, play_load
 from polypod.validate.predict import as_sent, played, predict
 from polypod.validate.rows import Row
@@ -141,20 +142,20 @@ def test_full_caches_are_seen_where_the_formula_knows_no_memory() -> None:
 def test_scripts_and_defaults_say_how_steps_are_put_together() -> None:
     rows, _ = shipped_rows()
     for one in rows:
-        found = scheduled(one, Behaviour())
+        found = scheduled(one, Behaviour(), host_of(one))
         assert found.whole_prompts == (one.backend == "trtllm")
         assert found.schedules_ahead == (one.backend != "vllm" or not one.sweep)
         if one.sweep and one.mode == "agg" and one.backend != "sglang":
-            assert found.step_tokens == one.input_tokens + one.concurrency + 1500
+            assert found.step_tokens == one.input_tokens + one.concurrency + (1000 if one.version == "1.0.0rc3" else 1500)  # fmt: skip
         if one.backend == "trtllm" and one.mode == "agg" and not one.sweep:
             assert found.balance_steps == (0 if one.workers.layout.dp == 1 else 60 if "DeepSeek" in one.model else 50)  # fmt: skip
     early = next(r for r in rows if r.backend == "trtllm" and "DeepSeek" in r.model and r.measured == "2025-11" and r.mode == "agg")  # fmt: skip
     nominal = round(early.input_tokens / 0.9)
-    assert early.concurrency + nominal + 64 <= scheduled(early, Behaviour()).step_tokens <= early.concurrency + nominal + 127  # fmt: skip
+    assert early.concurrency + nominal + 64 <= scheduled(early, Behaviour(), UNKNOWN).step_tokens <= early.concurrency + nominal + 127  # fmt: skip
     late = replace(early, measured="2026-02")
-    assert scheduled(late, Behaviour()).step_tokens == max(8192, scheduled(early, Behaviour()).step_tokens)  # fmt: skip
+    assert scheduled(late, Behaviour(), UNKNOWN).step_tokens == max(8192, scheduled(early, Behaviour(), UNKNOWN).step_tokens)  # fmt: skip
     drafting = replace(late, speculative=True)
-    assert scheduled(drafting, Behaviour()).step_tokens < 8192 or nominal > 8000
+    assert scheduled(drafting, Behaviour(), UNKNOWN).step_tokens < 8192 or nominal > 8000
 
 
 def test_the_cache_of_sweeps_is_of_the_weights_width() -> None:
@@ -223,5 +224,5 @@ def test_without_what_was_set_on_sweeps_the_play_is_twice_as_near_as_the_formula
     rows = [r for r in shipped_rows()[0] if r.sweep and r.mode == "agg"]
     pairs, _ = paired([scored(one) for one in rows[::6]])
     found = next(one for one in by_kind(pairs) if one.name == "all" and one.metric == "ttft")
-    assert found.of_play.median_abs_error < 0.22
+    assert found.of_play.median_abs_error < 0.17
     assert found.of_play.median_abs_error < found.as_sent.median_abs_error / 2

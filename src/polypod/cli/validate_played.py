@@ -37,7 +37,7 @@ def _sweeps(kinds: Sequence[Beside]) -> list[str]:
     ]
     if not any(one.name == "sweeps" for one in kinds):
         return []
-    said = f"two constants of the formula were set while looking at the sweeps, and none of the play; with the load that is played instead it is off by {', '.join(lines)}"
+    said = f"two constants of the formula were set while looking at TTFT of the sweeps, and none of the play; with the load that is played instead it is off by {', '.join(lines)}"
     return [entry("formula", said, indent=12)]
 
 

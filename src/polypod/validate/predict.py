@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final
-
-import msgspec
 
 from polypod.catalog.load import entry_id, load_accelerator, load_model
 from polypod.catalog.topology import loose_tiers
@@ -19,21 +16,17 @@ from polypod.engine.apart import Role, apart
 from polypod.engine.closed_loop import Load, Times, closed_loop
 from polypod.engine.settings import NOTHING, EngineArgs, Move, behaviour_of, load_of, moves
 from polypod.errors import InputError, PolypodError
+from polypod.validate.conditions import QUANTISED, conditions
+from polypod.validate.host import TOKENISING_S, Host, host_of, hosted
 from polypod.validate.names import model_name, system_name
 from polypod.validate.own import under
 from polypod.validate.played import Played, Worker, play_load
-from polypod.validate.rows import DRAWN_LENGTHS, Row, Workers
+from polypod.validate.rows import Row, Workers
 from polypod.validate.scheduling import cache_of, scheduled, sent
 from polypod.workload.config import read_model
 from polypod.workload.layout import Layout, check_layout
 from polypod.workload.model import Model
 from polypod.workload.precision import Precision
-
-_QUANTISED: Final = {
-    "fp8": "fp8", "fp8_block": "fp8", "fp8_static": "fp8", "fp8_ootb": "fp8", "nvfp4": "nvfp4", "fp4": "nvfp4",
-    "int8": "int8", "int8_wo": "int8", "int4": "int4", "int4_wo": "int4", "mxfp4": "mxfp4", "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4",
-    "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,28 +75,32 @@ def predict(
 
 
 def played(
-    row: Row, *, without: frozenset[str] = frozenset(), said: EngineArgs = NOTHING
+    row: Row,
+    *,
+    without: frozenset[str] = frozenset(),
+    said: EngineArgs = NOTHING,
+    host: Host | None = None,
 ) -> Played:
-    """The row's benchmark played request by request, where `predict` has a formula.
+    """The row's benchmark played request by request, where `predict` has a formula; `host` stands in for what is known of the engine's.
 
-    Raises `InputError` as it does, and where a request does not fit into the cache.
+    Raises `InputError` as `predict` does, and where a request does not fit into the cache.
     """
-    chip = load_accelerator(system_name(row.system))
-    name = model_name(row.model)
-    made = _made_of(row, chip.id, name, without)
-    known = said.over(conditions(row, name))
-    load = sent(row, _load(row, known), said.requests_per_client)
+    name, made, known, load = _as_played(row, without, said)
     formula = _times(row, name, made, known, load)
     behaviour = behaviour_of(known, model_of(name), row.backend, row.concurrency)
-    steps = scheduled(row, behaviour)
-    if said.max_num_batched_tokens is not None:
-        steps = replace(steps, step_tokens=behaviour.step_tokens)
-    kv = cache_of(row, made[0].deployment.precision.kv)
+    host = host_of(row) if host is None else host
+    steps = scheduled(row, behaviour, host)
+    steps = replace(
+        steps,
+        fixed_s=steps.fixed_s + TOKENISING_S * load.input_tokens,
+        launch_s=0.0 if host.prompt_layer_s else steps.launch_s,  # its steps take it
+        step_tokens=steps.step_tokens if said.max_num_batched_tokens is None else behaviour.step_tokens,
+    )  # fmt: skip
     counts = (1,) if row.prefill is None or row.decode is None else (row.prefill.count, row.decode.count)  # fmt: skip
     workers = tuple(
         Worker(
-            step=one.step,
-            rank_tokens=one.rank_tokens(load, kv),
+            step=hosted(one.step, host, load.concurrency, model_of(name).num_layers),
+            rank_tokens=one.rank_tokens(load),
             count=count,
             token_transfer_s=one.token_transfer_s,
         )
@@ -115,12 +112,27 @@ def played(
 def as_sent(
     row: Row, *, without: frozenset[str] = frozenset(), said: EngineArgs = NOTHING
 ) -> Times:
-    """What the formula says under the load that is played (`scheduling.sent`): `predict` again, but for sweeps. Raises `InputError` as it does."""
+    """What the formula says of what is played, its load (`scheduling.sent`) and its cache: `predict` again, but for sweeps. Raises `InputError` as it does."""
+    name, made, known, load = _as_played(row, without, said)
+    return _times(row, name, made, known, load)
+
+
+def with_load(row: Row, start: float, waves: float) -> Times:
+    """What the formula says of a row, its cache as it was, where each prompt waits for `start` and each client sends `waves` requests. Raises `InputError` as `predict` does."""
+    name, made, known, _ = _as_played(row, frozenset(), NOTHING)
+    return _times(row, name, made, known, replace(_load(row, known), start=start, waves=waves))
+
+
+def _as_played(
+    row: Row, without: frozenset[str], said: EngineArgs
+) -> tuple[str, tuple["_Made", ...], EngineArgs, Load]:
+    """The model, its workers with the cache that they have in memory, their settings, and the load that was sent."""
     chip = load_accelerator(system_name(row.system))
     name = model_name(row.model)
+    keys = (replace(key, kv=cache_of(row, key.kv)) for key in _keys_of(row, chip.id, name, without))
     known = said.over(conditions(row, name))
     load = sent(row, _load(row, known), said.requests_per_client)
-    return _times(row, name, _made_of(row, chip.id, name, without), known, load)
+    return name, tuple(_made(key) for key in keys), known, load
 
 
 def kind_of(row: Row) -> str:
@@ -153,14 +165,16 @@ def unsaid(
 
 def _made_of(row: Row, chip: str, name: str, without: frozenset[str]) -> tuple["_Made", ...]:
     """The workers that serve a row: one kind, or prefill and decode."""
+    return tuple(_made(key) for key in _keys_of(row, chip, name, without))
+
+
+def _keys_of(row: Row, chip: str, name: str, without: frozenset[str]) -> tuple["_Key", ...]:
     if row.mode == "agg":
-        return (_made(_key(row, row.workers, chip, name, without)),)
+        return (_key(row, row.workers, chip, name, without),)
     if row.prefill is None or row.decode is None:
         msg = f"row {row.id} is disaggregated and says nothing of its workers"
         raise InputError(msg)
-    return tuple(
-        _made(_key(row, workers, chip, name, without)) for workers in (row.prefill, row.decode)
-    )
+    return tuple(_key(row, workers, chip, name, without) for workers in (row.prefill, row.decode))
 
 
 def _times(row: Row, name: str, made: tuple["_Made", ...], args: EngineArgs, load: Load) -> Times:
@@ -183,10 +197,9 @@ class _Made:
     token_transfer_s: float
     deployment: Deployment
 
-    def rank_tokens(self, load: Load, kv: str) -> float:
-        """Cached tokens that a data-parallel rank has room for, a token of `kv`."""
-        precision = msgspec.structs.replace(self.deployment.precision, kv=kv)
-        return replace(self.deployment, precision=precision).memory().tokens_of(load.context_tokens)
+    def rank_tokens(self, load: Load) -> float:
+        """Cached tokens that a data-parallel rank has room for."""
+        return self.deployment.memory().tokens_of(load.context_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +216,9 @@ class _Key:
 
 
 def _key(row: Row, workers: Workers, chip: str, name: str, without: frozenset[str]) -> _Key:
-    weights = _QUANTISED.get(row.precision)
+    weights = QUANTISED.get(row.precision)
     if weights is None:
-        msg = f"precision {row.precision!r} is not understood; known are {', '.join(_QUANTISED)}"
+        msg = f"precision {row.precision!r} is not understood; known are {', '.join(QUANTISED)}"
         raise InputError(msg)
     if "gpt-oss" in name:
         weights = "mxfp4"
@@ -257,41 +270,6 @@ def _load(row: Row, args: EngineArgs) -> Load:
         concurrency=row.concurrency,
     )
     return replace(load, start=2.7) if row.sweep else load
-
-
-def conditions(row: Row, name: str) -> EngineArgs:
-    """What is known of a row's settings: its drafts, its sweep's load, or what its benchmark's script set.
-
-    For sweeps the formula takes 8.5 requests a client, all of one length, as was set while looking at them (`scheduling` has what they send). The rest is InferenceX's
-    public launch scripts (github.com/SemiAnalysisAI/InferenceX, benchmarks/).
-    """
-    drafts = EngineArgs(num_speculative_tokens=1 if row.speculative else None)
-    if row.sweep:
-        return EngineArgs(requests_per_client=8.5, length_spread=0).over(drafts)
-    return _script(row, name.casefold()).over(
-        EngineArgs(requests_per_client=10, length_spread=1 / 9).over(drafts)
-    )
-
-
-def _script(row: Row, name: str) -> EngineArgs:
-    if row.backend == "sglang":
-        fp4 = _QUANTISED.get(row.precision) == "nvfp4"
-        return EngineArgs(
-            stream_interval=10 if fp4 else 30,
-            scheduler_recv_interval=30 if row.concurrency >= 16 else 10,
-            max_num_batched_tokens=16384 if fp4 else 32768,
-        )
-    if row.backend == "trtllm":
-        nominal = (
-            round(row.input_tokens / DRAWN_LENGTHS),
-            round(row.output_tokens / DRAWN_LENGTHS),
-        )
-        waits = "llama" in name and row.workers.layout.tp < 8 and nominal == (1024, 1024)
-        return EngineArgs(
-            stream_interval=20 if "gpt-oss" in name else 10,
-            batch_wait_timeout_iters=20 if waits else None,
-        )
-    return EngineArgs()
 
 
 def reason_of(error: PolypodError) -> str:

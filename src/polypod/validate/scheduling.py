@@ -7,7 +7,7 @@
   most with DeepSeek, elsewhere for 50, the default of `timeout_iters`.
 * Tokens of a step: of InferenceX's TensorRT-LLM scripts `max_num_tokens`: for DeepSeek clients (a quarter of them with data-parallel attention in those that draft,
   each with its drafts) and a prompt and 64 in full 64s, since 21 January 2026 8,192 at least but where they draft; for gpt-oss 20,000, for Llama 16,384. Sweeps were run on what
-  aiconfigurator generates: a prompt, as many as the batch, and 1,500.
+  aiconfigurator generates: a prompt, as many as the batch, and 1,500, or what `host` has in its place.
 * Sweeps send as many requests a client as their means tell, all of one length, after two that warm up. genai-perf takes a mean over nanoseconds, so that mean * requests is whole:
   of 20 a client and 2,000 in all in 556 of 563 rows of TensorRT-LLM 1.0.0rc3 and SGLang 0.5.1 and 0.5.8, of 10 in 90 of 93 of vLLM 0.12; in 36 rows of Llama-3.1-8B one or two are
   missing from the mean. Where the means do not tell, ten, which aiconfigurator's runner asks for
@@ -15,16 +15,17 @@
   alone waits for 2.7 prompts.
 * The same runner asks the chat endpoint, whose template adds to each prompt: 8 tokens with Qwen3, 35 with Llama 3.1 (with a system message of the day), 3 with DeepSeek. With 8,192 tokens a step,
   prompts of 1,024 then fit seven and a piece at a time and not eight.
-* The cache of sweeps is of 8 bits where weights are, as aiconfigurator asks on Hopper and later.
+* The cache of sweeps is of 8 bits where weights are, as aiconfigurator asks on Hopper and later; steps read it as it lies in memory, where the closed form reads 16.
 
 Read off https://github.com/SemiAnalysisAI/InferenceX (benchmarks/, Apache-2.0) and https://github.com/ai-dynamo/aiconfigurator
-(src/aiconfigurator/generator, sdk/task.py, Apache-2.0) as of the rows' months; nothing here was fitted.
+(src/aiconfigurator/generator, sdk/task.py, Apache-2.0) as of the rows' months; nothing here was fitted but what comes of `host`.
 """
 
 from dataclasses import replace
 from typing import Final
 
 from polypod.engine.closed_loop import Behaviour, Load
+from polypod.validate.host import Host
 from polypod.validate.rows import DRAWN_LENGTHS, Row
 
 _SWEEP_REQUESTS: Final = 10.0
@@ -43,9 +44,6 @@ MOST_REQUESTS: Final = 2000
 
 _TEMPLATE_TOKENS: Final = {"qwen3": 8.0, "llama-3.1": 35.0, "deepseek": 3.0}
 """What a chat's template puts around a message."""
-
-_SPARE_TOKENS: Final = 1500
-"""What aiconfigurator adds to a prompt and a batch."""
 
 _FLOOR_SINCE: Final = "2026-02"
 """The first whole month in which InferenceX's TensorRT-LLM scripts for DeepSeek ask for 8,192 tokens at least."""
@@ -76,9 +74,9 @@ def _template_tokens(row: Row) -> float:
     return next((tokens for name, tokens in _TEMPLATE_TOKENS.items() if name in model), 0.0)
 
 
-def scheduled(row: Row, behaviour: Behaviour) -> Behaviour:
+def scheduled(row: Row, behaviour: Behaviour, host: Host) -> Behaviour:
     """The same engine, with how it puts steps together."""
-    step_tokens = _step_tokens(row)
+    step_tokens = _step_tokens(row, host)
     return replace(
         behaviour,
         schedules_ahead=row.backend in {"trtllm", "sglang"}
@@ -101,12 +99,12 @@ def cache_of(row: Row, kv: str) -> str:
     return "fp8" if is_small else kv
 
 
-def _step_tokens(row: Row) -> float | None:
+def _step_tokens(row: Row, host: Host) -> float | None:
     """None: what `predict` takes."""
     if row.mode != "agg" or row.backend == "sglang":
         return None
     if row.sweep:
-        return row.concurrency + row.input_tokens + _SPARE_TOKENS
+        return row.concurrency + row.input_tokens + host.spare_tokens
     if row.backend != "trtllm":
         return None
     model = row.model.casefold()
