@@ -6,7 +6,8 @@
   generator's code adds 1,500 under a comment that says 1,000.
 
 These are estimated on TPOT of sweeps and on nothing else: of each grid below what has the least median error. TTFT is judged by them and had no part in it. With each model
-left out the others choose the same of `spare_tokens`, and 0.7 or 0.8 ms a layer (`held_out_play`; `python scripts/accuracy.py --held-out` prints it).
+left out the others choose the same of `spare_tokens`, and 0.7 or 0.8 ms a layer; with one chip or four left out, 500 tokens (`held_out_play`; `python scripts/accuracy.py --held-out`
+prints it).
 
 Tokenising is of all engines, and published: 100,000 tokens in 220 ms on one core.
 """

@@ -202,8 +202,8 @@ and SGLang, 10 with vLLM. All are of one length, and a chat's template is around
 of 8 bits that sweeps of weights of 8 bits were run with.
 
 What the play has beside that is in `src/polypod/validate/host.py`. Tokenising a prompt is of all rows and published, 2.2 us a token. Of two engines' sweeps it has what the host takes, set on their
-TPOT and never on a TTFT: with TensorRT-LLM 1.0.0rc3, a step with a prompt is launched layer by layer and takes 0.8 ms for each at least, and one prompt and 1,000 tokens are the most of a step; with
-vLLM 0.12, which makes a batch after the step before it, 1.5 ms go by between steps and 40 us for each sequence."""
+TPOT and never on a TTFT: with TensorRT-LLM 1.0.0rc3, a step with a prompt is launched layer by layer and takes 0.8 ms for each at least, and one prompt and 1,000 tokens (and one a client) are the most of a
+step, where aiconfigurator's code has 1,500; with vLLM 0.12, which makes a batch after the step before it, 1.5 ms go by between steps and 40 us for each sequence."""
 
 _FAIR = """\
 The same with like freedom for both: the constants of each are set again without the model, the layout, the engine or the system that is judged, the formula's two on TTFT of the other sweeps, the
