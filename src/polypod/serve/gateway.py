@@ -59,6 +59,7 @@ class Gateway:
             most_connections=rules.most_connections,
             most_body_bytes=rules.most_body_bytes,
             tell=desk.metrics.refused_full,
+            made_way=desk.metrics.idle_closed,
         )
         desk.metrics.show(self.room)
         self._foresight = foresight

@@ -119,6 +119,11 @@ class Metrics:
             ["what"],
             registry=registry,
         )
+        self._idle_closed = Counter(
+            "polypod_idle_closed",
+            "Idle connections of clients closed to let others in",
+            registry=registry,
+        )
         self._record_failures = Counter(
             "polypod_record_failures", "Times recording had to stop", registry=registry
         )
@@ -178,6 +183,9 @@ class Metrics:
     def refused_full(self, what: str) -> None:
         """`what` there was no room for."""
         self._full.labels(what).inc()
+
+    def idle_closed(self) -> None:
+        self._idle_closed.inc()
 
     def show(self, room: Room) -> None:
         """What clients have, whenever somebody looks."""

@@ -346,6 +346,8 @@ def test_a_client_that_sends_too_much_still_reads_why_it_is_refused(lab, tmp_pat
 
 # ---- all of them together
 
+BUSY = Waits(rest_s=60.0)  # nobody makes way
+
 
 async def until(is_so) -> None:
     async with asyncio.timeout(10):
@@ -384,7 +386,51 @@ def test_a_connection_beyond_the_limit_is_told_so_and_may_only_see_how_the_node_
         again = await Wire.open(node, PAGE + PAGE)
         assert [(await again.answer())[0] for _ in range(2)] == [200, 200]
 
-    run(lab, tmp_path, test, door=Door(Rules(most_connections=2)))
+    run(lab, tmp_path, test, door=Door(Rules(most_connections=2)), waits=BUSY)
+
+
+def test_idle_connections_make_way_for_others_and_busy_ones_do_not(lab, tmp_path):
+    async def test(node, _):
+        await node.engine("a", lab.hang())
+        asks = await Wire.open(node, chat(lab))
+        begins = await Wire.open(node, PAGE[:20])
+        uploads = await Wire.open(node, PATH + HOST + b"content-length: 99\r\n\r\n{")
+        await until(lambda: node.gateway.in_flight == 1)
+        kept = [await Wire.open(node, PAGE) for _ in range(3)]
+        for wire in kept:
+            assert (await wire.answer())[0] == 200
+        comes = [await Wire.open(node, PAGE) for _ in range(3)]
+        assert [(await wire.answer())[0] for wire in comes] == [200] * 3
+        assert [await wire.rest() for wire in kept] == [b""] * 3
+        assert shown("polypod_idle_closed_total", node) == 3
+        assert full("connections", node) == 0
+        assert node.gateway.room.connections == 6
+        begins.writer.write(PAGE[20:])
+        assert (await begins.answer())[0] == 200
+        assert node.gateway.in_flight == 1
+        for wire in (asks, uploads, *comes):
+            wire.close()
+        await until(lambda: node.gateway.room.connections == 1)
+
+    run(lab, tmp_path, test, door=Door(Rules(most_connections=6)), waits=Waits(rest_s=0.0))
+
+
+def test_the_longest_idle_goes_first(lab, tmp_path):
+    async def test(node, _):
+        kept = []
+        for _ in range(2):
+            kept.append(await Wire.open(node, PAGE))
+            assert (await kept[-1].answer())[0] == 200
+            await asyncio.sleep(0.01)  # the loop's time goes by milliseconds
+        kept[0].writer.write(PAGE)
+        assert (await kept[0].answer())[0] == 200
+        another = await Wire.open(node, PAGE)
+        assert (await another.answer())[0] == 200
+        assert await kept[1].rest() == b""
+        kept[0].writer.write(PAGE)
+        assert (await kept[0].answer())[0] == 200
+
+    run(lab, tmp_path, test, door=Door(Rules(most_connections=2)), waits=Waits(rest_s=0.0))
 
 
 def test_connections_beyond_all_that_can_be_answered_are_cut(lab, tmp_path):
@@ -395,7 +441,20 @@ def test_connections_beyond_all_that_can_be_answered_are_cut(lab, tmp_path):
         assert full("connections", node) == 1
         assert node.gateway.room.connections <= SPARE_CONNECTIONS + 1
 
-    run(lab, tmp_path, test, door=Door(Rules(most_connections=1)))
+    run(lab, tmp_path, test, door=Door(Rules(most_connections=1)), waits=BUSY)
+
+
+def test_many_that_come_at_once_are_let_in_where_as_many_are_idle(lab, tmp_path):
+    async def test(node, _):
+        kept = [await Wire.open(node) for _ in range(200)]
+        await until(lambda: node.gateway.room.connections == 200)
+        comes = await asyncio.gather(*(Wire.open(node, PAGE) for _ in range(200)))
+        assert {(await wire.answer())[0] for wire in comes} == {200}
+        assert {await wire.rest() for wire in kept} == {b""}
+        assert node.gateway.room.connections == 200
+        assert full("connections", node) == 0
+
+    run(lab, tmp_path, test, door=Door(Rules(most_connections=200)), waits=Waits(rest_s=0.0))
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from polypod.serve.http.heads import CONTINUE, LAST_CHUNK, chunk, head
+from polypod.serve.http.idle import Idle
 from polypod.serve.http.request import Request, RequestReader, Sizes
 from polypod.serve.http.room import Room
 from polypod.serve.http.sweep import Sweeper
@@ -32,6 +33,7 @@ class Waits:
     """How long a client may take."""
 
     idle_s: float = 75.0  # longer than clients keep idle connections, so that they close first
+    rest_s: float = 1.0  # idle, before it may be closed to let another client in
     head_s: float = 10.0  # from a request's first byte to the end of its headers
     body_s: float = 120.0  # from there to its end
     taking_s: float = 30.0  # to empty a full buffer
@@ -82,6 +84,7 @@ class Front:
         self.connections: set[ClientConnection] = set()
         waits_s = (self.waits.head_s, self.waits.taking_s, self.waits.leaving_s)
         self.sweeper = Sweeper(min(_SWEEP_S, min(waits_s) / 4))
+        self._idle = Idle(idle_s=self.waits.idle_s, rest_s=self.waits.rest_s)
         self._is_empty = asyncio.Event()
 
     def connect(self) -> "ClientConnection":
@@ -93,6 +96,10 @@ class Front:
         self.is_retiring = True
         for connection in tuple(self.connections):
             connection.retire()
+
+    def made_way(self) -> bool:
+        """Whether an idle connection was closed, for one more."""
+        return self._idle.close_one(self.connections, asyncio.get_running_loop().time())
 
     async def emptied(self) -> None:
         """Wait until no connection is left."""
@@ -122,6 +129,7 @@ class ClientConnection(asyncio.Protocol):
         self._app = front.app
         self._waits = front.waits
         self._room = front.app.room
+        self._counted = 1  # in the room, while it is open
         self._is_extra = False  # beyond the node's limit: to be told so, or shown how the node is
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
@@ -150,7 +158,7 @@ class ClientConnection(asyncio.Protocol):
         self._front.connections.add(self)
         self._front.sweeper.watch(self)
         self._room.connections += 1
-        self._is_extra = self._room.is_crowded
+        self._is_extra = self._room.is_crowded and not self._front.made_way()
         self._wait(self._waits.head_s if self._is_extra else self._waits.idle_s)
         if self._room.is_overrun:
             self._room.refuse("connections")
@@ -181,7 +189,7 @@ class ClientConnection(asyncio.Protocol):
         if exchange is not None:
             exchange.leave()
         self._drop(self._answered)
-        self._room.connections -= 1
+        self._room.connections -= self._counted
         self._front.lost(self)
 
     def pause_writing(self) -> None:
@@ -221,6 +229,19 @@ class ClientConnection(asyncio.Protocol):
         """Close if idle; else after the answer under way, or that to the request that is coming in."""
         if self._is_idle:
             self._close()
+
+    @property
+    def may_make_way(self) -> bool:
+        """Whether it asks for nothing and is owed nothing; one beyond the limit is not kept anyway."""
+        is_ending = self._transport is None or self._is_leaving or self._is_extra
+        return self._is_idle and not (self._waiting or self._is_full or is_ending)
+
+    def make_way(self) -> None:
+        """Close though it might ask again, and leave room at once."""
+        self._room.connections -= self._counted
+        self._counted = 0
+        self._room.made_way()
+        self._close()
 
     @property
     def _is_reading(self) -> bool:
