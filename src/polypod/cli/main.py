@@ -35,6 +35,7 @@ VERBS = {
     "availability": "how much of the time a plan has the replicas its traffic needs",
     "replay": "ask a run's record again: every decision, or its requests on another plan",
     "report": "what a run's record says: over time, slowest requests, faults, a trace",
+    "runs": "what nodes' runs left on the disk: list them, remove old ones",
     "diff": "two runs side by side, and which differences are more than chance",
 }
 

@@ -72,6 +72,11 @@ def running(state: Path) -> list[NodeFile]:
     return [node for _, node in _files(state) if node.is_running]
 
 
+def of_folder(state: Path, folder: Path) -> NodeFile | None:
+    """The node whose run this folder is, running or crashed; None where none is written down."""
+    return next((node for _, node in _files(state) if Path(node.folder).name == folder.name), None)
+
+
 def clean_up(state: Path) -> list[Cleaned]:
     """End what crashed nodes left behind."""
     cleaned = []
