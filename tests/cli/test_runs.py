@@ -46,10 +46,11 @@ def test_what_goes_is_said_and_a_dry_run_removes_nothing(state, capsys):
     assert dry[2] == "left  20200102-120000-ab12: it has notes.txt, which no node wrote"
     assert dry[3].startswith("2 runs would go, ")
 
-    assert said(capsys, "--prune", "--keep", "3").startswith("0 runs are removed, 0 B; 3 stay, ")
-    assert said(capsys, "--prune", "--older-than", "20000d").startswith("0 runs are removed")
+    assert said(capsys, "--prune", "--keep", "3").startswith("0 runs removed, 0 B; 3 runs left, ")
+    assert said(capsys, "--prune", "--older-than", "20000d").startswith("0 runs removed")
     lines = said(capsys, "--prune", "--keep", "1", "--older-than", "30d").splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["removed", "20200101-120000-ab12"], ["left", "20200102-120000-ab12:"]]  # fmt: skip
+    assert lines[2].startswith("1 run removed, ")
     assert there() == ["2", "3"]
     found = json.loads(said(capsys, "--prune", "--keep", "0", "--json"))
     assert found["removed"] == ["20200103-120000-ab12"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import uvloop
 
 from polypod.errors import EngineError, InputError
 from polypod.serve.engines import ENGINES, USUAL
@@ -108,6 +109,20 @@ class Heard:
             while len(self.words) < count:
                 self.news.clear()
                 await self.news.wait()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_guardian_that_somebody_killed_is_no_reason_not_to_end_in_order(run) -> None:
+    async def main() -> None:
+        supervisor = Supervisor([], Heard().tell)
+        async with supervisor:
+            guardian = supervisor._guardian
+            assert guardian is not None
+            guardian.kill()
+            await guardian.wait()
+            await asyncio.sleep(0.05)  # until the loop has heard of its pipe's end
+
+    run(main())
 
 
 @pytest.fixture

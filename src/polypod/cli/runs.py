@@ -78,7 +78,7 @@ def _told(
     lines = [f"{verb}  {one.name}  {_size([one])}" for one in gone]
     lines += [f"left  {one.name}: {why}" for one, why in left]
     stay = [one for one in kept if one not in gone]
-    return [*lines, f"{len(gone):,} runs {'would go' if dry_run else 'are removed'}, {_size(gone)}; {len(stay):,} stay, {_size(stay)}"]  # fmt: skip
+    return [*lines, f"{_count(gone)} {verb}, {_size(gone)}; {_count(stay)} left, {_size(stay)}"]
 
 
 def _text(kept: Sequence[Run], folder: Path) -> str:
@@ -96,7 +96,13 @@ def _text(kept: Sequence[Run], folder: Path) -> str:
         return f"no run is kept in {folder}"
     header = ["run", "began (UTC)", "kind", "size", "models"]
     marked = "; *: in use" if any(one.is_in_use for one in kept) else ""
-    return f"{table(header, rows, right=(3,))}\n\n{len(kept):,} runs, {_size(kept)}, in {folder}{marked}"
+    return (
+        f"{table(header, rows, right=(3,))}\n\n{_count(kept)}, {_size(kept)}, in {folder}{marked}"
+    )
+
+
+def _count(some: Sequence[Run]) -> str:
+    return "1 run" if len(some) == 1 else f"{len(some):,} runs"
 
 
 def _short(text: str) -> str:

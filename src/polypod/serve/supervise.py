@@ -16,6 +16,7 @@ import secrets
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -121,7 +122,7 @@ class Supervisor:
             self._sweeping.cancel()
             self._bury()
         if self._guardian is not None:
-            await self._guardian.communicate(leftovers.ALL_WELL)
+            await _dismiss(self._guardian)
             self._guardian = None
 
     def hurry(self) -> None:
@@ -202,6 +203,13 @@ async def _guardian(run: str) -> Process:
     return await asyncio.create_subprocess_exec(
         *leftovers.command(run), stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
     )
+
+
+async def _dismiss(guardian: Process) -> None:
+    """Tell it that all is well, and wait until it has ended; where somebody has killed it, there is nothing to tell."""
+    with suppress(OSError, RuntimeError):  # the latter is uvloop's word for a closed pipe
+        await guardian.communicate(leftovers.ALL_WELL)
+    await guardian.wait()
 
 
 def _adopt_orphans() -> None:
