@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from polypod.cost.steptime import StepTime
-from polypod.engine.native.build import library
+from polypod.engine.native.build import compiler
 from polypod.errors import RunError
 from polypod.policy import compiled as module
 from polypod.policy import corrections
 from polypod.policy.affinity import Affinity
-from polypod.policy.compiled import Functions, functions
+from polypod.policy.compiled import Called, called, functions
 from polypod.policy.events import ReplicaUp
 from polypod.policy.node import Policy
 from polypod.policy.requests import Ask, Load
@@ -31,12 +31,17 @@ def test_a_bad_day_is_decided_alike(seed):
     """Pins, failures, breakers, busy replicas, other gateways' reports, prefill apart from decode, prefix caches."""
     story = draw(seed)
     log = play(story).log
-    plain, compiled = Policy(story.settings, seed=story.seed), Policy(story.settings, seed=story.seed, compiled=functions())  # fmt: skip
+    plain, *compiled = (
+        Policy(story.settings, seed=story.seed, compiled=one)
+        for one in (None, functions(), called())
+    )
     for event, actions in log:
         assert plain.handle(event) == actions
-        assert compiled.handle(event) == actions
+        for one in compiled:
+            assert one.handle(event) == actions
     for key, table in plain._health.tables.items():
-        assert columns(table) == columns(compiled._health.tables[key])
+        for one in compiled:
+            assert columns(table) == columns(one._health.tables[key])
 
 
 def some_up(chance: random.Random, name: str, kinds: list[StepTime]) -> ReplicaUp:
@@ -191,16 +196,35 @@ def test_every_row_that_may_be_chosen_is_forecast_alike():
     assert (chosen.token_s_R[may_R] == same.token_s_R[may_R]).all()
 
 
-def test_without_a_compiler_a_node_decides_by_numpy(monkeypatch):
-    def missing() -> None:
-        msg = "no C compiler is here"
-        raise RunError(msg)
+def missing(*_: object) -> None:
+    msg = "no C compiler is here"
+    raise RunError(msg)
 
+
+def test_without_a_compiler_a_node_decides_by_numpy(monkeypatch):
     monkeypatch.setattr(module, "library", missing)
+    monkeypatch.setattr(module, "extension", missing)
 
     assert functions() is None
     assert Policy(draw(1).settings, compiled=functions())._health.tables
 
 
-def test_the_functions_are_the_librarys_own():
-    assert Functions(library()).have_room is not None
+def test_without_pythons_headers_the_library_is_called_through_ctypes(monkeypatch):
+    monkeypatch.setattr(module, "extension", missing)
+
+    assert isinstance(functions(), Called)
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler")
+def test_with_a_compiler_and_headers_they_are_a_module():
+    assert functions().__name__ == "polypod_rows"
+
+
+def test_wrong_arguments_are_refused():
+    """Numbers that are none, and too few of them, before anything is read from an address."""
+    with pytest.raises(TypeError, match="2 arguments, not 1"):
+        functions().have_room(0)
+    with pytest.raises(TypeError):
+        functions().have_room(0, "now")
+    with pytest.raises(TypeError, match="dict"):
+        functions().best(0, 0.0, 1.0, 1, 1, 1.0, 1.0, None, [])

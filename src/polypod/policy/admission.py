@@ -9,11 +9,12 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
 
 from polypod.policy.events import RequestArrived
 from polypod.policy.fairness import Shares, cost_tokens
-from polypod.policy.requests import Ask, Tracked
+from polypod.policy.requests import Ask, Tracked, Turn
 from polypod.policy.settings import ServiceSettings
 
 OUTPUT_WEIGHT: Final = 0.05
@@ -24,15 +25,11 @@ GAP_WEIGHT: Final = 0.1
 
 MIN_RETRY_AFTER_S: Final = 1.0
 
-Turn = tuple[int, float, int]
-
 
 class Queue:
     """Requests of one model that wait, in turn, each until its deadline: the time that `due_s` says of it."""
 
-    def __init__(
-        self, due_s: Callable[[Tracked], float] = lambda tracked: tracked.deadline_s
-    ) -> None:
+    def __init__(self, due_s: Callable[[Tracked], float] = attrgetter("deadline_s")) -> None:
         self._due_s = due_s
         self._waiting: dict[Turn, Tracked] = {}
         self.turns: list[Turn] = []  # of those who wait, in order
@@ -50,10 +47,14 @@ class Queue:
         return tracked.turn in self._waiting
 
     def add(self, tracked: Tracked) -> None:
-        assert tracked not in self, f"request {tracked.request} waits already"
-        self._waiting[tracked.turn] = tracked
-        insort(self.turns, tracked.turn)
-        heapq.heappush(self._deadlines, (self._due_s(tracked), tracked.turn))
+        turn, turns = tracked.turn, self.turns
+        assert turn not in self._waiting, f"request {tracked.request} waits already"
+        self._waiting[turn] = tracked
+        if turns:
+            insort(turns, turn)
+        else:
+            turns.append(turn)
+        heapq.heappush(self._deadlines, (self._due_s(tracked), turn))
 
     def remove(self, tracked: Tracked) -> None:
         del self._waiting[tracked.turn]
@@ -66,7 +67,7 @@ class Queue:
         waiting = list(self)
         for tracked in waiting:
             self.remove(tracked)
-            tracked.start_tokens = 0.0
+            tracked.moved_to(0.0)
             self.add(tracked)
 
     def ahead_of(self, tracked: Tracked) -> int:
@@ -100,7 +101,7 @@ class Service:
     settings: ServiceSettings
     queue: Queue = field(default_factory=Queue)
     held: Queue = field(default_factory=Queue)  # whose caches wait for a decode replica
-    moving: Queue = field(default_factory=lambda: Queue(lambda tracked: tracked.kv_deadline_s))
+    moving: Queue = field(default_factory=lambda: Queue(attrgetter("kv_deadline_s")))
     shares: Shares | None = None  # None: tenants are not told apart
     is_leaving: bool = False  # it takes nothing new
     mean_output_tokens: float = 0.0
@@ -160,7 +161,7 @@ class Service:
         if self.shares is not None:
             ask = self.ask(tracked.arrived, tracked.arrived.input_tokens)
             tracked.cost_tokens = cost_tokens(ask.input_tokens, ask.output_tokens)
-            tracked.start_tokens = self.shares.charge(tracked.arrived.tenant, tracked.cost_tokens)
+            tracked.moved_to(self.shares.charge(tracked.arrived.tenant, tracked.cost_tokens))
 
     def placed(self, tracked: Tracked) -> None:
         if self.shares is not None:

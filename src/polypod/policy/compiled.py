@@ -6,12 +6,12 @@ place; nothing is copied, and either twin can go on where the other left off.
 
 import ctypes
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from polypod.engine.native.build import library
+from polypod.engine.native.build import HERE, extension, library
 from polypod.errors import RunError
 from polypod.policy.kinds import Kinds
 
@@ -70,8 +70,6 @@ class CompiledRows:
         self._functions = functions
         self._rows = _Rows()
         self._at = ctypes.addressof(self._rows)
-        self._added = _Added()
-        self._added_at = ctypes.addressof(self._added)
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self._of_kinds: dict[str, npt.NDArray[Any]] = {}
         self._version = -1
@@ -100,18 +98,15 @@ class CompiledRows:
             setattr(self._rows, name, array.ctypes.data)
 
     def have_room(self, now_s: float) -> bool:
-        return bool(self._functions.have_room(self._at, now_s))
+        return self._functions.have_room(self._at, now_s)
 
     def best(
         self, ask: "Ask", among_R: npt.NDArray[np.bool_] | None, now_s: float, kept: float, cached: Mapping[int, int]
     ) -> npt.NDArray[np.intp]:  # fmt: skip
         """The rows where the request would finish first; `first_s_R` and `token_s_R` hold the forecast of all that may be chosen, until the next time."""
         among = None if among_R is None else among_R.ctypes.data
-        warm = len(cached)
-        rows = (ctypes.c_int64 * warm)(*cached) if warm else None
-        tokens = (ctypes.c_int64 * warm)(*cached.values()) if warm else None
         ties = self._functions.best(
-            self._at, now_s, kept, ask.input_tokens, ask.need_tokens, ask.output_tokens, ask.mean_kv_tokens, among, warm, rows, tokens
+            self._at, now_s, kept, ask.input_tokens, ask.need_tokens, ask.output_tokens, ask.mean_kv_tokens, among, cached
         )  # fmt: skip
         return self._best[:ties]
 
@@ -119,11 +114,9 @@ class CompiledRows:
         self, row: int, ask: "Ask", cached: int, now_s: float, grown: float
     ) -> tuple[float, float, float, float]:
         """Add the request; seconds of its prompt, to its first token, for each further one, and for each as the model has it."""
-        self._functions.dispatched(
-            self._at, row, now_s, grown, ask.input_tokens, ask.mean_kv_tokens, cached, ask.is_streamed, self._added_at
+        return self._functions.dispatched(
+            self._at, row, now_s, grown, ask.input_tokens, ask.mean_kv_tokens, cached, ask.is_streamed
         )  # fmt: skip
-        added = self._added
-        return added.prompt_s, added.first_s, added.token_s, added.model_token_s
 
     def prompt_over(self, load: "Load", now_s: float, *, is_given_up: bool) -> None:
         self._functions.prompt_over(self._at, load.row, now_s, load.prompt_s, is_given_up)
@@ -135,27 +128,72 @@ class CompiledRows:
         self._functions.refresh(self._at, row)
 
 
-class Functions:
-    """The functions of the library, with their types said once."""
+class Functions(Protocol):
+    """Those of `rows.h`. Each gets the address of the rows first, then what `CompiledRows` hands on."""
+
+    @property
+    def have_room(self) -> Callable[[int, float], bool]: ...
+
+    @property
+    def best(self) -> Callable[..., int]: ...
+
+    @property
+    def dispatched(self) -> Callable[..., tuple[float, float, float, float]]: ...
+
+    @property
+    def prompt_over(self) -> Callable[[int, int, float, float, bool], None]: ...
+
+    @property
+    def left(self) -> Callable[[int, int, float], None]: ...
+
+    @property
+    def refresh(self) -> Callable[[int, int], None]: ...
+
+
+class Called:
+    """The functions of the library through ctypes: slower, and there without Python's headers."""
 
     def __init__(self, core: ctypes.CDLL) -> None:
         whole, real, at = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-        self.have_room = _typed(core.rows_have_room, whole, at, real)
-        self.best = _typed(
+        self._added = _Added()
+        self._added_at = ctypes.addressof(self._added)
+        self.have_room = _typed(core.rows_have_room, ctypes.c_bool, at, real)
+        self._best = _typed(
             core.rows_best, whole, at, real, real, whole, whole, real, real, at, whole, at, at
         )
-        self.dispatched = _typed(
+        self._dispatched = _typed(
             core.rows_dispatched, None, at, whole, real, real, whole, real, whole, whole, at
         )
         self.prompt_over = _typed(core.rows_prompt_over, None, at, whole, real, real, whole)
         self.left = _typed(core.rows_left, None, at, whole, real)
         self.refresh = _typed(core.rows_refresh, None, at, whole)
 
+    def best(self, *arguments: Any) -> int:  # noqa: ANN401 - as in `CompiledRows`
+        *others, cached = arguments
+        warm = len(cached)
+        rows = (ctypes.c_int64 * warm)(*cached) if warm else None
+        tokens = (ctypes.c_int64 * warm)(*cached.values()) if warm else None
+        ties: int = self._best(*others, warm, rows, tokens)
+        return ties
+
+    def dispatched(self, *arguments: Any) -> tuple[float, float, float, float]:  # noqa: ANN401 - as in `Functions`
+        self._dispatched(*arguments, self._added_at)
+        added = self._added
+        return added.prompt_s, added.first_s, added.token_s, added.model_token_s
+
 
 def functions() -> Functions | None:
-    """Those of the compiled core, which is compiled if it is not yet; None where there is no compiler."""
+    """Those of the core, which is compiled if it is not yet; None where there is no compiler."""
     try:
-        return Functions(library())
+        return cast(Functions, extension("polypod_rows", HERE / "rows_calls.c"))
+    except RunError:
+        return called()
+
+
+def called() -> Functions | None:
+    """The same through ctypes."""
+    try:
+        return Called(library())
     except RunError:
         return None
 

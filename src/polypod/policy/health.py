@@ -29,6 +29,7 @@ class Replica:
     name: str
     up: ReplicaUp
     row: int
+    table: ReplicaTable
     is_up: bool = True
     is_retiring: bool = False  # or was, before it went down
     back_at_s: float | None = None  # while it is down: when one is expected in its place
@@ -90,7 +91,7 @@ class Health:
     def add(self, up: ReplicaUp) -> None:
         table = self.tables[up.model, up.role]
         row = table.add(up)
-        self.replicas[up.replica] = Replica(up.replica, up, row)
+        self.replicas[up.replica] = Replica(up.replica, up, row, table)
         for pool in pools_of(up):
             self._pools.setdefault(pool, 1 << len(self._pools))
         if up.role == "decode":
@@ -100,11 +101,8 @@ class Health:
 
     def remove(self, replica: Replica) -> None:
         """Take a dead replica out; what ran there was moved before."""
-        self.table_of(replica).remove(replica.row)
+        replica.table.remove(replica.row)
         replica.is_up = False
-
-    def table_of(self, replica: Replica) -> ReplicaTable:
-        return self.tables[replica.up.model, replica.up.role]
 
     def current(self, name: str, epoch: int) -> Replica | None:
         """The replica, if this is the start of it that is up."""
@@ -147,14 +145,15 @@ class Health:
         """Count a failure; too many in a row take the replica out for a while."""
         replica.failures += 1
         if self.is_broken(replica):
-            table = self.table_of(replica)
+            table = replica.table
             table.slots_R[replica.row] = 1
             table.block(replica.row, now_s + self._settings.breaker_open_s)
 
     def succeeded(self, replica: Replica) -> None:
+        if not replica.failures:
+            return
         if self.is_broken(replica):
-            table = self.table_of(replica)
-            table.slots_R[replica.row] = slots_of(replica.up)
+            replica.table.slots_R[replica.row] = slots_of(replica.up)
         replica.failures = 0
 
     def is_broken(self, replica: Replica) -> bool:
@@ -165,7 +164,7 @@ class Health:
         pause_s = (
             retry_after_s or self._settings.busy_pause_s
         )  # none at all would be asking at once
-        self.table_of(replica).block(replica.row, now_s + pause_s)
+        replica.table.block(replica.row, now_s + pause_s)
 
     # ---- the retry budget
 

@@ -57,7 +57,7 @@ def _check_replica(replica: Replica, health: Health) -> None:
     if not replica.is_up:
         assert not replica.requests, f"{replica.name} is down and runs {list(replica.requests)}"
         return
-    table, row = health.table_of(replica), replica.row
+    table, row = replica.table, replica.row
     loads, prompts, held, moving = [], [], 0, 0
     for tracked in replica.requests.values():
         (load,) = (place.load for place in tracked.places if place.replica == replica.name)

@@ -82,8 +82,9 @@ class Policy:
         self._now_s = max(self._now_s, event.at_s)
         self._actions = []
         _HANDLERS[type(event)](self, event)
-        self._serve_queues()
-        self._ask_for_wake()
+        if self._placement.has_waiting:
+            self._serve_queues()
+            self._ask_for_wake()
         return self._actions
 
     def corrections(self) -> dict[tuple[str, str], float]:
@@ -91,7 +92,7 @@ class Policy:
         factors = {}
         for name, replica in self._health.replicas.items():
             if replica.is_up:
-                table = self._health.table_of(replica)
+                table = replica.table
                 factors[name, "prefill"] = float(table.prompt_factor_R[replica.row])
                 factors[name, "decode"] = float(table.decode_factor_R[replica.row])
         return factors
@@ -125,7 +126,7 @@ class Policy:
             self._actions.append(refusal)
             return
         self._arrivals += 1
-        tracked = Tracked(arrived=event, order=self._arrivals, deadline_s=self._deadline_s())
+        tracked = Tracked.of(event, self._arrivals, self._deadline_s())
         self._live[event.request] = tracked
         service = self._placement.services[event.model]
         promised_s = service.settings.first_token_limit_s or math.inf
@@ -134,6 +135,8 @@ class Policy:
         service.charge(tracked)
         self._placement.wait(tracked)
         self._serve_queues()
+        if not service.queue.turns:
+            return
         others = len(service.queue) - 1
         if others >= self._settings.queue_requests and self._placement.withdraw(tracked):
             retry_after_s = service.drain_s(self._settings.queue_wait_s)
@@ -213,7 +216,7 @@ class Policy:
         own_tokens = event.output_tokens - tracked.sent_tokens  # of this attempt
         if own_tokens > 1:
             token_s = (self._now_s - tracked.first_token_s) / (own_tokens - 1)
-            table = self._health.table_of(self._health.replicas[tracked.place.replica])
+            table = self._health.replicas[tracked.place.replica].table
             corrections.token_time_observed(table, tracked.place.load, token_s)
         self._forecasts.finished(tracked, own_tokens, self._now_s)
         self._health.succeeded(self._placement.leave(tracked, self._now_s))
@@ -234,7 +237,7 @@ class Policy:
         tracked.first_token_s = self._now_s
         self._forecasts.begun(tracked, self._now_s)
         replica = self._health.replicas[tracked.place.replica]
-        self._health.table_of(replica).prompt_done(tracked.place.load, self._now_s)
+        replica.table.prompt_done(tracked.place.load, self._now_s)
         self._health.succeeded(replica)
 
     def _failed(self, event: RequestFailed) -> None:
@@ -326,7 +329,7 @@ class Policy:
             return
         replica.is_retiring = True
         if replica.is_current(event.epoch):
-            self._health.table_of(replica).block(replica.row, math.inf)
+            replica.table.block(replica.row, math.inf)
             self._actions.append(Drain(replica=event.replica, epoch=event.epoch))
         service = self._placement.services.get(replica.up.model)
         if service is not None:
@@ -435,13 +438,13 @@ class Policy:
     def _observed(self, event: StepObserved) -> None:
         replica = self._health.current(event.replica, event.epoch)
         if replica is not None:
-            table = self._health.table_of(replica)
+            table = replica.table
             corrections.step_observed(table, replica.row, event)
 
     def _load(self, event: LoadReported) -> None:
         replica = self._health.current(event.replica, event.epoch)
         if replica is not None:
-            self._health.table_of(replica).load_reported(replica.row, event)
+            replica.table.load_reported(replica.row, event)
 
     def _woke(self, event: Woke) -> None:
         while self._wakes_s and self._wakes_s[0] <= event.at_s + WAKE_SLACK_S:

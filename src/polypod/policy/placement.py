@@ -70,6 +70,14 @@ class Placement:
             else:
                 known.told(one, shares)
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether anybody waits, for whatever model."""
+        for service in self.services.values():  # noqa: SIM110 - asked of every event, and `any` takes longer
+            if service.has_waiting:
+                return True
+        return False
+
     def models(self) -> list[str]:
         """Those that take requests."""
         return [model for model, service in self.services.items() if not service.is_leaving]
@@ -99,7 +107,7 @@ class Placement:
         prefill replica whose cache has no room for one that may go there is not given to those behind it.
         """
         starts: list[Dispatch | Prefill] = []
-        if not service.queue:
+        if not service.queue.turns:
             return starts
         prefill = self._of[service.settings.model]["prefill"]
         closed_R = np.zeros_like(prefill.up_R) if prefill.most_limit_tokens else prefill.up_R
@@ -119,7 +127,7 @@ class Placement:
                 refused = ask if _may_go_anywhere(tracked) else refused
                 if prefill.most_limit_tokens:
                     closed_R |= self._prompt_rows(tracked, ask)
-            if not service.queue or not self._has_slot(service, closed_R, now_s):
+            if not service.queue.turns or not self._has_slot(service, closed_R, now_s):
                 break
         return starts
 
@@ -186,7 +194,7 @@ class Placement:
         name = None if session is None else self._sessions.last(session)
         there = None if name is None else self._health.replicas.get(name)
         table = self._of[tracked.model]["both"]
-        if there is None or not there.is_up or self._health.table_of(there) is not table:
+        if there is None or not there.is_up or there.table is not table:
             return None
         row = there.row
         if not (table.takes(row, ask, now_s) and self._may_go_to(row, tracked, ask, table)):
@@ -351,7 +359,7 @@ class Placement:
         place = tracked.place
         assert place is not None, f"request {tracked.request} runs nowhere"
         replica = self._health.replicas[place.replica]
-        table = self._health.table_of(replica)
+        table = replica.table
         if tracked.phase == "held":
             self.withdraw(tracked)
             pairing.released(table, place.load)
@@ -419,7 +427,7 @@ class Placement:
         pinned = None if pin is None else self._health.replicas[pin]
         if pinned is not None and not self._is_beside(pinned, table):
             only_R = np.zeros_like(fits_R)
-            if pinned.is_up and self._health.table_of(pinned) is table:
+            if pinned.is_up and pinned.table is table:
                 only_R[pinned.row] = fits_R[pinned.row]
             return only_R
         if not tracked.failures:
@@ -428,7 +436,7 @@ class Placement:
             others_R = fits_R.copy()
             for failure in failures:
                 there = self._health.current(failure.replica, failure.epoch)
-                if there is not None and self._health.table_of(there) is table:
+                if there is not None and there.table is table:
                     others_R[there.row] = False
             if others_R.any():
                 return others_R

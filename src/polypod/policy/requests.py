@@ -16,6 +16,10 @@ Phase = Literal[
 ]
 
 
+Turn = tuple[int, float, int]
+"""Higher priority first, then the tenant's turn, then first come first served: less priority, start of the tenant's turn, number of the arrival."""
+
+
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """What a request needs of a replica."""
 
@@ -67,8 +71,9 @@ class Tracked(msgspec.Struct, eq=False, kw_only=True):
     """
 
     arrived: RequestArrived
-    order: int  # of arrival; a retry keeps it, and with it its turn
-    start_tokens: float = 0.0  # of its tenant's turn among tenants: `fairness`
+    request: int
+    model: str
+    turn: Turn  # a retry keeps it
     cost_tokens: float = 0.0  # that its tenant is charged for it
     deadline_s: float  # for waiting
     kv_wait_s: float = math.inf  # that its cache may be on the way
@@ -87,23 +92,30 @@ class Tracked(msgspec.Struct, eq=False, kw_only=True):
     deaths: int = 0  # of replicas, while it was there
     failures: tuple[Failure, ...] = ()
 
-    @property
-    def request(self) -> int:
-        return self.arrived.request
+    @classmethod
+    def of(cls, arrived: RequestArrived, order: int, deadline_s: float) -> "Tracked":
+        """A newcomer. What is asked of it often is kept beside what it said."""
+        return cls(
+            arrived=arrived,
+            request=arrived.request,
+            model=arrived.model,
+            turn=(-arrived.priority, 0.0, order),
+            deadline_s=deadline_s,
+        )
 
     @property
-    def model(self) -> str:
-        return self.arrived.model
+    def start_tokens(self) -> float:
+        """Of its tenant's turn among tenants: `fairness`."""
+        return self.turn[1]
+
+    def moved_to(self, start_tokens: float) -> None:
+        """Give it another turn among tenants; it waits nowhere meanwhile."""
+        self.turn = (self.turn[0], start_tokens, self.turn[2])
 
     @property
     def places(self) -> tuple[Place, ...]:
         """All that have something of it: one, or two while its cache is on the way."""
         return tuple(place for place in (self.source, self.place) if place is not None)
-
-    @property
-    def turn(self) -> tuple[int, float, int]:
-        """Higher priority first, then the tenant's turn, then first come first served."""
-        return (-self.arrived.priority, self.start_tokens, self.order)
 
     @property
     def is_streaming(self) -> bool:

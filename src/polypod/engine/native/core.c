@@ -5,6 +5,7 @@
    is done, draining the log and the outcomes in between. */
 #include "types.h"
 #include "memory.h"
+#include "prompts.h"
 #include "step.h"
 #include "prefix.h"
 #include "engine.h"

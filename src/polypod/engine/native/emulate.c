@@ -3,6 +3,7 @@
    A library of its own, beside the driver's (core.c): a plan needs no more, and it compiles in a third of the time. */
 #include "types.h"
 #include "memory.h"
+#include "prompts.h"
 #include "step.h"
 #include "prefix.h"
 #include "engine.h"

@@ -1,8 +1,6 @@
 /* Where a request would finish first: the columns of policy/router.py, in the same order of operations. */
 
-#define PROMPT_MEMORY_S 10.0
 #define REBASE_S (100 * PROMPT_MEMORY_S)
-#define MOST_PROMPT_SHARE 0.9
 #define OUTPUT_WEIGHT 0.05
 #define GAP_WEIGHT 0.1
 #define MIN_RETRY_AFTER_S 1.0

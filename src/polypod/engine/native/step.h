@@ -20,10 +20,6 @@ static double step_time_s(
            + kind->sequence_s * sequences;
 }
 
-static double causal_pairs(i64 tokens, i64 cached) {
-    return (double)(tokens * cached) + (double)(tokens * (tokens + 1)) / 2;
-}
-
 /* Seconds of a prompt computed alone in steps of the budget after what of it is cached, and how many they are: policy/kinds.py. */
 static double prompt_alone_s(const Core *core, const Kind *kind, i64 tokens, i64 cached, i64 *steps) {
     i64 left = tokens - cached, full = left / kind->budget, rest = left % kind->budget;
