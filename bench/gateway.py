@@ -14,7 +14,6 @@ each proxy.
 
 import argparse
 import asyncio
-import gc
 import multiprocessing
 import os
 import signal
@@ -46,6 +45,7 @@ from polypod.serve.listen import bind, serve
 from polypod.serve.loop import Driver, Outlets
 from polypod.serve.metrics import Metrics
 from polypod.serve.recorder import Recorder
+from polypod.serve.slack import settle_collector
 from polypod.serve.upstream import Patience, Upstreams
 
 MODEL = "tiny"
@@ -201,8 +201,7 @@ def run_gateway(folder: Path, engine_port: int, core: int, ready: Connection) ->
 
         asyncio.get_running_loop().add_reader(ready.fileno(), tell)
         ready.send((listener.getsockname()[1], token))
-        gc.collect()
-        gc.freeze()  # as `polypod up` does
+        settle_collector()  # as `polypod up` does
         await serve(gateway, listener, asyncio.Event())
 
     os.sched_setaffinity(0, {core})

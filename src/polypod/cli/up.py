@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import gc
 import json
 import signal
 import sys
@@ -49,6 +48,7 @@ from polypod.serve.listen import bind
 from polypod.serve.local import prepare
 from polypod.serve.node import Entry, LiveNode, Prepared, WarmUp, run_folder
 from polypod.serve.nodes import clean_up
+from polypod.serve.slack import settle_collector
 from polypod.serve.store import state_directory
 from polypod.serve.supervise import Down
 
@@ -217,8 +217,7 @@ async def _serve(
     stop: asyncio.Event,
 ) -> None:
     """Until it is asked to stop, and what is under way has ended."""
-    gc.collect()
-    gc.freeze()  # what is here now stays; the collector need not look at it with every request
+    settle_collector()
     serving = asyncio.create_task(node.serve(stop, grace_s=units.parse(args.drain, "s")))
     try:
         await _introduce(args, node, prepared, warm_ups)

@@ -27,6 +27,8 @@ def prefix_hashes(messages: msgspec.Raw) -> tuple[int, ...]:
     (True, 4)
     """
     data = memoryview(messages)
+    if len(data) <= BLOCK_BYTES:
+        return ()
     hashes = []
     digest = hashlib.blake2b(digest_size=8, key=_KEY)
     for block in range(min((len(data) - 1) // BLOCK_BYTES, MOST_BLOCKS)):

@@ -28,6 +28,7 @@ from polypod.serve.handover import Caches
 from polypod.serve.links import Links
 from polypod.serve.loop import Driver
 from polypod.serve.metrics import Metrics
+from polypod.serve.passage import Passage
 from polypod.serve.reply import Answer, Headers, Reply
 from polypod.serve.sse import EventStream, first_error
 from polypod.serve.upstream import Response, Upstream, UpstreamError, Upstreams, retry_after_s
@@ -154,13 +155,13 @@ class Attempt:
         response.hurry(silence_s)
         at = self._now()
         first_s = at["at_s"]
+        reply.begin(200, self._call.stream_headers)
+        reply.part_at_once(opening)
         self._desk.metrics.first_token(
             self._model, self._dispatch.replica, first_s - self._arrived_s
         )
         self._desk.driver.tell(FirstToken(**at))
         self._observe(first_s)
-        reply.begin(200, self._call.stream_headers)
-        reply.part(opening)
         last_s = await self._pass_on(response, events, reply)
         if not events.is_done:
             return self._failed("lost", "the stream ended without [DONE]")
@@ -172,21 +173,14 @@ class Attempt:
 
     async def _pass_on(self, response: Response, events: EventStream, reply: Reply) -> float:
         """Copy the stream to its end, whatever that is; return when its last part came, 0 if none did."""
-        now_s, last_s = self._desk.driver.now_s, 0.0
-
-        def part(data: bytes) -> None:
-            nonlocal last_s
-            if whole := events.feed(data):
-                last_s = now_s()
-                reply.part(whole)
-
+        passage = Passage(response, events, reply, self._desk.driver.now_s)
         reply.throttle(response.throttle)
         try:
-            await response.pass_to(part)
+            await passage.run()
         except UpstreamError:
             if not events.is_done:  # all was said: how the connection ends does not matter
                 raise
-        return last_s
+        return passage.last_s
 
     def _not_a_stream(
         self, response: Response, opening: bytes

@@ -1,10 +1,9 @@
 """One request of one client, from its arrival to the last byte it gets.
 
-The policy decides, an `Exchange` carries out: each `Dispatch` is an `Attempt` in a task of its own, and a `Retry`, a `Cancel`
+The policy decides, an `Exchange` carries out: each `Dispatch` is an `Attempt` that runs by itself, and a `Retry`, a `Cancel`
 or a `Reject` abandons it. An answer that has begun and cannot be finished ends with an error event, never silently.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -26,6 +25,7 @@ from polypod.serve.lasting import LastingAttempt
 from polypod.serve.loop import ForRequest
 from polypod.serve.made_up import MadeUp
 from polypod.serve.reply import Answer, Reply, refusal
+from polypod.serve.steps import Steps
 from polypod.serve.transcript import Transcript
 from polypod.serve.wire import Problem
 
@@ -49,7 +49,7 @@ class Exchange:
         self._request = 0
         self._arrived_s = 0.0
         self._number = 0  # of the latest attempt
-        self._attempt: asyncio.Task[None] | None = None  # while it can be abandoned
+        self._attempt: Steps | None = None  # while it can be abandoned
         self._apart: Apart | MadeUp | None = (
             None  # once prefill and decode are on replicas of their own
         )
@@ -131,7 +131,8 @@ class Exchange:
         assert self._attempt is None, f"{action} while another attempt is running"
         self._number = action.attempt
         self._reply.route(action.replica, action.attempt)
-        self._attempt = asyncio.get_running_loop().create_task(self._carry(work))
+        self._attempt = attempt = Steps(self._carry(work))
+        attempt.start()
 
     async def _carry(self, work: Work) -> None:
         """An attempt that ends by an exception is our own fault; its client and the policy are told like any others."""

@@ -12,13 +12,15 @@ class Meter:
         self._tokens = _Bucket("tokens", grant.tokens_per_minute, now_s)
 
     def take(self, tokens: int, now_s: float) -> Problem | None:
-        wanted = ((self._requests, 1), (self._tokens, tokens))
-        for bucket, amount in wanted:
-            wait_s = bucket.wait_s(amount, now_s)
-            if wait_s > 0:
-                return _too_many(bucket, amount, wait_s)
-        for bucket, amount in wanted:
-            bucket.left -= amount
+        requests, all_tokens = self._requests, self._tokens
+        wait_s = requests.wait_s(1, now_s)
+        if wait_s > 0:
+            return _too_many(requests, 1, wait_s)
+        wait_s = all_tokens.wait_s(tokens, now_s)
+        if wait_s > 0:
+            return _too_many(all_tokens, tokens, wait_s)
+        requests.left -= 1
+        all_tokens.left -= tokens
         return None
 
     def settle(self, tokens: int) -> None:
@@ -35,12 +37,15 @@ class _Bucket:
 
     def wait_s(self, amount: int, now_s: float) -> float:
         """How long until so much is there; what is more than a minute's worth has to find the bucket full."""
-        if self.per_minute is None:
+        per_minute = self.per_minute
+        if per_minute is None:
             return 0.0
-        per_s = self.per_minute / 60
-        self.left = min(self.per_minute, self.left + (now_s - self._at_s) * per_s)
+        left = self.left + (now_s - self._at_s) * per_minute / 60
+        self.left = left = left if left < per_minute else float(per_minute)
         self._at_s = now_s
-        return max(0.0, (min(amount, self.per_minute) - self.left) / per_s)
+        if left >= amount:
+            return 0.0
+        return max(0.0, (min(amount, per_minute) - left) * 60 / per_minute)
 
 
 def _too_many(bucket: _Bucket, amount: int, wait_s: float) -> Problem:

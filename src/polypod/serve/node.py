@@ -47,6 +47,7 @@ from polypod.serve.engines.openai_url import Remotes
 from polypod.serve.gateway import Gateway
 from polypod.serve.ghosts import Ghosts
 from polypod.serve.handover import Caches, Saved, make_handover_directory, poster
+from polypod.serve.http import native
 from polypod.serve.launching import Places
 from polypod.serve.listen import GRACE_S, serve
 from polypod.serve.loop import Driver, Outlets
@@ -114,6 +115,7 @@ class LiveNode:
         )
         self.policy = Policy(prepared.settings, compiled=functions())
         self._driver = Driver(self.policy, Outlets(write=self._recorder.write))
+        native.prepare()
         self._upstreams = Upstreams(Patience())
         self._caches = Caches()
         self._alone = Alone()

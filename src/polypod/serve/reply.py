@@ -36,6 +36,15 @@ class Outlet(Protocol):
     def part(self, data: bytes) -> None:
         """Some of a body of unknown length."""
 
+    def part_at_once(self, data: bytes) -> None:
+        """The same, sent before this returns as far as the client takes it: somebody waits for it."""
+
+    def raw(self, data: bytes) -> None:
+        """What `socket` was not given all of, framed as it is."""
+
+    def socket(self) -> int | None:
+        """That of the client, where chunks may be written to it directly: nothing else waits to be sent."""
+
     def end(self, data: bytes) -> None:
         """The rest of the body, which may be all of it."""
 
@@ -71,6 +80,18 @@ class Reply:
     def part(self, data: bytes) -> None:
         """Send some of the body, as fast as the client takes it."""
         self._outlet.part(data)
+
+    def part_at_once(self, data: bytes) -> None:
+        """The same, and not only at the end of the loop's turn: somebody waits for it."""
+        self._outlet.part_at_once(data)
+
+    def raw(self, data: bytes) -> None:
+        """Send the rest of a chunk of which some was written to `socket`."""
+        self._outlet.raw(data)
+
+    def socket(self) -> int | None:
+        """Where chunks may be written to directly, if they may."""
+        return self._outlet.socket()
 
     def end(self, data: bytes = b"") -> None:
         """Send the rest of the body."""

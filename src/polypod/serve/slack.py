@@ -5,12 +5,25 @@ that a node's memory follows the most requests it ever had in flight, and not ho
 """
 
 import ctypes
+import gc
 from collections.abc import Callable
 from typing import Final
 
 LEAST_PEAK: Final = 32  # requests in flight; below it there is little to give back
 OVER_FRACTION: Final = 0.25  # of a peak in flight, when it is over
 EVERY_S: Final = 10.0  # at most: it takes about a millisecond for 100 MB
+
+
+COLLECT_EVERY: Final = 20_000
+"""Objects more than before until Python's collector looks at the young ones. It finds next to nothing: requests leave no rings of objects behind, and what the record
+keeps for half a second it would look at again and again."""
+
+
+def settle_collector() -> None:
+    """What is here now stays, and is not looked at any more; the collector comes seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_EVERY, 10, 10)
 
 
 def trim() -> None:

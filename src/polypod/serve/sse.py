@@ -5,6 +5,7 @@ after any chunk that went out, and a client never has to parse half an event. By
 """
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -68,6 +69,16 @@ class EventStream:
         if first:
             self.events -= not _bears_text(chunk.split(b"\n", 1)[0])
         return chunk
+
+    @property
+    def is_between(self) -> bool:
+        """Whether all that came was whole events, and some did."""
+        return not self._held and bool(self._last)
+
+    def passed(self, events: int, last: Iterable[bytes]) -> None:
+        """So many events went by another way, whole; the last parts of them."""
+        self.events += events
+        self._last.extend(last)
 
     def rest(self) -> bytes:
         """What is left when the stream has ended without a last blank line."""

@@ -10,6 +10,7 @@ from typing import Final
 
 from polypod.serve.engines.spec import Endpoint
 from polypod.serve.http.back import EngineConnection, Response, UpstreamError
+from polypod.serve.http.relays import Relays
 from polypod.serve.http.sweep import Sweeper
 from polypod.serve.http.tls import tls_context
 
@@ -38,9 +39,14 @@ class Upstream:
     """The connections to one start of one replica."""
 
     def __init__(
-        self, endpoint: Endpoint, patience: Patience, sweeper: Sweeper | None = None
+        self,
+        endpoint: Endpoint,
+        patience: Patience,
+        sweeper: Sweeper | None = None,
+        relays: Relays | None = None,
     ) -> None:
         self.patience = patience
+        self._relays = relays
         self._endpoint = endpoint
         self._sweeper = sweeper or sweeper_for(patience)
         self._head = _head(endpoint, f"{endpoint.path_prefix}/chat/completions")
@@ -100,9 +106,15 @@ class Upstream:
         return None
 
     async def _connect(self) -> EngineConnection:
+        opening = asyncio.get_running_loop().create_task(
+            self._open_in_time()
+        )  # a timeout needs a task
         try:
-            async with asyncio.timeout(self.patience.connect_s):
-                connection = await self._open()
+            connection = await opening
+        except asyncio.CancelledError:
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                opening.result().abort()  # it was there in the moment in which nobody wanted it
+            raise
         except TimeoutError as error:
             detail = f"no connection within {self.patience.connect_s:g} s"
             raise UpstreamError(kind="refused", detail=detail) from error
@@ -112,6 +124,10 @@ class Upstream:
             ) from error
         self._all.add(connection)
         return connection
+
+    async def _open_in_time(self) -> EngineConnection:
+        async with asyncio.timeout(self.patience.connect_s):
+            return await self._open()
 
     async def _open(self) -> EngineConnection:
         loop, endpoint = asyncio.get_running_loop(), self._endpoint
@@ -127,7 +143,7 @@ class Upstream:
         return connection
 
     def _new(self) -> EngineConnection:
-        return EngineConnection(self._sweeper, self._rest, self._lost)
+        return EngineConnection(self._sweeper, self._rest, self._lost, self._relays)
 
     def _rest(self, connection: EngineConnection) -> None:
         if not self._endpoint.keeps_connections:
@@ -148,6 +164,7 @@ class Upstreams:
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
         self._sweeper = sweeper_for(patience)
+        self._relays = Relays()
         self._by_replica: dict[str, tuple[int, Upstream]] = {}
 
     def of(self, replica: str, epoch: int, endpoint: Endpoint) -> Upstream:
@@ -157,7 +174,7 @@ class Upstreams:
             if known[0] == epoch:
                 return known[1]
             known[1].abort()
-        upstream = Upstream(endpoint, self._patience, self._sweeper)
+        upstream = Upstream(endpoint, self._patience, self._sweeper, self._relays)
         self._by_replica[replica] = (epoch, upstream)
         return upstream
 
@@ -178,6 +195,7 @@ class Upstreams:
         self._by_replica.clear()
         for upstream in upstreams:
             await upstream.close()
+        self._relays.close()
         self._sweeper.stop()
 
 

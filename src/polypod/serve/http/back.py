@@ -12,6 +12,8 @@ from typing import Any, Final
 import httptools
 
 from polypod.policy.events import FailureKind
+from polypod.serve.http import native
+from polypod.serve.http.relays import OnRelayed, Relay, Relays
 from polypod.serve.http.sweep import Sweeper
 
 _JOINED_BYTES: Final = 1 << 18
@@ -89,6 +91,13 @@ class Response:
         while not self._is_complete:
             await self._news()
 
+    def relay(self, client: int, on_relayed: OnRelayed) -> bool:
+        """Let what comes go straight to that socket, as long as it is whole chunks of whole events; whether it does.
+
+        `on_relayed` is told when it ends, before what comes then is given to the sink.
+        """
+        return self._connection.relay(self, client, on_relayed)
+
     def throttle(self, *, is_full: bool) -> None:
         """Stop reading from the engine, or go on: nobody can take more, or somebody can."""
         self._connection.throttle(is_full=is_full)
@@ -149,9 +158,14 @@ class Response:
 class EngineConnection(asyncio.Protocol):
     """One connection. `on_idle` gets it back after each answer that left it usable; one that broke just goes."""
 
-    def __init__(self, sweeper: Sweeper, on_idle: Idle, on_lost: Idle) -> None:
+    def __init__(
+        self, sweeper: Sweeper, on_idle: Idle, on_lost: Idle, relays: Relays | None = None
+    ) -> None:
         self.deadline_s = math.inf
         self._sweeper = sweeper
+        self._relays = relays
+        self._relay: Relay | None = None  # reads in our place
+        self._on_relayed: OnRelayed | None = None
         self._on_idle = on_idle
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
@@ -164,6 +178,10 @@ class EngineConnection(asyncio.Protocol):
         self._head_bytes = 0
         self._interim = 0
         self._body: list[bytes] = []
+        self._chunks = self._open_chunks = 0
+        self._ends_line = False  # what was read last
+        self._heads = native.module("heads")
+        self._is_fresh = True  # nothing of the answer was read
         self._is_done = False  # all of the answer was parsed
         self._is_usable = True  # for another request
 
@@ -172,6 +190,8 @@ class EngineConnection(asyncio.Protocol):
         assert self._response is None, "a connection has one request at a time"
         self._response = response = Response(self)
         self._is_done, self._headers, self._head_bytes, self._interim = False, {}, 0, 0
+        self._chunks = self._open_chunks = 0
+        self._is_fresh = True
         self.hurry(silence_s)
         if len(body) <= _JOINED_BYTES:
             self._transport.write(head + body)  # each write is a system call
@@ -190,6 +210,7 @@ class EngineConnection(asyncio.Protocol):
         """Pause or go on. A pause is ours: it does not count as the engine's silence."""
         if is_full == self._is_throttled or self._transport.is_closing():
             return
+        self._end_relay()
         self._is_throttled = is_full
         if is_full:
             self._transport.pause_reading()
@@ -202,6 +223,7 @@ class EngineConnection(asyncio.Protocol):
         """Nobody reads this answer any more."""
         if self._response is not response:
             return
+        self._end_relay()
         self.throttle(is_full=False)
         self._response, self.deadline_s = None, math.inf
         if is_whole and self.is_open:
@@ -218,10 +240,56 @@ class EngineConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close it at once; the engine may stop what it does."""
         self._is_usable = False
+        self._end_relay()
         self._transport.abort()
+
+    # ---- what goes past us
+
+    def relay(self, response: Response, client: int, on_relayed: OnRelayed) -> bool:
+        """Have the engine's socket read by a relay; whether it is."""
+        if not (self._response is response and self._is_between_chunks and self._relays):
+            return False
+        if self._relay is not None or self._is_throttled or self._transport.is_closing():
+            return False
+        self._relay = self._relays.begin(self._transport, client, self._relay_stopped)
+        if self._relay is None:
+            return False
+        self._on_relayed = on_relayed
+        self._transport.pause_reading()
+        return True
+
+    @property
+    def _is_between_chunks(self) -> bool:
+        return bool(self._chunks) and not self._open_chunks and self._ends_line and not self._is_done  # fmt: skip
+
+    def _relay_stopped(self, raw: bytes, unsent: bytes) -> None:
+        """There was something that it does not understand (`raw`), or that its client did not take, or the end."""
+        self._relayed(unsent)
+        if raw:
+            self.data_received(raw)
+
+    def _end_relay(self) -> None:
+        """Read by ourselves again, or not at all."""
+        if self._relay is not None:
+            self._relay.stop()
+            self._relayed(b"")
+
+    def _relayed(self, unsent: bytes) -> None:
+        relay, self._relay = self._relay, None
+        tell, self._on_relayed = self._on_relayed, None
+        assert relay is not None and tell is not None  # noqa: PT018 - they come and go together
+        self.deadline_s = max(self.deadline_s, relay.last_s + self._silence_s)
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+        tell(relay, unsent)
 
     def overdue(self) -> None:
         """Silent for too long, or idle for too long."""
+        if self._relay is not None:
+            heard_s = self._relay.last_s + self._silence_s
+            if heard_s > self._loop.time():
+                self.deadline_s = heard_s
+                return
         self._break(UpstreamError(kind="timeout", detail=f"silent for {self._silence_s:g} s"))
 
     # ---- asyncio's side
@@ -234,7 +302,14 @@ class EngineConnection(asyncio.Protocol):
         if self._response is None:  # said without being asked
             self.abort()
             return
+        if self._is_fresh and self._heads is not None:
+            plain = self._heads.answer(data, MOST_HEAD_BYTES, MOST_HEADERS)
+            if plain is not None:
+                self._answered(*plain)
+                return
+        self._is_fresh = False
         self.deadline_s = self._loop.time() + self._silence_s
+        self._ends_line = data.endswith(b"\r\n")
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -245,8 +320,20 @@ class EngineConnection(asyncio.Protocol):
             return
         self._deliver()
 
+    def _answered(self, status: int, headers: dict[bytes, bytes], body: bytes) -> None:
+        """An answer that came in one piece, and as nearly all do."""
+        response = self._response
+        assert response is not None
+        self._is_fresh, self._is_done, self.deadline_s = False, True, math.inf
+        self._headers = response.headers = headers
+        response.status = status
+        if body:
+            response.arrived(body)
+        response.completed()
+
     def connection_lost(self, error: Exception | None) -> None:
         self._is_usable = False
+        self._end_relay()
         self._sweeper.forget(self)
         self._on_lost(self)
         response, self._response = self._response, None
@@ -276,6 +363,7 @@ class EngineConnection(asyncio.Protocol):
             response.completed()
 
     def _break(self, error: UpstreamError) -> None:
+        self._end_relay()
         if self._response is not None:
             self._response.broke(error)
         self.abort()
@@ -305,6 +393,13 @@ class EngineConnection(asyncio.Protocol):
             return
         response.status, response.headers = status, self._headers
         response.wake()
+
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+        self._open_chunks += 1
+
+    def on_chunk_complete(self) -> None:
+        self._open_chunks -= 1
 
     def on_body(self, data: bytes) -> None:
         if not self._is_done:

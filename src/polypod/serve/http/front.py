@@ -7,8 +7,10 @@ replica. A client that closes its side while it waits for an answer is taken as 
 
 import asyncio
 import math
+import os
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -343,10 +345,36 @@ class ClientConnection(asyncio.Protocol):
 
     def part(self, data: bytes) -> None:
         if self._transport is not None and data and not self._is_bodiless:
-            framed = chunk(data) if self._is_chunked else data
-            if self._head:
-                framed, self._head = self._head + framed, b""
-            self._transport.write(framed)
+            self._transport.write(self._framed(data))
+
+    def part_at_once(self, data: bytes) -> None:
+        if self._transport is None or not data or self._is_bodiless:
+            return
+        framed, sent = self._framed(data), 0
+        if not (self._transport.is_closing() or self._transport.get_write_buffer_size()):
+            with suppress(OSError):  # one that broke is told of by who writes next
+                sent = os.write(self._transport.get_extra_info("socket").fileno(), framed)
+        if sent < len(framed):
+            self._transport.write(framed[sent:])
+
+    def _framed(self, data: bytes) -> bytes:
+        framed = chunk(data) if self._is_chunked else data
+        if self._head:
+            framed, self._head = self._head + framed, b""
+        return framed
+
+    def raw(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def socket(self) -> int | None:
+        transport = self._transport
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size():
+            return None
+        if not self._is_chunked or self._is_bodiless or self._head:
+            return None
+        number: int = transport.get_extra_info("socket").fileno()
+        return number
 
     def end(self, data: bytes) -> None:
         if self._transport is None or self._answered is None:

@@ -7,6 +7,8 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
+from polypod.serve.http import native
+
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
@@ -19,14 +21,16 @@ def head(
     >>> head(200, [(b"a", b"b")], length=2, keeps=False).split(b"date")[0]
     b'HTTP/1.1 200 OK\\r\\na: b\\r\\ncontent-length: 2\\r\\nconnection: close\\r\\n'
     """
-    lines = [_status_line(status)]
-    lines += [b"%b: %b\r\n" % header for header in headers]
-    if length is not None:
-        lines.append(b"content-length: %d\r\n" % length)
+    first, last = _status_line(status), _date(int(time.time()))
     if not keeps:
-        lines.append(b"connection: close\r\n")
-    lines.append(_date(int(time.time())))
-    return b"".join(lines)
+        last = b"connection: close\r\n" + last
+    if length is not None:
+        last = b"content-length: %d\r\n%b" % (length, last)
+    compiled = native.module("heads")
+    if compiled is not None:
+        joined: bytes = compiled.head(first, list(headers), last)
+        return joined
+    return b"".join([first, *(b"%b: %b\r\n" % header for header in headers), last])
 
 
 def chunk(data: bytes) -> bytes:

@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import httptools
 
+from polypod.serve.http import native
 from polypod.serve.wire import Problem
 
 _ONCE: Final = frozenset({b"host", b"authorization", b"origin", b"content-type", b"expect", b"x-request-id", b"x-polypod-replica"})  # fmt: skip
@@ -78,9 +79,16 @@ class RequestReader:
         self._head_bytes = 0
         self.is_head = False  # being read
         self._problem: Problem | None = None
+        self._heads = native.module("heads")
+        self._is_last = False  # the latest request was the connection's last
 
     def feed(self, data: bytes) -> Problem | None:
         """Read on; return what is wrong with it."""
+        if self.request is None and self._heads is not None and not self._is_last:
+            sizes = self._sizes
+            plain = self._heads.request(data, sizes.head_bytes, sizes.headers, sizes.target_bytes)
+            if plain is not None:
+                return self._whole(*plain)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -92,6 +100,23 @@ class RequestReader:
             if self._head_bytes > 2 * self._sizes.head_bytes:  # no header ended in all that
                 return _large_head(self._sizes)
         return None
+
+    def _whole(
+        self, method: str, path: str, headers: dict[bytes, bytes], body: bytes
+    ) -> Problem | None:
+        """A request that came in one piece, and as nearly all do."""
+        self.request = request = Request()
+        request.method, request.path, request.headers = method, path, headers
+        problem: Problem | None = self._owner.head_read(request)
+        if problem is None and body and request.refused is None:
+            request.body = body
+            problem = self._owner.body_came(len(body))
+            if len(body) > self._sizes.body_bytes:
+                problem = too_large(self._sizes.body_bytes)
+        if problem is None:
+            self.request = None
+            self._owner.request_read(request)
+        return problem
 
     def close(self) -> None:
         """Let go of the parser and of the owner, which know this reader: rings of objects would stay until the collector comes."""
@@ -131,6 +156,7 @@ class RequestReader:
         request.method = parser.get_method().decode("latin-1")
         request.version = parser.get_http_version()
         request.keeps = parser.should_keep_alive() and not parser.should_upgrade()
+        self._is_last = not request.keeps
         problem = _wrong_head(request) or self._wrong_target(request)
         problem = problem or self._owner.head_read(request)
         if problem is not None:
