@@ -187,7 +187,7 @@ def twice(tmp_path: Path, first: bytes | Script, **more) -> int:
     async def test(upstream: Upstream) -> None:
         for _ in range(2):
             assert (await ask(upstream))[0] == 200
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
     return run(tmp_path, test, first, whole(b"again"), **more).connections
 
@@ -223,6 +223,28 @@ def test_what_an_engine_says_unasked_closes_its_connection(tmp_path):
         writer.write(whole(b"an answer to nobody"))
 
     assert twice(tmp_path, say) == 2
+
+
+def test_a_connection_that_is_there_when_nobody_wants_it_any_more_is_closed(tmp_path):
+    """Cancelled after it is open, and before whoever asked for it has it."""
+
+    async def test(upstream: Upstream) -> None:
+        opened = []
+
+        async def open_at_once() -> back.EngineConnection:
+            opened.append(await type(upstream)._open(upstream))
+            asyncio.get_running_loop().call_soon(asking.cancel)
+            return opened[0]
+
+        upstream._open = open_at_once
+        asking = asyncio.ensure_future(ask(upstream))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.sleep(0.01)
+        assert not opened[0].is_open
+        assert upstream.in_use == 0
+
+    run(tmp_path, test, whole(b"hello"))
 
 
 def test_an_engine_that_keeps_no_connections_gets_a_new_one_each_time(tmp_path):
