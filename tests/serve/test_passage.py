@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from polypod.engine.native.build import compiler
+from polypod.engine.native.build import compiler, has_headers
 from polypod.policy.events import FirstToken, RequestFailed, RequestFinished
 from polypod.serve import passage as module
 from polypod.serve.http import native
@@ -13,7 +13,9 @@ from polypod.serve.passage import MOST_STOPS, Passage
 from polypod.serve.upstream import Patience
 
 CHAT = "/v1/chat/completions"
-pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(
+    not (compiler() and has_headers()), reason="no C compiler, or no headers"
+)
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import pytest
 from polypod.engine.native import build
 from polypod.errors import RunError
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(
+    not (build.compiler() and build.has_headers()), reason="no C compiler, or no headers"
+)
 
 SOURCE = """
 #include <Python.h>

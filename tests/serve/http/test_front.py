@@ -11,8 +11,9 @@ import pytest
 
 from polypod.policy.events import ClientGone, RequestFinished
 from polypod.serve.door import Door, Rules
-from polypod.serve.http.front import Waits
-from polypod.serve.http.room import SPARE_CONNECTIONS
+from polypod.serve.http.front import Front, Waits
+from polypod.serve.http.request import Request, Sizes
+from polypod.serve.http.room import SPARE_CONNECTIONS, Room
 
 PATH = b"POST /v1/chat/completions HTTP/1.1\r\n"
 HOST = b"host: localhost\r\n"
@@ -664,3 +665,47 @@ def test_a_stopping_node_closes_idle_connections_and_says_close_on_the_others(la
         assert (status, headers["connection"], await busy.rest()) == (200, "close", b"")
 
     run(lab, tmp_path, test, grace_s=5)
+
+
+# ---- what is sent at once
+
+
+class _App:
+    """What a front has to know of who answers."""
+
+    sizes = Sizes()
+    room = Room()
+
+
+def test_the_beginning_of_a_stream_is_out_before_anything_else_is_done():
+    """A client reads it before the event loop has had its turn; parts after it go out in order, also where the first found no room."""
+
+    async def main(room_bytes: int) -> bytes:
+        ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room_bytes)
+        front = Front(_App())
+        _, connection = await asyncio.get_running_loop().create_unix_connection(
+            front.connect, sock=ours
+        )
+        connection._answered = Request()
+        connection.begin(200, [], None)
+        connection.part_at_once(b"a" * 50_000)
+        theirs.setblocking(False)
+        got = theirs.recv(1 << 20)
+        assert got.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"\r\nc350\r\naaaa" in got
+        connection.part_at_once(b"b" * 9)
+        connection.part(b"c" * 9)
+        connection.end(b"")
+        while not got.endswith(b"0\r\n\r\n"):
+            await asyncio.sleep(0)
+            with suppress(BlockingIOError):
+                got += theirs.recv(1 << 20)
+        front.abort()
+        await asyncio.sleep(0)
+        theirs.close()
+        return got.partition(b"\r\n\r\n")[2]
+
+    sent = b"c350\r\n" + b"a" * 50_000 + b"\r\n9\r\nbbbbbbbbb\r\n9\r\nccccccccc\r\n0\r\n\r\n"
+    for room_bytes in (1 << 20, 4096):
+        assert asyncio.run(main(room_bytes)) == sent

@@ -40,6 +40,15 @@ def compiler() -> str | None:
     )
 
 
+def has_headers() -> bool:
+    """Whether modules of Python's can be compiled, given a compiler."""
+    return (_headers() / "Python.h").is_file()
+
+
+def _headers() -> Path:
+    return Path(sysconfig.get_paths()["include"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Build:
     """One library, and all that it is made of."""
@@ -83,13 +92,13 @@ def library(part: Part = "core") -> ctypes.CDLL:
 
 def extension(name: str, source: Path) -> ModuleType:
     """A module of Python's, compiled. Raises `RunError` where there is no compiler, Python's headers are missing, or it fails."""
-    found, headers = compiler(), sysconfig.get_paths()["include"]
+    found = compiler()
     if found is None:
         raise RunError(_NO_COMPILER)
-    if not (Path(headers) / "Python.h").is_file():
-        msg = f"Python's headers are not in {headers}; install them (Debian: python3-dev)"
+    if not has_headers():
+        msg = f"Python's headers are not in {_headers()}; install them (Debian: python3-dev)"
         raise RunError(msg)
-    flags = (*FLAGS, "-D_GNU_SOURCE", f"-I{headers}", f"-DPOLYPOD_ABI={_abi()}")
+    flags = (*FLAGS, "-D_GNU_SOURCE", f"-I{_headers()}", f"-DPOLYPOD_ABI={_abi()}")
     library = _compiled(_Build(name=name, source=source, compiler=found, flags=flags))
     loader = ExtensionFileLoader(name, str(library))
     module = module_from_spec(ModuleSpec(name, loader, origin=str(library)))
