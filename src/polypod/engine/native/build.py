@@ -56,7 +56,7 @@ class _Build:
     name: str
     source: Path
     compiler: str
-    flags: Sequence[str] = FLAGS
+    flags: Sequence[str]
 
     @property
     def kept(self) -> Path:
@@ -117,7 +117,7 @@ def prepare() -> bool:
 
 
 def _part(part: Part, found: str) -> _Build:
-    return _Build(name=part, source=HERE / f"{part}.c", compiler=found)
+    return _Build(name=part, source=HERE / f"{part}.c", compiler=found, flags=FLAGS)
 
 
 def _abi() -> str:
