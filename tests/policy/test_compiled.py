@@ -229,3 +229,62 @@ def test_wrong_arguments_are_refused():
         functions().have_room(0, "now")
     with pytest.raises(TypeError, match="dict"):
         functions().best(0, 0.0, 1.0, 1, 1, 1.0, 1.0, None, [])
+
+
+def some_rows(number: int, *compiled) -> list[ReplicaTable]:
+    """Tables of the same rows."""
+    chance = random.Random(2)
+    kinds = [some_kind(chance) for _ in range(3)]
+    tables = [ReplicaTable(compiled=one) for one in compiled]
+    for row in range(number):
+        up = some_up(chance, f"r{row}", kinds)
+        for table in tables:
+            table.add(up)
+    return tables
+
+
+@pytest.mark.skipif(not (compiler() and has_headers()), reason="no C compiler, or no headers")
+@pytest.mark.parametrize("number", [0, 1, 511, 512, 513, 600])
+def test_any_number_of_rows_may_have_a_part_of_the_prompt(number):
+    module_, ctypes_ = (table._core for table in some_rows(600, functions(), called()))
+    ask = Ask(input_tokens=1000, output_tokens=9.0, need_tokens=1)
+    cached = {row: 1 + row for row in reversed(range(number))}
+
+    best = [core.best(ask, None, 1.0, 1.0, cached).tolist() for core in (module_, ctypes_)]
+
+    assert best[0] == best[1]
+    assert module_.first_s_R.tolist() == ctypes_.first_s_R.tolist()
+    assert module_._cached.tolist() == [0] * len(module_._cached)
+
+
+@pytest.mark.skipif(not (compiler() and has_headers()), reason="no C compiler, or no headers")
+@pytest.mark.parametrize("row", [-1, 8, 1 << 62])
+def test_a_row_that_the_columns_do_not_have_is_refused(row):
+    (table,) = some_rows(8, functions())
+    at, calls, before = table._core._at, functions(), columns(table)
+    assert len(table.up_R) == 8
+    for call in (
+        lambda: calls.best(at, 1.0, 1.0, 9, 9, 1.0, 1.0, None, {0: 1, row: 1}),
+        lambda: calls.best(
+            at,
+            1.0,
+            1.0,
+            9,
+            9,
+            1.0,
+            1.0,
+            None,
+            dict.fromkeys([*range(8), *range(row, row + 600)], 1),
+        ),
+        lambda: calls.dispatched(at, row, 1.0, 1.0, 9, 1.0, 0, True),
+        lambda: calls.prompt_over(at, row, 1.0, 1.0, False),
+        lambda: calls.left(at, row, 1.0),
+        lambda: calls.refresh(at, row),
+    ):
+        with pytest.raises(IndexError, match="of 8"):
+            call()
+    assert columns(table) == before
+    with pytest.raises(OverflowError):
+        calls.refresh(at, 1 << 70)
+    with pytest.raises(TypeError):
+        calls.best(at, 1.0, 1.0, 9, 9, 1.0, 1.0, None, {0: "1"})

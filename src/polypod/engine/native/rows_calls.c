@@ -1,6 +1,6 @@
 /* The functions of rows.h as a module of Python's: called through ctypes each would take longer than what it does.
 
-   Every function takes the address of a `Rows` first. Whoever calls keeps the columns where it says they are. */
+   Every function takes the address of a `Rows` first. Whoever calls keeps the columns where it says they are; a row that they do not have is an IndexError. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -24,6 +24,14 @@ static int has(Py_ssize_t given, Py_ssize_t wanted)
     return 0;
 }
 
+/* Whether there is such a row; an exception if not. */
+static int has_row(const Rows *rows, i64 row)
+{
+    if (row >= 0 && row < rows->rows) return 1;
+    PyErr_Format(PyExc_IndexError, "row %lld of %lld", (long long)row, (long long)rows->rows);
+    return 0;
+}
+
 static PyObject *none_unless_failed(void) { return PyErr_Occurred() ? NULL : Py_NewRef(Py_None); }
 
 static PyObject *call_have_room(PyObject *module, PyObject *const *args, Py_ssize_t number)
@@ -35,18 +43,19 @@ static PyObject *call_have_room(PyObject *module, PyObject *const *args, Py_ssiz
 }
 
 /* What is cached where: row to tokens. How many, or -1 for an exception; the arrays are `warm` itself where they fit. */
-static Py_ssize_t warm_rows(PyObject *cached, i64 **warm)
+static Py_ssize_t warm_rows(const Rows *rows, PyObject *cached, i64 **warm)
 {
     Py_ssize_t number = PyDict_GET_SIZE(cached), at = 0, i = 0;
     if (number > MOST_WARM && !(*warm = PyMem_Malloc(2 * (size_t)number * sizeof **warm))) {
         PyErr_NoMemory();
         return -1;
     }
-    for (PyObject *row, *tokens; PyDict_Next(cached, &at, &row, &tokens); i++) {
+    for (PyObject *row, *tokens; i < number && PyDict_Next(cached, &at, &row, &tokens); i++) {
         (*warm)[i] = whole(row);
         (*warm)[number + i] = whole(tokens);
+        if (PyErr_Occurred() || !has_row(rows, (*warm)[i])) return -1;
     }
-    return PyErr_Occurred() ? -1 : number;
+    return number;
 }
 
 static PyObject *call_best(PyObject *module, PyObject *const *args, Py_ssize_t number)
@@ -62,7 +71,7 @@ static PyObject *call_best(PyObject *module, PyObject *const *args, Py_ssize_t n
         return NULL;
     }
     i64 here[2 * MOST_WARM], *warm = here;
-    Py_ssize_t rows_warm = warm_rows(args[8], &warm);
+    Py_ssize_t rows_warm = warm_rows(rows, args[8], &warm);
     i64 ties = 0;
     if (rows_warm >= 0)
         ties = rows_best(
@@ -78,7 +87,7 @@ static PyObject *call_dispatched(PyObject *module, PyObject *const *args, Py_ssi
     Rows *rows = rows_at(args[0]);
     i64 row = whole(args[1]), input_tokens = whole(args[4]), cached = whole(args[6]), is_streamed = PyObject_IsTrue(args[7]);
     double now_s = real(args[2]), grown = real(args[3]), mean_kv_tokens = real(args[5]);
-    if (PyErr_Occurred()) return NULL;
+    if (PyErr_Occurred() || !has_row(rows, row)) return NULL;
     Added added;
     rows_dispatched(rows, row, now_s, grown, input_tokens, mean_kv_tokens, cached, is_streamed, &added);
     PyObject *answer = PyTuple_New(4);
@@ -97,7 +106,7 @@ static PyObject *call_prompt_over(PyObject *module, PyObject *const *args, Py_ss
     Rows *rows = rows_at(args[0]);
     i64 row = whole(args[1]), is_given_up = PyObject_IsTrue(args[4]);
     double now_s = real(args[2]), prompt_s = real(args[3]);
-    if (!PyErr_Occurred()) rows_prompt_over(rows, row, now_s, prompt_s, is_given_up);
+    if (!PyErr_Occurred() && has_row(rows, row)) rows_prompt_over(rows, row, now_s, prompt_s, is_given_up);
     return none_unless_failed();
 }
 
@@ -107,7 +116,7 @@ static PyObject *call_left(PyObject *module, PyObject *const *args, Py_ssize_t n
     Rows *rows = rows_at(args[0]);
     i64 row = whole(args[1]);
     double kv_tokens = real(args[2]);
-    if (!PyErr_Occurred()) rows_left(rows, row, kv_tokens);
+    if (!PyErr_Occurred() && has_row(rows, row)) rows_left(rows, row, kv_tokens);
     return none_unless_failed();
 }
 
@@ -116,7 +125,7 @@ static PyObject *call_refresh(PyObject *module, PyObject *const *args, Py_ssize_
     if (!has(number, 2)) return NULL;
     Rows *rows = rows_at(args[0]);
     i64 row = whole(args[1]);
-    if (!PyErr_Occurred()) rows_refresh(rows, row);
+    if (!PyErr_Occurred() && has_row(rows, row)) rows_refresh(rows, row);
     return none_unless_failed();
 }
 

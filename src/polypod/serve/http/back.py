@@ -262,10 +262,13 @@ class EngineConnection(asyncio.Protocol):
     def _is_between_chunks(self) -> bool:
         return bool(self._chunks) and not self._open_chunks and self._ends_line and not self._is_done  # fmt: skip
 
-    def _relay_stopped(self, raw: bytes, unsent: bytes) -> None:
-        """There was something that it does not understand (`raw`), or that its client did not take, or the end."""
+    def _relay_stopped(self, raw: bytes | None, unsent: bytes) -> None:
+        """There was something that it does not understand (`raw`), or that its client did not take, or the end; or, None, no memory."""
         self._relayed(unsent)
-        if raw:
+        if raw is None:
+            detail = "no memory for what came of its stream"
+            self._break(UpstreamError(kind="engine", detail=detail))
+        elif raw:
             self.data_received(raw)
 
     def _end_relay(self) -> None:

@@ -27,6 +27,7 @@ class Relay(Protocol):
 
 OnRelayed = Callable[[Relay, bytes], None]
 """What passed, and what of it its client has not taken yet."""
+OnStop = Callable[[bytes | None, bytes], None]
 
 
 class Relays:
@@ -36,19 +37,19 @@ class Relays:
         self._poller: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def begin(
-        self, engine: asyncio.BaseTransport, client: int, on_stop: Callable[[bytes, bytes], None]
-    ) -> Relay | None:
+    def begin(self, engine: asyncio.BaseTransport, client: int, on_stop: OnStop) -> Relay | None:
         """Pass on what comes on the transport `engine` to the socket `client`; None where that cannot be done.
 
-        `on_stop` gets what was read and not passed on, and what was passed on and not taken.
+        `on_stop` gets what was read and not passed on, None where memory ran out and it is lost, and what was passed on and not taken.
         """
-        poller = self._poller or self._started()
-        if poller is None or engine.get_extra_info("sslcontext") is not None:
+        if engine.get_extra_info("sslcontext") is not None:
             return None
         try:
+            poller = self._poller or self._started()
+            if poller is None:
+                return None
             relay: Relay = poller.relay(engine.get_extra_info("socket").fileno(), client, on_stop)
-        except OSError:
+        except OSError:  # no descriptor is left, or one of them is closed
             return None
         return relay
 
@@ -62,6 +63,7 @@ class Relays:
     def _started(self) -> Any:  # noqa: ANN401 - of a module that is compiled
         compiled = native.module("relay")
         if compiled is not None:
-            self._poller, self._loop = compiled.Poller(), asyncio.get_running_loop()
-            self._loop.add_reader(self._poller.fileno(), self._poller)
+            poller, loop = compiled.Poller(), asyncio.get_running_loop()
+            loop.add_reader(poller.fileno(), poller)
+            self._poller, self._loop = poller, loop
         return self._poller

@@ -100,11 +100,11 @@ static int headers_read(Text *text, Head *head, Py_ssize_t most)
     }
 }
 
-/* The tuple of what was read and the body; steals `first` and `second`, of which the latter may be none. */
+/* The tuple of what was read and the body; steals `first` and `second`, of which the latter may be none. NULL where making one of them failed. */
 static PyObject *message(PyObject *first, PyObject *second, PyObject *headers, Text body)
 {
     PyObject *whole = PyBytes_FromStringAndSize(body.at, body.end - body.at), *answer = NULL;
-    if (first && whole) answer = second ? PyTuple_Pack(4, first, second, headers, whole) : PyTuple_Pack(3, first, headers, whole);
+    if (first && whole && !PyErr_Occurred()) answer = second ? PyTuple_Pack(4, first, second, headers, whole) : PyTuple_Pack(3, first, headers, whole);
     Py_XDECREF(first);
     Py_XDECREF(second);
     Py_XDECREF(whole);

@@ -2,7 +2,7 @@
 
    A `Poller` waits for many engines at once. A `Relay` is one stream: what is read from the engine is passed on if it is whole chunks of HTTP/1.1 that hold whole
    server-sent events, and the client takes all of it at once. Anything else stops the relay and is handed back as it came: `on_stop(raw, unsent)` gets the bytes that were
-   read and not passed on, and those that were passed on and not taken. Python's twin (`EngineConnection`, `EventStream`, `ClientConnection`) goes on from
+   read and not passed on, and those that were passed on and not taken; `raw` is None where memory ran out and some of the stream is lost. Python's twin (`EngineConnection`, `EventStream`, `ClientConnection`) goes on from
    there, knowing what it would have known: the events counted, the last three parts, and when the last one came.
 
    Whoever owns the sockets may close them, and others get their numbers: before each read and each write the kernel's cookie of the socket is compared. */
@@ -33,7 +33,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     int epoll;
-    PyObject *relays; /* a set of those that run: the kernel has their addresses */
+    PyObject *relays; /* a set of those that the kernel has the addresses of: they run, or their sockets were closed under them */
     char buffer[HEADROOM_BYTES + READ_BYTES + 2];
 } Poller;
 
@@ -47,9 +47,13 @@ typedef struct {
     double last_s;
     int64_t parts; /* all that passed; the last KEPT of them are kept */
     Part kept[KEPT];
-    /* what a stopped relay hands back */
-    PyObject *raw, *unsent;
 } Relay;
+
+/* What a relay that stops hands back; NULL is nothing. */
+typedef struct {
+    PyObject *raw, *unsent;
+    int is_lost; /* some of the stream: memory ran out */
+} Rest;
 
 static int cookie_of(int socket, uint64_t *cookie)
 {
@@ -157,22 +161,32 @@ static int keep(Relay *relay, const char *bytes, size_t size)
     return 0;
 }
 
+/* A socket that was closed before its relay was stopped may still be open in a child: then the kernel keeps the relay's address, and the relay stays. */
 static void halt(Relay *relay)
 {
     if (!relay->runs) return;
     relay->runs = 0;
-    if (is_still(relay->engine, relay->engine_cookie)) epoll_ctl(relay->poller->epoll, EPOLL_CTL_DEL, relay->engine, NULL);
-    PySet_Discard(relay->poller->relays, (PyObject *)relay);
+    if (!is_still(relay->engine, relay->engine_cookie) || !relay->poller->relays) return;
+    if (!epoll_ctl(relay->poller->epoll, EPOLL_CTL_DEL, relay->engine, NULL)) PySet_Discard(relay->poller->relays, (PyObject *)relay);
 }
 
-/* What was read goes to the client; 0 if the relay goes on, 1 if it has stopped with something to hand back, -1 for an exception. */
-static int passed_on(Relay *relay)
+static PyObject *rest_of(Rest *rest, const char *bytes, ssize_t size)
+{
+    PyObject *made = PyBytes_FromStringAndSize(bytes, size);
+    if (made) return made;
+    PyErr_Clear(); /* told of by `is_lost` */
+    rest->is_lost = 1;
+    return NULL;
+}
+
+/* What was read goes to the client; whether the relay goes on. If it does not, `rest` says what there is to hand back. No Python runs in here. */
+static int passed_on(Relay *relay, Rest *rest)
 {
     char *bytes = relay->poller->buffer + HEADROOM_BYTES;
-    if (!is_still(relay->engine, relay->engine_cookie)) return 1;
+    if (!is_still(relay->engine, relay->engine_cookie)) return 0;
     ssize_t read = recv(relay->engine, bytes, READ_BYTES, MSG_DONTWAIT);
-    if (read < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
-    if (read <= 0) return 1; /* who reads next hears of it again */
+    if (read < 0 && (errno == EAGAIN || errno == EINTR)) return 1;
+    if (read <= 0) return 0; /* who reads next hears of it again */
 
     Span spans[MOST_CHUNKS];
     int number = chunks_of(bytes, (size_t)read, spans);
@@ -182,15 +196,15 @@ static int passed_on(Relay *relay)
         is_plain = ends_an_event(bytes + last.at, last.size);
     }
     if (!is_plain || !is_still(relay->client, relay->client_cookie)) {
-        relay->raw = PyBytes_FromStringAndSize(bytes, read);
-        return relay->raw ? 1 : -1;
+        rest->raw = rest_of(rest, bytes, read);
+        return 0;
     }
     size_t size = joined(bytes, spans, number);
     relay->events += events_in(bytes, size);
     relay->last_s = now_s();
     if (keep(relay, bytes, size)) {
-        PyErr_NoMemory();
-        return -1;
+        rest->is_lost = 1;
+        return 0;
     }
     char head[HEADROOM_BYTES];
     int head_size = PyOS_snprintf(head, sizeof head, "%zx\r\n", size);
@@ -199,18 +213,17 @@ static int passed_on(Relay *relay)
     memcpy(bytes + size, "\r\n", 2);
     size += (size_t)head_size + 2;
     ssize_t sent = send(relay->client, out, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent == (ssize_t)size) return 0;
+    if (sent == (ssize_t)size) return 1;
     sent = sent < 0 ? 0 : sent; /* one that broke is told of by who writes next */
-    relay->unsent = PyBytes_FromStringAndSize(out + sent, (ssize_t)size - sent);
-    return relay->unsent ? 1 : -1;
+    rest->unsent = rest_of(rest, out + sent, (ssize_t)size - sent);
+    if (!rest->unsent) shutdown(relay->client, SHUT_RDWR); /* it has half a chunk, and no more can follow */
+    return 0;
 }
 
 static void relay_dealloc(Relay *relay)
 {
     PyObject_GC_UnTrack(relay);
     for (int i = 0; i < KEPT; i++) PyMem_Free(relay->kept[i].bytes);
-    Py_XDECREF(relay->raw);
-    Py_XDECREF(relay->unsent);
     Py_XDECREF(relay->on_stop);
     Py_XDECREF(relay->poller);
     PyTypeObject *type = Py_TYPE(relay);
@@ -235,7 +248,7 @@ static int relay_clear(Relay *relay)
 static PyObject *relay_stop(Relay *relay, PyObject *unused)
 {
     halt(relay);
-    Py_CLEAR(relay->on_stop); /* nor is what it might still have to hand back */
+    Py_CLEAR(relay->on_stop);
     Py_RETURN_NONE;
 }
 
@@ -336,6 +349,7 @@ static PyObject *poller_close(Poller *poller, PyObject *unused)
         Py_DECREF(relays);
         close(poller->epoll);
         poller->epoll = -1;
+        PySet_Clear(poller->relays); /* the kernel knows none any more */
     }
     Py_RETURN_NONE;
 }
@@ -350,6 +364,10 @@ static PyObject *poller_relay(Poller *poller, PyObject *args)
     int engine, client;
     PyObject *on_stop;
     if (!PyArg_ParseTuple(args, "iiO", &engine, &client, &on_stop)) return NULL;
+    if (!PyCallable_Check(on_stop)) {
+        PyErr_SetString(PyExc_TypeError, "on_stop has to be called");
+        return NULL;
+    }
     uint64_t engine_cookie, client_cookie;
     if (cookie_of(engine, &engine_cookie) || cookie_of(client, &client_cookie)) return PyErr_SetFromErrno(PyExc_OSError);
     Relay *relay = (Relay *)RelayType->tp_alloc(RelayType, 0);
@@ -374,46 +392,39 @@ failed:
     return NULL;
 }
 
-/* Hand back what those that stopped still have. An exception of one is told of, and does not keep the others from theirs. */
-static void hand_back(Relay **stopped, int number)
+/* An exception is told of, and does not keep the others from theirs. */
+static void hand_back(Relay *relay, Rest *rest)
 {
-    for (int i = 0; i < number; i++) {
-        Relay *relay = stopped[i];
-        if (!relay->on_stop) { /* one before it has brought it to an end */
-            Py_DECREF(relay);
-            continue;
-        }
-        PyObject *raw = relay->raw ? relay->raw : PyBytes_FromStringAndSize(NULL, 0);
-        PyObject *unsent = relay->unsent ? relay->unsent : PyBytes_FromStringAndSize(NULL, 0);
-        PyObject *on_stop = relay->on_stop;
-        relay->raw = relay->unsent = relay->on_stop = NULL;
-        PyObject *done = NULL;
-        if (raw && unsent) done = PyObject_CallFunctionObjArgs(on_stop, raw, unsent, NULL);
-        if (!done && PyErr_Occurred()) PyErr_WriteUnraisable(on_stop);
-        Py_XDECREF(done);
-        Py_XDECREF(raw);
-        Py_XDECREF(unsent);
-        Py_XDECREF(on_stop);
-        Py_DECREF(relay);
-    }
+    PyObject *on_stop = relay->on_stop;
+    relay->on_stop = NULL;
+    PyObject *none = PyBytes_FromStringAndSize(NULL, 0); /* there is one of it, which takes no memory */
+    PyObject *raw = rest->is_lost ? Py_None : rest->raw ? rest->raw : none;
+    PyObject *done = on_stop ? PyObject_CallFunctionObjArgs(on_stop, raw, rest->unsent ? rest->unsent : none, NULL) : NULL;
+    if (!done && PyErr_Occurred()) PyErr_WriteUnraisable(on_stop);
+    Py_XDECREF(done);
+    Py_XDECREF(none);
+    Py_XDECREF(rest->raw);
+    Py_XDECREF(rest->unsent);
+    Py_XDECREF(on_stop);
 }
 
+/* One that stops hands back at once, so that nothing it has read waits in here. What is told of that may stop any other, and close the poller. */
 static PyObject *poller_call(Poller *poller, PyObject *args, PyObject *named)
 {
     struct epoll_event ready[AT_ONCE];
-    Relay *stopped[AT_ONCE];
-    int stops = 0;
     if (poller->epoll < 0) Py_RETURN_NONE;
     int number = epoll_wait(poller->epoll, ready, AT_ONCE, 0);
-    for (int i = 0; i < number; i++) { /* no Python runs in here, so that none of them can end meanwhile */
+    for (int i = 0; i < number; i++) Py_INCREF((PyObject *)ready[i].data.ptr);
+    for (int i = 0; i < number; i++) {
         Relay *relay = ready[i].data.ptr;
-        int outcome = passed_on(relay);
-        if (!outcome) continue;
-        if (outcome < 0) PyErr_WriteUnraisable((PyObject *)relay);
-        stopped[stops++] = (Relay *)Py_NewRef(relay);
-        halt(relay);
+        Rest rest = {NULL, NULL, 0};
+        int is_broken = (ready[i].events & EPOLLERR) != 0; /* how is said once: to who reads next */
+        if (relay->runs && (is_broken || !passed_on(relay, &rest))) {
+            halt(relay);
+            hand_back(relay, &rest);
+        }
+        Py_DECREF(relay);
     }
-    hand_back(stopped, stops);
     Py_RETURN_NONE;
 }
 
