@@ -63,7 +63,7 @@ architectures: .venv-trace/.setup ## trace every architecture of transformers an
 	.venv-trace/bin/python -m pip --disable-pip-version-check install --quiet --editable . torch==2.13.0 transformers==5.23.0 pillow
 	@touch $@
 
-sanitize: $(VENV)/.setup-dev ## the simulator's C under the address and undefined-behaviour sanitizers, over random scenarios (a minute; ARGS='0 1000' for more)
+sanitize: $(VENV)/.setup-dev ## all C under the address and undefined-behaviour sanitizers, over random scenarios, messages and streams (minutes; ARGS='0 1000' for more)
 	$(BIN)/python scripts/sanitize.py $(ARGS)
 
 sweep-ray: .venv-ray/.setup ## a sweep on a Ray cluster of this machine, killed in the middle, beside a local one (two minutes; its own environment)
