@@ -100,6 +100,16 @@ static int headers_read(Text *text, Head *head, Py_ssize_t most)
     }
 }
 
+/* The same of a message that begins; `head` has something to let go of unless it is -1. */
+static int head_read(Text *text, Head *head, Py_ssize_t most)
+{
+    *head = (Head){.headers = PyDict_New()};
+    if (!head->headers) return -1;
+    int is_plain = headers_read(text, head, most);
+    if (is_plain < 0) Py_CLEAR(head->headers);
+    return is_plain;
+}
+
 /* The tuple of what was read and the body; steals `first` and `second`, of which the latter may be none. NULL where making one of them failed. */
 static PyObject *message(PyObject *first, PyObject *second, PyObject *headers, Text body)
 {
@@ -162,13 +172,9 @@ static PyObject *request(PyObject *module, PyObject *const *args, Py_ssize_t num
     Text path = path_of(&text);
     Py_ssize_t path_size = path.end - path.at;
     if (!path_size || path_size > most_target || !taken(&text, " HTTP/1.1\r\n")) Py_RETURN_NONE;
-    Head head = {.headers = PyDict_New()};
-    if (!head.headers) return NULL;
-    int is_plain = headers_read(&text, &head, most);
-    if (is_plain < 0) {
-        Py_DECREF(head.headers);
-        return NULL;
-    }
+    Head head;
+    int is_plain = head_read(&text, &head, most);
+    if (is_plain < 0) return NULL;
     if (!is_plain || !head.has_host || text.at - begin > most_bytes || text.end - text.at != head.length) return none_of(&head);
     PyObject *answer = message(Py_NewRef(method), PyUnicode_FromStringAndSize(path.at, path_size), head.headers, text);
     Py_DECREF(head.headers);
@@ -193,13 +199,9 @@ static PyObject *answer(PyObject *module, PyObject *const *args, Py_ssize_t numb
     if (status < 200 || status > 599 || status == 204 || status == 304 || *text.at != ' ') Py_RETURN_NONE; /* some have no body */
     while (text.at < text.end && *text.at >= ' ' && *text.at <= '~') text.at++;
     if (!taken(&text, "\r\n")) Py_RETURN_NONE;
-    Head head = {.headers = PyDict_New()};
-    if (!head.headers) return NULL;
-    int is_plain = headers_read(&text, &head, most);
-    if (is_plain < 0) {
-        Py_DECREF(head.headers);
-        return NULL;
-    }
+    Head head;
+    int is_plain = head_read(&text, &head, most);
+    if (is_plain < 0) return NULL;
     if (!is_plain || !head.has_length || text.at - begin > most_bytes || text.end - text.at != head.length) return none_of(&head);
     PyObject *answer = message(PyLong_FromLong(status), NULL, head.headers, text);
     Py_DECREF(head.headers);
