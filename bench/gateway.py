@@ -8,7 +8,7 @@ own, all over TCP on loopback. The gateway is as `polypod up` runs it, with one 
 predicted finish times that choose the replica. Client and engine share core 0, the proxy has core 1 to itself where there are two; they take turns,
 load by load. Latency is taken at the client; a proxy's own price is the time its threads were on a core, user and system, which other load on the
 machine disturbs least. A stream's first byte is timed where its engine sends one chunk and then rests: one that sends 64 at once keeps core 0 from the client
-that waits for the first. They take turns four times over, and the cheapest of the four is shown, because other load only adds. Bounded: about 40 s for
+that waits for the first. They take turns four times over, and the cheapest of the four is shown, because other load only adds. Bounded: about a minute for
 each proxy.
 """
 
@@ -81,11 +81,11 @@ JSON_1, JSON_16 = "JSON, 1 client", "JSON, 16 clients"
 BRISK_1, PACED_16 = "8 chunks 2 ms apart, 1 client", "20 chunks 20 ms apart, 16 clients"
 LOADS = (
     Load(JSON_1, "json", 1, 500),
-    Load(JSON_16, "json", 16, 2400),
+    Load(JSON_16, "json", 16, 4800),
     Load(BRISK_1, "brisk", 1, 100, BRISK_CHUNKS),
     Load("64 chunks at once, 1 client", "burst", 1, 100, BURST_CHUNKS),
     Load("64 chunks at once, 16 clients", "burst", 16, 320, BURST_CHUNKS),
-    Load(PACED_16, "paced", 16, 80, PACED_CHUNKS),
+    Load(PACED_16, "paced", 16, 160, PACED_CHUNKS),
 )
 
 
@@ -503,7 +503,7 @@ def main() -> None:
             made = vllm_router(given.vllm_router, folder, port, cores[-1])
             entrances.append(stack.enter_context(made))
         os.sched_setaffinity(0, {cores[0]})
-        print_table(uvloop.run(asyncio.wait_for(measure(entrances), 300)))
+        print_table(uvloop.run(asyncio.wait_for(measure(entrances), 400)))
 
 
 if __name__ == "__main__":

@@ -124,7 +124,8 @@ class Attempt:
                 return await self._stream(response, reply, upstream.patience.between_s)
             return await self._whole(response)
         finally:
-            reply.throttle(None)
+            if is_stream:
+                reply.throttle(None)
             response.release()  # back to the pool if it was read to its end, closed if not
 
     async def _not_answered(self, response: Response) -> Ending:

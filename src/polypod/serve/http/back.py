@@ -65,7 +65,8 @@ class Response:
     async def read(self) -> bytes:
         """All of the body. Raises `UpstreamError` also for one above `MOST_ANSWER_BYTES`."""
         self._most_bytes = MOST_ANSWER_BYTES
-        self.throttle(is_full=False)
+        if not self._is_complete:
+            self.throttle(is_full=False)
         while not self._is_complete and self._held_bytes <= MOST_ANSWER_BYTES:
             await self._news()
         if self._held_bytes > MOST_ANSWER_BYTES:
@@ -223,8 +224,10 @@ class EngineConnection(asyncio.Protocol):
         """Nobody reads this answer any more."""
         if self._response is not response:
             return
-        self._end_relay()
-        self.throttle(is_full=False)
+        if self._relay is not None:
+            self._end_relay()
+        if self._is_throttled:
+            self.throttle(is_full=False)
         self._response, self.deadline_s = None, math.inf
         if is_whole and self.is_open:
             self._on_idle(self)

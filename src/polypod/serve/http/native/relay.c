@@ -127,6 +127,18 @@ static size_t joined(char *bytes, const Span *spans, int number)
     return size;
 }
 
+/* Put a chunk's head before its data, where there is room for it; where it begins. */
+static char *chunk_head(char *data, size_t size)
+{
+    *--data = '\n';
+    *--data = '\r';
+    do {
+        *--data = "0123456789abcdef"[size % 16];
+        size /= 16;
+    } while (size);
+    return data;
+}
+
 static int ends_an_event(const char *bytes, size_t size)
 {
     if (size >= 2 && !memcmp(bytes + size - 2, "\n\n", 2)) return 1;
@@ -206,12 +218,9 @@ static int passed_on(Relay *relay, Rest *rest)
         rest->is_lost = 1;
         return 0;
     }
-    char head[HEADROOM_BYTES];
-    int head_size = PyOS_snprintf(head, sizeof head, "%zx\r\n", size);
-    char *out = bytes - head_size;
-    memcpy(out, head, (size_t)head_size);
+    char *out = chunk_head(bytes, size);
     memcpy(bytes + size, "\r\n", 2);
-    size += (size_t)head_size + 2;
+    size += (size_t)(bytes - out) + 2;
     ssize_t sent = send(relay->client, out, size, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent == (ssize_t)size) return 1;
     sent = sent < 0 ? 0 : sent; /* one that broke is told of by who writes next */
