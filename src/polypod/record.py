@@ -7,7 +7,7 @@ No line holds the text of a prompt or an answer.
 A record replays: a fresh policy made from the header gives the same actions to the same events.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -102,6 +102,11 @@ _DECODER = msgspec.json.Decoder(Line)
 def encode(line: Line) -> bytes:
     """One line, newline included; the same object gives the same bytes."""
     return _ENCODER.encode(line) + b"\n"
+
+
+def encode_all(lines: Sequence[Line]) -> bytes:
+    """The same of many, one after the other."""
+    return _ENCODER.encode_lines(lines)
 
 
 class Writer:

@@ -121,3 +121,20 @@ def test_a_disk_that_does_not_keep_up_ends_the_record(
 def test_a_record_that_cannot_be_made_is_refused_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot be written: No such file or directory"):
         Recorder(tmp_path / "nowhere" / "run.jsonl", HEADER)
+
+
+def test_many_lines_are_written_as_one_by_one(tmp_path: Path) -> None:
+    """More than are encoded at once, to the byte."""
+    lines = [step(number) for number in range(1000)]
+
+    async def main() -> None:
+        recorder = Recorder(tmp_path / "run.jsonl", HEADER)
+        recorder.start()
+        for line in lines:
+            recorder.write(line)
+        await recorder.close()
+
+    asyncio.run(main())
+
+    expected = b"".join(map(record.encode, [HEADER, *lines]))
+    assert (tmp_path / "run.jsonl").read_bytes() == expected

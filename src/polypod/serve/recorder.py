@@ -18,6 +18,8 @@ from polypod.errors import FileError
 FLUSH_S: Final = 0.5
 MOST_LINES_WAITING: Final = 500_000  # about 100 MB; a disk this far behind will not catch up
 
+_AT_ONCE: Final = 256
+
 _LOG: Final = logging.getLogger("polypod.serve")
 
 
@@ -95,7 +97,8 @@ class Recorder:
 
 def _append(file: FileIO, lines: list[record.Line], whole_bytes: int) -> int:
     """Write all lines; return the new end of the file. A line written in part is taken off again."""
-    data = b"".join(record.encode(line) for line in lines)
+    parts = range(0, len(lines), _AT_ONCE)  # between two of them the event loop may have its turn
+    data = b"".join(record.encode_all(lines[at : at + _AT_ONCE]) for at in parts)
     written_bytes = 0
     try:
         while written_bytes < len(data):
