@@ -14,7 +14,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -83,7 +82,7 @@ def inside(first: int, last: int) -> int:
     core, one = (ctypes.CDLL(str(folder / f"{part}.so")) for part in LIBRARIES)
     compiled.library = lambda: core
     emulated.library = lambda _: one
-    modules = {name: loaded(name, folder / f"{name}.so") for name in MODULES}
+    modules = {name: build.loaded(name, folder / f"{name}.so") for name in MODULES}
     rows.extension = lambda name, _: modules[name]
     native.module = lambda name: modules[f"polypod_{name}"]
     files = [str(ROOT / f"tests/{one}.py") for one in OF_MODULES]
@@ -124,14 +123,6 @@ def hold_against_python(seeds: range) -> None:
         relays.compare_stream(native.module("relay"), seed)
         if seed % MESSAGES == 0:
             tables.Twins(seed).play(300)
-
-
-def loaded(name: str, library: Path) -> ModuleType:
-    """A module of Python's, as `build.extension` loads it."""
-    loader = ExtensionFileLoader(name, str(library))
-    module = importlib.util.module_from_spec(ModuleSpec(name, loader, origin=str(library)))
-    loader.exec_module(module)
-    return module
 
 
 def read(path: str) -> ModuleType:

@@ -1,7 +1,7 @@
-"""A coroutine that runs from the call that starts it, up to where it waits, and on from there whenever that has come.
+"""A coroutine that runs without a task: from the event loop's next turn up to where it waits, and on from there whenever that has come.
 
-A task of asyncio's begins a turn of the loop later, and is entered in a register of all tasks; for a request that is a good part of what it costs. What is awaited here
-may be any future; `asyncio.timeout` is not possible within, for it looks for a task.
+A task of asyncio's is entered in a register of all tasks and taken out again, which a request can do without. It begins a turn later, as a task does: what comes in together is decided together
+first, and sent together then, which costs less than each from end to end. What is awaited here may be any future; `asyncio.timeout` is not possible within, for it looks for a task.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ class Steps:
         self._is_cancelled = False
 
     def start(self) -> None:
-        """Run up to where it waits first."""
+        """Let it run from the loop's next turn on."""
         asyncio.get_running_loop().call_soon(self._step, None)
 
     def cancel(self) -> None:

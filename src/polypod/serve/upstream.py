@@ -106,9 +106,8 @@ class Upstream:
         return None
 
     async def _connect(self) -> EngineConnection:
-        opening = asyncio.get_running_loop().create_task(
-            self._open_in_time()
-        )  # a timeout needs a task
+        # a timeout needs a task, and whoever asks may have none (`steps`)
+        opening = asyncio.get_running_loop().create_task(self._open_in_time())
         try:
             connection = await opening
         except asyncio.CancelledError:

@@ -99,7 +99,11 @@ def extension(name: str, source: Path) -> ModuleType:
         msg = f"Python's headers are not in {_headers()}; install them (Debian: python3-dev)"
         raise RunError(msg)
     flags = (*FLAGS, "-D_GNU_SOURCE", f"-I{_headers()}", f"-DPOLYPOD_ABI={_abi()}")
-    library = _compiled(_Build(name=name, source=source, compiler=found, flags=flags))
+    return loaded(name, _compiled(_Build(name=name, source=source, compiler=found, flags=flags)))
+
+
+def loaded(name: str, library: Path) -> ModuleType:
+    """The module of Python's in a compiled library."""
     loader = ExtensionFileLoader(name, str(library))
     module = module_from_spec(ModuleSpec(name, loader, origin=str(library)))
     loader.exec_module(module)

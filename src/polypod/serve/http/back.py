@@ -224,8 +224,6 @@ class EngineConnection(asyncio.Protocol):
         """Nobody reads this answer any more."""
         if self._response is not response:
             return
-        if self._relay is not None:
-            self._end_relay()
         if self._is_throttled:
             self.throttle(is_full=False)
         self._response, self.deadline_s = None, math.inf
@@ -283,7 +281,8 @@ class EngineConnection(asyncio.Protocol):
     def _relayed(self, unsent: bytes) -> None:
         relay, self._relay = self._relay, None
         tell, self._on_relayed = self._on_relayed, None
-        assert relay is not None and tell is not None  # noqa: PT018 - they come and go together
+        assert relay is not None
+        assert tell is not None
         self.deadline_s = max(self.deadline_s, relay.last_s + self._silence_s)
         if not self._transport.is_closing():
             self._transport.resume_reading()
@@ -330,12 +329,12 @@ class EngineConnection(asyncio.Protocol):
         """An answer that came in one piece, and as nearly all do."""
         response = self._response
         assert response is not None
-        self._is_fresh, self._is_done, self.deadline_s = False, True, math.inf
+        self._is_fresh, self._is_done = False, True
         self._headers = response.headers = headers
         response.status = status
         if body:
-            response.arrived(body)
-        response.completed()
+            self._body.append(body)
+        self._deliver()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_usable = False
@@ -369,7 +368,6 @@ class EngineConnection(asyncio.Protocol):
             response.completed()
 
     def _break(self, error: UpstreamError) -> None:
-        self._end_relay()
         if self._response is not None:
             self._response.broke(error)
         self.abort()

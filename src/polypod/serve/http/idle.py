@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 LOOK_EVERY_S: Final = 0.5
-"""Looking through ten thousand connections takes a millisecond where none is idle, and who comes where none is idle is one of many."""
+"""Looking through all connections is not for everybody who comes: where none is idle, who comes is one of many."""
 
 MOST_REMEMBERED: Final = 4096
 

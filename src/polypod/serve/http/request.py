@@ -110,9 +110,7 @@ class RequestReader:
         problem: Problem | None = self._owner.head_read(request)
         if problem is None and body and request.refused is None:
             request.body = body
-            problem = self._owner.body_came(len(body))
-            if len(body) > self._sizes.body_bytes:
-                problem = too_large(self._sizes.body_bytes)
+            problem = self._wrong_body(request, len(body))
         if problem is None:
             self.request = None
             self._owner.request_read(request)
@@ -173,9 +171,7 @@ class RequestReader:
             if isinstance(request.body, bytes):
                 request.body = bytearray(request.body)
             request.body += part
-        problem = self._owner.body_came(len(part))
-        if len(request.body) > self._sizes.body_bytes:
-            problem = too_large(self._sizes.body_bytes)
+        problem = self._wrong_body(request, len(part))
         if problem is not None:
             self._stop(problem)
 
@@ -185,6 +181,12 @@ class RequestReader:
         if isinstance(request.body, bytearray):
             request.body = bytes(request.body)
         self._owner.request_read(request)
+
+    def _wrong_body(self, request: Request, more_bytes: int) -> Problem | None:
+        """So much more of it is here and kept: what is wrong with that."""
+        problem: Problem | None = self._owner.body_came(more_bytes)
+        limit_bytes = self._sizes.body_bytes
+        return too_large(limit_bytes) if len(request.body) > limit_bytes else problem
 
     def _wrong_target(self, request: Request) -> Problem | None:
         target = self._target
